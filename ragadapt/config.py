@@ -1,0 +1,195 @@
+"""One frozen value per stage. Unknown keys are errors; every default has a reason beside it.
+
+A configuration comes from TOML (`load_config`), from flags (the CLI), or from Python. The whole of it is
+saved in the manifest of every retriever.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ragadapt.errors import InvalidConfiguration
+
+
+class Stage(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ReadConfig(Stage):
+    """Which files are read, and how."""
+
+    include: tuple[str, ...] = ()  # .gitignore syntax; empty = everything readable
+    exclude: tuple[str, ...] = ()
+    hidden: bool = False
+    gitignore: bool = True
+    max_file_bytes: int = Field(50_000_000, gt=0)  # larger files are nearly always data, not documents
+    encoding: str | None = None  # None = detect
+    id_field: str | None = None  # columns of jsonl and csv; None = the usual names (_id, id, …)
+    text_field: str | None = None
+    title_field: str | None = None
+
+
+class ChunkConfig(Stage):
+    """How documents are cut. Sizes are in the encoder's own tokens."""
+
+    max_tokens: int | None = Field(None, ge=16)  # None = the encoder's max length less special tokens, at most 256
+    min_tokens: int = Field(24, ge=0)  # smaller pieces join a neighbour under the same heading
+    overlap_tokens: int = Field(0, ge=0)
+
+
+class QueryConfig(Stage):
+    """Where training and evaluation queries come from."""
+
+    kinds: tuple[str, ...] = ()  # empty = all that the documents' structure offers
+    per_chunk: int = Field(3, ge=1)
+    max_queries: int = Field(20_000, ge=1)
+    max_overlap: float = Field(0.8, gt=0, le=1)  # share of a query's content words found in its passage
+    round_trip_k: int = Field(20, ge=0)  # 0 = no round-trip filter
+    generator: str | None = None  # a local Hugging Face model, or a .gguf file
+    generator_url: str | None = None  # an OpenAI-compatible endpoint
+    generator_model: str | None = None  # the model's name at that endpoint
+    generator_queries: int = Field(1000, ge=1)
+
+
+class SplitConfig(Stage):
+    """Held-out part: by document, near-duplicates together."""
+
+    heldout: float = Field(0.2, ge=0, lt=1)
+    dev: float = Field(0.1, ge=0, lt=1)  # of what remains; early stopping looks at it
+
+
+class MiningConfig(Stage):
+    """Hard negatives and the candidates that the teacher scores."""
+
+    negatives: int = Field(4, ge=0)
+    candidates: int = Field(20, ge=2)  # list length of the distillation loss
+    depth: int = Field(100, ge=2)  # how far down the rankings negatives are looked for
+    skip_top: int = Field(0, ge=0)
+    margin: float = Field(0.95, gt=0, le=1)  # a negative's score stays below this share of the positive's
+
+
+class EncoderConfig(Stage):
+    """The base model and how it runs."""
+
+    model: str = "small"  # a preset, a hub name, or a folder
+    revision: str | None = None
+    max_length: int | None = Field(None, ge=8)
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    query_prompt: str | None = None  # None = what the model or the preset table says
+    passage_prompt: str | None = None
+    token_budget: int | None = Field(None, ge=64)  # tokens per encoding batch; None = by device
+    trust_remote_code: bool = False
+
+
+class AdapterConfig(Stage):
+    """What is trained."""
+
+    method: Literal["lora", "full", "none"] = "lora"
+    adapt: Literal["both", "query"] = "both"
+    rank: int = Field(16, ge=1)
+    alpha: float | None = Field(None, gt=0)  # None = 2 * rank
+    dropout: float = Field(0.0, ge=0, lt=1)
+    layers: int | None = Field(None, ge=1)  # top N transformer layers; None = the upper half
+    targets: tuple[str, ...] = ()  # names of linear layers; empty = all of a layer
+    reweight: Literal["none", "vector", "tokens", "dims"] = "vector"
+    gamma: float = 1.0  # strength of the re-weighting; 0 = ablation
+
+
+class TrainingConfig(Stage):
+    """The optimisation."""
+
+    loss: Literal["infonce", "distill", "both"] = "infonce"
+    epochs: float = Field(3, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(32, ge=2)
+    micro_batch_tokens: int | None = Field(None, ge=64)  # None = by device; gradients are cached across micro-batches
+    learning_rate: float = Field(5e-4, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup: float = Field(0.1, ge=0, lt=1)
+    temperature: float = Field(0.05, gt=0)
+    distill_weight: float = Field(1.0, ge=0)
+    infonce_weight: float = Field(0.1, ge=0)  # beside distillation (methods: a small contrastive term helps)
+    patience: int = Field(3, ge=1)  # evaluations on the dev part without gain before stopping
+    evaluations: int = Field(6, ge=1)  # looks at the dev part over the whole run
+    prefix_cache: bool = True  # keep the activations below the trained layers
+    compile: bool = False
+
+
+class GateConfig(Stage):
+    """When the adapted model ships."""
+
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    bootstrap_samples: int = Field(2000, ge=100)
+    min_queries: int = Field(100, ge=1)
+    max_drift: float = Field(0.35, gt=0)
+    interpolation: tuple[float, ...] = (0.75, 0.5, 0.25)
+
+
+class IndexConfig(Stage):
+    """Where vectors live."""
+
+    kind: Literal["exact", "faiss", "qdrant", "qdrant-edge"] = "faiss"
+    url: str | None = None  # Qdrant server; or ":memory:"
+    collection: str = "ragadapt"
+
+
+class FusionConfig(Stage):
+    """How dense and lexical scores are mixed."""
+
+    weight: float | None = Field(None, ge=0, le=1)  # share of the dense side; None = learnt per corpus
+    feedback: bool | None = None  # pseudo-relevance feedback; None = learnt per corpus
+    depth: int = Field(200, ge=1)  # candidates taken from each side
+
+
+class FitConfig(Stage):
+    """Everything that decides what `fit` makes of a corpus."""
+
+    seed: int = 13
+    read: ReadConfig = ReadConfig()
+    chunk: ChunkConfig = ChunkConfig()
+    query: QueryConfig = QueryConfig()
+    split: SplitConfig = SplitConfig()
+    mining: MiningConfig = MiningConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    training: TrainingConfig = TrainingConfig()
+    gate: GateConfig = GateConfig()
+    index: IndexConfig = IndexConfig()
+    fusion: FusionConfig = FusionConfig()
+
+    @classmethod
+    def build(cls, values: dict[str, Any]) -> Self:
+        """Validate plain nested values. Raises InvalidConfiguration with the key, the value and the rule."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise InvalidConfiguration(_explain(error)) from error
+
+
+def load_config(path: str | Path) -> FitConfig:
+    """Read a TOML file whose tables are the stages of FitConfig."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            values = tomllib.load(file)
+    except FileNotFoundError as error:
+        raise InvalidConfiguration(f"There is no configuration file at {path}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidConfiguration(f"{path} is not valid TOML: {error}.") from error
+    return FitConfig.build(values)
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"unknown setting {key!r}")
+        else:
+            lines.append(f"{key} = {problem['input']!r}: {problem['msg']}")
+    return "Configuration not accepted: " + "; ".join(lines) + ". See docs/configuration.md for every setting."

@@ -1,0 +1,98 @@
+"""The values that travel through the whole program. All are frozen; a stage makes new ones.
+
+documents → chunks → queries → (training) → hits
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+Metadata = Mapping[str, Any]
+
+Progress = Callable[[str, int, int], None]
+"""Called as progress(stage, done, total) while a stage runs. It must never change a result."""
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """The default: nobody watches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One source document: a file, a row of a table, or an object passed in from a framework.
+
+    id: stable across runs (relative path, or the row's own id). source: what a user would call it
+    (a path relative to the folder that was read). metadata: JSON values only.
+    """
+
+    id: str
+    text: str
+    title: str = ""
+    metadata: Metadata = field(default_factory=dict)
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A passage: document.text[start:end], with the headings above it.
+
+    heading_path starts with the document's title where it has one. metadata holds the document's
+    metadata; `source` is repeated there only if the caller put it there.
+    """
+
+    id: str
+    document_id: str
+    text: str
+    heading_path: tuple[str, ...] = ()
+    start: int = 0
+    end: int = 0
+    metadata: Metadata = field(default_factory=dict)
+    source: str = ""
+
+    @property
+    def passage(self) -> str:
+        """What encoder and lexical index read: the heading path, then the text."""
+        heading = " > ".join(part for part in self.heading_path if part)
+        return f"{heading}\n{self.text}" if heading else self.text
+
+    @property
+    def content_hash(self) -> str:
+        """sha256 of the passage: equal for equal content wherever it stands."""
+        return hashlib.sha256(self.passage.encode("utf-8")).hexdigest()
+
+
+class Evidence(StrEnum):
+    """How far a query can be trusted to be what users ask, best first (see docs/how-it-works.md)."""
+
+    LABELLED = "labelled"  # asked and judged by the user's people
+    HUMAN = "human"  # written by people inside the documents: questions, link texts
+    PARAPHRASE = "paraphrase"  # written by a language model about the passage
+    CROP = "crop"  # cut from the passage: titles, sentences, keywords
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A query and the chunks that answer it.
+
+    kind: what made it (see ragadapt.queries.KINDS), e.g. "label", "question", "link", "title",
+    "sentence", "keywords", "crop", "lm-question". positives: chunk ids, best first, never empty in training.
+    """
+
+    id: str
+    text: str
+    kind: str
+    evidence: Evidence
+    positives: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One search result. score: larger is better. parts: the scores it was mixed from, by name."""
+
+    chunk: Chunk
+    score: float
+    parts: Mapping[str, float] = field(default_factory=dict)
