@@ -1,0 +1,141 @@
+"""How sure a difference is: percentile bootstrap over queries.
+
+Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13; for retrieval, Smucker, Allan and
+Carterette, CIKM 2007. Paired: both systems are resampled with the same queries, so the spread between easy
+and hard queries cancels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ragadapt.errors import InvalidInput
+
+FEW_QUERIES = 100
+"""With fewer queries an interval is wide, and itself uncertain: what rests on it carries a warning."""
+
+Values = Sequence[float] | npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean (of one system) or a mean difference (of two) with its bootstrap interval.
+
+    delta: the observed mean or mean difference, never a bootstrap average. p_better: share of the
+    resamples in which the difference is above 0, ties counted half; None for a single system. n: queries.
+    clusters: groups of queries that were drawn together, n where each was drawn alone.
+    """
+
+    delta: float
+    low: float
+    high: float
+    p_better: float | None
+    n: int
+    clusters: int
+    confidence: float = 0.95
+
+    @property
+    def few(self) -> bool:
+        """Whether fewer than 100 independent groups of queries stand behind it: show a warning."""
+        return self.clusters < FEW_QUERIES
+
+    @property
+    def better(self) -> bool:
+        """The whole interval lies above 0."""
+        return self.low > 0
+
+    @property
+    def worse(self) -> bool:
+        """The whole interval lies below 0."""
+        return self.high < 0
+
+
+def paired_bootstrap(
+    a: Values,
+    b: Values,
+    *,
+    samples: int = 2000,
+    confidence: float = 0.95,
+    seed: int,
+    clusters: Sequence[Hashable] | None = None,
+) -> Interval:
+    """The interval of mean(a − b); positive means that a is better.
+
+    a, b: one value per query, in the same order. clusters: a label per query; queries with one label are
+    drawn together, because questions about one document succeed and fail together. Raises InvalidInput if
+    there is no query, if lengths differ or a value is not finite.
+    """
+    first, second = _array(a, "a"), _array(b, "b")
+    if len(first) != len(second):
+        raise InvalidInput(
+            f"a has {len(first)} values and b has {len(second)}; "
+            "a paired comparison needs one of each per query."
+        )
+    return _bootstrap(first - second, samples, confidence, seed, clusters, compare=True)
+
+
+def interval(
+    values: Values,
+    *,
+    samples: int = 2000,
+    confidence: float = 0.95,
+    seed: int,
+    clusters: Sequence[Hashable] | None = None,
+) -> Interval:
+    """The interval of mean(values), one value per query; otherwise as `paired_bootstrap`."""
+    return _bootstrap(_array(values, "values"), samples, confidence, seed, clusters, compare=False)
+
+
+def _bootstrap(
+    values: npt.NDArray[np.float64],
+    samples: int,
+    confidence: float,
+    seed: int,
+    clusters: Sequence[Hashable] | None,
+    *,
+    compare: bool,
+) -> Interval:
+    if not 0 < confidence < 1:
+        raise InvalidInput(f"confidence = {confidence!r}; it must lie between 0 and 1, for example 0.95.")
+    if samples < 100:
+        raise InvalidInput(f"samples = {samples!r}; an interval needs at least 100 resamples.")
+    n = len(values)
+    sums: npt.NDArray[np.float64] = values
+    sizes = np.ones(n)
+    if clusters is not None:
+        if len(clusters) != n:
+            raise InvalidInput(f"{len(clusters)} cluster labels for {n} values; give one label per query.")
+        numbers: dict[Hashable, int] = {}
+        member = np.fromiter((numbers.setdefault(label, len(numbers)) for label in clusters), np.intp, n)
+        sums = np.bincount(member, weights=values).astype(np.float64)
+        sizes = np.bincount(member).astype(np.float64)
+    groups = len(sums)
+
+    rng = np.random.default_rng(seed)
+    means = np.empty(samples)
+    block = max(1, 2_000_000 // groups)  # 16 MB of drawn indices at a time, whatever the number of queries
+    for start in range(0, samples, block):
+        stop = min(start + block, samples)
+        drawn = rng.integers(0, groups, size=(stop - start, groups), dtype=np.int64)  # (block, groups)
+        # The ratio of sums is the mean over the queries that were drawn: clusters differ in size.
+        means[start:stop] = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    better = float((means > 0).mean() + (means == 0).mean() / 2) if compare else None
+    return Interval(float(values.mean()), float(low), float(high), better, n, groups, confidence)
+
+
+def _array(values: Values, name: str) -> npt.NDArray[np.float64]:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or not len(array):
+        raise InvalidInput(
+            f"{name} has the shape {array.shape}; it must hold one value per query, at least one. "
+            "Without judged queries nothing can be compared."
+        )
+    if not np.isfinite(array).all():
+        position = int(np.flatnonzero(~np.isfinite(array))[0])
+        raise InvalidInput(f"{name}[{position}] = {array[position]}; every value must be a finite number.")
+    return array
