@@ -1,0 +1,206 @@
+"""Hybrid search: how dense and lexical scores become one, and how the mix is learnt per corpus.
+
+The default is *surprisal fusion*. Each side says how surprising a score is against that side's own scores over
+the whole corpus, as −log of a tail probability, and the two are added:
+
+    dense     −log(1 − Φ(z))   inner products of one query with all passages are close to normal
+    lexical   z                BM25 scores fall off exponentially, so −log P(S > s) = z + 1; the constant drops out
+
+where z = (score − mean) / standard deviation, taken over *all* passages. A dense hit far out in the normal tail
+thus outweighs a lexical one, and a dense list without an outlier leaves the word to the lexical side: query by
+query, with nothing fitted. The weight w scales the sides (2w and 2(1 − w)); w = ½ is the plain sum.
+
+The mean and variance of the dense scores over the corpus need no scan: they are q·μ and qᵀΣq with the mean μ and
+covariance Σ of the passage vectors (`Background`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ragadapt.errors import InvalidInput
+
+Floats = NDArray[np.float32]
+Positions = NDArray[np.int64]
+
+WEIGHTS = tuple(round(0.05 * step, 2) for step in range(1, 20))
+NEUTRAL_WEIGHT = 0.5
+RRF_K = 60  # Cormack et al., SIGIR 2009
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """The mix of one corpus. weight: share of the dense side; 1 = dense only, 0 = lexical only.
+
+    feedback: after a first fusion, the query vector moves towards the mean of the best `feedback_depth` passages by
+    this factor, and the fusion is done once more (vector pseudo-relevance feedback, light on purpose); 0 = off.
+    """
+
+    method: Literal["surprisal", "zscore", "rrf"] = "surprisal"
+    weight: float = NEUTRAL_WEIGHT
+    feedback: float = 0.2
+    feedback_depth: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight <= 1:
+            raise InvalidInput(f"fusion weight {self.weight} is outside 0…1 (0 = lexical only, 1 = dense only).")
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Fusion:
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Background:
+    """Mean (d,) and covariance (d, d) of all passage vectors: what a query's scores over the corpus look like."""
+
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    count: int
+
+    @classmethod
+    def of(cls, vectors: NDArray[Any], *, block: int = 65_536) -> Background:
+        """Read (n, d) vectors in blocks; a memory-mapped array never becomes resident as a whole."""
+        count, dim = vectors.shape
+        total = np.zeros(dim)
+        squares = np.zeros((dim, dim))
+        for start in range(0, count, block):
+            part = np.asarray(vectors[start : start + block], dtype=np.float64)
+            total += part.sum(axis=0)
+            squares += part.T @ part
+        mean = total / max(count, 1)
+        return cls(mean, squares / max(count, 1) - np.outer(mean, mean), count)
+
+    def of_scores(self, query_vectors: NDArray[Any]) -> tuple[Floats, Floats]:
+        """Mean and standard deviation, each (Q,), of every query's inner products with all passages."""
+        queries = np.asarray(query_vectors, dtype=np.float64)
+        means = queries @ self.mean
+        variances = np.einsum("qd,de,qe->q", queries, self.covariance, queries)
+        return means.astype(np.float32), np.sqrt(np.maximum(variances, 1e-12)).astype(np.float32)
+
+
+def normal_surprisal(z: NDArray[Any]) -> Floats:
+    """−log(1 − Φ(z)), stable for large z (via erfcx) and decreasing to 0 below the mean."""
+    from scipy.special import log_ndtr
+
+    surprisal: Floats = (-log_ndtr(-np.asarray(z, dtype=np.float64))).astype(np.float32)
+    return surprisal
+
+
+def standardise(scores: NDArray[Any], mean: NDArray[Any] | float, deviation: NDArray[Any] | float) -> Floats:
+    """z-scores; a side without any spread (an empty query, one passage) says nothing and gives zeros."""
+    deviation = np.asarray(deviation, dtype=np.float32)
+    spread = deviation > 1e-6
+    return np.where(spread, (scores - mean) / np.where(spread, deviation, 1), 0).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """One query's candidates from both sides: positions (C,) in the corpus, z-scores (C,) of either side.
+
+    Every candidate has both scores, exactly, whichever side brought it in. Positions are ascending.
+    """
+
+    positions: Positions
+    dense: Floats
+    lexical: Floats
+
+    def fused(self, fusion: Fusion) -> Floats:
+        """(C,) fused scores, larger is better."""
+        if fusion.method == "rrf":
+            return _reciprocal_ranks(self.dense) + _reciprocal_ranks(self.lexical)
+        dense = normal_surprisal(self.dense) if fusion.method == "surprisal" else self.dense
+        mixed: Floats = 2 * fusion.weight * dense + 2 * (1 - fusion.weight) * self.lexical
+        return mixed
+
+    def ranked(self, fusion: Fusion, k: int | None = None) -> tuple[Positions, Floats]:
+        """The candidates' positions and fused scores, best first, ties by position."""
+        scores = self.fused(fusion)
+        order = np.argsort(-scores, kind="stable")[:k]
+        return self.positions[order], scores[order]
+
+
+def _reciprocal_ranks(scores: Floats) -> Floats:
+    ranks = np.empty(len(scores), dtype=np.float32)
+    ranks[np.argsort(-scores, kind="stable")] = np.arange(1, len(scores) + 1, dtype=np.float32)
+    reciprocal: Floats = 1 / (RRF_K + ranks)
+    return reciprocal
+
+
+def move_towards(query_vectors: Floats, best: Sequence[Floats], strength: float) -> Floats:
+    """Π(q + strength · mean of the query's best passages): (Q, d). `best` holds one (m, d) array per query."""
+    moved = query_vectors.astype(np.float32, copy=True)
+    for row, passages in enumerate(best):
+        if len(passages):
+            moved[row] += strength * passages.mean(axis=0)
+    norms = np.linalg.norm(moved, axis=1, keepdims=True)
+    result: Floats = moved / np.maximum(norms, 1e-12)
+    return result
+
+
+# Learning the mix
+
+
+@dataclass(frozen=True, slots=True)
+class FusionCurve:
+    """Quality over the weight, and what was chosen from it."""
+
+    weights: tuple[float, ...]
+    quality: tuple[float, ...]
+    standard_error: tuple[float, ...]  # of the paired difference to the best weight
+    best: float
+    chosen: float
+    queries: int
+
+
+Judge = Callable[[Positions], float]
+"""Quality of one ranked list of corpus positions for one query, e.g. nDCG@10."""
+
+
+def learn_weight(
+    candidates: Sequence[Candidates],
+    judges: Sequence[Judge],
+    *,
+    start: Fusion = Fusion(),
+    prior: float = NEUTRAL_WEIGHT,
+    at_least: float | None = None,
+    depth: int = 100,
+) -> FusionCurve:
+    """The weight nearest to `prior` that is within one standard error of the best one.
+
+    The one-standard-error rule (Breiman et al., 1984), paired by query: with few queries the curve is noise and
+    the prior stays; with many the best weight wins. `at_least` is a lower bound, for evidence that is known to
+    favour the lexical side (text cut from its own passage): it may raise the weight, never lower it.
+    """
+    if len(candidates) != len(judges):
+        raise InvalidInput(f"{len(candidates)} candidate lists but {len(judges)} judges: one each is needed.")
+    table = np.zeros((len(WEIGHTS), len(candidates)))
+    for column, (found, judge) in enumerate(zip(candidates, judges, strict=True)):
+        dense = normal_surprisal(found.dense) if start.method == "surprisal" else found.dense
+        for row, weight in enumerate(WEIGHTS):
+            order = np.argsort(-(weight * dense + (1 - weight) * found.lexical), kind="stable")[:depth]
+            table[row, column] = judge(found.positions[order])
+    if not len(candidates):
+        flat = (0.0,) * len(WEIGHTS)
+        return FusionCurve(WEIGHTS, flat, flat, prior, prior, 0)
+    quality = table.mean(axis=1)
+    best = int(quality.argmax())
+    paired = table[best] - table
+    errors = (
+        paired.std(axis=1, ddof=1) / np.sqrt(len(candidates)) if len(candidates) > 1 else np.full(len(WEIGHTS), np.inf)
+    )
+    allowed = [
+        weight
+        for row, weight in enumerate(WEIGHTS)
+        if (row == best or quality[best] - quality[row] <= errors[row]) and (at_least is None or weight >= at_least)
+    ]
+    chosen = min(allowed, key=lambda weight: abs(weight - prior)) if allowed else prior
+    return FusionCurve(WEIGHTS, tuple(quality.tolist()), tuple(errors.tolist()), WEIGHTS[best], chosen, len(candidates))

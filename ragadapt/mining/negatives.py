@@ -1,0 +1,75 @@
+"""Hard negatives: passages that the untuned hybrid ranks high for a query and that do not answer it.
+
+A passage is never a negative if its normalised text equals a positive's (exclusion by id alone lets repeated text
+through), if it is a near-duplicate of a positive, or if it scores above `margin` times the best positive: that
+close to the positive it is more likely an answer that nobody marked (TopK-PercPos, arXiv 2407.15831).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ragadapt.config import MiningConfig
+from ragadapt.fusion import Candidates, Fusion
+from ragadapt.values import Query
+
+
+@dataclass(frozen=True, slots=True)
+class Mined:
+    """Per query, aligned: negatives and distillation candidates (corpus positions), and the teacher's scores.
+
+    candidates[i][0] is the positive; teacher[i] holds one fused score per candidate. suspects counts passages that
+    the margin kept out.
+    """
+
+    negatives: tuple[tuple[int, ...], ...]
+    candidates: tuple[tuple[int, ...], ...]
+    teacher: tuple[tuple[float, ...], ...]
+    suspects: int
+
+
+def mine_negatives(
+    queries: Sequence[Query],
+    candidates: Sequence[Candidates],
+    *,
+    positions: Mapping[str, int],
+    text_keys: Sequence[str],
+    groups: Sequence[int],
+    fusion: Fusion,
+    config: MiningConfig,
+) -> Mined:
+    """Mine for every query from its candidate list.
+
+    positions: chunk id → corpus position. text_keys: normalised text per position. groups: near-duplicate group per
+    position. Deterministic; a query without any negative left gets an empty tuple.
+    """
+    negatives, lists, teacher, suspects = [], [], [], 0
+    for query, found in zip(queries, candidates, strict=True):
+        known = [positions[id] for id in query.positives if id in positions]
+        known_texts = {text_keys[position] for position in known}
+        known_groups = {groups[position] for position in known}
+        ranked, scores = found.ranked(fusion, config.depth + len(known))
+        score_of = dict(zip(ranked.tolist(), scores.tolist(), strict=True))
+        positive = max(known, key=lambda position: score_of.get(position, -np.inf))
+        ceiling = config.margin * score_of[positive] if positive in score_of else np.inf
+        kept: list[int] = []
+        others: list[int] = []
+        for rank, position in enumerate(ranked.tolist()):
+            if text_keys[position] in known_texts or groups[position] in known_groups:
+                continue
+            others.append(position)
+            if rank < config.skip_top:
+                continue
+            if score_of[position] > ceiling:
+                suspects += 1
+            elif len(kept) < config.negatives:
+                kept.append(position)
+        chosen = (positive, *others[: config.candidates - 1])
+        negatives.append(tuple(kept))
+        lists.append(chosen)
+        floor = min(score_of.values(), default=0.0)
+        teacher.append(tuple(score_of.get(position, floor) for position in chosen))
+    return Mined(tuple(negatives), tuple(lists), tuple(teacher), suspects)
