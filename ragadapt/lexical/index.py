@@ -1,0 +1,366 @@
+"""BM25 over all passages: Lucene's variant, k1 1.2, b 0.75, on bm25s, memory-mapped.
+
+score(q, d) = Σ_{t ∈ q} idf(t) · tf / (tf + k1·(1 − b + b·|d|/avg|d|)),  idf(t) = ln(1 + (N−df+½)/(df+½))
+(Kamphuis et al., ECIR 2020, "Lucene accurate"; |d| counts word positions, so a compound counts once).
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ragadapt.errors import FormatTooNew, IndexCorrupt, InvalidInput
+from ragadapt.lexical.ranking import Ranking, best_first
+from ragadapt.lexical.tokens import word_analyser, words
+from ragadapt.values import Progress, no_progress
+
+FORMAT = 1
+BLOCK_BYTES = 64_000_000  # of one dense block of scores
+_BLOCK_TOKENS = 4_000_000  # tokens counted at a time while building: bounds memory
+
+
+class LexicalIndex:
+    """BM25 scores of any text against all documents. Make one with `build` or `open`.
+
+    Positions are those of `ids()`; they change with `update`. Scores are ≥ 0, 0 where no token is shared.
+    """
+
+    def __init__(
+        self, ids: list[str], engine: Any, frequencies: NDArray[np.uint16], lengths: NDArray[np.float32],
+        settings: dict[str, Any],
+    ) -> None:  # fmt: skip
+        self._ids = ids
+        self._engine = engine  # bm25s.BM25: eager scores by token (CSC), vocabulary
+        self._frequencies = frequencies  # (postings,) tf, aligned with the engine's columns: what an update needs
+        self._lengths = lengths  # (N,) word positions
+        self._settings = settings
+        self._positions: dict[str, int] | None = None
+        self._folder: Path | None = None
+
+    @classmethod
+    def build(
+        cls,
+        ids: Sequence[str],
+        texts: Sequence[str],
+        *,
+        headings: Sequence[str] | None = None,
+        heading_weight: int = 2,
+        language: str = "english",
+        k1: float = 1.2,
+        b: float = 0.75,
+        progress: Progress = no_progress,
+    ) -> Self:
+        """Index texts under ids. headings: one per text, counted heading_weight times beside it
+        (2 raised nDCG@10 on all test collections that have titles: docs/decisions.md); don't repeat them in texts.
+
+        language: as in `tokenise`. Raises InvalidInput for duplicate ids or unequal lengths.
+        """
+        if heading_weight < 0:
+            raise InvalidInput(f"heading_weight is {heading_weight}; it counts repetitions, so it must be 0 or more.")
+        settings = {
+            "format": FORMAT, "language": language, "k1": float(k1), "b": float(b),
+            "heading_weight": int(heading_weight),
+        }  # fmt: skip
+        empty = cls([], None, np.empty(0, np.uint16), np.empty(0, np.float32), settings)
+        empty._engine = empty._make_engine({}, *_no_postings())
+        empty.update(ids, texts, headings=headings, progress=progress)
+        return empty
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def ids(self) -> list[str]:
+        """The ids by position."""
+        return list(self._ids)
+
+    def positions(self, ids: Iterable[str]) -> NDArray[np.int64]:
+        """The position of each id. Raises InvalidInput for an unknown one."""
+        table = self._table()
+        try:
+            return np.array([table[id_] for id_ in ids], np.int64)
+        except KeyError as error:
+            raise InvalidInput(f"The lexical index holds no {error.args[0]!r}.") from error
+
+    def scores(self, queries: Sequence[str]) -> NDArray[np.float32]:
+        """Dense scores (Q, N) over all documents. For many queries use `score_blocks`."""
+        rows = np.zeros((len(queries), len(self)), np.float32)
+        for row, tokens in zip(rows, self._query_tokens(queries)):
+            if tokens:
+                row[:] = self._engine.get_scores_from_ids(tokens)
+        return rows
+
+    def score_blocks(
+        self, queries: Sequence[str], block_bytes: int = BLOCK_BYTES
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """(number of the first query, dense scores (B, N)) in blocks of about block_bytes."""
+        size = max(1, block_bytes // (4 * max(1, len(self))))
+        for start in range(0, len(queries), size):
+            yield start, self.scores(queries[start : start + size])
+
+    def scores_of(self, query: str, positions: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """The scores of one query for chosen positions (n,)."""
+        chosen: NDArray[np.float32] = self.scores([query])[0, np.asarray(positions, np.int64)]
+        return chosen
+
+    def search(self, queries: Sequence[str], k: int, allowed: NDArray[np.bool_] | None = None) -> list[Ranking]:
+        """Per query up to k (ids, scores), best first, ties by id; documents that share no token: left out.
+
+        allowed: a mask (N,) of the documents that may be found; None = all.
+        """
+        return self.search_with_moments(queries, k, allowed)[0]
+
+    def search_with_moments(
+        self, queries: Sequence[str], k: int, allowed: NDArray[np.bool_] | None = None
+    ) -> tuple[list[Ranking], NDArray[np.float32], NDArray[np.float32]]:
+        """`search`, and per query the mean (Q,) and standard deviation (Q,) of its scores over all documents.
+
+        Zeros count, and so do documents that are not allowed: z-scores don't depend on the filter.
+        """
+        if allowed is not None and allowed.shape != (len(self),):
+            raise InvalidInput(f"The mask has shape {allowed.shape}; the index holds {len(self)} documents.")
+        rankings: list[Ranking] = []
+        means, deviations = np.zeros(len(queries), np.float32), np.zeros(len(queries), np.float32)
+        for start, block in self.score_blocks(queries):
+            if len(self):
+                means[start : start + len(block)] = block.mean(axis=1, dtype=np.float64)
+                deviations[start : start + len(block)] = block.std(axis=1, dtype=np.float64)
+            for row in block:
+                found = np.flatnonzero(row if allowed is None else (row > 0) & allowed)
+                rankings.append(best_first(row[found], k, _Picked(self._ids, found)))
+        return rankings, means, deviations
+
+    def moments(self, queries: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Per query mean and standard deviation (Q,) of its scores over all documents, zeros included."""
+        return self.search_with_moments(queries, 0)[1:]
+
+    def update(
+        self,
+        ids: Sequence[str] = (),
+        texts: Sequence[str] = (),
+        *,
+        headings: Sequence[str] | None = None,
+        remove: Iterable[str] = (),
+        progress: Progress = no_progress,
+    ) -> None:
+        """Remove some documents (unknown ids are no error), add or replace others; kept ones stay in front.
+
+        Only the new texts are tokenised, but every score changes with the corpus statistics: the cost grows
+        with the whole index, about a second per 100,000 passages. Collect changes into one call.
+        """
+        _check(ids, texts, headings)
+        gone = set(remove) | set(ids)
+        kept = np.array([id_ not in gone for id_ in self._ids], np.bool_)
+        vocabulary = {token: number for token, number in self._engine.vocab_dict.items() if token}
+        kept_ids = [id_ for id_ in self._ids if id_ not in gone]
+
+        tokens, documents, frequencies = self._postings(kept)
+        new = _count(ids, texts, headings, self._settings, vocabulary, first=len(kept_ids), progress=progress)
+        tokens, documents = np.concatenate([tokens, new[0]]), np.concatenate([documents, new[1]])
+        frequencies = np.concatenate([frequencies, new[2]])
+        self._lengths = np.concatenate([self._lengths[kept], new[3]])
+        order = np.argsort(tokens, kind="stable")  # documents are ascending already, and stay so in each column
+        self._engine = self._make_engine(vocabulary, tokens[order], documents[order], frequencies[order])
+        self._frequencies = np.minimum(frequencies[order], np.iinfo(np.uint16).max).astype(np.uint16)
+        self._ids = [*kept_ids, *ids]
+        self._positions = None
+        self._folder = None
+
+    def save(self, folder: str | Path) -> None:
+        """Write the index into a folder, made if missing."""
+        folder = Path(folder)
+        if self._folder is not None and self._folder == folder.resolve():
+            self._load_into_memory()  # files that are mapped cannot be overwritten
+        folder.mkdir(parents=True, exist_ok=True)
+        self._engine.save(folder, show_progress=False)
+        np.save(folder / "frequencies.npy", self._frequencies, allow_pickle=False)
+        np.save(folder / "lengths.npy", self._lengths, allow_pickle=False)
+        (folder / "ids.json").write_text(json.dumps(self._ids, ensure_ascii=False), encoding="utf-8")
+        (folder / "lexical.json").write_text(json.dumps(self._settings, indent=2), encoding="utf-8")
+
+    @classmethod
+    def open(cls, folder: str | Path, mmap: bool = True) -> Self:
+        """Open a saved index; with mmap, scores stay on disk and are read as needed.
+
+        Raises IndexCorrupt if files are missing, cut short or don't fit together; FormatTooNew.
+        """
+        import bm25s
+
+        folder = Path(folder)
+        mode: Any = "r" if mmap else None
+        try:
+            settings = json.loads((folder / "lexical.json").read_text(encoding="utf-8"))
+            if settings["format"] > FORMAT:
+                raise FormatTooNew(
+                    f"The lexical index in {folder} has format {settings['format']}, this ragadapt reads "
+                    f"up to {FORMAT}. Upgrade with: pip install -U ragadapt"
+                )
+            ids = json.loads((folder / "ids.json").read_text(encoding="utf-8"))
+            engine = bm25s.BM25.load(folder, mmap=mmap, allow_pickle=False)
+            frequencies = np.load(folder / "frequencies.npy", mmap_mode=mode, allow_pickle=False)
+            lengths = np.load(folder / "lengths.npy", mmap_mode=mode, allow_pickle=False)
+            postings = int(engine.scores["indptr"][-1])
+            sizes = {len(engine.scores["data"]), len(engine.scores["indices"]), len(frequencies)}
+            if sizes != {postings} or not len(ids) == len(lengths) == int(engine.scores["num_docs"]):
+                raise ValueError("the files don't belong together")
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            raise IndexCorrupt(
+                f"The lexical index in {folder} cannot be read ({error}). "
+                "Rebuild it with: ragadapt index RETRIEVER --rebuild"
+            ) from error
+        index = cls(ids, engine, frequencies, lengths, settings)
+        index._folder = folder.resolve() if mmap else None
+        return index
+
+    def close(self) -> None:
+        """Let go of the mapped files. The index is empty afterwards."""
+        self._engine = self._make_engine({}, *_no_postings(), lengths=np.empty(0, np.float32))
+        self._frequencies, self._lengths = np.empty(0, np.uint16), np.empty(0, np.float32)
+        self._ids, self._positions, self._folder = [], None, None
+
+    def _table(self) -> dict[str, int]:
+        if self._positions is None:
+            self._positions = {id_: position for position, id_ in enumerate(self._ids)}
+        return self._positions
+
+    def _query_tokens(self, queries: Sequence[str]) -> list[list[int]]:
+        """Token numbers per query; a token asked twice counts twice, as in Lucene."""
+        if isinstance(queries, str):
+            raise InvalidInput("The lexical index got one string, it takes a sequence of queries. Pass [query].")
+        analyse = word_analyser(self._settings["language"])
+        known = self._engine.vocab_dict
+        return [
+            [known[token] for word in words(query) for token in analyse(word).tokens if token in known]
+            for query in queries
+        ]
+
+    def _postings(self, kept: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
+        """(tokens, documents, frequencies) of the kept documents, renumbered, sorted by token."""
+        scores = self._engine.scores
+        tokens = np.repeat(np.arange(len(scores["indptr"]) - 1, dtype=np.int32), np.diff(scores["indptr"]))
+        documents = np.asarray(scores["indices"])
+        frequencies = np.asarray(self._frequencies, np.int64)
+        if not kept.all():
+            chosen = kept[documents]
+            tokens, documents, frequencies = tokens[chosen], documents[chosen], frequencies[chosen]
+            documents = (np.cumsum(kept, dtype=np.int32) - 1)[documents]
+        return tokens, documents.astype(np.int32), frequencies
+
+    def _make_engine(
+        self,
+        vocabulary: dict[str, int],
+        tokens: NDArray[np.int32],
+        documents: NDArray[np.int32],
+        frequencies: NDArray[np.int64],
+        lengths: NDArray[np.float32] | None = None,
+    ) -> Any:
+        """bm25s with the scores of all postings (sorted by token), computed at once, not text by text."""
+        import bm25s
+
+        engine = bm25s.BM25(k1=self._settings["k1"], b=self._settings["b"], method="lucene")
+        lengths = self._lengths if lengths is None else lengths
+        n = len(lengths)
+        df = np.bincount(tokens, minlength=len(vocabulary))
+        idf = np.log1p((n - df + 0.5) / (df + 0.5))
+        mean = float(lengths.mean()) if n else 0.0
+        saturation = engine.k1 * (1 - engine.b + engine.b * lengths / (mean or 1.0))
+        indptr = np.zeros(len(vocabulary) + 1, np.int64)
+        np.cumsum(df, out=indptr[1:])
+        data = (idf[tokens] * (frequencies / (frequencies + saturation[documents]))).astype(np.float32)
+        engine.scores = {"data": data, "indices": documents, "indptr": indptr, "num_docs": n}
+        engine.vocab_dict = vocabulary
+        engine.unique_token_ids_set = set()
+        engine.nonoccurrence_array = None
+        return engine
+
+    def _load_into_memory(self) -> None:
+        scores = self._engine.scores
+        for name in ("data", "indices", "indptr"):
+            scores[name] = np.array(scores[name])
+        self._frequencies, self._lengths = np.array(self._frequencies), np.array(self._lengths)
+        self._folder = None
+
+
+class _Picked(Sequence[str]):
+    """ids[positions[i]], without a copy of all ids."""
+
+    def __init__(self, ids: list[str], positions: NDArray[np.int64]) -> None:
+        self._ids, self._positions = ids, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._ids[self._positions[i]]
+
+
+def _no_postings() -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
+    return np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.int64)
+
+
+def _check(ids: Sequence[str], texts: Sequence[str], headings: Sequence[str] | None) -> None:
+    if isinstance(ids, str) or isinstance(texts, str):
+        raise InvalidInput("The lexical index takes sequences of ids and texts, not single strings.")
+    if len(ids) != len(texts) or (headings is not None and len(headings) != len(texts)):
+        titles = "" if headings is None else f" and {len(headings)} headings"
+        raise InvalidInput(f"Got {len(ids)} ids for {len(texts)} texts{titles}; there must be one each.")
+    if len(set(ids)) != len(ids):
+        seen: set[str] = set()
+        twice = next(id_ for id_ in ids if id_ in seen or seen.add(id_))  # type: ignore[func-returns-value]
+        raise InvalidInput(f"The id {twice!r} comes twice; ids must be unique.")
+
+
+def _count(
+    ids: Sequence[str],
+    texts: Sequence[str],
+    headings: Sequence[str] | None,
+    settings: dict[str, Any],
+    vocabulary: dict[str, int],
+    first: int,
+    progress: Progress,
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64], NDArray[np.float32]]:
+    """Count the tokens of texts: (tokens, documents from `first` on, frequencies), and lengths (n,).
+
+    Adds new tokens to the vocabulary.
+    """
+    analyse, weight = word_analyser(settings["language"]), settings["heading_weight"]
+    numbered: dict[str, tuple[tuple[int, ...], int]] = {}
+    lengths = np.zeros(len(texts), np.float32)
+    tokens, sizes = array("i"), array("i")
+    blocks = [_no_postings()]
+
+    def add(text: str) -> int:
+        positions = 0
+        for word in words(text):
+            known = numbered.get(word)
+            if known is None:
+                result = analyse(word)
+                numbers = tuple(vocabulary.setdefault(token, len(vocabulary)) for token in result.tokens)
+                known = numbered[word] = (numbers, result.positions)
+            tokens.extend(known[0])
+            positions += known[1]
+        return positions
+
+    def flush(end: int) -> None:
+        documents = np.repeat(np.arange(end - len(sizes), end, dtype=np.int64), np.frombuffer(sizes, np.int32))
+        keys, counts = np.unique(documents << 32 | np.frombuffer(tokens, np.int32), return_counts=True)
+        blocks.append(((keys & 0xFFFFFFFF).astype(np.int32), (keys >> 32).astype(np.int32) + first, counts))
+
+    for number, text in enumerate(texts):
+        before = len(tokens)
+        for _ in range(weight if headings is not None else 0):
+            lengths[number] += add(headings[number])  # type: ignore[index]
+        lengths[number] += add(text)
+        sizes.append(len(tokens) - before)
+        if len(tokens) >= _BLOCK_TOKENS or number == len(texts) - 1:
+            flush(number + 1)
+            tokens, sizes = array("i"), array("i")
+        if number % 1000 == 999 or number == len(texts) - 1:
+            progress("lexical", number + 1, len(texts))
+    parts = [np.concatenate(column) for column in zip(*blocks)]
+    return parts[0], parts[1], parts[2], lengths
