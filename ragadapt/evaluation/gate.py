@@ -1,0 +1,143 @@
+"""The gate: whether an adapted model ships, decided on queries that it was not trained on.
+
+Evidence is ranked: what the user's people labelled, what people wrote in the documents, a language model's
+paraphrases, text crops. Crops never let a model through: a model trained on crops wins on held-out crops while it
+loses on real questions. Below the top rank, the kinds that judge are other kinds than those that trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from ragadapt.config import GateConfig
+from ragadapt.evaluation.significance import Interval, paired_bootstrap
+from ragadapt.values import Evidence, Query
+
+
+class Verdict(StrEnum):
+    WIN = "WIN"
+    NO_GAIN = "NO GAIN"
+    REGRESSION_AVOIDED = "REGRESSION AVOIDED"
+
+
+MINIMUM = {Evidence.LABELLED: 10, Evidence.HUMAN: 40, Evidence.PARAPHRASE: 100}
+"""Fewest held-out queries of a rank that may let a model through; crops may not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What may train and what must judge. reason: said to the user; train is empty where nothing could judge."""
+
+    train: tuple[Query, ...]
+    judge: tuple[Query, ...]
+    evidence: Evidence | None
+    reason: str
+
+
+def plan(train: Sequence[Query], heldout: Sequence[Query], *, minimum: Mapping[Evidence, int] = MINIMUM) -> Plan:
+    """Choose the judges from the held-out queries, then the kinds that may train.
+
+    The best-ranked evidence with enough held-out queries judges. Labelled queries may train and judge (they are
+    split, and they are the truth). Of any other rank, the most frequent kind judges and no query of that kind trains.
+    """
+    counts = {rank: sum(query.evidence is rank for query in heldout) for rank in Evidence}
+    for rank in (Evidence.LABELLED, Evidence.HUMAN, Evidence.PARAPHRASE):
+        judges = [query for query in heldout if query.evidence is rank]
+        if len(judges) < minimum[rank]:
+            continue
+        if rank is Evidence.LABELLED:
+            labelled = tuple(query for query in train if query.evidence is rank)
+            others = tuple(query for query in train if query.evidence in (Evidence.HUMAN, Evidence.PARAPHRASE))
+            trained = labelled + others
+            reason = f"{len(judges)} labelled queries that were held out judge."
+        else:
+            kinds = {kind: sum(query.kind == kind for query in judges) for kind in {query.kind for query in judges}}
+            kind = max(sorted(kinds), key=lambda name: kinds[name])
+            if kinds[kind] < minimum[rank]:
+                continue
+            judges = [query for query in judges if query.kind == kind]
+            trained = tuple(query for query in train if query.kind != kind)
+            if all(query.evidence is Evidence.CROP for query in trained):
+                reason = (
+                    f"{len(judges)} held-out queries of kind {kind!r} could judge, but only text cut from the passages "
+                    "is left to train on, and that teaches a pre-trained encoder little or does harm."
+                )
+                return Plan((), tuple(judges), rank, reason)
+            reason = f"{len(judges)} held-out queries of kind {kind!r} judge; other kinds train."
+        if trained:
+            return Plan(trained, tuple(judges), rank, reason)
+        return Plan((), tuple(judges), rank, f"{reason} Nothing is left to train on.")
+    found = ", ".join(f"{count} {rank.value}" for rank, count in counts.items() if count) or "none"
+    return Plan(
+        (),
+        (),
+        None,
+        f"No evidence good enough to judge a trained model (held-out queries: {found}). The base model stays and only "
+        "the search is tuned. Labelled questions (--queries) or a language model (--generator) change that.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What ships. strength: 1 = the trained adapter, between 0 and 1 = interpolated towards the base, 0 = the base."""
+
+    verdict: Verdict
+    strength: float
+    reasons: tuple[str, ...]
+    dense: Interval | None = None  # adapted − base, dense search
+    search: Interval | None = None  # adapted − base, the default search of either
+
+    @property
+    def adapted(self) -> bool:
+        return self.strength > 0
+
+
+def not_trained(reason: str) -> Decision:
+    """The decision where no model was trained."""
+    return Decision(Verdict.NO_GAIN, 0.0, (reason,))
+
+
+def decide(
+    *,
+    strength: float,
+    dense: tuple[Sequence[float], Sequence[float]],
+    search: tuple[Sequence[float], Sequence[float]],
+    drift: float,
+    config: GateConfig,
+    seed: int,
+    clusters: Sequence[Any] | None = None,
+) -> Decision:
+    """Judge a trained model by its held-out quality per query: (adapted, base) for dense and for the default search.
+
+    It ships if the default search is better beyond doubt (interval above 0), or if dense search is and the default
+    search did not lose on average. drift: mean 1 − cos between base and adapted vectors of unlabelled passages.
+    """
+    settings: dict[str, Any] = {"samples": config.bootstrap_samples, "confidence": config.confidence, "seed": seed}
+    in_dense = paired_bootstrap(*dense, clusters=clusters, **settings)
+    in_search = paired_bootstrap(*search, clusters=clusters, **settings)
+    reasons = [
+        f"dense nDCG@10 {_signed(in_dense)}, default search {_signed(in_search)} on {in_search.n} held-out queries"
+    ]
+    if in_search.n < config.min_queries:
+        reasons.append(f"fewer than {config.min_queries} held-out queries: the interval is wide")
+    if drift > config.max_drift:
+        reasons.append(
+            f"the vectors of ordinary passages moved by {drift:.2f} (1 − cosine), more than {config.max_drift}: "
+            "what the queries do not cover may have been lost"
+        )
+        verdict = Verdict.NO_GAIN if in_search.delta >= 0 else Verdict.REGRESSION_AVOIDED
+        return Decision(verdict, 0.0, tuple(reasons), in_dense, in_search)
+    if in_search.better or (in_dense.better and in_search.delta >= 0):
+        reasons.append("better beyond doubt: the adapted model ships")
+        return Decision(Verdict.WIN, strength, tuple(reasons), in_dense, in_search)
+    worse = in_search.delta < 0 or in_dense.delta < 0
+    reasons.append("worse on held-out queries: the base stays" if worse else "no proof of a gain: the base stays")
+    verdict = Verdict.REGRESSION_AVOIDED if worse else Verdict.NO_GAIN
+    return Decision(verdict, 0.0, tuple(reasons), in_dense, in_search)
+
+
+def _signed(interval: Interval) -> str:
+    return f"{interval.delta:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"

@@ -1,0 +1,187 @@
+"""Ranking passages: the dense index, the lexical index and their fusion, for one query or many.
+
+The same Searcher is measured during `fit` and shipped in the saved folder, so what was proved is what runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ragadapt.errors import InvalidInput
+from ragadapt.fusion import Background, Candidates, Floats, Fusion, Positions, move_towards, standardise
+
+if TYPE_CHECKING:
+    from ragadapt.index import VectorIndex
+    from ragadapt.lexical import LexicalIndex
+
+Mode = Literal["dense", "lexical", "hybrid"]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """One query's result, best first. parts: per side the raw scores, aligned with ids; NaN where not computed."""
+
+    ids: list[str]
+    scores: Floats
+    parts: Mapping[str, Floats] = field(default_factory=dict)
+
+
+class Searcher:
+    """Dense, lexical and hybrid search over one set of passages.
+
+    Positions are those of `lexical.ids()`. depth: candidates taken from each side before fusion.
+    """
+
+    def __init__(
+        self, index: VectorIndex, lexical: LexicalIndex, background: Background, fusion: Fusion, *, depth: int = 200
+    ) -> None:
+        if len(index) != len(lexical):
+            raise InvalidInput(
+                f"The vector index holds {len(index)} passages, the lexical one {len(lexical)}. "
+                "They must be built from the same chunks; rebuild with: ragadapt index RETRIEVER --rebuild"
+            )
+        self.index = index
+        self.lexical = lexical
+        self.background = background
+        self.fusion = fusion
+        self.depth = depth
+        self._ids = lexical.ids()
+
+    def rank(
+        self,
+        texts: Sequence[str],
+        vectors: Floats,
+        k: int,
+        mode: Mode = "hybrid",
+        *,
+        filter: Mapping[str, Any] | None = None,
+        allowed: Mask | None = None,
+        fusion: Fusion | None = None,
+    ) -> list[Ranked]:
+        """The best k passages of every query. vectors: (Q, d), the encoded texts.
+
+        filter and allowed say the same to the two sides: a metadata filter for the vector index, a mask over the
+        positions for the lexical one.
+        """
+        if k < 1:
+            raise InvalidInput(f"k = {k}: ask for at least one passage.")
+        if mode == "dense":
+            return [Ranked(ids, scores, {"dense": scores}) for ids, scores in self.index.search(vectors, k, filter)]
+        if mode == "lexical":
+            return [Ranked(ids, scores, {"lexical": scores}) for ids, scores in self.lexical.search(texts, k, allowed)]
+        if mode != "hybrid":
+            raise InvalidInput(f"mode = {mode!r}: it is 'dense', 'lexical' or 'hybrid'.")
+        fusion = fusion or self.fusion
+        found = self.candidates(
+            texts, vectors, fusion=fusion, filter=filter, allowed=allowed, depth=max(self.depth, 2 * k)
+        )
+        results = []
+        for candidates in found:
+            scores = candidates.fused(fusion)
+            order = np.argsort(-scores, kind="stable")[:k]
+            results.append(
+                Ranked(
+                    [self._ids[position] for position in candidates.positions[order]],
+                    scores[order],
+                    {"dense": candidates.dense[order], "lexical": candidates.lexical[order]},
+                )
+            )
+        return results
+
+    def candidates(
+        self,
+        texts: Sequence[str],
+        vectors: Floats,
+        *,
+        fusion: Fusion | None = None,
+        filter: Mapping[str, Any] | None = None,
+        allowed: Mask | None = None,
+        depth: int | None = None,
+        include: Sequence[Sequence[int]] | None = None,
+    ) -> list[Candidates]:
+        """Per query the union of both sides' best `depth` passages, with exact z-scores of both sides.
+
+        The fusion decides the pseudo-relevance feedback. include: positions per query that are scored in any case.
+        """
+        if len(texts) != len(vectors):
+            raise InvalidInput(f"{len(texts)} texts but {len(vectors)} vectors: one each is needed.")
+        fusion = fusion or self.fusion
+        depth = depth or self.depth
+        found: list[Candidates] = []
+        for start, block in self.lexical.score_blocks(texts):
+            stop = start + len(block)
+            extra = include[start:stop] if include is not None else [()] * len(block)
+            pass_ = _Block(self, block, vectors[start:stop], filter, allowed, depth, extra)
+            first = pass_.gather(vectors[start:stop])
+            if fusion.feedback > 0 and fusion.method != "rrf":
+                best = []
+                for candidates in first:
+                    top, _ = candidates.ranked(fusion, fusion.feedback_depth)
+                    best.append(self.index.vectors([self._ids[position] for position in top]))
+                first = pass_.gather(move_towards(vectors[start:stop], best, fusion.feedback))
+            found += first
+        return found
+
+    def positions(self, ids: Sequence[str]) -> Positions:
+        return self.lexical.positions(ids)
+
+    def id_of(self, position: int) -> str:
+        return self._ids[position]
+
+
+class _Block:
+    """A block of queries with their lexical score rows at hand."""
+
+    def __init__(
+        self,
+        searcher: Searcher,
+        rows: Floats,
+        vectors: Floats,
+        filter: Mapping[str, Any] | None,
+        allowed: Mask | None,
+        depth: int,
+        extra: Sequence[Sequence[int]],
+    ) -> None:
+        self.searcher = searcher
+        self.rows = rows
+        self.filter = filter
+        self.depth = depth
+        self.means = rows.mean(axis=1, dtype=np.float64).astype(np.float32)
+        self.deviations = rows.std(axis=1, dtype=np.float64).astype(np.float32)
+        self.lexical_best = [_best(row, depth, allowed) for row in rows]
+        self.extra = [np.asarray(positions, dtype=np.int64) for positions in extra]
+
+    def gather(self, vectors: Floats) -> list[Candidates]:
+        searcher = self.searcher
+        means, deviations = searcher.background.of_scores(vectors)
+        results = []
+        for number, (ids, scores) in enumerate(searcher.index.search(vectors, self.depth, self.filter)):
+            dense_positions = searcher.positions(ids)
+            positions = np.unique(np.concatenate([dense_positions, self.lexical_best[number], self.extra[number]]))
+            dense = np.full(len(positions), np.nan, dtype=np.float32)
+            dense[np.searchsorted(positions, dense_positions)] = scores
+            missing = np.flatnonzero(np.isnan(dense))
+            if len(missing):
+                stored = searcher.index.vectors([searcher.id_of(positions[at]) for at in missing])
+                dense[missing] = stored @ vectors[number]
+            results.append(
+                Candidates(
+                    positions,
+                    standardise(dense, means[number], deviations[number]),
+                    standardise(self.rows[number][positions], self.means[number], self.deviations[number]),
+                )
+            )
+        return results
+
+
+def _best(row: Floats, depth: int, allowed: Mask | None) -> Positions:
+    found = np.flatnonzero(row > 0 if allowed is None else (row > 0) & allowed)
+    if len(found) > depth:
+        found = found[np.argpartition(-row[found], depth - 1)[:depth]]
+    return found.astype(np.int64)
