@@ -1,0 +1,20 @@
+"""Text → vectors: the encoder, its spec and its fingerprint."""
+
+from ragadapt.encoder.encoder import Encoder, SavedModel, Vectors
+from ragadapt.encoder.precision import Precision
+from ragadapt.encoder.presets import PRESETS, Preset, known_prompts
+from ragadapt.encoder.spec import AdapterSpec, EncoderSpec
+from ragadapt.encoder.tower import Tower
+
+__all__ = [
+    "PRESETS",
+    "AdapterSpec",
+    "Encoder",
+    "EncoderSpec",
+    "Precision",
+    "Preset",
+    "SavedModel",
+    "Tower",
+    "Vectors",
+    "known_prompts",
+]

@@ -1,0 +1,488 @@
+"""Text → unit vectors: the one Encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sentence_transformers import SentenceTransformer
+
+from ragadapt.config import EncoderConfig
+from ragadapt.encoder import loading
+from ragadapt.encoder.batches import Ids, token_batches
+from ragadapt.encoder.precision import (
+    PROBE_PASSAGES,
+    PROBE_QUERIES,
+    Precision,
+    agreement,
+    choose_device,
+    choose_precision,
+)
+from ragadapt.encoder.presets import Source, known_prompts, resolve
+from ragadapt.encoder.spec import EncoderSpec, read_spec, write_spec
+from ragadapt.encoder.tower import Tower
+from ragadapt.errors import InvalidInput, NotARetriever, StoreError
+from ragadapt.values import Progress, no_progress
+
+log = logging.getLogger(__name__)
+
+Vectors = npt.NDArray[np.float32]
+
+_FIRST_WINDOW = 512  # texts tokenised before the first batch runs: the model should not wait long
+_WINDOW = 8192  # texts tokenised and sorted together afterwards; bounds the memory that tokens take
+_BUDGET = {"cpu": 4096, "cuda": 131_072, "mps": 16_384}  # tokens per batch
+_RELOAD_COSINE = 0.9999
+
+
+@dataclass(frozen=True, slots=True)
+class SavedModel:
+    """What saving a model proved. reload_cosine: least similarity of a reloaded probe vector with its twin."""
+
+    folder: Path
+    fingerprint: str
+    portable: bool
+    reload_cosine: float
+
+
+class Encoder:
+    """A bi-encoder: queries and passages in, float32 unit vectors out.
+
+    Made by `Encoder.load` (a base model) or `Encoder.open` (a saved folder). The two sides share one tower
+    unless only the query side was adapted. Not safe for use from several threads at once.
+    """
+
+    def __init__(
+        self,
+        spec: EncoderSpec,
+        config: EncoderConfig,
+        query: Tower | None,
+        passage: Tower | None,
+        precision: Precision,
+        restore: Callable[[], SentenceTransformer],
+        generic: SentenceTransformer | None = None,
+    ) -> None:
+        """restore: makes the whole model anew in float32, on the CPU; saving and merging start from it.
+        generic: runs the texts where the model has no towers."""
+        self.spec = spec
+        self.config = config
+        self.query_tower = query
+        self.passage_tower = passage
+        self.precision = precision
+        self.truncated = 0
+        self._restore = restore
+        self._generic = generic
+
+    # ------------------------------------------------------------------ making one
+
+    @classmethod
+    def load(cls, config: EncoderConfig | None = None) -> Self:
+        """The base model that the configuration names.
+
+        Raises ModelNotFound, MissingExtra, InvalidConfiguration.
+        """
+        config = config or EncoderConfig.model_validate({})
+        source = resolve(config)
+        return cls._build(source, config, spec=None)
+
+    @classmethod
+    def open(cls, folder: str | Path, *, device: str = "auto", precision: str = "auto") -> Self:
+        """An encoder saved with `save`. Raises NotARetriever, StoreCorrupt, FormatTooNew, ModelNotFound."""
+        folder = Path(folder)
+        spec = read_spec(folder)
+        if spec is None:
+            raise NotARetriever(
+                f"{folder} holds no encoder saved by ragadapt (no ragadapt_encoder.json). For a "
+                "sentence-transformers folder use Encoder.load(EncoderConfig(model=…))."
+            )
+        config = EncoderConfig.model_validate(
+            {
+                "model": str(folder),
+                "max_length": spec.max_length,
+                "query_prompt": spec.query_prompt,
+                "passage_prompt": spec.passage_prompt,
+                "device": device,
+                "precision": precision,
+            }
+        )
+        return cls._build(Source(str(folder), None, None, True), config, spec)
+
+    @classmethod
+    def _build(cls, source: Source, config: EncoderConfig, spec: EncoderSpec | None) -> Self:
+        device = choose_device(config.device)
+        precision = choose_precision(config.precision, device)
+        model = loading.open_model(source, config, device)
+        length = loading.max_length(model, config, source)
+        query_prompt, passage_prompt = _prompts(model, config, source)
+
+        def prepare(model: SentenceTransformer) -> SentenceTransformer:
+            loading.unit_length(model)
+            with suppress(AttributeError):  # models of static vectors read texts of any length
+                model.max_seq_length = length
+            model.prompts = {"query": query_prompt, "document": passage_prompt}
+            model.default_prompt_name = "document" if passage_prompt else None
+            return model
+
+        def restore() -> SentenceTransformer:
+            return prepare(loading.open_model(source, config, "cpu"))
+
+        prepare(model)
+        query_chain, passage_chain = loading.sides(model)
+        query = loading.build_tower(query_chain, length)
+        passage = query if passage_chain == query_chain else loading.build_tower(passage_chain, length)
+        if spec is None:
+            base, revision = loading.identity(model, source)
+            spec = EncoderSpec(
+                model=config.model,
+                base=base,
+                revision=revision,
+                licence=loading.licence(source),
+                dim=_width(model),
+                max_length=length,
+                query_prompt=query_prompt,
+                passage_prompt=passage_prompt,
+                head=loading.head_settings(passage_chain),
+            )
+        encoder = cls(spec, config, query, passage, replace(precision, dtype="float32"), restore)
+        reference = encoder._reference(model)
+        encoder._settle(precision, reference, model)
+        return encoder
+
+    def _reference(self, model: SentenceTransformer) -> tuple[Vectors, Vectors]:
+        """Probe vectors as sentence-transformers itself makes them; the towers must agree or are given up."""
+        queries = self._by_library(model, PROBE_QUERIES, "query")
+        passages = self._by_library(model, PROBE_PASSAGES, "document")
+        if self.query_tower is not None and self.passage_tower is not None:
+            cosine, _ = agreement((queries, passages), self._probe())
+            if cosine >= _RELOAD_COSINE:
+                return queries, passages
+            log.warning("fast path differs from sentence-transformers (cosine %.5f): not used", cosine)
+        self.query_tower = self.passage_tower = None
+        self._generic = model
+        return queries, passages
+
+    def _settle(self, wanted: Precision, reference: tuple[Vectors, Vectors], model: SentenceTransformer) -> None:
+        """Run in the wanted precision if it agrees with float32 on the probe, else stay in float32."""
+        if wanted.dtype == "float32" or self._generic is not None:
+            reason = wanted.reason if self._generic is None else "this model runs in sentence-transformers"
+            self.precision = replace(wanted, dtype="float32", reason=reason)
+            return
+        towers = {id(tower): tower for tower in (self.query_tower, self.passage_tower) if tower is not None}
+        for tower in towers.values():
+            tower.model.to(wanted.torch_dtype)
+        cosine, ranks = agreement(reference, self._probe())
+        measured = replace(wanted, min_cosine=cosine, rank_agreement=ranks)
+        log.info(
+            "%s on %s (%s): least cosine with float32 %.5f",
+            wanted.dtype,
+            wanted.device,
+            wanted.reason,
+            cosine,
+        )
+        if not measured.holds:
+            log.warning(
+                "%s changes the ranking (least cosine %.4f, rank agreement %.3f): float32 is used",
+                wanted.dtype, cosine, ranks,
+            )  # fmt: skip
+            weights = self._restore()
+            for side, fresh in zip((self.query_tower, self.passage_tower), loading.sides(weights), strict=True):
+                assert side is not None
+                side.model.to(torch.float32)
+                side.model.load_state_dict(fresh[0].get_submodule("model").state_dict())
+            measured = replace(wanted, dtype="float32", reason=f"{wanted.dtype} changes the ranking")
+        self.precision = measured
+
+    # ------------------------------------------------------------------ what it is
+
+    @property
+    def dim(self) -> int:
+        """Width of the vectors."""
+        return self.spec.dim
+
+    @property
+    def max_length(self) -> int:
+        """Tokens per text, special tokens and prompt included; the rest is cut off."""
+        return self.spec.max_length
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for encoders whose vectors can be compared; see EncoderSpec."""
+        return self.spec.fingerprint
+
+    @property
+    def special_tokens(self) -> int:
+        """Tokens that every text gets besides its own (start, end)."""
+        return int(self._tokenizer.num_special_tokens_to_add(pair=False))
+
+    @property
+    def _tokenizer(self) -> Any:
+        if self.passage_tower is not None:
+            return self.passage_tower.tokenizer
+        assert self._generic is not None
+        return self._generic.tokenizer
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, uncut, without special tokens and without a prompt."""
+        texts = _checked(texts)
+        counts: list[int] = []
+        for start in range(0, len(texts), _WINDOW):
+            window = texts[start : start + _WINDOW]
+            if not callable(self._tokenizer):  # a bare `tokenizers.Tokenizer`, as static vectors have
+                counts += [len(one.ids) for one in self._tokenizer.encode_batch(window, add_special_tokens=False)]
+                continue
+            encoded = self._tokenizer(
+                window,
+                add_special_tokens=False,
+                truncation=False,
+                padding=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )
+            counts += [len(row) for row in encoded["input_ids"]]
+        return counts
+
+    # ------------------------------------------------------------------ encoding
+
+    def encode_queries(self, texts: Sequence[str], *, progress: Progress = no_progress) -> Vectors:
+        """(n, dim) float32 unit vectors, in the order of the texts; (0, dim) for none."""
+        return self._encode(texts, "query", progress)
+
+    def encode_passages(self, texts: Sequence[str], *, progress: Progress = no_progress) -> Vectors:
+        """(n, dim) float32 unit vectors, in the order of the texts; (0, dim) for none."""
+        return self._encode(texts, "document", progress)
+
+    def _encode(self, texts: Sequence[str], task: str, progress: Progress) -> Vectors:
+        texts = _checked(texts)
+        self.truncated = 0
+        if not texts:
+            return np.zeros((0, self.dim), dtype=np.float32)
+        positions: dict[str, int] = {}
+        inverse = np.fromiter((positions.setdefault(text, len(positions)) for text in texts), np.int64, len(texts))
+        unique = list(positions)
+        stage = "encode queries" if task == "query" else "encode passages"
+        tower = self.query_tower if task == "query" else self.passage_tower
+        if tower is None:
+            assert self._generic is not None
+            vectors = self._by_library(self._generic, unique, task)
+            progress(stage, len(unique), len(unique))
+        else:
+            prompt = self.spec.query_prompt if task == "query" else self.spec.passage_prompt
+            vectors = self._run(tower, unique, prompt, stage, progress)
+        return vectors if len(unique) == len(texts) else vectors[inverse]
+
+    def _run(self, tower: Tower, texts: list[str], prompt: str, stage: str, progress: Progress) -> Vectors:
+        """Windows of texts: while one runs through the model, a thread tokenises the next."""
+        budget = self.config.token_budget or _BUDGET.get(tower.device.type, 8192)
+        front = tower.prompt_length(prompt) if prompt and not tower.prompt_pooled else 0
+        vectors = np.empty((len(texts), self.dim), dtype=np.float32)
+        bounds = [0, min(_FIRST_WINDOW, len(texts))]
+        while bounds[-1] < len(texts):
+            bounds.append(min(bounds[-1] + _WINDOW, len(texts)))
+        windows = list(pairwise(bounds))
+
+        def tokenise(window: tuple[int, int]) -> tuple[list[Ids], int]:
+            piece = texts[window[0] : window[1]]
+            return tower.tokenize([prompt + text for text in piece] if prompt else piece)
+
+        done = 0
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            ahead: Future[tuple[list[Ids], int]] = pool.submit(tokenise, windows[0])
+            for number, (start, _) in enumerate(windows):
+                rows, cut = ahead.result()
+                self.truncated += cut
+                if number + 1 < len(windows):
+                    ahead = pool.submit(tokenise, windows[number + 1])
+                lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
+                for batch in token_batches(lengths, budget):
+                    vectors[start + batch] = _embed(tower, [rows[i] for i in batch], front)
+                    done += len(batch)
+                    progress(stage, done, len(texts))
+        return vectors
+
+    def _by_library(self, model: SentenceTransformer, texts: Sequence[str], task: str) -> Vectors:
+        prompt = self.spec.query_prompt if task == "query" else self.spec.passage_prompt
+        method = model.encode_query if task == "query" else model.encode_document
+        vectors = method(
+            list(texts),
+            prompt=prompt,
+            normalize_embeddings=True,
+            show_progress_bar=False,
+            convert_to_numpy=True,
+        )
+        return np.asarray(vectors, dtype=np.float32)
+
+    def _probe(self) -> tuple[Vectors, Vectors]:
+        return self.encode_queries(PROBE_QUERIES), self.encode_passages(PROBE_PASSAGES)
+
+    def encode_to(
+        self,
+        texts: Sequence[str],
+        path: str | Path,
+        *,
+        side: str = "passage",
+        shard_size: int = 8192,
+        progress: Progress = no_progress,
+    ) -> npt.NDArray[np.float32]:
+        """Vectors written shard by shard into an .npy file, returned memory-mapped (read-only).
+
+        Killed and called again with the same texts and encoder, it goes on after the last whole shard; with
+        others it starts anew. Memory stays bounded by a shard. A file beside it, `<name>.progress`, tells how
+        far it came, and is gone at the end. Raises InvalidInput.
+        """
+        texts = _checked(texts)
+        path = Path(path)
+        if side not in ("query", "passage"):
+            raise InvalidInput(f"side = {side!r}: it is 'query' or 'passage'.")
+        if shard_size < 1:
+            raise InvalidInput(f"shard_size = {shard_size}: it must be at least 1.")
+        note = path.with_name(path.name + ".progress")
+        partial = path.with_name(path.name + ".partial")
+        identity = {
+            "fingerprint": self.fingerprint,
+            "side": side,
+            "texts": _digest(texts),
+            "count": len(texts),
+        }
+        done = _resume_point(note, partial, identity, (len(texts), self.dim))
+        if len(texts) == 0:
+            np.save(path, np.zeros((0, self.dim), dtype=np.float32))
+            return np.zeros((0, self.dim), dtype=np.float32)
+        mode = "r+" if done else "w+"
+        shape = (len(texts), self.dim)
+        target = np.lib.format.open_memmap(partial, mode=mode, dtype=np.float32, shape=shape)
+        encode = self.encode_queries if side == "query" else self.encode_passages
+        cut = 0
+        while done < len(texts):
+            shard = texts[done : done + shard_size]
+            target[done : done + len(shard)] = encode(shard)
+            cut += self.truncated
+            target.flush()
+            done += len(shard)
+            _write_atomically(note, json.dumps({**identity, "done": done}))
+            progress(f"encode {side}s" if side == "passage" else "encode queries", done, len(texts))
+        self.truncated = cut
+        del target
+        partial.replace(path)
+        note.unlink(missing_ok=True)
+        return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+
+    # ------------------------------------------------------------------ saving
+
+    def save(self, folder: str | Path, *, portable: bool = True) -> SavedModel:
+        """Write a sentence-transformers model that gives the same vectors without ragadapt, and prove it.
+
+        portable: True copies the base weights; False lets an adapter on a hub model refer to its base by
+        name and revision (everything else is written whole either way). The saved folder is opened again and
+        must reproduce the probe vectors. Raises StoreError where it does not.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self._restore()
+        by_reference = self._write(model, folder, portable)
+        write_spec(folder, self.spec)
+        before = (
+            self._by_library(model, PROBE_QUERIES, "query"),
+            self._by_library(model, PROBE_PASSAGES, "document"),
+        )
+        del model
+        source = Source(str(folder), None, None, True)
+        again = loading.open_model(source, EncoderConfig.model_validate({"model": str(folder)}), "cpu")
+        after = (
+            self._by_library(again, PROBE_QUERIES, "query"),
+            self._by_library(again, PROBE_PASSAGES, "document"),
+        )
+        cosine, _ = agreement(before, after)
+        mine, _ = agreement(before, self._probe())
+        if cosine < _RELOAD_COSINE or mine < 0.99:
+            raise StoreError(
+                f"The model saved in {folder} differs from the one in memory (cosine {min(cosine, mine):.5f}, at "
+                f"least {_RELOAD_COSINE} is needed). It must not be used; please report this."
+            )
+        return SavedModel(folder, self.fingerprint, not by_reference, cosine)
+
+    def _write(self, model: SentenceTransformer, folder: Path, portable: bool) -> bool:
+        """Write the model's files; returns whether the base is only referred to."""
+        model.save(str(folder), create_model_card=False, safe_serialization=True)
+        return False
+
+
+def _embed(tower: Tower, rows: list[Ids], prompt_length: int) -> Vectors:
+    """One batch; on a GPU without enough memory, the same batch in halves."""
+    try:
+        return tower.embed(rows, prompt_length)
+    except torch.cuda.OutOfMemoryError:
+        if len(rows) == 1:
+            raise
+    torch.cuda.empty_cache()
+    log.warning("GPU memory is full: going on with half the batch (%d texts)", len(rows) // 2)
+    middle = len(rows) // 2
+    return np.concatenate([_embed(tower, rows[:middle], prompt_length), _embed(tower, rows[middle:], prompt_length)])
+
+
+def _checked(texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str | bytes):
+        raise InvalidInput(f"a single text was passed ({texts[:40]!r}), a list of texts is needed: wrap it in [ ].")
+    try:
+        texts = list(texts)
+    except TypeError as error:
+        raise InvalidInput(f"{type(texts).__name__} was passed, a list of texts is needed.") from error
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InvalidInput(f"texts[{position}] is {type(text).__name__} ({text!r:.60}), a str is needed.")
+    return texts
+
+
+def _prompts(model: SentenceTransformer, config: EncoderConfig, source: Source) -> tuple[str, str]:
+    """As configured, else as saved with the model, else what its family is known to need."""
+    saved = {name: text for name, text in (model.prompts or {}).items() if text}
+    query, passage = saved.get("query", ""), saved.get("document") or saved.get("passage") or ""
+    if not saved:
+        query, passage = known_prompts(source.location)
+    if config.query_prompt is not None:
+        query = config.query_prompt
+    if config.passage_prompt is not None:
+        passage = config.passage_prompt
+    return query, passage
+
+
+def _width(model: SentenceTransformer) -> int:
+    if hasattr(model, "get_embedding_dimension"):
+        return int(model.get_embedding_dimension() or 0)
+    return int(model.get_sentence_embedding_dimension() or 0)  # its name before 6.0
+
+
+def _digest(texts: list[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _resume_point(note: Path, partial: Path, identity: dict[str, Any], shape: tuple[int, int]) -> int:
+    """Rows already written by an earlier call with the same identity; 0 = start anew."""
+    try:
+        state = json.loads(note.read_text(encoding="utf-8"))
+        existing = np.load(partial, mmap_mode="r")
+    except (OSError, ValueError):
+        return 0
+    done = state.pop("done", 0)
+    return int(done) if state == identity and existing.shape == shape else 0
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    beside = path.with_name(path.name + ".new")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)

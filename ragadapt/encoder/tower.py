@@ -1,0 +1,102 @@
+"""One side of a bi-encoder: token ids → unit vectors; the transformer in any precision, the rest in float32."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from ragadapt.encoder.batches import Ids, pad
+
+
+class Tower(nn.Module):
+    """The transformer and what follows it (pooling, projections), without prompt and without text.
+
+    model: a transformers encoder, in the precision that was chosen. head: sentence-transformers modules after
+    it, always float32, so that pooling and normalisation lose nothing.
+    """
+
+    def __init__(self, model: nn.Module, head: Sequence[nn.Module], tokenizer: Any, max_length: int) -> None:
+        super().__init__()
+        self.model = model
+        self.head = nn.ModuleList(head)
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        pad_id = getattr(tokenizer, "pad_token_id", None)
+        self.pad_id: int = 0 if pad_id is None else int(pad_id)
+        self.prompt_pooled = all(getattr(module, "include_prompt", True) for module in head)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    def clone(self) -> Self:
+        """A tower of its own modules that shares every weight with this one: adding an adapter to the clone
+        leaves the original as it was, and costs no memory for what stays frozen."""
+        shared: dict[int, Any] = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
+        shared[id(self.tokenizer)] = self.tokenizer
+        return copy.deepcopy(self, shared)
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[list[Ids], int]:
+        """(token ids per text, cut at max_length, special tokens included; how many texts were cut)."""
+        if not texts:
+            return [], 0
+        encoded = self.tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=self.max_length,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        rows = [np.asarray(row, dtype=np.int32) for row in encoded["input_ids"]]
+        details = getattr(encoded, "encodings", None)
+        if details:
+            cut = sum(1 for one in details if one.overflowing)
+        else:
+            cut = sum(1 for row in rows if len(row) >= self.max_length)
+        return rows, cut
+
+    def prompt_length(self, prompt: str) -> int:
+        """Tokens that a prompt takes at the front, the leading special token included."""
+        ids = self.tokenizer(prompt)["input_ids"]
+        return len(ids) - (1 if ids and ids[-1] in set(self.tokenizer.all_special_ids) else 0)
+
+    def to_tensors(self, rows: list[Ids]) -> tuple[Tensor, Tensor]:
+        """Padded (ids, mask), (B, T) each, on the tower's device."""
+        ids, mask = (torch.from_numpy(array) for array in pad(rows, self.pad_id))
+        device = self.device
+        if device.type == "cuda":
+            ids, mask = (tensor.pin_memory().to(device, non_blocking=True) for tensor in (ids, mask))
+        elif device.type != "cpu":
+            ids, mask = ids.to(device), mask.to(device)
+        return ids, mask
+
+    def forward(self, ids: Tensor, mask: Tensor, prompt_length: int = 0) -> Tensor:
+        """(B, T) ids and mask → (B, d) float32, unit length."""
+        hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state  # (B, T, h)
+        return self.pool(hidden, mask, prompt_length)
+
+    def pool(self, hidden: Tensor, mask: Tensor, prompt_length: int = 0) -> Tensor:
+        """(B, T, h) hidden states → (B, d) float32, unit length."""
+        features: dict[str, Any] = {"token_embeddings": hidden.float(), "attention_mask": mask}
+        if prompt_length and not self.prompt_pooled:
+            features["prompt_length"] = prompt_length
+        for module in self.head:
+            features = module(features)
+        return nn.functional.normalize(features["sentence_embedding"].float(), dim=-1)
+
+    @torch.inference_mode()
+    def embed(self, rows: list[Ids], prompt_length: int = 0) -> npt.NDArray[np.float32]:
+        """(B, d) float32 unit vectors of one batch of token rows."""
+        vectors: npt.NDArray[np.float32] = self(*self.to_tensors(rows), prompt_length).cpu().numpy()
+        return vectors

@@ -1,0 +1,85 @@
+"""Random small models, made on the spot: real architectures at toy size."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_TEXT = (
+    "the a of and to in is it for on with as by at from how do i what when why who where open close file line "
+    "read write cat dog tree river bridge bread oven bake city council vote price cheap flight invoice due pay "
+    "password reset error server time month day year red green blue small large old new water fire stone wood"
+)
+WORDS = _TEXT.split()
+
+
+def sentences(count: int, words: int = 12, seed: int = 0) -> list[str]:
+    """Distinct made-up sentences of 3 to `words` words."""
+    generator = torch.Generator().manual_seed(seed)
+    made: list[str] = []
+    while len(made) < count:
+        length = int(torch.randint(3, words + 1, (1,), generator=generator))
+        picks = torch.randint(len(WORDS), (length,), generator=generator).tolist()
+        text = " ".join(WORDS[pick] for pick in picks)
+        if text not in made:
+            made.append(text)
+    return made
+
+
+def write_tokenizer(folder: Path) -> None:
+    from transformers import BertTokenizerFast
+
+    letters = string.ascii_lowercase + string.digits
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    pieces += [letter for letter in letters if letter not in pieces] + [f"##{letter}" for letter in letters]
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    BertTokenizerFast(vocab=str(vocabulary), do_lower_case=True, model_max_length=64).save_pretrained(folder)
+
+
+def write_tiny_model(
+    folder: Path, kind: str = "bert", layers: int = 2, pooling: str = "mean", seed: int = 0, **settings: Any
+) -> Path:
+    """A sentence-transformers folder with a random transformer of width 32. kind: a transformers model type."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Normalize, Pooling, Transformer
+    from transformers import AutoConfig, AutoModel
+
+    raw = folder / "raw"
+    write_tokenizer(raw)
+    names: dict[str, Any] = {
+        "vocab_size": 160,
+        "hidden_size": 32,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 66,
+        "pad_token_id": 0,
+    }
+    if kind == "distilbert":
+        names = {
+            "vocab_size": 160,
+            "dim": 32,
+            "n_layers": layers,
+            "n_heads": 2,
+            "hidden_dim": 64,
+            "max_position_embeddings": 66,
+            "pad_token_id": 0,
+        }
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(kind, **{**names, **settings})
+    model = AutoModel.from_config(config)
+    with torch.no_grad():  # transformers starts near zero, where all texts look alike
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4.0)
+    model.save_pretrained(raw)
+    transformer = Transformer(str(raw), max_seq_length=48)
+    made = SentenceTransformer(modules=[transformer, Pooling(32, pooling), Normalize()], device="cpu")
+    target = folder / "model"
+    made.save(str(target), create_model_card=False)
+    return target
