@@ -1,0 +1,283 @@
+"""The documents and chunks of a retriever: one SQLite file, written in bulk, read from any thread."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from ragadapt.errors import FormatTooNew, InvalidInput, StoreCorrupt
+from ragadapt.values import Chunk, Document, Metadata
+
+FORMAT_VERSION = 1
+T = TypeVar("T")
+
+_PAGE = 500  # rows per query; below the 999 variables that old SQLite builds allow
+_COLUMNS = "id, document_id, text, heading_path, start, end, metadata, source"
+_SCHEMA = f"""
+CREATE TABLE documents (
+    id TEXT PRIMARY KEY, title TEXT NOT NULL, source TEXT NOT NULL, metadata TEXT NOT NULL,
+    content_hash TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE chunks (
+    position INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, document_id TEXT NOT NULL REFERENCES documents (id),
+    text TEXT NOT NULL, heading_path TEXT NOT NULL, start INTEGER NOT NULL, end INTEGER NOT NULL,
+    metadata TEXT NOT NULL, source TEXT NOT NULL, content_hash TEXT NOT NULL
+);
+CREATE INDEX chunks_by_document ON chunks (document_id, start);
+PRAGMA user_version = {FORMAT_VERSION};
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentRecord:
+    """A document without its text. content_hash covers text, title, source and metadata."""
+
+    id: str
+    title: str = ""
+    source: str = ""
+    metadata: Metadata = field(default_factory=dict)
+    content_hash: str = ""
+
+
+def document_hash(document: Document) -> str:
+    """sha256 of all that chunks are made of: equal if and only if the document need not be read again."""
+    parts = [document.text, document.title, document.source, _dump(document.metadata, document.id)]
+    return hashlib.sha256(json.dumps(parts).encode("ascii")).hexdigest()
+
+
+class ChunkStore:
+    """Chunks by id, in order, by document. `create` writes a new file, `open` reads one.
+
+    Chunks keep the order in which they were added. One connection is shared under a lock, so a store may be
+    used from several threads, and keeps reading its own file after the folder around it was replaced.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, path: Path, writable: bool) -> None:
+        self.path = path
+        self._writable = writable
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    @classmethod
+    def create(cls, path: str | Path) -> Self:
+        """A new, empty, writable store. Raises InvalidInput if there is something at path."""
+        path = Path(path)
+        if path.exists():
+            raise InvalidInput(f"{path} exists. Remove it first, or open it with ChunkStore.open.")
+        connection = _connect(path, writable=True)
+        connection.executescript(_SCHEMA)
+        return cls(connection, path, writable=True)
+
+    @classmethod
+    def open(cls, path: str | Path, writable: bool = False) -> Self:
+        """An existing store. Read-only unless told, and then on read-only disks too.
+
+        Raises StoreCorrupt if the file is missing or no store, FormatTooNew.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise StoreCorrupt(f"{path} is missing. Build the retriever again with: ragadapt fit")
+        connection = _connect(path, writable)
+        try:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            connection.execute("SELECT 1 FROM chunks, documents LIMIT 1").fetchone()
+        except sqlite3.DatabaseError as error:
+            connection.close()
+            raise StoreCorrupt(f"{path} holds no chunks ({error}). Build the retriever again.") from error
+        if version > FORMAT_VERSION:
+            connection.close()
+            raise FormatTooNew(f"{path} has format {version}, this ragadapt reads up to {FORMAT_VERSION}.")
+        return cls(connection, path, writable)
+
+    def close(self) -> None:
+        """Close the file. The store must not be used afterwards."""
+        with self._lock:
+            self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Writing
+
+    def add(self, documents: Iterable[Document], chunks: Iterable[Chunk]) -> None:
+        """Append documents and their chunks; all of them or, on an error, none.
+
+        Raises InvalidInput for an id that is there already, a chunk without its document, and metadata that
+        is not JSON.
+        """
+        document_rows = ((d.id, d.title, d.source, _dump(d.metadata, d.id), document_hash(d)) for d in documents)
+        chunk_rows = (
+            (
+                *(c.id, c.document_id, c.text, json.dumps(c.heading_path, ensure_ascii=False)),
+                *(c.start, c.end, _dump(c.metadata, c.id), c.source, c.content_hash),
+            )
+            for c in chunks
+        )
+
+        def write(connection: sqlite3.Connection) -> None:
+            columns = "id, title, source, metadata, content_hash"
+            _insert(connection, f"INSERT INTO documents ({columns}) VALUES (?,?,?,?,?)", document_rows)
+            _insert(
+                connection,
+                f"INSERT INTO chunks ({_COLUMNS}, content_hash) VALUES (?,?,?,?,?,?,?,?,?)",
+                chunk_rows,
+            )
+
+        self._write(write)
+
+    def delete_documents(self, ids: Iterable[str]) -> list[str]:
+        """Remove documents with their chunks; the ids of the removed chunks. Unknown ids are ignored."""
+        removed: list[str] = []
+
+        def write(connection: sqlite3.Connection) -> None:
+            for id in ids:
+                rows = connection.execute("SELECT id FROM chunks WHERE document_id = ? ORDER BY position", (id,))
+                removed.extend(row[0] for row in rows)
+                connection.execute("DELETE FROM chunks WHERE document_id = ?", (id,))
+                connection.execute("DELETE FROM documents WHERE id = ?", (id,))
+
+        self._write(write)
+        return removed
+
+    # Reading
+
+    def __len__(self) -> int:
+        return int(self._rows("SELECT count(*) FROM chunks")[0][0])
+
+    def __contains__(self, id: object) -> bool:
+        return isinstance(id, str) and bool(self._rows("SELECT 1 FROM chunks WHERE id = ?", (id,)))
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """All chunks in the order in which they were added, a page at a time."""
+        last = -1
+        while rows := self._rows(
+            f"SELECT position, {_COLUMNS} FROM chunks WHERE position > ? ORDER BY position LIMIT {_PAGE}", (last,)
+        ):
+            last = rows[-1][0]
+            yield from (_chunk(row[1:]) for row in rows)
+
+    def get(self, ids: Sequence[str]) -> list[Chunk]:
+        """One chunk per id, in the order of ids. Raises InvalidInput that names what is not there."""
+        found = self.find(ids)
+        missing = [id for id in ids if id not in found]
+        if missing:
+            raise InvalidInput(f"{len(missing)} of {len(ids)} chunks are not in {self.path}: {missing[:3]} …")
+        return [found[id] for id in ids]
+
+    def find(self, ids: Iterable[str]) -> dict[str, Chunk]:
+        """The chunks that exist, by id; unknown ids are left out."""
+        wanted = list(dict.fromkeys(ids))
+        found: dict[str, Chunk] = {}
+        for start in range(0, len(wanted), _PAGE):
+            page = wanted[start : start + _PAGE]
+            marks = ",".join("?" * len(page))
+            rows = self._rows(f"SELECT {_COLUMNS} FROM chunks WHERE id IN ({marks})", page)
+            found.update((row[0], _chunk(row)) for row in rows)
+        return found
+
+    def of_document(self, document_id: str) -> list[Chunk]:
+        """The document's chunks by where they start; empty if it has none or is unknown."""
+        query = f"SELECT {_COLUMNS} FROM chunks WHERE document_id = ? ORDER BY start, position"
+        return [_chunk(row) for row in self._rows(query, (document_id,))]
+
+    def ids(self) -> list[str]:
+        """All chunk ids in the order in which they were added."""
+        return [row[0] for row in self._rows("SELECT id FROM chunks ORDER BY position")]
+
+    def document_ids(self) -> list[str]:
+        """The document of every chunk, in the order of `ids()`."""
+        return [row[0] for row in self._rows("SELECT document_id FROM chunks ORDER BY position")]
+
+    def metadata(self) -> Iterator[tuple[str, Metadata]]:
+        """(chunk id, metadata) in the order of `ids()`: what a metadata filter reads."""
+        for row in self._rows("SELECT id, metadata FROM chunks ORDER BY position"):
+            yield row[0], json.loads(row[1])
+
+    def content_hashes(self) -> dict[str, str]:
+        """Chunk id → content hash: equal hashes may share a vector."""
+        return dict(self._rows("SELECT id, content_hash FROM chunks ORDER BY position"))
+
+    def documents(self) -> list[DocumentRecord]:
+        """Every document without its text, by id."""
+        rows = self._rows("SELECT id, title, source, metadata, content_hash FROM documents ORDER BY id")
+        return [DocumentRecord(id, t, s, json.loads(m), h) for id, t, s, m, h in rows]
+
+    # The connection
+
+    def _rows(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        with self._lock:
+            try:
+                return self._connection.execute(query, values).fetchall()
+            except sqlite3.ProgrammingError as error:
+                raise InvalidInput(f"{self.path} was closed. Open it again with ChunkStore.open.") from error
+            except sqlite3.DatabaseError as error:
+                raise StoreCorrupt(f"{self.path} cannot be read ({error}). Build the retriever again.") from error
+
+    def _write(self, write: Callable[[sqlite3.Connection], None]) -> None:
+        if not self._writable:
+            raise InvalidInput(f"{self.path} is open for reading. Open it with ChunkStore.open(…, writable=True).")
+        with self._lock, self._connection:
+            try:
+                write(self._connection)
+            except sqlite3.IntegrityError as error:
+                raise InvalidInput(f"{self.path} does not take this: {error}. Nothing was written.") from error
+            except UnicodeEncodeError as error:
+                raise InvalidInput(f"Text with a lone surrogate cannot be stored ({error}). Clean it first.") from error
+
+
+def _connect(path: Path, writable: bool) -> sqlite3.Connection:
+    if writable:
+        connection = sqlite3.connect(path, check_same_thread=False)
+        # A build that is cut short starts this file anew, and a finished one is synced as a whole.
+        connection.execute("PRAGMA journal_mode = MEMORY")
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute("PRAGMA foreign_keys = ON")
+        return connection
+    uri = path.resolve().as_uri()
+    if uri.startswith("file:///"):
+        # Nobody writes to a saved file in place, so no lock is needed, nor one more file beside it.
+        return sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+    connection = sqlite3.connect(path, check_same_thread=False)  # a Windows share: SQLite takes no host in an URI
+    connection.execute("PRAGMA query_only = ON")
+    return connection
+
+
+def _insert(connection: sqlite3.Connection, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
+    for row in rows:
+        try:
+            connection.execute(statement, row)
+        except sqlite3.IntegrityError as error:
+            raise sqlite3.IntegrityError(f"{row[0]!r}: {error}") from error
+
+
+def _chunk(row: Sequence[Any]) -> Chunk:
+    id, document_id, text, heading_path, start, end, metadata, source = row
+    return Chunk(
+        id=id,
+        document_id=document_id,
+        text=text,
+        heading_path=tuple(json.loads(heading_path)),
+        start=start,
+        end=end,
+        metadata=json.loads(metadata),
+        source=source,
+    )
+
+
+def _dump(metadata: Metadata, id: str) -> str:
+    try:
+        return json.dumps(dict(metadata), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"Metadata of {id!r}: {error}. Only JSON values can be stored; convert others.") from error

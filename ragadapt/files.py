@@ -1,0 +1,177 @@
+"""Files that survive a kill: listing, hashing, writing in one move, reaching the disk."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ragadapt.errors import InvalidInput, RagadaptError, StoreError
+
+DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """Size in bytes and sha256 of one file."""
+
+    size: int
+    sha256: str
+
+
+def record_file(file: Path) -> FileRecord:
+    """Hash the file as it is now."""
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return FileRecord(size=stream.tell(), sha256=digest)
+
+
+def list_files(folder: Path) -> list[tuple[str, Path]]:
+    """Every file below, as (path with "/" between, file), sorted by path. Links to folders are refused."""
+    found = []
+    for root, folders, names in os.walk(folder):
+        for name in folders:
+            if (Path(root) / name).is_symlink():
+                raise InvalidInput(f"{Path(root) / name} links to a folder. Copy its contents there instead.")
+        for name in names:
+            file = Path(root) / name
+            found.append((file.relative_to(folder).as_posix(), file))
+    return sorted(found)
+
+
+def json_digest(values: Mapping[str, Any], what: str) -> str:
+    """sha256 of the values' canonical JSON. what: named in the InvalidInput that other values raise."""
+    return hashlib.sha256(to_json(values, what, sort_keys=True).encode("ascii")).hexdigest()
+
+
+def to_json(values: Any, what: str, sort_keys: bool = False) -> str:
+    """One line of ASCII JSON. Raises InvalidInput where a value is not JSON; NaN and infinity are not."""
+    try:
+        return json.dumps(values, sort_keys=sort_keys, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"In {what}: {error}. Only JSON values can be stored; convert others to text.") from error
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in the file; None where there is no file, or it holds something else."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the file's content in one move that has reached the disk when this returns."""
+    beside = path.with_name(f"{path.name}.tmp")
+    with beside.open("w", encoding="utf-8", newline="\n") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    beside.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Return once every file below has reached the disk."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            file = Path(root) / name
+            if file.is_symlink() or not file.is_file():
+                continue
+            # Windows syncs only what is open for writing, others also what is not.
+            with suppress(PermissionError):
+                descriptor = os.open(file, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+        sync_folder(Path(root))
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames within the folder last through a power cut, where the system can (not on Windows)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems refuse
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def link_or_copy(file: Path, to: Path) -> None:
+    """A hard link where the file system has them (it costs no space), else a copy."""
+    try:
+        to.hardlink_to(file)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
+        shutil.copyfile(file, to)  # FAT, some network shares, too many links
+
+
+def copy_live(source: Path, destination: Path) -> None:
+    """Copy a file or folder that may be in use, SQLite files through a backup; nothing if it is not there."""
+    if source.is_dir():
+        shutil.copytree(source, destination, dirs_exist_ok=True)
+    elif source.is_file():
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with source.open("rb") as stream:
+            is_sqlite = stream.read(16) == b"SQLite format 3\0"
+        if not is_sqlite:
+            shutil.copyfile(source, destination)
+            return
+        with (
+            closing(sqlite3.connect(source, timeout=30)) as old,
+            closing(sqlite3.connect(destination)) as new,
+        ):
+            old.backup(new)
+
+
+def rename(source: Path, destination: Path) -> None:
+    """Rename within one file system; the destination must not exist."""
+    attempts = 20 if os.name == "nt" else 1  # virus scanners and indexers on Windows hold files for moments
+    for attempt in range(attempts):
+        try:
+            source.rename(destination)
+            return
+        except PermissionError:
+            if attempt == attempts - 1:
+                raise
+            time.sleep(0.1)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it; nothing if it is not there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def explain_full_disk(target: Path) -> Iterator[None]:
+    """Turn "no space left", whoever reports it, into a StoreError that says what became of `target`."""
+    try:
+        yield
+    except RagadaptError:
+        raise
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in DISK_FULL
+        if full or "disk is full" in str(error) or "No space left" in str(error):  # SQLite, safetensors, torch
+            state = f"{target} is unchanged" if target.exists() else "nothing half-written was left to open"
+            raise StoreError(
+                f"The disk that holds {target.parent} is full; {state}. Free some space and run the same "
+                f"command: the stages that were finished are kept."
+            ) from error
+        raise

@@ -1,0 +1,655 @@
+"""The saved folder: a manifest with the hash of every file, replaced as a whole or not at all.
+
+    parent/
+      retriever/            what readers open; `ragadapt.json` is its manifest
+      .retriever.build/     stages of a build that has not been committed yet; survives a kill
+      .retriever.previous/  the old folder, for the moment between two renames
+      .retriever.lock       held by the one writer (an empty file; it stays)
+
+All of them are siblings, so that every move is a rename within one file system. A commit renames the old
+folder away and the new one in; if a kill falls between the two renames, whoever opens the folder next
+finishes the move. On Windows a folder with open files cannot be renamed: the commit then fails with
+StoreError, the old folder stays, and the same command commits once the other program has closed it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+from filelock import FileLock, Timeout
+
+from ragadapt.errors import (
+    FormatTooNew,
+    InvalidInput,
+    NotARetriever,
+    RagadaptError,
+    StoreCorrupt,
+    StoreError,
+    StoreLocked,
+)
+from ragadapt.files import (
+    FileRecord,
+    copy_live,
+    explain_full_disk,
+    json_digest,
+    link_or_copy,
+    list_files,
+    read_json,
+    record_file,
+    remove,
+    rename,
+    sync_folder,
+    sync_tree,
+    to_json,
+    write_text,
+)
+from ragadapt.version import __version__
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+MANIFEST = "ragadapt.json"
+Verify = Literal["none", "quick", "full"]
+T = TypeVar("T")
+
+_STAGE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_SETTLE_SECONDS = 5.0  # far longer than two renames take
+
+
+# Manifest ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What `ragadapt.json` says. The caller fills the first group; `Workspace.commit` fills the second.
+
+    licences: what → SPDX id or text, e.g. {"base": "apache-2.0"}. sections: free-form, JSON values, by
+    part. mutable: files and folders that change in place after the build (feedback.sqlite, a Qdrant
+    folder); they are neither hashed nor checked, SQLite's -wal and -shm files included.
+    """
+
+    fingerprint: str
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    licences: Mapping[str, str] = field(default_factory=dict)
+    sections: Mapping[str, Any] = field(default_factory=dict)
+    mutable: tuple[str, ...] = ()
+
+    format_version: int = FORMAT_VERSION
+    library_version: str = __version__
+    build_id: str = ""  # differs between any two commits
+    created: str = ""  # ISO 8601, UTC; of the first build at this place
+    updated: str = ""
+    files: Mapping[str, FileRecord] = field(default_factory=dict)  # path relative to the folder, "/" between
+
+    def to_json(self) -> str:
+        """The text of `ragadapt.json`. Raises InvalidInput where a value is not JSON."""
+        values = {name.name: getattr(self, name.name) for name in fields(self)}
+        values["files"] = {
+            path: {"size": record.size, "sha256": record.sha256} for path, record in sorted(self.files.items())
+        }
+        # Through JSON once, so that the checksum is that of what a reader will parse (tuples, number keys).
+        values = json.loads(to_json(values, "the manifest"))
+        values["checksum"] = json_digest(values, "the manifest")
+        return json.dumps(values, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: Path) -> Manifest:
+        """Read what `to_json` wrote. where: named in errors. Raises StoreCorrupt, FormatTooNew."""
+        rebuild = f"Restore {where.name} from a copy, or move {where.parent} away and build it again."
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise StoreCorrupt(f"{where} is not valid JSON ({error}). {rebuild}") from error
+        version = values.get("format_version") if isinstance(values, dict) else None
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise StoreCorrupt(f"{where} has format_version {version!r}, expected a positive number. {rebuild}")
+        if version > FORMAT_VERSION:
+            raise FormatTooNew(
+                f"{where} has format {version}, this ragadapt ({__version__}) reads up to {FORMAT_VERSION}. "
+                f"It was written by ragadapt {values.get('library_version')}: pip install --upgrade ragadapt"
+            )
+        expected = values.pop("checksum", None)
+        found = json_digest(values, "the manifest")
+        if expected != found:
+            raise StoreCorrupt(f"{where} was altered: checksum {expected!r} written, {found!r} found. {rebuild}")
+        try:
+            values["mutable"] = tuple(values["mutable"])
+            values["files"] = {
+                path: FileRecord(size=int(record["size"]), sha256=str(record["sha256"]))
+                for path, record in values["files"].items()
+            }
+            manifest = cls(**values)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StoreCorrupt(f"{where} lacks or mistypes a field ({error}). {rebuild}") from error
+        for path in (*manifest.files, *manifest.mutable):
+            if not _is_inside(path):
+                raise StoreCorrupt(f"{where} lists {path!r}, which lies outside the folder. Do not use this folder.")
+        return manifest
+
+
+# Reading ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedStore:
+    """A folder whose manifest has been read and checked."""
+
+    path: Path
+    manifest: Manifest
+
+    def replaced(self) -> bool:
+        """True if a build was committed at this place since the manifest was read."""
+        try:
+            return _read_manifest(self.path).build_id != self.manifest.build_id
+        except (OSError, RagadaptError):
+            return True
+
+
+def open_store(path: str | Path, verify: Verify = "quick") -> OpenedStore:
+    """The folder's manifest, checked. quick: every file is there with its size; full: its hash too.
+
+    Raises NotARetriever, FormatTooNew, StoreCorrupt (with the file, what was expected and found).
+    """
+    if verify not in ("none", "quick", "full"):
+        raise InvalidInput(f"verify={verify!r}: must be 'none', 'quick' or 'full'.")
+    path = Path(path).resolve()
+    for _ in range(20):  # a reader that meets a commit starts over; nobody meets twenty in a row
+        _settle(path)
+        try:
+            manifest = _read_manifest(path)
+        except NotARetriever:
+            # A commit may stand between its two renames, or have ended while we looked.
+            if (path / MANIFEST).is_file() or (_previous(path).exists() and not path.exists()):
+                continue
+            raise
+        opened = OpenedStore(path, manifest)
+        try:
+            _check_files(path, manifest, verify)
+        except StoreCorrupt:
+            if path.exists() and not opened.replaced():
+                raise
+        else:
+            return opened
+    raise StoreLocked(f"{path} was replaced again and again while it was being opened. Open it again.")
+
+
+def load_store(path: str | Path, load: Callable[[OpenedStore], T], verify: Verify = "quick") -> T:
+    """What `load` makes of the folder, all of it from one and the same build.
+
+    If a build is committed while load runs, its result is dropped and it runs again on the new folder.
+    """
+    for _ in range(5):
+        opened = open_store(path, verify)
+        try:
+            loaded = load(opened)
+        except Exception:
+            if opened.replaced():
+                continue
+            raise
+        if not opened.replaced():
+            return loaded
+    raise StoreLocked(f"{path} was replaced again and again while it was being loaded. Load it again.")
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        text = (path / MANIFEST).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        make = f"Make one with: ragadapt fit DOCUMENTS -o {path}"
+        if not path.exists():
+            if _build(path).is_dir():
+                make = "An unfinished build lies beside it: run the same fit command again and it resumes."
+            raise NotARetriever(f"There is no folder {path}. {make}") from error
+        if not path.is_dir():
+            raise NotARetriever(f"{path} is a file, a retriever is a folder. {make}") from error
+        raise NotARetriever(f"{path} has no {MANIFEST}, so it is not a retriever. {make}") from error
+    except UnicodeDecodeError as error:
+        raise StoreCorrupt(
+            f"{path / MANIFEST} is not UTF-8 text ({error}). Restore it from a copy, or move {path} away and "
+            f"build it again."
+        ) from error
+    except OSError as error:
+        raise StoreError(f"{path / MANIFEST} cannot be read ({error}). Check its permissions.") from error
+    return Manifest.from_json(text, path / MANIFEST)
+
+
+def _check_files(path: Path, manifest: Manifest, verify: Verify) -> None:
+    if verify == "none":
+        return
+    remedy = "Copy the folder again, or rebuild it with: ragadapt fit"
+    for name, expected in manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            raise StoreCorrupt(f"{file} is missing; the manifest expects {expected.size} bytes. {remedy}")
+        size = file.stat().st_size
+        if size != expected.size:
+            raise StoreCorrupt(f"{file} has {size} bytes, the manifest expects {expected.size}. {remedy}")
+        if verify == "full" and (found := record_file(file).sha256) != expected.sha256:
+            raise StoreCorrupt(f"{file} has sha256 {found}, the manifest expects {expected.sha256}. {remedy}")
+
+
+# Building ---------------------------------------------------------------------------------------------
+
+
+class Stage:
+    """One stage of a build.
+
+    path: the folder for its outputs, empty unless `finished`. scratch: a folder for the stage's own
+    checkpoints; it survives a kill while the stage's key is unchanged, and goes once the stage is finished.
+    """
+
+    def __init__(self, name: str, path: Path, scratch: Path, digest: str | None) -> None:
+        self.name = name
+        self.path = path
+        self.scratch = scratch
+        self.finished = digest is not None
+        self._digest = digest
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the stage's key and outputs; part of the key of every stage that reads them."""
+        if self._digest is None:
+            raise StoreError(f"Stage {self.name!r} has no digest yet: it is known when its with-block ends.")
+        return self._digest
+
+    def _seal(self, digest: str) -> None:
+        self.finished = True
+        self._digest = digest
+
+
+class Workspace:
+    """The one writer of a folder: finished stages are kept across kills, the folder is replaced in one move.
+
+        with Workspace.open("./retriever", {"command": "fit"}) as work:
+            with work.stage("chunks", {"config": …}) as chunks:
+                if not chunks.finished:
+                    …write into chunks.path…
+            with work.stage("train", {"config": …, "chunks": chunks.digest}) as train:
+                …
+            work.commit(Manifest(fingerprint=…), {"chunks.sqlite": chunks.path / "chunks.sqlite", "model": …})
+
+    Leaving the block without a commit keeps the finished stages for the next attempt.
+    """
+
+    def __init__(self, target: Path, lock: FileLock, resumed: bool) -> None:
+        self.target = target
+        self.path = _build(target)
+        self.resumed = resumed
+        self._lock = lock
+        self._open = True
+        self._committed = False
+        self._running: set[str] = set()
+
+    @classmethod
+    def open(cls, target: str | Path, key: Mapping[str, Any], wait_seconds: float = 1) -> Self:
+        """Take the lock, heal what a kill left behind, and find the stages of an earlier attempt.
+
+        key: what is being built (JSON values); recorded, and `resumed` says whether the attempt found had
+        the same. wait_seconds: how long to wait for another writer. Raises StoreLocked, and StoreError if
+        target holds something that ragadapt did not write.
+        """
+        target = Path(target).resolve()
+        if not target.name:
+            raise InvalidInput(f"{target} cannot be replaced as a whole. Name a folder inside it.")
+        key_digest = json_digest(dict(key), "the workspace's key")
+        _refuse_foreign(target)
+        with explain_full_disk(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            lock = _acquire(target, wait_seconds)
+        try:
+            with explain_full_disk(target):
+                _heal(target)
+                _refuse_foreign(target)  # once more: it may have appeared while we waited
+                build = _build(target)
+                about = build / "build.json"
+                known = read_json(about)
+                # Stage outputs of another version may mean something else, so they are not reused.
+                version = [FORMAT_VERSION, __version__]
+                if known is None or known.get("version") != version:
+                    remove(build)
+                (build / "stages").mkdir(parents=True, exist_ok=True)
+                resumed = known is not None and known.get("key") == key_digest and build.is_dir()
+                owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
+                known = {"version": version, "key": key_digest, "owner": owner}
+                write_text(about, to_json(known, about.name))
+        except BaseException:
+            lock.release()
+            raise
+        return cls(target, lock, resumed and any(build.glob("stages/*.done.json")))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the lock. Finished stages stay unless they were committed or there are none."""
+        if not self._open:
+            return
+        self._open = False
+        try:
+            if self._committed or not any((self.path / "stages").iterdir()):
+                remove(self.path)
+        except OSError as problem:
+            logger.warning("could not clean up %s: %s", self.path, problem)
+        finally:
+            self._lock.release()
+
+    def finished(self, name: str, key: Mapping[str, Any]) -> bool:
+        """True if stage `name` was finished with this very key and its files are all there."""
+        return self._finished(self._check_name(name), self._key_digest(name, key)) is not None
+
+    @contextmanager
+    def stage(self, name: str, key: Mapping[str, Any]) -> Iterator[Stage]:
+        """Enter a stage; on leaving without an exception what it wrote is hashed, synced and marked finished.
+
+        key: everything that decides the outputs (JSON values): the stage's configuration and the digests
+        of the stages it reads. With another key than last time, or half written, it starts empty.
+        """
+        self._check_open()
+        if self._check_name(name) in self._running:
+            raise StoreError(f"Stage {name!r} is running. Enter it once.")
+        key_digest = self._key_digest(name, key)
+        folder, scratch = self.path / "stages" / name, self.path / "stages" / f"{name}.scratch"
+        digest = self._finished(name, key_digest)
+        stage = Stage(name, folder, scratch, digest)
+        if stage.finished:
+            logger.info("stage %s: finished earlier, reused", name)
+            yield stage
+            return
+        with explain_full_disk(self.target):
+            marker, scratch_key = self._marker(name), self.path / "stages" / f"{name}.key.json"
+            marker.unlink(missing_ok=True)
+            remove(folder)
+            if read_json(scratch_key) != {"key": key_digest}:
+                remove(scratch)
+                write_text(scratch_key, to_json({"key": key_digest}, name))
+            folder.mkdir(parents=True)
+            scratch.mkdir(exist_ok=True)
+            self._running.add(name)
+            try:
+                yield stage
+            finally:
+                self._running.discard(name)
+            records = {path: record_file(file) for path, file in list_files(folder)}
+            sync_tree(folder)
+            done = {
+                "key": key_digest,
+                "files": {path: {"size": r.size, "sha256": r.sha256} for path, r in records.items()},
+            }
+            # Last: its presence says that everything above has reached the disk.
+            write_text(marker, to_json(done, name))
+            remove(scratch)
+        stage._seal(json_digest(done, name))
+
+    def commit(self, manifest: Manifest, parts: Mapping[str, Path], carry: Sequence[str] = ()) -> Manifest:
+        """Replace the target by a folder made of `parts`, in one move; the manifest as it was written.
+
+        parts: path inside the folder → the file or folder that goes there (of a stage, or of the old target,
+        which costs no copy where the file system has hard links). carry: mutable parts that are taken over
+        from the old target as they are now, where it has them; SQLite files through a backup, so that a
+        writer may be at work. Files in the old target that ragadapt did not write come along.
+        The build's stages are gone afterwards.
+        """
+        self._check_open()
+        if self._running:
+            raise StoreError(f"Stage {min(self._running)!r} is not finished. Commit after its with-block.")
+        for name in (*parts, *carry, *manifest.mutable):
+            if not _is_inside(name) or name == MANIFEST:
+                raise InvalidInput(f"Part {name!r}: must be a relative path inside the folder, not {MANIFEST}.")
+        for name in carry:
+            if not _covers(manifest.mutable, name) or name in parts:
+                raise InvalidInput(f"carry={name!r}: must be listed in the manifest's mutable, and not in parts.")
+        for name, source in parts.items():
+            if not Path(source).exists():
+                raise InvalidInput(f"Part {name!r}: there is nothing at {source}.")
+        new = self.path / "new"
+        with explain_full_disk(self.target):
+            remove(new)
+            new.mkdir(parents=True)
+            for name, source in parts.items():
+                self._place(Path(source), new / name, name, manifest.mutable)
+            for name in carry:
+                copy_live(self.target / name, new / name)
+            written = replace(
+                manifest,
+                format_version=FORMAT_VERSION,
+                library_version=__version__,
+                build_id=uuid.uuid4().hex,
+                created=self._created() or _now(),
+                updated=_now(),
+                files={
+                    path: record_file(file) for path, file in list_files(new) if not _covers(manifest.mutable, path)
+                },
+            )
+            text = written.to_json()
+            _keep_foreign(self.target, new)
+            sync_tree(new)
+            write_text(new / MANIFEST, text)
+            sync_folder(self.path)
+            _swap(new, self.target)
+        self._committed = True
+        self.close()
+        return Manifest.from_json(text, self.target / MANIFEST)
+
+    def _place(self, source: Path, destination: Path, name: str, mutable: Sequence[str]) -> None:
+        if source.is_dir():
+            destination.mkdir(parents=True, exist_ok=True)
+        # A hard link is safe for what nobody changes in place, and only between folders that are ours.
+        ours = any(source.resolve().is_relative_to(place) for place in (self.path, self.target))
+        for path, file in list_files(source) if source.is_dir() else [("", source)]:
+            to, inside = (destination / path, f"{name}/{path}") if path else (destination, name)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            if ours and not file.is_symlink() and not _covers(mutable, inside):
+                link_or_copy(file, to)
+            else:
+                shutil.copyfile(file, to)
+
+    def _created(self) -> str:
+        try:
+            return _read_manifest(self.target).created
+        except RagadaptError:
+            return ""
+
+    def _finished(self, name: str, key_digest: str) -> str | None:
+        self._check_open()
+        done = read_json(self._marker(name))
+        if done is None or done.get("key") != key_digest:
+            return None
+        folder = self.path / "stages" / name
+        found = {path: file.stat().st_size for path, file in list_files(folder)} if folder.is_dir() else None
+        if found != {path: record["size"] for path, record in done["files"].items()}:
+            return None
+        return json_digest(done, name)
+
+    def _marker(self, name: str) -> Path:
+        return self.path / "stages" / f"{name}.done.json"
+
+    def _key_digest(self, name: str, key: Mapping[str, Any]) -> str:
+        return json_digest({"stage": name, "key": dict(key)}, f"the key of stage {name!r}")
+
+    def _check_name(self, name: str) -> str:
+        if not _STAGE_NAME.fullmatch(name):
+            raise InvalidInput(f"Stage name {name!r}: must be small letters, digits, '-' and '_'.")
+        return name
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise StoreError("This workspace is closed or committed. Open a new one with Workspace.open.")
+
+
+# The move and its healing -----------------------------------------------------------------------------
+
+
+def _is_inside(path: str) -> bool:
+    parts = PurePosixPath(path).parts
+    return bool(parts) and "/".join(parts) == path and ".." not in parts and not set(path) & set("\\:\0")
+
+
+def _covers(mutable: Sequence[str], path: str) -> bool:
+    for name in mutable:
+        if path == name or path.startswith(f"{name}/"):
+            return True
+        if path in (f"{name}-wal", f"{name}-shm", f"{name}-journal"):  # SQLite's own
+            return True
+    return False
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _build(target: Path) -> Path:
+    return target.with_name(f".{target.name}.build")
+
+
+def _previous(target: Path) -> Path:
+    return target.with_name(f".{target.name}.previous")
+
+
+def _swap(new: Path, target: Path) -> None:
+    previous = _previous(target)
+    if target.exists():
+        _retire(target)
+        try:
+            rename(target, previous)
+        except OSError as error:
+            raise StoreError(
+                f"{target} cannot be moved aside ({error}). If another program has files in it open, close "
+                f"it; if it is a mount point, write to a folder inside it. The old folder is whole and the new "
+                f"one is ready: the same command then finishes at once."
+            ) from error
+    try:
+        rename(new, target)
+    except OSError:
+        if previous.exists() and not target.exists():
+            rename(previous, target)
+        raise
+    sync_folder(target.parent)
+    _retire(target)
+
+
+def _heal(target: Path) -> None:
+    """Finish or undo a move that a kill cut short. The lock is held."""
+    previous, new = _previous(target), _build(target) / "new"
+    if not previous.exists():
+        return
+    if not target.exists():
+        for candidate in (new, previous):  # forward if the new folder is whole, else back
+            try:
+                _check_files(candidate, _read_manifest(candidate), "quick")
+            except RagadaptError:
+                continue
+            rename(candidate, target)
+            sync_folder(target.parent)
+            logger.info("an interrupted replacement of %s was healed from %s", target, candidate.name)
+            break
+        else:
+            return
+    _retire(target)
+
+
+def _settle(target: Path) -> None:
+    """Wait, or heal, while the folder stands between two renames."""
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    while not target.exists() and _previous(target).exists():
+        try:
+            lock = _acquire(target, 0)
+        except StoreLocked:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+            continue
+        except OSError as error:
+            raise StoreError(
+                f"{target} was being replaced when its writer stopped, and cannot be healed here ({error}). "
+                f"Rename {_previous(target)} to {target}."
+            ) from error
+        try:
+            _heal(target)
+        finally:
+            lock.release()
+        return
+
+
+def _retire(target: Path) -> None:
+    try:
+        remove(_previous(target))
+    except OSError as error:  # a reader on Windows may hold it; the next writer tries again
+        logger.warning("could not remove %s: %s", _previous(target), error)
+
+
+def _keep_foreign(old: Path, new: Path) -> None:
+    """Give the new folder what somebody else put into the old one (a .git, a note), where names are free."""
+    if not (old / MANIFEST).is_file():
+        return
+    manifest = _read_manifest(old)
+    ours = {MANIFEST, *manifest.files}
+    for root, folders, names in os.walk(old):
+        at = Path(root).relative_to(old)
+        folders[:] = [name for name in folders if not _covers(manifest.mutable, (at / name).as_posix())]
+        for name in (*folders, *names):
+            path = at / name
+            source, to = old / path, new / path
+            if path.as_posix() in ours or _covers(manifest.mutable, path.as_posix()) or os.path.lexists(to):
+                continue
+            if source.is_symlink():
+                to.symlink_to(source.readlink())
+            elif source.is_file():
+                to.parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy(source, to)
+            elif source.is_dir() and not any(known.startswith(f"{path.as_posix()}/") for known in ours):
+                to.mkdir(parents=True)
+
+
+def _refuse_foreign(target: Path) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise StoreError(f"{target} is a file; a retriever is a folder. Name another place for it.")
+    if (target / MANIFEST).is_file():
+        _read_manifest(target)  # what a broken or newer manifest lists is not known, so it is not replaced
+    elif any(target.iterdir()):
+        raise StoreError(
+            f"{target} holds files and no {MANIFEST}, so ragadapt will not replace it. "
+            f"Name a new or empty folder, for example {target / 'retriever'}."
+        )
+
+
+def _acquire(target: Path, wait_seconds: float) -> FileLock:
+    # Not bound to a thread: a build may be opened in one and closed in another.
+    lock = FileLock(target.with_name(f".{target.name}.lock"), thread_local=False)
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            if time.monotonic() < deadline:
+                time.sleep(min(0.1, wait_seconds))
+                continue
+            owner = (read_json(_build(target) / "build.json") or {}).get("owner") or {}
+            who = f"Process {owner['pid']} on {owner['host']}" if {"pid", "host"} <= set(owner) else "Another process"
+            since = f" since {owner['since']}" if "since" in owner else ""
+            raise StoreLocked(
+                f"{who} has been writing to {target}{since}. Wait for it, or stop it and run the same "
+                f"command: the stages it finished are kept."
+            ) from error
+        return lock

@@ -1,0 +1,716 @@
+"""The saved folder is old or new, never a mix; what is damaged is named; one writer at a time."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from store_victim import build, generation_of
+
+from ragadapt import store
+from ragadapt.chunks import ChunkStore
+from ragadapt.errors import (
+    FormatTooNew,
+    InvalidInput,
+    NotARetriever,
+    StoreCorrupt,
+    StoreError,
+    StoreLocked,
+)
+from ragadapt.files import json_digest, record_file
+from ragadapt.store import MANIFEST, FileRecord, Manifest, Workspace, load_store, open_store
+from ragadapt.values import Chunk, Document
+
+VICTIM = Path(__file__).with_name("store_victim.py")
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "retriever"
+
+
+def commit(target: Path, text: str = "one", **manifest: Any) -> Manifest:
+    with Workspace.open(target, {}) as work:
+        with work.stage("write", {"text": text}) as stage:
+            if not stage.finished:
+                (stage.path / "model").mkdir()
+                (stage.path / "model" / "weights.txt").write_text(text)
+                (stage.path / "chunks.txt").write_text(f"chunks {text}")
+        parts = {"model": stage.path / "model", "chunks.txt": stage.path / "chunks.txt"}
+        return work.commit(Manifest(fingerprint="f1", **manifest), parts)
+
+
+def siblings(target: Path) -> set[str]:
+    return {path.name for path in target.parent.iterdir()}
+
+
+# What is written is what is read
+
+
+def test_a_committed_folder_opens_with_everything_it_was_given(target: Path) -> None:
+    given_values: dict[str, Any] = {
+        "configuration": {"adapter": {"rank": 16}},
+        "seeds": {"fit": 13},
+        "licences": {"base": "apache-2.0"},
+        "sections": {"report": {"delta": 0.05}},
+    }
+    written = commit(target, **given_values)
+    opened = open_store(target, verify="full")
+    assert opened.manifest == written
+    for name, value in given_values.items():
+        assert getattr(opened.manifest, name) == value
+    assert opened.manifest.files == {
+        "chunks.txt": record_file(target / "chunks.txt"),
+        "model/weights.txt": FileRecord(3, "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"),
+    }
+    assert siblings(target) == {"retriever", ".retriever.lock"}
+
+
+def test_a_second_commit_replaces_the_whole_folder_and_keeps_the_day_of_creation(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = commit(target, "one")
+    with Workspace.open(target, {}) as work, work.stage("write", {}) as stage:
+        (stage.path / "other.txt").write_text("two")
+    monkeypatch.setattr(store, "_now", lambda: "2999-01-01T00:00:00+00:00")
+    with Workspace.open(target, {}) as work:
+        with work.stage("write", {}) as stage:
+            assert stage.finished
+        second = work.commit(Manifest(fingerprint="f2"), {"other.txt": stage.path / "other.txt"})
+    assert {path.name for path in target.iterdir()} == {MANIFEST, "other.txt"}
+    assert (second.created, second.fingerprint) == (first.created, "f2")
+    assert (first.created, second.updated) == (first.updated, "2999-01-01T00:00:00+00:00")
+    assert second.build_id != first.build_id
+
+
+def test_a_moved_folder_opens(target: Path, tmp_path: Path) -> None:
+    written = commit(target)
+    (tmp_path / "else where").mkdir()
+    moved = tmp_path / "else where" / "näme"
+    target.rename(moved)
+    assert open_store(moved, verify="full").manifest == written
+    assert open_store(os.path.relpath(moved), verify="full").path == moved
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(sections=st.dictionaries(st.text(max_size=3), json_values, max_size=3))
+def test_a_manifest_saved_is_the_manifest_loaded(sections: dict[str, Any]) -> None:
+    manifest = Manifest("f", sections=sections, mutable=("a", "b/c"), files={"x/y": FileRecord(3, "00")})
+    assert Manifest.from_json(manifest.to_json(), Path("m")) == manifest
+
+
+def test_number_keys_and_tuples_become_what_json_makes_of_them() -> None:
+    manifest = Manifest("f", sections={"k": {10: 1, 9: (1, 2)}})
+    loaded = Manifest.from_json(manifest.to_json(), Path("m"))
+    assert loaded.sections == {"k": {"10": 1, "9": [1, 2]}}
+
+
+def test_what_is_not_json_is_refused_before_the_target_is_touched(target: Path) -> None:
+    written = commit(target)
+    for sections in ({"x": float("nan")}, {"x": Path("p")}):
+        with pytest.raises(InvalidInput, match="the manifest"):
+            commit(target, "two", sections=sections)
+    assert open_store(target).manifest == written
+
+
+# Damage is named
+
+
+def test_a_changed_byte_is_found_by_the_full_check_in_every_file(target: Path) -> None:
+    commit(target)
+    for name in ("chunks.txt", "model/weights.txt"):
+        good = (target / name).read_bytes()
+        expected = record_file(target / name).sha256
+        (target / name).write_bytes(bytes([good[0] ^ 1]) + good[1:])
+        with pytest.raises(StoreCorrupt, match=f"{name}.* has sha256 .*expects {expected}"):
+            open_store(target, verify="full")
+        open_store(target, verify="quick")
+        (target / name).write_bytes(good)
+    open_store(target, verify="full")
+
+
+def test_a_changed_byte_of_the_manifest_is_found_by_every_check(target: Path) -> None:
+    commit(target, sections={"figure": 3})
+    text = (target / MANIFEST).read_text()
+    (target / MANIFEST).write_text(text.replace('"figure": 3', '"figure": 4'))
+    with pytest.raises(StoreCorrupt, match=r"ragadapt\.json was altered"):
+        open_store(target, verify="none")
+    for broken in (text[:-9], "[]", "{}", '"x"', text.replace('"format_version": 1', '"format_version": true')):
+        (target / MANIFEST).write_text(broken)
+        with pytest.raises(StoreCorrupt):
+            open_store(target, verify="none")
+    (target / MANIFEST).write_bytes(b"\xff\xfe")
+    with pytest.raises(StoreCorrupt, match="UTF-8"):
+        open_store(target)
+
+
+def test_a_missing_or_cut_file_is_found_by_the_quick_check(target: Path) -> None:
+    commit(target)
+    (target / "chunks.txt").write_text("chu")
+    with pytest.raises(StoreCorrupt, match=r"chunks\.txt has 3 bytes, the manifest expects 10"):
+        open_store(target)
+    (target / "chunks.txt").unlink()
+    with pytest.raises(StoreCorrupt, match=r"chunks\.txt is missing; the manifest expects 10 bytes"):
+        open_store(target)
+
+
+def test_mutable_parts_are_neither_hashed_nor_missed(target: Path) -> None:
+    with Workspace.open(target, {}) as work:
+        with work.stage("s", {}) as stage:
+            for name in ("feedback.sqlite", "fixed.txt"):
+                (stage.path / name).write_text("x")
+            (stage.path / "qdrant").mkdir()
+            (stage.path / "qdrant" / "segment").write_text("x")
+        manifest = Manifest("f", mutable=("feedback.sqlite", "qdrant"))
+        written = work.commit(manifest, {path.name: path for path in stage.path.iterdir()})
+    assert list(written.files) == ["fixed.txt"]
+    (target / "feedback.sqlite").write_text("longer")
+    (target / "feedback.sqlite-wal").write_text("wal")
+    shutil.rmtree(target / "qdrant")
+    assert open_store(target, verify="full").manifest == written
+
+
+def rewrite(target: Path, **changes: Any) -> None:
+    values = json.loads((target / MANIFEST).read_text())
+    del values["checksum"]
+    values |= changes
+    values["checksum"] = json_digest(values, "")
+    (target / MANIFEST).write_text(json.dumps(values))
+
+
+def test_a_newer_format_says_which_version_wrote_it(target: Path) -> None:
+    commit(target)
+    rewrite(target, format_version=2, library_version="9.1", new_field=1)
+    with pytest.raises(FormatTooNew, match=r"format 2.*reads up to 1.*ragadapt 9\.1: pip install"):
+        open_store(target)
+    with pytest.raises(FormatTooNew):
+        Workspace.open(target, {})
+
+
+@pytest.mark.parametrize("path", ["../outside", "/etc/passwd", "a/../../b", "", "a//b", "c:/x", "a\\b"])
+def test_a_manifest_that_points_outside_its_folder_is_refused(target: Path, path: str) -> None:
+    commit(target)
+    rewrite(target, files={path: {"size": 1, "sha256": "0"}})
+    with pytest.raises(StoreCorrupt, match="outside the folder"):
+        open_store(target)
+    rewrite(target, files={}, mutable=[path])
+    with pytest.raises(StoreCorrupt, match="outside the folder"):
+        open_store(target)
+
+
+def test_what_is_no_retriever_says_how_to_make_one(target: Path) -> None:
+    with pytest.raises(NotARetriever, match=r"There is no folder .*ragadapt fit"):
+        open_store(target)
+    with Workspace.open(target, {}) as work, work.stage("s", {}):
+        pass
+    with pytest.raises(NotARetriever, match="unfinished build lies beside it"):
+        open_store(target)
+    target.mkdir()
+    with pytest.raises(NotARetriever, match=r"has no ragadapt\.json"):
+        open_store(target)
+    (target / "file").touch()
+    with pytest.raises(NotARetriever, match="is a file"):
+        open_store(target / "file")
+    with pytest.raises(InvalidInput, match="verify='deep'"):
+        open_store(target, verify="deep")  # type: ignore[arg-type]
+
+
+# Nobody's files are lost
+
+
+def test_a_folder_that_is_not_ours_is_never_replaced(target: Path) -> None:
+    target.mkdir()
+    (target / "thesis.md").write_text("years of work")
+    with pytest.raises(StoreError, match=r"will not replace it.*retriever/retriever|retriever\\retriever"):
+        Workspace.open(target, {})
+    assert (target / "thesis.md").read_text() == "years of work"
+    with pytest.raises(StoreError, match="is a file"):
+        Workspace.open(target / "thesis.md", {})
+    with pytest.raises(InvalidInput, match="Name a folder inside"):
+        Workspace.open(Path(target.anchor), {})
+
+
+def test_an_empty_folder_is_replaced(target: Path) -> None:
+    target.mkdir()
+    written = commit(target)
+    assert open_store(target).manifest == written
+
+
+def test_files_that_somebody_put_into_the_folder_come_along(target: Path) -> None:
+    commit(target, "one")
+    (target / "README.md").write_text("mine")
+    (target / "model" / "notes.txt").write_text("also mine")
+    (target / ".git" / "refs" / "empty").mkdir(parents=True)
+    (target / ".git" / "HEAD").write_text("ref")
+    if os.name != "nt":
+        (target / "link").symlink_to("nowhere")
+    commit(target, "two")
+    assert (target / "README.md").read_text() == "mine"
+    assert (target / "model" / "notes.txt").read_text() == "also mine"
+    assert (target / ".git" / "HEAD").read_text() == "ref"
+    assert (target / ".git" / "refs" / "empty").is_dir()
+    assert os.name == "nt" or (target / "link").readlink() == Path("nowhere")
+    assert (target / "model" / "weights.txt").read_text() == "two"
+    assert set(open_store(target, "full").manifest.files) == {"chunks.txt", "model/weights.txt"}
+
+
+def test_a_carried_ledger_keeps_what_a_live_writer_has_committed(target: Path) -> None:
+    def make(text: str) -> None:
+        with Workspace.open(target, {}) as work:
+            with work.stage("s", {"text": text}) as stage:
+                (stage.path / "t.txt").write_text(text)
+            manifest = Manifest("f", mutable=("feedback.sqlite", "absent.sqlite"))
+            carry = ["feedback.sqlite", "absent.sqlite"]
+            work.commit(manifest, {"t.txt": stage.path / "t.txt"}, carry=carry)
+
+    make("one")
+    writer = sqlite3.connect(target / "feedback.sqlite")
+    writer.execute("PRAGMA journal_mode = WAL")
+    writer.execute("CREATE TABLE clicks (id)")
+    writer.executemany("INSERT INTO clicks VALUES (?)", [(1,), (2,)])
+    writer.commit()
+    assert (target / "feedback.sqlite-wal").stat().st_size > 0
+    make("two")
+    writer.close()
+    with closing(sqlite3.connect(target / "feedback.sqlite")) as reader:
+        assert reader.execute("SELECT id FROM clicks").fetchall() == [(1,), (2,)]
+    assert (target / "t.txt").read_text() == "two"
+    assert not (target / "absent.sqlite").exists()
+
+
+def test_parts_of_the_old_folder_can_be_used_again(target: Path) -> None:
+    commit(target, "one")
+    with Workspace.open(target, {}) as work:
+        with work.stage("new", {}) as stage:
+            (stage.path / "index").write_text("new index")
+        parts = {"model": target / "model", "index": stage.path / "index"}
+        written = work.commit(Manifest("f"), parts)
+    assert (target / "model" / "weights.txt").read_text() == "one"
+    assert set(open_store(target, "full").manifest.files) == set(written.files) == {"model/weights.txt", "index"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs links")
+def test_parts_from_elsewhere_are_copied_so_that_later_changes_there_do_not_reach_the_folder(
+    target: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "blob").write_text("blob")
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / "weights").symlink_to(tmp_path / "cache" / "blob")
+    with Workspace.open(target, {}) as work:
+        work.commit(Manifest("f"), {"base": tmp_path / "snapshot", "one": tmp_path / "cache" / "blob"})
+    assert not (target / "base" / "weights").is_symlink()
+    (tmp_path / "cache" / "blob").write_text("BLOB")
+    assert (target / "base" / "weights").read_text() == (target / "one").read_text() == "blob"
+    open_store(target, "full")
+
+
+def test_commit_refuses_parts_that_leave_the_folder_or_are_missing(target: Path) -> None:
+    with Workspace.open(target, {}) as work:
+        here = work.path
+        for name in ("../x", "/x", MANIFEST, "", "a/", "."):
+            with pytest.raises(InvalidInput, match="relative path inside"):
+                work.commit(Manifest("f"), {name: here})
+        with pytest.raises(InvalidInput, match="nothing at"):
+            work.commit(Manifest("f"), {"x": here / "none"})
+        with pytest.raises(InvalidInput, match="mutable"):
+            work.commit(Manifest("f"), {}, carry=["feedback.sqlite"])
+    assert siblings(target) == {".retriever.lock"}
+
+
+# Stages
+
+
+def run_stages(target: Path, configuration: dict[str, int], stop_after: str = "") -> list[str]:
+    """Three stages, each reading the one before; the names of those that really ran."""
+    ran = []
+    with Workspace.open(target, {}) as work:
+        before = ""
+        for name in ("chunks", "queries", "train"):
+            with work.stage(name, {"config": configuration[name], "before": before}) as stage:
+                if not stage.finished:
+                    ran.append(name)
+                    (stage.path / "out").write_text(f"{name} {configuration[name]}")
+            before = stage.digest
+            if name == stop_after:
+                break
+    return ran
+
+
+def test_the_same_command_resumes_and_a_changed_setting_redoes_from_there_on(target: Path) -> None:
+    settings = {"chunks": 1, "queries": 1, "train": 1}
+    assert run_stages(target, settings, stop_after="queries") == ["chunks", "queries"]
+    assert run_stages(target, settings) == ["train"]
+    assert run_stages(target, settings) == []
+    assert run_stages(target, settings | {"queries": 2}) == ["queries", "train"]
+    assert run_stages(target, settings | {"queries": 2}) == []
+    assert run_stages(target, settings | {"queries": 2, "train": 2}) == ["train"]
+    assert run_stages(target, settings | {"chunks": 2}) == ["chunks", "queries", "train"]
+
+
+def test_a_stage_that_fails_starts_empty_but_keeps_its_scratch(target: Path) -> None:
+    with pytest.raises(KeyError), Workspace.open(target, {}) as work, work.stage("s", {"k": 1}) as stage:
+        (stage.path / "half").write_text("x")
+        (stage.scratch / "checkpoint").write_text("step 5")
+        raise KeyError
+    with Workspace.open(target, {}) as work:
+        assert not work.finished("s", {"k": 1})
+        with work.stage("s", {"k": 1}) as stage:
+            assert not stage.finished
+            assert list(stage.path.iterdir()) == []
+            assert (stage.scratch / "checkpoint").read_text() == "step 5"
+            with pytest.raises(StoreError, match="no digest yet"):
+                _ = stage.digest
+        assert stage.finished
+        assert not stage.scratch.exists()
+        assert work.finished("s", {"k": 1})
+        assert not work.finished("s", {"k": 2})
+
+
+def test_scratch_of_another_key_is_thrown_away(target: Path) -> None:
+    with pytest.raises(KeyError), Workspace.open(target, {}) as work, work.stage("s", {"k": 1}) as stage:
+        (stage.scratch / "checkpoint").write_text("step 5")
+        raise KeyError
+    with Workspace.open(target, {}) as work, work.stage("s", {"k": 2}) as stage:
+        assert list(stage.scratch.iterdir()) == []
+
+
+def test_a_finished_stage_whose_files_changed_is_redone(target: Path) -> None:
+    for damage in ("cut", "missing", "extra"):
+        with Workspace.open(target, {}) as work, work.stage("s", {}) as stage:
+            assert not stage.finished
+            (stage.path / "out").write_text("whole")
+        match damage:
+            case "cut":
+                (stage.path / "out").write_text("")
+            case "missing":
+                (stage.path / "out").unlink()
+            case "extra":
+                (stage.path / "more").touch()
+
+
+def test_stages_of_another_library_version_are_not_used(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"chunks": 1, "queries": 1, "train": 1}
+    run_stages(target, settings)
+    monkeypatch.setattr(store, "__version__", "99.0")
+    assert run_stages(target, settings) == ["chunks", "queries", "train"]
+
+
+def test_resumed_says_whether_stages_of_the_same_build_were_found(target: Path) -> None:
+    with Workspace.open(target, {"a": 1}) as work:
+        assert not work.resumed
+        with work.stage("s", {}):
+            pass
+    with Workspace.open(target, {"a": 1}) as work:
+        assert work.resumed
+    with Workspace.open(target, {"a": 2}) as work:
+        assert not work.resumed
+
+
+def test_a_stage_name_that_could_leave_its_folder_and_a_key_that_is_not_json_are_refused(target: Path) -> None:
+    with Workspace.open(target, {}) as work:
+        for name in ("../x", "", "A", "a.b"):
+            with pytest.raises(InvalidInput, match="Stage name"), work.stage(name, {}):
+                pass
+        with pytest.raises(InvalidInput, match="key of stage 's'"), work.stage("s", {"path": Path("x")}):
+            pass
+
+
+def test_a_running_stage_is_neither_committed_nor_entered_twice(target: Path) -> None:
+    with Workspace.open(target, {}) as work, work.stage("s", {}):
+        with pytest.raises(StoreError, match="'s' is not finished"):
+            work.commit(Manifest("f"), {})
+        with pytest.raises(StoreError, match="'s' is running"), work.stage("s", {}):
+            pass
+
+
+def test_a_committed_workspace_is_closed(target: Path) -> None:
+    with Workspace.open(target, {}) as work:
+        work.commit(Manifest("f"), {})
+        with pytest.raises(StoreError, match="closed or committed"):
+            work.commit(Manifest("f"), {})
+        with pytest.raises(StoreError, match="closed or committed"), work.stage("s", {}):
+            pass
+
+
+# One writer
+
+
+@pytest.fixture
+def holder(target: Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen([sys.executable, str(VICTIM), "hold", str(target)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_second_writer_is_told_who_holds_the_folder(target: Path, holder: subprocess.Popen[str]) -> None:
+    with pytest.raises(StoreLocked, match=f"Process {holder.pid} on .* since 20.*Wait for it, or stop it"):
+        Workspace.open(target, {}, wait_seconds=0)
+
+
+def test_a_second_writer_waits_as_long_as_it_is_told(target: Path, holder: subprocess.Popen[str]) -> None:
+    threading.Timer(0.3, holder.kill).start()
+    with Workspace.open(target, {}, wait_seconds=20):
+        assert holder.wait(5) != 0
+
+
+def test_two_writers_in_one_process_exclude_each_other(target: Path) -> None:
+    with Workspace.open(target, {}), pytest.raises(StoreLocked, match=f"Process {os.getpid()} "):
+        Workspace.open(target, {}, wait_seconds=0.2)
+    with Workspace.open(target, {}, wait_seconds=0):
+        pass
+
+
+# Kills
+
+
+def interrupted_move(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the world as a kill between the two renames leaves it."""
+
+    class Kill(BaseException):
+        pass
+
+    renames = []
+
+    def rename(source: Path, destination: Path) -> None:
+        renames.append(source)
+        if len(renames) == 2:
+            raise Kill
+        source.rename(destination)
+
+    with monkeypatch.context() as patch, pytest.raises(Kill):
+        patch.setattr(store, "rename", rename)
+        commit(target, "two")
+    assert not target.exists()
+
+
+def test_a_reader_completes_a_move_that_was_cut_between_its_two_renames(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = commit(target, "one")
+    interrupted_move(target, monkeypatch)
+    assert open_store(target, verify="full").manifest.build_id != first.build_id
+    assert (target / "model" / "weights.txt").read_text() == "two"
+    assert not target.with_name(".retriever.previous").exists()
+
+
+def test_a_reader_takes_the_old_folder_back_if_the_new_one_is_not_whole(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = commit(target, "one")
+    interrupted_move(target, monkeypatch)
+    (target.with_name(".retriever.build") / "new" / "chunks.txt").unlink()
+    assert open_store(target, verify="full").manifest == first
+
+
+def test_a_failed_move_puts_the_old_folder_back(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = commit(target, "one")
+
+    def rename(source: Path, destination: Path) -> None:
+        if source.name == "new":
+            raise PermissionError(errno.EACCES, "in use")
+        source.rename(destination)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "rename", rename)
+        with pytest.raises(PermissionError):
+            commit(target, "two")
+        patch.setattr(store, "rename", lambda source, _: (_ for _ in ()).throw(PermissionError("in use")))
+        with pytest.raises(StoreError, match=r"cannot be moved aside .*in use.*close it"):
+            commit(target, "two")
+    assert open_store(target, "full").manifest == first
+    commit(target, "two")
+    assert (target / "chunks.txt").read_text() == "chunks two"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("step", [53, pytest.param(1, marks=pytest.mark.slow)])
+def test_death_at_any_file_operation_leaves_the_old_or_the_new_folder(target: Path, step: int) -> None:
+    command = [sys.executable, str(VICTIM), "every", str(target), str(step)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert set(found) == {"0 to 1: 0", "0 to 1: 1", "2 to 3: 2", "2 to 3: 3"}
+    assert sum(found.values()) >= 300 // step
+
+
+@pytest.mark.parametrize("kills", [10, pytest.param(120, marks=pytest.mark.slow)])
+def test_a_writer_killed_at_random_moments_leaves_the_old_or_the_new_folder(
+    target: Path, tmp_path: Path, kills: int
+) -> None:
+    log = tmp_path / "log"
+    chance = random.Random(13)
+    seen = [0]
+    for _ in range(kills):
+        command = [sys.executable, str(VICTIM), "loop", str(target), str(log)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(chance.uniform(0, 0.25))
+            process.kill()  # SIGKILL; TerminateProcess on Windows
+        seen.append(generation_of(target))
+        assert seen[-1] >= seen[-2]
+    build(target, seen[-1] + 1)
+    assert generation_of(target) == seen[-1] + 1
+    assert seen[-1] > kills // 10
+    attempts = log.read_text().splitlines()
+    if kills > 100:
+        assert sum("True" in attempt for attempt in attempts) > 0  # some attempts did resume
+    print(f"{kills} kills, {seen[-1]} commits, {sum('True' in a for a in attempts)} resumed")
+
+
+def test_readers_beside_a_writer_always_see_one_generation(target: Path) -> None:
+    build(target, 1)
+    problems: list[BaseException] = []
+    seen: set[int] = set()
+    stop = threading.Event()
+
+    def read() -> None:
+        try:
+            while not stop.is_set():
+                seen.add(generation_of(target))
+        except BaseException as problem:
+            problems.append(problem)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for generation in range(2, 14):
+        build(target, generation)
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert problems == []
+    assert len(seen) > 3
+
+
+def test_a_load_that_meets_a_commit_is_repeated_on_the_new_folder(target: Path) -> None:
+    commit(target, "one")
+    read: list[str] = []
+
+    def load(opened: store.OpenedStore) -> str:
+        first = (opened.path / "chunks.txt").read_text()
+        if not read:
+            commit(target, "two")
+        read.append(first)
+        return first + "+" + (opened.path / "model" / "weights.txt").read_text()
+
+    assert load_store(target, load) == "chunks two+two"
+    assert read == ["chunks one", "chunks two"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps a folder whose files are open")
+def test_a_chunk_store_opened_before_a_commit_keeps_reading_its_own_file(target: Path) -> None:
+    def make(text: str) -> None:
+        with Workspace.open(target, {}) as work:
+            with work.stage("chunks", {"text": text}) as stage, ChunkStore.create(stage.path / "c") as chunks:
+                chunks.add([Document("d", text)], [Chunk(f"c{i}", "d", f"{text} {i}") for i in range(5000)])
+            work.commit(Manifest("f"), {"chunks.sqlite": stage.path / "c"})
+
+    make("old")
+    with ChunkStore.open(target / "chunks.sqlite") as opened:
+        make("new")
+        assert opened.get(["c4999"])[0].text == "old 4999"
+        assert {chunk.text.split()[0] for chunk in opened} == {"old"}
+
+
+# A full disk
+
+
+def test_a_full_disk_leaves_the_old_folder_whole(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = commit(target, "one")
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def attempt() -> None:
+        with Workspace.open(target, {}) as work:
+            with work.stage("s", {}) as stage:
+                if not stage.finished:
+                    (stage.path / "x").write_text("two")
+            work.commit(Manifest("f", mutable=("m",)), {"x": stage.path / "x"}, carry=["m"])
+
+    for name in ("write_text", "link_or_copy", "sync_tree", "copy_live"):
+        with monkeypatch.context() as patch:
+            patch.setattr(store, name, full)
+            with pytest.raises(StoreError, match=r"disk .* is full; .*retriever is unchanged.*same command"):
+                attempt()
+        assert open_store(target, "full").manifest == first
+    attempt()
+    assert (target / "x").read_text() == "two"
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "tiny"
+    place.mkdir()
+    mount = shutil.which("mount")
+    if (
+        mount is None
+        or subprocess.run(
+            [mount, "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(place)], capture_output=True
+        ).returncode
+    ):
+        pytest.skip("only root on Linux can mount a tiny disk")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_really_full_disk_leaves_the_old_folder_whole_and_freed_space_lets_it_go_on(tiny_disk: Path) -> None:
+    target = tiny_disk / "retriever"
+    first = commit(target, "one")
+    ballast = tiny_disk / "ballast"
+    ballast.write_bytes(b"x" * 200_000)
+
+    def bigger() -> Manifest:
+        with Workspace.open(target, {}) as work:
+            with work.stage("small", {}) as small:
+                if not small.finished:
+                    ran.append("small")
+                    (small.path / "small").write_text("s")
+            with work.stage("chunks", {}) as stage:
+                if not stage.finished:
+                    ran.append("chunks")
+                    with ChunkStore.create(stage.path / "chunks.sqlite") as chunks:
+                        chunks.add([Document("d", "")], [Chunk(f"c{i}", "d", "t" * 1000) for i in range(200)])
+            return work.commit(Manifest("f"), {"chunks.sqlite": stage.path / "chunks.sqlite"})
+
+    ran: list[str] = []
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"disk .* is full; .*retriever is unchanged"):
+            bigger()
+        assert open_store(target, "full").manifest == first
+    ballast.unlink()
+    written = bigger()
+    assert ran == ["small", "chunks", "chunks", "chunks"]
+    assert open_store(target, "full").manifest == written
+    with ChunkStore.open(target / "chunks.sqlite") as chunks:
+        assert len(chunks) == 200
