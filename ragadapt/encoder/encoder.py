@@ -29,6 +29,7 @@ from ragadapt.encoder.precision import (
     choose_device,
     choose_precision,
 )
+from ragadapt.encoder.prefix import Prefix, PrefixCache, layer_list, split
 from ragadapt.encoder.presets import Source, known_prompts, resolve
 from ragadapt.encoder.spec import EncoderSpec, read_spec, write_spec
 from ragadapt.encoder.tower import Tower
@@ -376,6 +377,43 @@ class Encoder:
         partial.replace(path)
         note.unlink(missing_ok=True)
         return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+
+    # ------------------------------------------------------------------ the frozen prefix
+
+    def use_prefix_cache(
+        self, folder: str | Path, *, top_layers: int | None = None, max_bytes: int = 4_000_000_000
+    ) -> bool:
+        """Keep what the layers below the top ones give, in a file under folder; False where this model can't.
+
+        top_layers: None = the upper half, which is what adapters train by default. Encoders made from this one
+        (adapted, merged) go on with the same cache. Vectors do not change: a text that runs in the same padded
+        shape gets the same bits.
+        """
+        towers = {id(tower): tower for tower in (self.query_tower, self.passage_tower) if tower is not None}
+        for tower in towers.values():
+            found = layer_list(tower.model)
+            if found is None:
+                log.info("no prefix cache: %s is of a build that is not known", type(tower.model).__name__)
+                return False
+            count = top_layers or -(-len(found[1]) // 2)
+            if split(tower.model, count) is None or not self._split_is_exact(tower, count):
+                log.info("no prefix cache: %s cannot be cut below layer %d", type(tower.model).__name__, count)
+                return False
+            key = f"{self.spec.base} cut {count} torch {torch.__version__} {tower.device.type}"
+            width = int(tower.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+            cache = PrefixCache(folder, key, width, tower.dtype, max_bytes)
+            tower.prefix = Prefix(tower.model, count, cache)
+        return bool(towers)
+
+    @staticmethod
+    def _split_is_exact(tower: Tower, top_layers: int) -> bool:
+        rows, _ = tower.tokenize(PROBE_PASSAGES[:4])
+        tower.prefix = None
+        whole = tower.embed(rows)
+        tower.prefix = Prefix(tower.model, top_layers, None)
+        parts = tower.embed(rows)
+        tower.prefix = None
+        return bool(np.array_equal(whole, parts))
 
     # ------------------------------------------------------------------ saving
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ragadapt.encoder.batches import Ids, pad
+from ragadapt.encoder.prefix import Prefix
 
 
 class Tower(nn.Module):
@@ -29,6 +30,7 @@ class Tower(nn.Module):
         self.max_length = max_length
         pad_id = getattr(tokenizer, "pad_token_id", None)
         self.pad_id: int = 0 if pad_id is None else int(pad_id)
+        self.prefix: Prefix | None = None  # set: the lower layers are frozen and their results kept
         self.prompt_pooled = all(getattr(module, "include_prompt", True) for module in head)
 
     @property
@@ -44,7 +46,11 @@ class Tower(nn.Module):
         leaves the original as it was, and costs no memory for what stays frozen."""
         shared: dict[int, Any] = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
         shared[id(self.tokenizer)] = self.tokenizer
-        return copy.deepcopy(self, shared)
+        shared[id(self.prefix)] = None
+        twin = copy.deepcopy(self, shared)
+        if self.prefix is not None:
+            twin.prefix = Prefix(twin.model, self.prefix.top_layers, self.prefix.cache)
+        return twin
 
     def tokenize(self, texts: Sequence[str]) -> tuple[list[Ids], int]:
         """(token ids per text, cut at max_length, special tokens included; how many texts were cut)."""
@@ -95,8 +101,16 @@ class Tower(nn.Module):
             features = module(features)
         return nn.functional.normalize(features["sentence_embedding"].float(), dim=-1)
 
-    @torch.inference_mode()
+    def vectors(self, rows: list[Ids], prompt_length: int = 0) -> Tensor:
+        """(B, d) float32 unit vectors of one batch of token rows; gradients reach the trained layers."""
+        if self.prefix is None:
+            return self(*self.to_tensors(rows), prompt_length)  # type: ignore[no-any-return]
+        hidden, mask = self.prefix.hidden(rows, self.pad_id, self.device)
+        above = self.prefix.upper(inputs_embeds=hidden, attention_mask=mask).last_hidden_state  # (B, T, h)
+        return self.pool(above, mask, prompt_length)
+
+    @torch.no_grad()
     def embed(self, rows: list[Ids], prompt_length: int = 0) -> npt.NDArray[np.float32]:
         """(B, d) float32 unit vectors of one batch of token rows."""
-        vectors: npt.NDArray[np.float32] = self(*self.to_tensors(rows), prompt_length).cpu().numpy()
-        return vectors
+        made: npt.NDArray[np.float32] = self.vectors(rows, prompt_length).cpu().numpy()
+        return made

@@ -1,0 +1,125 @@
+"""The frozen prefix and its cache: the same bits, on disk, bounded, shared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import sentences, write_tiny_model
+
+from ragadapt.config import EncoderConfig
+from ragadapt.encoder import Encoder
+from ragadapt.encoder.prefix import PrefixCache, split
+
+KINDS = {
+    "bert": {},
+    "roberta": {},
+    "xlm-roberta": {},
+    "mpnet": {},
+    "distilbert": {},
+    "modernbert": {"local_attention": 16, "global_attn_every_n_layers": 3, "cls_token_id": 2, "sep_token_id": 3},
+    "qwen3": {"num_key_value_heads": 1, "head_dim": 16},
+}
+
+
+def load(folder: Path, precision: str = "float32") -> Encoder:
+    return Encoder.load(EncoderConfig.model_validate({"model": str(folder), "device": "cpu", "precision": precision}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_parts_in_turn_are_the_whole_to_the_bit(tmp_path: Path, kind: str) -> None:
+    encoder = load(write_tiny_model(tmp_path / "m", kind=kind, layers=4, **KINDS[kind]))
+    assert encoder.passage_tower is not None
+    tower = encoder.passage_tower
+    ids, mask = tower.to_tensors(tower.tokenize(sentences(6))[0])
+    parts = split(tower.model, 1)
+    assert parts is not None
+    lower, upper = parts
+    with torch.no_grad():
+        whole = tower.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        hidden = lower(input_ids=ids, attention_mask=mask).last_hidden_state
+        assert not torch.equal(hidden, whole)
+        assert torch.equal(upper(inputs_embeds=hidden, attention_mask=mask).last_hidden_state, whole)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_cached_vectors_equal_uncached_ones_to_the_bit(tmp_path: Path, precision: str) -> None:
+    folder = write_tiny_model(tmp_path / "m", layers=4)
+    plain, cached = load(folder, precision), load(folder, precision)
+    assert cached.use_prefix_cache(tmp_path / "cache")
+    texts = sentences(30)
+    expected = plain.encode_passages(texts)
+    assert np.array_equal(cached.encode_passages(texts), expected)  # computed and kept
+    assert np.array_equal(cached.encode_passages(texts), expected)  # read back
+
+
+def test_second_process_and_second_run_find_what_the_first_kept(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "m", layers=4)
+    first = load(folder)
+    first.use_prefix_cache(tmp_path / "cache")
+    expected = first.encode_passages(sentences(10))
+    second = load(folder)
+    second.use_prefix_cache(tmp_path / "cache")  # the first still holds the lock: this one reads only
+    assert second.passage_tower is not None and second.passage_tower.prefix is not None
+    cache = second.passage_tower.prefix.cache
+    assert cache is not None and len(cache) == 10 and cache.full
+    assert np.array_equal(second.encode_passages(sentences(10)), expected)
+    second.encode_passages(sentences(5, seed=9))
+    assert len(cache) == 10
+
+
+def test_other_weights_use_another_cache(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        encoder = load(write_tiny_model(tmp_path / f"m{seed}", layers=4, seed=seed))
+        encoder.use_prefix_cache(tmp_path / "cache")
+        encoder.encode_passages(sentences(3))
+    assert len(list((tmp_path / "cache").glob("*.bin"))) == 2
+
+
+def test_cache_stays_within_its_size_and_vectors_stay_right(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "m", layers=4)
+    encoder, plain = load(folder), load(folder)
+    limit = 32 * 4 * 40  # width x bytes x tokens: a handful of texts
+    assert encoder.use_prefix_cache(tmp_path / "cache", max_bytes=limit)
+    texts = sentences(40)
+    for _ in range(2):
+        assert np.allclose(encoder.encode_passages(texts), plain.encode_passages(texts), atol=1e-6)
+    assert 0 < sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.bin")) <= limit
+
+
+def test_a_torn_index_loses_only_the_torn_record(tmp_path: Path) -> None:
+    def rows(seed: int) -> list[np.ndarray]:
+        return [np.array([seed, 2, 3], np.int32)]
+
+    cache = PrefixCache(tmp_path, "k", 2, torch.bfloat16, 10_000)
+    values = [torch.randn(1, 3, 2).to(torch.bfloat16) for _ in range(2)]
+    cache.add(rows(1), values[0])
+    cache.add(rows(2), values[1])
+    cache.close()
+    cache.index_path.write_bytes(cache.index_path.read_bytes()[:-5])
+    again = PrefixCache(tmp_path, "k", 2, torch.bfloat16, 10_000)
+    assert len(again) == 1 and again.find(rows(2)[0]) is None
+    assert torch.equal(again.gather([again.find(rows(1)[0])], 4)[:, :3], values[0])
+    again.add(rows(2), values[1])
+    assert torch.equal(again.gather([again.find(rows(2)[0]), None], 3)[0], values[1][0])
+    again.close()
+
+
+def test_values_lost_from_the_end_are_computed_again(tmp_path: Path) -> None:
+    cache = PrefixCache(tmp_path, "k", 2, torch.float32, 10_000)
+    row = [np.array([1, 2, 3], np.int32)]
+    cache.add(row, torch.ones(1, 3, 2))
+    cache.close()
+    cache.values_path.write_bytes(cache.values_path.read_bytes()[:-1])
+    again = PrefixCache(tmp_path, "k", 2, torch.float32, 10_000)
+    assert len(again) == 0
+    again.close()
+
+
+def test_a_cut_that_leaves_nothing_below_is_refused(tmp_path: Path) -> None:
+    encoder = load(write_tiny_model(tmp_path / "m", layers=2))
+    assert not encoder.use_prefix_cache(tmp_path / "cache", top_layers=2)
+    assert not encoder.use_prefix_cache(tmp_path / "cache", top_layers=5)
+    assert encoder.use_prefix_cache(tmp_path / "cache", top_layers=1)
