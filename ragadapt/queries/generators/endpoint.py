@@ -1,0 +1,263 @@
+"""Queries from any OpenAI-compatible endpoint, through the openai client (extra `openai`).
+
+The client itself retries on 408, 409, 429, 5xx, time-outs and broken connections, with exponential back-off
+and jitter, and waits as long as Retry-After says. Here: what to ask, several requests at a time, and when to give up.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
+
+from ragadapt.config import QueryConfig
+from ragadapt.errors import GeneratorFailed, InvalidConfiguration, MissingExtra
+from ragadapt.queries.generators.cache import Answer
+from ragadapt.queries.generators.prompts import Prompt, chat_text
+
+if TYPE_CHECKING:
+    import openai
+
+logger = logging.getLogger(__name__)
+
+FAILURES_IN_A_ROW = 5  # one odd passage is skipped; this many together mean that the endpoint is gone
+CHECK_SECONDS = 10.0  # for the first look whether anybody answers at all
+_KEY_VARIABLES = ("RAGADAPT_API_KEY", "OPENAI_API_KEY")
+_NOT_KNOWN = re.compile(
+    r"support|unknown|unrecogni[sz]ed|unexpected|not permitted|not allowed|does not accept|invalid parameter|extra",
+    re.IGNORECASE,
+)
+_LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1", "host.docker.internal")
+
+
+def endpoint_url(url: str) -> str:
+    """The base address that the client wants. Raises InvalidConfiguration if this is no http(s) address."""
+    parts = urlsplit(url.strip())
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InvalidConfiguration(
+            f"generator_url = {url!r} is no web address. Give the endpoint's base address, e.g. http://localhost:8000/v1."
+        )
+    if parts.username or parts.password:
+        raise InvalidConfiguration(
+            f"generator_url for {parts.hostname} carries a user name or password, which would end up in logs. "
+            f"Put the key into the environment variable {_KEY_VARIABLES[0]}."
+        )
+    path = parts.path.rstrip("/").removesuffix("/completions").removesuffix("/chat").rstrip("/")
+    return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
+
+
+def endpoint_id(config: QueryConfig) -> str:
+    """What tells this generator from others in the cache."""
+    url = endpoint_url(config.generator_url or "")
+    return f"endpoint:{url}:{config.generator_model or ''}:t{config.generator_temperature:g}"
+
+
+class Endpoint:
+    """An OpenAI-compatible server that answers prompts. Raises GeneratorFailed if it cannot be used at all."""
+
+    def __init__(self, config: QueryConfig) -> None:
+        try:
+            import openai
+        except ImportError as error:
+            raise MissingExtra("Writing queries through an endpoint", "openai") from error
+        self._openai = openai
+        self._config = config
+        self.url = endpoint_url(config.generator_url or "")
+        self.failed = 0
+        variable = next((name for name in _KEY_VARIABLES if os.environ.get(name)), None)
+        self._key = os.environ[variable].strip() if variable else ""
+        parts = urlsplit(self.url)
+        if self._key and parts.scheme == "http" and parts.hostname not in _LOCAL_HOSTS:
+            logger.warning("the key in %s goes unencrypted to %s: use https if it can be had", variable, parts.hostname)
+        self._client: openai.OpenAI = openai.OpenAI(
+            base_url=self.url,
+            api_key=self._key or "none",  # a server without keys ignores it; the client insists on one
+            timeout=config.generator_timeout_seconds,
+            max_retries=config.generator_retries,
+        )
+        self._accepted: tuple[str, ...] = ("temperature", "max_tokens", "seed")
+        self.model = self._check()
+
+    def answers(self, prompts: Sequence[Prompt]) -> Iterator[list[Answer]]:
+        """The answers, in the order in which they come, as lists of what came together; a passage whose request
+        failed for good is left out and counted in `failed`. Raises GeneratorFailed after several failures in a row."""
+        waiting = iter(prompts)
+        in_a_row = 0
+        pool = ThreadPoolExecutor(self._config.generator_concurrency, thread_name_prefix="generate")
+        running: set[Future[Answer]] = set()
+        try:
+            while True:
+                while len(running) < self._config.generator_concurrency and (prompt := next(waiting, None)) is not None:
+                    running.add(pool.submit(self._ask, prompt))
+                if not running:
+                    return
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                came: list[Answer] = []
+                give_up: GeneratorFailed | None = None
+                for future in done:
+                    try:
+                        came.append(future.result())
+                        in_a_row = 0
+                    except GeneratorFailed as error:
+                        give_up = error
+                    except (self._openai.OpenAIError, _OddAnswerError) as error:
+                        self.failed += 1
+                        in_a_row += 1
+                        logger.warning("one passage skipped: %s", self._tell(error))
+                        if in_a_row >= FAILURES_IN_A_ROW:
+                            give_up = GeneratorFailed(
+                                f"{self.url} failed {in_a_row} times in a row, each after "
+                                f"{self._config.generator_retries} retries; the last time: {self._tell(error)}. "
+                                "Answers so far are kept: run the same "
+                                "command again once the endpoint is well, and it goes on from there."
+                            )
+                            give_up.__cause__ = error
+                if came:
+                    yield came
+                if give_up is not None:
+                    raise give_up
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _ask(self, prompt: Prompt) -> Answer:
+        started = time.monotonic()
+        message: Any = [{"role": "user", "content": chat_text(prompt)}]
+        limit = self._config.generator_max_tokens or answer_tokens(len(prompt.kinds))
+        settings = {
+            "temperature": self._config.generator_temperature,
+            "max_tokens": limit,
+            "max_completion_tokens": limit,
+            "seed": prompt.seed % 2**31,
+        }
+        while True:
+            sent = self._accepted
+            options: dict[str, Any] = {name: settings[name] for name in sent}
+            try:
+                completion: Any = self._client.chat.completions.create(model=self.model, messages=message, **options)
+                break
+            except (self._openai.AuthenticationError, self._openai.PermissionDeniedError):
+                raise self._refused() from None  # servers repeat the key in such an answer
+            except self._openai.NotFoundError as error:
+                raise self._unknown_model(error) from error
+            except self._openai.RateLimitError as error:
+                if error.code == "insufficient_quota":
+                    raise GeneratorFailed(
+                        f"{self.url} says that the account's quota is used up. Answers so far are kept: top it up "
+                        "and run the same command again."
+                    ) from error
+                raise
+            except (self._openai.BadRequestError, self._openai.UnprocessableEntityError) as error:
+                if not self._adapt(str(error), sent):
+                    raise
+        try:
+            choice = completion.choices[0]
+            text = choice.message.content or ""
+            cut_off = choice.finish_reason == "length"
+        except (AttributeError, IndexError, TypeError, KeyError) as error:
+            raise _OddAnswerError("its answer is not in the shape of OpenAI's chat completions") from error
+        if not isinstance(text, str):
+            raise _OddAnswerError("its answer's content is not text")
+        usage = getattr(completion, "usage", None)
+        return Answer(
+            key=prompt.key,
+            chunk=prompt.chunk.id,
+            text=text,
+            cut_off=cut_off,
+            input_tokens=_number(getattr(usage, "prompt_tokens", 0)),
+            output_tokens=_number(getattr(usage, "completion_tokens", 0)),
+            seconds=(time.monotonic() - started) / self._config.generator_concurrency,
+        )
+
+    def _adapt(self, complaint: str, sent: tuple[str, ...]) -> bool:
+        """Drop or rename the option that the server does not know; False if the complaint is about something else.
+
+        Newer OpenAI models want max_completion_tokens and no temperature; many local servers know only max_tokens.
+        Each call takes something away, so asking again comes to an end.
+        """
+        if not _NOT_KNOWN.search(complaint):
+            return False
+        unwanted = next((name for name in sent if name in complaint), None)
+        if unwanted is None:
+            return False
+        renamed = (
+            ("max_completion_tokens",) if unwanted == "max_tokens" and "max_completion_tokens" in complaint else ()
+        )
+        logger.info("%s does not accept %s: %s", self.url, unwanted, f"sending {renamed[0]}" if renamed else "left out")
+        self._accepted = tuple(name for name in sent if name != unwanted) + renamed
+        return True
+
+    def _check(self) -> str:
+        """The model's name, after a look whether the server is there; so a wrong address costs seconds, not retries."""
+        wanted = self._config.generator_model
+        offered: list[str] | None = None
+        try:
+            offered = self._offered()
+        except (self._openai.AuthenticationError, self._openai.PermissionDeniedError):
+            raise self._refused() from None
+        except self._openai.APITimeoutError:
+            logger.info("%s is slow to list its models; going on", self.url)
+        except self._openai.APIConnectionError as error:
+            raise GeneratorFailed(
+                f"Nothing answers at {self.url} ({self._tell(error)}). Check the address and that the server runs."
+            ) from error
+        except (self._openai.OpenAIError, ValueError, TypeError, AttributeError):
+            logger.info("%s does not list its models; going on", self.url)
+        if wanted:
+            return wanted
+        if offered and len(offered) == 1:
+            return offered[0]
+        choice = f" It offers: {', '.join(offered[:12])}." if offered else ""
+        raise InvalidConfiguration(
+            f"generator_url is {self.url}, but generator_model is not set and cannot be guessed.{choice} "
+            "Name one with --generator-model."
+        )
+
+    def _offered(self) -> list[str]:
+        client = self._client.with_options(
+            max_retries=1, timeout=min(CHECK_SECONDS, self._config.generator_timeout_seconds)
+        )
+        return [str(model.id) for model in client.models.list().data]
+
+    def _refused(self) -> GeneratorFailed:
+        if self._key:
+            return GeneratorFailed(
+                f"{self.url} refused the key. Check {' or '.join(_KEY_VARIABLES)} (the first that is set is sent)."
+            )
+        return GeneratorFailed(f"{self.url} wants a key. Set the environment variable {_KEY_VARIABLES[0]}.")
+
+    def _unknown_model(self, error: Exception) -> GeneratorFailed:
+        try:
+            offered = self._offered()
+        except Exception:  # whatever goes wrong here, the 404 is what the user must hear of
+            offered = []
+        if offered and self.model not in offered:
+            return GeneratorFailed(f"{self.url} knows no model {self.model!r}. It offers: {', '.join(offered[:12])}.")
+        return GeneratorFailed(
+            f"{self.url} answered 404 for model {self.model!r} ({self._tell(error)}). Check the model's name, and that "
+            "the address is the base address, which mostly ends with /v1."
+        )
+
+    def _tell(self, error: Exception) -> str:
+        """The error in a line, without the key."""
+        cause = error.__cause__
+        said = f"{error}" if cause is None or not str(cause) else f"{error} {cause}"
+        said = " ".join(said.split())[:300]
+        return said.replace(self._key, "***") if self._key else said
+
+
+class _OddAnswerError(Exception):
+    """The server answered something that is no chat completion."""
+
+
+def answer_tokens(queries: int) -> int:
+    """The token limit for so many queries: thrice a usual query's length each, and room for talk around them."""
+    return 48 * queries + 64
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
