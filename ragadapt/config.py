@@ -26,7 +26,7 @@ class ReadConfig(Stage):
     exclude: tuple[str, ...] = ()
     hidden: bool = False
     gitignore: bool = True
-    max_file_bytes: int = Field(50_000_000, gt=0)  # larger files are nearly always data, not documents
+    max_file_bytes: int = Field(default=50_000_000, gt=0)  # larger files are nearly always data, not documents
     encoding: str | None = None  # None = detect
     id_field: str | None = None  # columns of jsonl and csv; None = the usual names (_id, id, …)
     text_field: str | None = None
@@ -36,9 +36,9 @@ class ReadConfig(Stage):
 class ChunkConfig(Stage):
     """How documents are cut. Sizes are in the encoder's own tokens."""
 
-    max_tokens: int | None = Field(None, ge=16)  # None = the encoder's max length less special tokens, at most 256
-    min_tokens: int = Field(24, ge=0)  # smaller pieces join a neighbour under the same heading
-    overlap_tokens: int = Field(0, ge=0)
+    max_tokens: int | None = Field(default=None, ge=16)  # None = the encoder's max length less special tokens, at most 256
+    min_tokens: int = Field(default=24, ge=0)  # smaller pieces join a neighbour under the same heading
+    overlap_tokens: int = Field(default=0, ge=0)
 
 
 class QueryConfig(Stage):
@@ -52,7 +52,16 @@ class QueryConfig(Stage):
     generator: str | None = None  # a local Hugging Face model, or a .gguf file
     generator_url: str | None = None  # an OpenAI-compatible endpoint
     generator_model: str | None = None  # the model's name at that endpoint
-    generator_queries: int = Field(1000, ge=1)
+    generator_queries: int = Field(default=1000, ge=1)  # about so many are asked for; fewer are left after cleaning
+    generator_temperature: float = Field(default=0.7, ge=0, le=2)  # 0 = always the likeliest word: duller, more alike
+    generator_max_tokens: int | None = Field(default=None, ge=8)  # of an answer; None = by the number of queries asked
+    generator_batch: int = Field(default=8, ge=1)  # passages at a time in a local model; halved when memory ends
+    generator_device: str = "auto"
+    generator_concurrency: int = Field(default=4, ge=1, le=256)  # requests at a time to an endpoint
+    generator_timeout_seconds: float = Field(default=120, gt=0)  # of one request
+    generator_retries: int = Field(default=6, ge=0)  # with back-off, about 25 seconds in all, unless the server asks for longer
+    generator_input_price: float | None = Field(default=None, ge=0)  # per million tokens, for the estimate
+    generator_output_price: float | None = Field(default=None, ge=0)
 
 
 class SplitConfig(Stage):

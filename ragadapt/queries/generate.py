@@ -60,7 +60,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
-class GenerationReport:
+class Generation:
     """What a generator gave. rejected: reason → how many (the reasons are the keys of REASONS).
 
     prompts: chunks asked about; reused: how many of them came from the cache; failed: requests given up.
@@ -115,7 +115,7 @@ def generate(
     cache_path: Path,
     progress: Progress = no_progress,
     examples: Sequence[Query] = (),
-) -> GenerationReport:
+) -> Generation:
     """Queries about the chunks, at most config.generator_queries, in the configured model's words.
 
     Kinds are "lm-question", "lm-keywords", "lm-problem", "lm-claim", evidence PARAPHRASE, the chunk as positive.
@@ -282,7 +282,7 @@ def _collect(
     reused: int,
     failed: int,
     seconds: float,
-) -> GenerationReport:
+) -> Generation:
     queries: list[Query] = []
     rejected: Counter[str] = Counter()
     seen: set[str] = set()
@@ -303,7 +303,7 @@ def _collect(
             queries.append(Query(f"lm-{digest[:16]}", text, f"lm-{kind}", Evidence.PARAPHRASE, (prompt.chunk.id,)))
             overlaps.append(lexical_overlap(text, prompt.chunk.passage))
     queries, overlaps = queries[: config.generator_queries], overlaps[: config.generator_queries]
-    return GenerationReport(
+    return Generation(
         queries=queries,
         rejected=dict(rejected.most_common()),
         prompts=len(prompts),
@@ -316,7 +316,7 @@ def _collect(
     )
 
 
-def _report(result: GenerationReport) -> None:
+def _report(result: Generation) -> None:
     reasons = ", ".join(f"{count} {reason}" for reason, count in result.rejected.items()) or "none"
     logger.info(
         "generated %d queries about %d passages (%d answers from the cache, %d failed); refused: %s; "
