@@ -80,6 +80,8 @@ class Query:
 
     kind: what made it (see ragadapt.queries.KINDS), e.g. "label", "question", "link", "title",
     "sentence", "keywords", "crop", "lm-question". positives: chunk ids, best first, never empty in training.
+    span: where it was cut from the text of the first positive (chunk.text[start:end], markup included);
+    None = not cut from that text (a title or heading stands in the heading path).
     """
 
     id: str
@@ -87,6 +89,7 @@ class Query:
     kind: str
     evidence: Evidence
     positives: tuple[str, ...] = ()
+    span: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

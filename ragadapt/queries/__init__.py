@@ -1,0 +1,54 @@
+"""Chunk → Query: from the documents' structure, a language model, or the user's labels; filters and the split."""
+
+from ragadapt.queries.filters import clean_queries, lexical_overlap, replace_positives, round_trip_filter
+from ragadapt.queries.generate import Estimate, estimate, generate_queries
+from ragadapt.queries.kinds import KINDS, STRUCTURAL, VERBATIM, evidence_of, evidence_rank, masked_passage
+from ragadapt.queries.labels import (
+    EvidenceQuote,
+    LabelledSet,
+    evidence_hits,
+    evidence_recall,
+    load_labels,
+    narrow_to_best_chunk,
+    quote_share,
+)
+from ragadapt.queries.split import (
+    LeakReport,
+    Split,
+    assign_queries,
+    count_leaks,
+    split_documents,
+    split_labelled,
+)
+from ragadapt.queries.structure import Link, structural_queries
+
+__all__ = [
+    "KINDS",
+    "STRUCTURAL",
+    "VERBATIM",
+    "Estimate",
+    "EvidenceQuote",
+    "LabelledSet",
+    "LeakReport",
+    "Link",
+    "Split",
+    "assign_queries",
+    "clean_queries",
+    "count_leaks",
+    "estimate",
+    "evidence_hits",
+    "evidence_of",
+    "evidence_rank",
+    "evidence_recall",
+    "generate_queries",
+    "lexical_overlap",
+    "load_labels",
+    "masked_passage",
+    "narrow_to_best_chunk",
+    "quote_share",
+    "replace_positives",
+    "round_trip_filter",
+    "split_documents",
+    "split_labelled",
+    "structural_queries",
+]

@@ -1,0 +1,307 @@
+"""Who trains, who steers, who judges: by document, near-duplicates together, and a count of what leaks all the same."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ragadapt.config import SplitConfig
+from ragadapt.corpus import normalise
+from ragadapt.errors import InvalidInput
+from ragadapt.queries.filters import chance
+from ragadapt.queries.text import text_key, words
+from ragadapt.values import Chunk, Document, Query
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("train", "dev", "heldout")
+
+FEW_DOCUMENTS = 5
+"""Below this many documents a split by document is a coin toss: sections are dealt instead."""
+
+MIN_SECTIONS = 10
+"""Sections are cut as shallow as gives at least this many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Three disjoint sets of ids. unit says of what: documents, chunks (dealt by section), or queries.
+
+    note: what a reader of the report should know about how it was done.
+    """
+
+    train: frozenset[str]
+    dev: frozenset[str]
+    heldout: frozenset[str]
+    unit: Literal["document", "section", "query"] = "document"
+    note: str = ""
+
+    def part_of(self, chunk: Chunk) -> str:
+        """The part that a chunk belongs to: "train", "dev" or "heldout"; "train" for what came later."""
+        return self.part(chunk.document_id if self.unit == "document" else chunk.id)
+
+    def part(self, id: str) -> str:
+        return "heldout" if id in self.heldout else "dev" if id in self.dev else "train"
+
+
+@dataclass(frozen=True, slots=True)
+class LeakReport:
+    """What training sees of the held-out part. All counts are of training items.
+
+    texts: training queries that equal a held-out query up to case, blanks and punctuation; near_texts: that
+    say the same in nearly the same words; passages: training positives and negatives whose text is a
+    held-out passage's; contained: training passages that hold most of a held-out passage inside.
+    """
+
+    texts: int
+    near_texts: int
+    passages: int
+    contained: int
+    examples: tuple[str, ...] = ()
+
+    @property
+    def total(self) -> int:
+        return self.texts + self.near_texts + self.passages + self.contained
+
+
+def split_documents(
+    items: Sequence[Document] | Sequence[Chunk],
+    groups: Sequence[int] | None,
+    config: SplitConfig,
+    seed: int,
+) -> Split:
+    """Deal documents to train, dev and heldout; members of a near-duplicate group go together.
+
+    items: documents, or chunks (needed when there are fewer than five documents: then top-level sections
+    are dealt, and the parts hold chunk ids). groups: one near-duplicate group number per item, None = no
+    duplicates. A document's part hangs on its id and the seed alone, so adding others moves it only
+    if they are its near-duplicates, or if a part would be empty without it.
+    """
+    if groups is not None and len(groups) != len(items):
+        raise InvalidInput(f"{len(items)} items but {len(groups)} group numbers: pass one per item.")
+    if not items:
+        raise InvalidInput("There is nothing to split: pass at least one document or chunk.")
+    document_of = [item.document_id if isinstance(item, Chunk) else item.id for item in items]
+    documents = list(dict.fromkeys(document_of))
+    if len(documents) >= FEW_DOCUMENTS or not all(isinstance(item, Chunk) for item in items):
+        ties, ignored = _ties(document_of, groups)
+        note = f"{ignored} near-duplicate groups run through too many documents to be kept together" if ignored else ""
+        return _deal(documents, ties, config, seed, unit="document", note=note)
+    chunks = [item for item in items if isinstance(item, Chunk)]
+    section_of, depth = _sections(chunks)
+    named = f"sections of depth {depth}" if depth else "single chunks"
+    note = f"split by {named}, because the corpus has only {len(documents)} document{'s' * (len(documents) > 1)}"
+    names = [section_of[chunk.id] for chunk in chunks]
+    ties, _ = _ties(names, groups)
+    dealt = _deal(list(dict.fromkeys(names)), ties, config, seed, unit="section", note=note)
+    ids: dict[str, set[str]] = {part: set() for part in PARTS}
+    for chunk in chunks:
+        ids[dealt.part(section_of[chunk.id])].add(chunk.id)
+    return Split(frozenset(ids["train"]), frozenset(ids["dev"]), frozenset(ids["heldout"]), "section", dealt.note)
+
+
+def split_labelled(queries: Sequence[Query], config: SplitConfig, seed: int) -> Split:
+    """Deal labelled queries: near-equal texts together, and queries with a shared positive where possible.
+
+    Documents may have queries in every part. Where shared positives tie too much of the set into one lump
+    (a few documents answer everything), only texts are kept together, and the note says so.
+    """
+    if not queries:
+        raise InvalidInput("There is nothing to split: pass at least one labelled query.")
+    ids = [query.id for query in queries]
+    by_text: list[tuple[str, str]] = _chain((f"text {text_key(query.text)}", query.id) for query in queries)
+    by_positive = _chain((f"chunk {chunk}", query.id) for query in queries for chunk in query.positives)
+    components = _components(ids, by_text + by_positive)
+    largest = max(Counter(components.values()).values())
+    note = "queries with a shared relevant passage were kept together"
+    ties = by_text + by_positive
+    if largest > max(2, 0.1 * len(ids)):
+        ties = by_text
+        note = "queries with a shared relevant passage stand in several parts: too many share one"
+    return _deal(ids, ties, config, seed, unit="query", note=note)
+
+
+def assign_queries(queries: Iterable[Query], chunks: Sequence[Chunk], split: Split) -> dict[str, list[Query]]:
+    """The queries by part: "train", "dev", "heldout", and "mixed" whose positives stand in several parts.
+
+    Mixed queries are for nobody: their text would carry held-out passages into training.
+    """
+    by_id = {chunk.id: chunk for chunk in chunks}
+    parts: dict[str, list[Query]] = {part: [] for part in (*PARTS, "mixed")}
+    for query in queries:
+        if split.unit == "query":
+            parts[split.part(query.id)].append(query)
+            continue
+        own = {split.part_of(by_id[chunk_id]) for chunk_id in query.positives if chunk_id in by_id}
+        parts[own.pop() if len(own) == 1 else "mixed"].append(query)
+    return parts
+
+
+def count_leaks(
+    train_queries: Sequence[Query],
+    heldout_queries: Sequence[Query],
+    chunks: Sequence[Chunk],
+    *,
+    negatives: Mapping[str, Sequence[str]] | None = None,
+    heldout_chunk_ids: Iterable[str] = (),
+) -> LeakReport:
+    """Count held-out text in training.
+
+    negatives: training query id → chunk ids it is pushed away from. Held-out passages are the positives of
+    the held-out queries and heldout_chunk_ids.
+    """
+    by_id = {chunk.id: chunk for chunk in chunks}
+    examples: list[str] = []
+    asked = {normalise(query.text) for query in heldout_queries}
+    keys = {text_key(query.text) for query in heldout_queries}
+    same = [query for query in train_queries if normalise(query.text) in asked]
+    near = [query for query in train_queries if normalise(query.text) not in asked and text_key(query.text) in keys]
+    examples += [f"query {query.id}: {query.text[:80]}" for query in (*same, *near)]
+    heldout_ids = {id for query in heldout_queries for id in query.positives} | set(heldout_chunk_ids)
+    heldout_texts = [normalise(by_id[id].text) for id in sorted(heldout_ids) if id in by_id]
+    passages = set(heldout_texts) - {""}
+    trained = {id for query in train_queries for id in query.positives}
+    trained |= {id for ids in (negatives or {}).values() for id in ids}
+    texts = {id: normalise(by_id[id].text) for id in sorted(trained) if id in by_id}
+    copies = [id for id, text in texts.items() if text in passages]
+    contained = _containing({id: text for id, text in texts.items() if text not in passages}, passages)
+    examples += [f"passage {id}" for id in (*copies, *contained)]
+    return LeakReport(len(same), len(near), len(copies), len(contained), tuple(examples[:10]))
+
+
+_SHINGLE = 12  # words: long enough that two texts do not share one by chance
+
+
+def _containing(texts: Mapping[str, str], passages: Iterable[str]) -> list[str]:
+    """Ids of the texts that hold at least half of the twelve-word stretches of one passage."""
+    owners: defaultdict[int, list[int]] = defaultdict(list)
+    sizes: list[int] = []
+    for number, passage in enumerate(sorted(passages)):
+        shingles = _shingles(passage)
+        sizes.append(len(shingles))
+        for shingle in shingles:
+            owners[shingle].append(number)
+    found = []
+    for id, text in texts.items():
+        shared: Counter[int] = Counter()
+        for shingle in _shingles(text):
+            shared.update(owners.get(shingle, ()))
+        if any(count >= 0.5 * sizes[number] for number, count in shared.items()):
+            found.append(id)
+    return found
+
+
+def _shingles(text: str) -> set[int]:
+    tokens = words(text)
+    if len(tokens) < _SHINGLE:
+        return set()
+    return {hash(tuple(tokens[i : i + _SHINGLE])) for i in range(len(tokens) - _SHINGLE + 1)}
+
+
+# Dealing
+
+
+def _deal(
+    ids: Sequence[str],
+    ties: Iterable[tuple[str, str]],
+    config: SplitConfig,
+    seed: int,
+    *,
+    unit: Literal["document", "section", "query"],
+    note: str,
+) -> Split:
+    """Each component's lot is its luckiest member's chance: below heldout it is held out, then dev, then train."""
+    component = _components(ids, ties)
+    lots: dict[str, float] = {}
+    for id in ids:
+        lots[component[id]] = min(lots.get(component[id], 1.0), chance(seed, id))
+    # A lump's smallest chance is small because it is a lump: undo that, so that lumps are held out as often.
+    sizes = Counter(component.values())
+    lots = {name: 1 - (1 - lot) ** sizes[name] for name, lot in lots.items()}
+    dev_end = config.heldout + (1 - config.heldout) * config.dev
+    part_of = {
+        name: "heldout" if lot < config.heldout else "dev" if lot < dev_end else "train" for name, lot in lots.items()
+    }
+    if len(lots) < 1 + (config.heldout > 0) + (config.dev > 0):
+        note = "; ".join(filter(None, (note, "too little to hold anything out: all of it trains")))
+        logger.warning("split: %s", note)
+        return Split(frozenset(ids), frozenset(), frozenset(), unit, note)
+    _fill("heldout", part_of, lots, config.heldout > 0, donors=("dev", "train"))
+    _fill("train", part_of, lots, True, donors=("dev", "heldout"), largest=True)
+    _fill("dev", part_of, lots, config.dev > 0, donors=("train", "heldout"))
+    members = {part: frozenset(id for id in ids if part_of[component[id]] == part) for part in PARTS}
+    return Split(members["train"], members["dev"], members["heldout"], unit, note)
+
+
+def _fill(
+    part: str,
+    part_of: dict[str, str],
+    lots: Mapping[str, float],
+    wanted: bool,
+    *,
+    donors: Sequence[str],
+    largest: bool = False,
+) -> None:
+    """Give an empty part the component nearest to it, from the first donor that keeps one itself."""
+    if not wanted or part in part_of.values():
+        return
+    choose: Callable[..., str] = max if largest else min
+    for donor in donors:
+        own = [name for name, at in part_of.items() if at == donor]
+        if len(own) > 1 or (own and donor == "dev" and part == "heldout"):
+            part_of[choose(own, key=lambda name: (lots[name], name))] = part
+            return
+
+
+def _components(ids: Iterable[str], ties: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """id → the name of its connected component (union–find)."""
+    parent = {id: id for id in ids}
+
+    def find(id: str) -> str:
+        while parent[id] != id:
+            parent[id] = parent[parent[id]]
+            id = parent[id]
+        return id
+
+    for left, right in ties:
+        parent[find(left)] = find(right)
+    return {id: find(id) for id in parent}
+
+
+def _chain(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Ties between members that share a key: each with the first of its key."""
+    first: dict[str, str] = {}
+    ties = []
+    for key, id in pairs:
+        if first.setdefault(key, id) != id:
+            ties.append((first[key], id))
+    return ties
+
+
+def _ties(names: Sequence[str], groups: Sequence[int] | None) -> tuple[list[tuple[str, str]], int]:
+    """Ties between near-duplicates, and how many groups were left out.
+
+    A group that runs through a twentieth of all documents is a footer or a licence text: tying by it
+    would lump the corpus together.
+    """
+    if groups is None:
+        return [], 0
+    members: defaultdict[int, set[str]] = defaultdict(set)
+    for name, group in zip(names, groups):
+        members[group].add(name)
+    limit = max(4, len(set(names)) // 20)
+    ties = [(min(group), other) for group in members.values() if len(group) <= limit for other in group - {min(group)}]
+    return sorted(ties), sum(len(group) > limit for group in members.values())
+
+
+def _sections(chunks: Sequence[Chunk]) -> tuple[dict[str, str], int]:
+    """chunk id → section, at the shallowest heading depth that gives enough sections; depth 0 = single chunks."""
+    deepest = max(len(chunk.heading_path) for chunk in chunks)
+    for depth in range(1, deepest + 1):
+        sections = {chunk.id: "\0".join((chunk.document_id, *chunk.heading_path[:depth])) for chunk in chunks}
+        if len(set(sections.values())) >= MIN_SECTIONS:
+            return sections, depth
+    return {chunk.id: chunk.id for chunk in chunks}, 0
