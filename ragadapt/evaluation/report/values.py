@@ -1,0 +1,340 @@
+"""What a report holds. Every part may be missing: it is then absent from report.json and from the page.
+
+Texts are made writable on entry (no lone surrogates, no control characters) and numbers that are not finite
+become None, so that a report can always be written, whatever stood in the corpus.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from ragadapt.evaluation.significance import Interval
+
+SCHEMA_VERSION = 1
+Outcome = Literal["WIN", "NO GAIN", "REGRESSION AVOIDED"]
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
+
+def _writable(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return _CONTROLS.sub("", str(value).encode("utf-8", "replace").decode("utf-8"))
+
+
+def _finite(value: Any) -> Any:
+    try:
+        return value if value is None or math.isfinite(value) else None
+    except TypeError:
+        return value
+
+
+Text = Annotated[str, BeforeValidator(_writable)]
+Number = Annotated[float | None, BeforeValidator(_finite)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Measure(Part):
+    """One metric of one system, with its interval where one was computed."""
+
+    value: float
+    low: Number = None
+    high: Number = None
+
+    @classmethod
+    def of(cls, interval: Interval) -> Self:
+        """From the interval of a mean."""
+        return cls(value=interval.delta, low=interval.low, high=interval.high)
+
+
+class System(Part):
+    """One way to search, measured. name: a key such as "base-dense"; label: what a reader sees."""
+
+    name: Text
+    label: Text
+    metrics: dict[str, Measure]
+    shipped: bool = False
+    note: Text = ""
+
+
+class Delta(Part):
+    """A paired difference between two systems, by their names."""
+
+    system: Text
+    against: Text
+    metric: Text
+    interval: Interval
+
+
+class Step(Part):
+    """One step of the gate. passed: None where it was not decisive."""
+
+    name: Text
+    passed: bool | None = None
+    detail: Text = ""
+
+
+class Verdict(Part):
+    """What the gate decided. shipped: what ships, in words. sentence: replaces the headline written by us."""
+
+    outcome: Annotated[Outcome, BeforeValidator(_writable)]
+    reasons: tuple[Text, ...] = ()
+    steps: tuple[Step, ...] = ()
+    shipped: Text = ""
+    sentence: Text = ""
+
+
+class EvidenceUsed(Part):
+    """The questions that decided. tier: a ragadapt.values.Evidence; queries and documents: how many stood behind it."""
+
+    tier: Text
+    queries: int
+    documents: int | None = None
+    note: Text = ""
+
+
+class Skipped(Part):
+    """A file or row that was not read, and why."""
+
+    source: Text
+    reason: Text
+
+
+class Corpus(Part):
+    """What was read."""
+
+    documents: int
+    chunks: int
+    tokens: int | None = None
+    characters: int | None = None
+    near_duplicates: int | None = None
+    skipped: tuple[Skipped, ...] = ()
+    skipped_total: int | None = None  # where `skipped` lists only some
+
+
+class QueryYield(Part):
+    """How many queries of one kind came out. dropped: reason → count."""
+
+    kind: Text
+    evidence: Text
+    made: int
+    kept: int
+    dropped: dict[str, int] = Field(default_factory=dict)
+    example: Text = ""
+
+
+class SplitSizes(Part):
+    """Queries per part, and how many held-out ones shared text with training (0 is the promise)."""
+
+    train: int
+    dev: int
+    heldout: int
+    leaked: int
+    documents: dict[str, int] = Field(default_factory=dict)  # part → documents
+    duplicate_groups: int | None = None
+
+
+class LearningPoint(Part):
+    """One look at the training. dev: the score on the dev part, None where it was not computed."""
+
+    step: int
+    loss: Number = None
+    dev: Number = None
+
+
+class Point(Part):
+    """A point of a curve, with its interval where one was computed."""
+
+    x: float
+    y: float
+    low: Number = None
+    high: Number = None
+
+
+class Curve(Part):
+    """A quality as a function of one setting: interpolation t, fusion weight, PEFA λ, share of labels …
+
+    chosen: the x that ships. levels: horizontal lines to compare with, label → y.
+    """
+
+    points: tuple[Point, ...]
+    title: Text = ""
+    x_label: Text = ""
+    y_label: Text = "nDCG@10"
+    chosen: Number = None
+    levels: dict[str, float] = Field(default_factory=dict)
+    note: Text = ""
+
+    @classmethod
+    def through(cls, points: Iterable[tuple[float, float | Interval]], **rest: Any) -> Self:
+        """From pairs of x and either y or the interval of a mean; sorted by x."""
+        made = [
+            Point(x=x, y=y.delta, low=y.low, high=y.high) if isinstance(y, Interval) else Point(x=x, y=y)
+            for x, y in points
+        ]
+        return cls(points=tuple(sorted(made, key=lambda point: point.x)), **rest)
+
+
+class Histogram(Part):
+    """Counts of similarity scores. edges has one entry more than each list of counts."""
+
+    edges: tuple[float, ...]
+    positives: tuple[int, ...]
+    negatives: tuple[int, ...]
+
+
+class ScoreDistributions(Part):
+    """Scores of query–positive and query–negative pairs before and after training."""
+
+    before: Histogram
+    after: Histogram | None = None
+
+
+class Passage(Part):
+    """A chunk as a reader meets it."""
+
+    id: Text
+    text: Text
+    heading: Text = ""
+    source: Text = ""
+
+
+class Ranking(Part):
+    """What one system did with one query. rank: of the best expected passage, from 1; None = not found."""
+
+    rank: int | None = None
+    first: Passage | None = None
+    value: Number = None  # of the comparison's metric
+
+
+class QueryComparison(Part):
+    """One query before and after."""
+
+    id: Text
+    query: Text
+    before: Ranking
+    after: Ranking
+    expected: Passage | None = None
+    kind: Text = ""
+
+    @property
+    def change(self) -> float:
+        """after − before; above 0 is a win."""
+        return (self.after.value or 0.0) - (self.before.value or 0.0)
+
+
+class Comparison(Part):
+    """All queries, before against after. changes: every difference, best first; queries: those worth reading."""
+
+    before: Text
+    after: Text
+    metric: Text
+    changes: tuple[float, ...]
+    queries: tuple[QueryComparison, ...] = ()
+
+    @property
+    def wins(self) -> int:
+        """Queries that got better."""
+        return sum(change > 1e-9 for change in self.changes)
+
+    @property
+    def losses(self) -> int:
+        """Queries that got worse."""
+        return sum(change < -1e-9 for change in self.changes)
+
+
+class NeverRetrieved(Part):
+    """Chunks that no query brought into its first k. of: chunks in the index."""
+
+    count: int
+    of: int
+    k: int
+    queries: int
+    examples: tuple[Passage, ...] = ()
+
+
+class Failures(Part):
+    """What still goes wrong. worst: queries whose expected passage is furthest away."""
+
+    worst: tuple[QueryComparison, ...] = ()
+    never_retrieved: NeverRetrieved | None = None
+
+
+class Check(Part):
+    """One proof that the adapter has an effect and survives saving; detail says what was measured."""
+
+    name: Text
+    passed: bool
+    detail: Text = ""
+
+
+class Timing(Part):
+    """Where the time went. items in unit: what was worked on, for a rate."""
+
+    stage: Text
+    seconds: float
+    items: int | None = None
+    unit: Text = ""
+    peak_memory_bytes: int | None = None
+
+
+class Licence(Part):
+    """Under which terms something that went into the retriever stands."""
+
+    what: Text
+    licence: Text
+    source: Text = ""
+
+
+class Report(Part):
+    """Everything that is known about one fit or one evaluation."""
+
+    schema_version: int = SCHEMA_VERSION
+    title: Text = "Retriever report"
+    created: Text = ""  # ISO 8601
+    base_model: Text = ""
+    verdict: Verdict | None = None
+    evidence: EvidenceUsed | None = None
+    metric: Text = "nDCG@10"  # the one that decides, shown first
+    systems: tuple[System, ...] = ()
+    deltas: tuple[Delta, ...] = ()
+    comparison: Comparison | None = None
+    failures: Failures | None = None
+    learning: tuple[LearningPoint, ...] = ()
+    interpolation: Curve | None = None
+    fusion: Curve | None = None
+    curves: tuple[Curve, ...] = ()
+    distributions: ScoreDistributions | None = None
+    checks: tuple[Check, ...] = ()
+    corpus: Corpus | None = None
+    queries: tuple[QueryYield, ...] = ()
+    split: SplitSizes | None = None
+    timings: tuple[Timing, ...] = ()
+    warnings: tuple[Text, ...] = ()
+    configuration: dict[str, Any] = Field(default_factory=dict)
+    seeds: dict[str, int] = Field(default_factory=dict)
+    versions: dict[str, Text] = Field(default_factory=dict)
+    machine: dict[str, Text] = Field(default_factory=dict)
+    licences: tuple[Licence, ...] = ()
+
+    def system(self, name: str) -> System | None:
+        """The system of that name, if it was measured."""
+        return next((system for system in self.systems if system.name == name), None)
+
+    @property
+    def shipped(self) -> System | None:
+        """The system that ships, if one is marked."""
+        return next((system for system in self.systems if system.shipped), None)
+
+    def delta(self, system: str, against: str, metric: str | None = None) -> Interval | None:
+        """The paired interval between two systems, if it was computed; metric None = the deciding one."""
+        wanted = (system, against, metric or self.metric)
+        return next((d.interval for d in self.deltas if (d.system, d.against, d.metric) == wanted), None)
