@@ -51,8 +51,7 @@ def evaluate(run: Run, qrels: Qrels, metrics: Sequence[str] = METRICS) -> Evalua
         for document, grade in grades.items():
             if int(grade) != grade:
                 raise InvalidLabels(
-                    f"Query {query!r} judges {document!r} as {grade!r}; grades are whole numbers, "
-                    "0 = not relevant."
+                    f"Query {query!r} judges {document!r} as {grade!r}; grades are whole numbers, 0 = not relevant."
                 )
     if not qrels:
         return Evaluation({name: {} for name in metrics}, dict.fromkeys(metrics, 0.0))
@@ -64,9 +63,7 @@ def evaluate(run: Run, qrels: Qrels, metrics: Sequence[str] = METRICS) -> Evalua
         for query in qrels
         if run.get(query)
     }
-    judgements = {
-        query: {doc: int(grade) for doc, grade in grades.items()} for query, grades in qrels.items()
-    }
+    judgements = {query: {doc: int(grade) for doc, grade in grades.items()} for query, grades in qrels.items()}
     values: dict[str, dict[str, float]] = {name: dict.fromkeys(qrels, 0.0) for name in metrics}
     names: dict[Any, list[str]] = {}
     for name, measure in measures.items():
@@ -90,9 +87,7 @@ def ranked(scores: Mapping[str, float]) -> list[str]:
     values = np.fromiter(scores.values(), dtype=np.float64, count=len(ids)).astype(np.float32)
     if not np.isfinite(values).all():
         worst = ids[int(np.flatnonzero(~np.isfinite(values))[0])]
-        raise InvalidInput(
-            f"Document {worst!r} has the score {scores[worst]!r}; a score must be a finite number."
-        )
+        raise InvalidInput(f"Document {worst!r} has the score {scores[worst]!r}; a score must be a finite number.")
     order = np.argsort(-values, kind="stable")
     if len(ids) > 1 and bool((np.diff(values[order]) == 0).any()):
         by_value = dict(zip(ids, values.tolist()))

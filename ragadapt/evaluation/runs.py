@@ -58,8 +58,7 @@ def read_run(path: str | Path) -> dict[str, dict[str, float]]:
             hits = run.setdefault(query, {})
             if document in hits:
                 raise InvalidInput(
-                    f"{path}, line {number}: query {query!r} lists {document!r} twice; "
-                    "keep each document's best line."
+                    f"{path}, line {number}: query {query!r} lists {document!r} twice; keep each document's best line."
                 )
             hits[document] = score
     return run
@@ -71,9 +70,7 @@ def escape_id(id: str) -> str:
         raise InvalidInput("An id is empty; a TREC run cannot hold it. Give every query and document an id.")
     for sign in (_SPACE, _OTHER, "\0"):
         if sign in id:
-            raise InvalidInput(
-                f"The id {id!r} holds {sign!r}, which a TREC run cannot carry; rename it first."
-            )
+            raise InvalidInput(f"The id {id!r} holds {sign!r}, which a TREC run cannot carry; rename it first.")
     return re.sub(r"\s", lambda match: _SPACE if match[0] == " " else f"{_OTHER}{ord(match[0]):X};", id)
 
 

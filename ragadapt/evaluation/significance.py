@@ -72,8 +72,7 @@ def paired_bootstrap(
     first, second = _array(a, "a"), _array(b, "b")
     if len(first) != len(second):
         raise InvalidInput(
-            f"a has {len(first)} values and b has {len(second)}; "
-            "a paired comparison needs one of each per query."
+            f"a has {len(first)} values and b has {len(second)}; a paired comparison needs one of each per query."
         )
     return _bootstrap(first - second, samples, confidence, seed, clusters, compare=True)
 
