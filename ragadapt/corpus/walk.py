@@ -1,0 +1,199 @@
+"""Which files of a folder tree are read: hidden, ignored and looping entries aside."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pathspec import GitIgnoreSpec
+
+from ragadapt.config import ReadConfig
+from ragadapt.errors import InvalidConfiguration
+
+_NEVER = ("/.git/", "__pycache__/", "node_modules/", ".ipynb_checkpoints/")  # other programs' stores, never documents
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file to read. name: posix path relative to the folder that was given. problem: why it is not read, or ""."""
+
+    path: Path
+    name: str
+    problem: str = ""
+
+
+@dataclass(slots=True)
+class Ignored:
+    """How many entries the rules left out, for the message when nothing remains."""
+
+    hidden: int = 0
+    by_gitignore: int = 0
+    by_pattern: int = 0
+
+    def __str__(self) -> str:
+        counts = (
+            (self.hidden, "hidden"),
+            (self.by_gitignore, "ignored by .gitignore"),
+            (self.by_pattern, "left out by include or exclude"),
+        )
+        return ", ".join(f"{n} {what}" for n, what in counts if n)
+
+
+def compile_patterns(patterns: Iterable[str], setting: str) -> GitIgnoreSpec | None:
+    """The patterns in .gitignore syntax; None for no patterns. Raises InvalidConfiguration for a malformed one."""
+    lines = [p for p in patterns if p.strip()]
+    if not lines:
+        return None
+    for line in lines:
+        try:
+            GitIgnoreSpec.from_lines([line])
+        except ValueError as error:
+            raise InvalidConfiguration(
+                f"{setting} pattern {line!r} is not accepted: {error}. Use .gitignore syntax: '*.md', 'drafts/'."
+            ) from error
+    return GitIgnoreSpec.from_lines(lines)
+
+
+def walk(root: Path, config: ReadConfig, ignored: Ignored) -> Iterator[Found]:
+    """The files under `root` in a stable order; entries that cannot be followed come with their problem."""
+    rules = _Rules(root, config, ignored)
+    seen = {os.path.realpath(root): "the folder itself"}
+    linked: list[tuple[Path, str]] = []
+    yield from _folder(root, "", rules, seen, linked)
+    while linked:  # links last: an entry is read under its own name where it has one in the tree
+        path, name = linked.pop(0)
+        real = os.path.realpath(path)
+        if not os.path.exists(real):  # noqa: PTH110 — realpath of a loop is still a string
+            yield Found(path, name, "a link that leads nowhere, or in a circle")
+        elif real in seen:
+            yield Found(path, name, f"a link to {seen[real]}, which is read already")
+        elif Path(real).is_dir():
+            seen[real] = name
+            yield from _folder(path, name + "/", rules, seen, linked)
+        else:
+            seen[real] = name
+            yield Found(path, name)
+
+
+def _folder(
+    folder: Path, prefix: str, rules: _Rules, seen: dict[str, str], linked: list[tuple[Path, str]]
+) -> Iterator[Found]:
+    stack = [(folder, prefix)]
+    while stack:
+        folder, prefix = stack.pop()
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            yield Found(folder, prefix or folder.name, f"folder cannot be listed: {error.strerror or error}")
+            continue
+        rules.enter(folder, prefix)
+        below = []
+        for entry in entries:
+            path, name = Path(entry.path), prefix + unicodedata.normalize("NFC", entry.name)
+            try:
+                is_folder = entry.is_dir()
+            except OSError:
+                is_folder = False
+            if not rules.accept(name, is_folder):
+                continue
+            real = os.path.realpath(path)
+            if entry.is_symlink() or os.path.normcase(real) != os.path.normcase(
+                Path(os.path.realpath(folder), entry.name)  # junctions on Windows are not symlinks to Python 3.11
+            ):
+                linked.append((path, name))
+            elif is_folder:
+                seen[real] = name
+                below.append((path, name + "/"))
+            elif entry.is_file():
+                seen[real] = name
+                yield Found(path, name)
+            else:
+                yield Found(path, name, "not a regular file")
+        stack.extend(reversed(below))
+
+
+class _Rules:
+    """Hidden names, .gitignore files of every level (those above the folder included), include and exclude."""
+
+    def __init__(self, root: Path, config: ReadConfig, ignored: Ignored) -> None:
+        self.config, self.ignored = config, ignored
+        self.include = compile_patterns(config.include, "include")
+        self.exclude = compile_patterns(config.exclude, "exclude")
+        self.never = GitIgnoreSpec.from_lines(_NEVER)
+        self.specs: list[tuple[str, GitIgnoreSpec]] = []  # (prefix of names below it, patterns)
+        self.above: list[tuple[str, GitIgnoreSpec]] = []  # (path from that folder down to the root, patterns)
+        if config.gitignore:
+            self.above = _above(root)
+
+    def enter(self, folder: Path, prefix: str) -> None:
+        self.specs = [(p, spec) for p, spec in self.specs if prefix.startswith(p)]
+        if self.config.gitignore and (spec := _read_gitignore(folder)) is not None:
+            self.specs.append((prefix, spec))
+
+    def accept(self, name: str, is_folder: bool) -> bool:
+        base = name.rpartition("/")[2]
+        tested = name + "/" if is_folder else name
+        if self.never.match_file(tested):
+            return False
+        if base.startswith(".") and not self.config.hidden:
+            self.ignored.hidden += base not in (".git", ".gitignore", ".gitattributes")
+            return False
+        if base == ".gitignore":
+            return False
+        if self._git_ignores(tested):
+            self.ignored.by_gitignore += 1
+            return False
+        left_out = self.exclude is not None and self.exclude.match_file(tested)
+        if not is_folder and self.include is not None:
+            left_out = left_out or not self.include.match_file(tested)
+        self.ignored.by_pattern += left_out
+        return not left_out
+
+    def asks_for(self, name: str) -> bool:
+        return self.include is not None and bool(self.include.match_file(name))
+
+    def _git_ignores(self, name: str) -> bool:
+        for prefix, spec in reversed(self.specs):  # the nearest file that has an opinion wins
+            verdict = spec.check_file(name.removeprefix(prefix)).include
+            if verdict is not None:
+                return bool(verdict)
+        for lead, spec in self.above:
+            verdict = spec.check_file(lead + name).include
+            if verdict is not None:
+                return bool(verdict)
+        return False
+
+
+def _above(root: Path) -> list[tuple[str, GitIgnoreSpec]]:
+    """The .gitignore files between the repository's top and the folder, nearest first.
+
+    A file that ignores the folder itself is left out: the user named the folder, so it is wanted.
+    """
+    root = Path(os.path.realpath(root))
+    found = []
+    for folder in root.parents if not (root / ".git").exists() else ():
+        lead = root.relative_to(folder).as_posix() + "/"
+        spec = _read_gitignore(folder)
+        if spec is not None and not spec.check_file(lead).include:
+            found.append((lead, spec))
+        if (folder / ".git").exists():
+            return found
+    return []  # no repository: those files speak of something else
+
+
+def _read_gitignore(folder: Path) -> GitIgnoreSpec | None:
+    try:
+        lines = (folder / ".gitignore").read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    accepted = []
+    for line in lines:
+        try:
+            GitIgnoreSpec.from_lines([line])
+        except ValueError:
+            continue  # git, too, passes over a line that it cannot read
+        accepted.append(line)
+    return GitIgnoreSpec.from_lines(accepted)
