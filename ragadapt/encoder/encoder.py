@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -75,7 +76,7 @@ class Encoder:
     ) -> None:
         """restore: makes the whole model anew in float32, on the CPU; saving and merging start from it.
         generic: runs the texts where the model has no towers."""
-        self.spec = spec
+        self._spec = spec
         self.config = config
         self.query_tower = query
         self.passage_tower = passage
@@ -83,6 +84,7 @@ class Encoder:
         self.truncated = 0
         self._restore = restore
         self._generic = generic
+        self._finish: Callable[[Path, bool], bool] = _add_nothing
 
     # ------------------------------------------------------------------ making one
 
@@ -116,7 +118,11 @@ class Encoder:
                 "precision": precision,
             }
         )
-        return cls._build(Source(str(folder), None, None, True), config, spec)
+        encoder = cls._build(Source(str(folder), None, None, True), config, spec)
+        adapter = folder / "adapter"
+        if adapter.is_dir():
+            encoder._finish = lambda target, portable: _copy_adapter(adapter, target)
+        return encoder
 
     @classmethod
     def _build(cls, source: Source, config: EncoderConfig, spec: EncoderSpec | None) -> Self:
@@ -206,14 +212,19 @@ class Encoder:
     # ------------------------------------------------------------------ what it is
 
     @property
+    def spec(self) -> EncoderSpec:
+        """What it is made of."""
+        return self._spec
+
+    @property
     def dim(self) -> int:
         """Width of the vectors."""
-        return self.spec.dim
+        return self._spec.dim
 
     @property
     def max_length(self) -> int:
         """Tokens per text, special tokens and prompt included; the rest is cut off."""
-        return self.spec.max_length
+        return self._spec.max_length
 
     @property
     def fingerprint(self) -> str:
@@ -278,7 +289,7 @@ class Encoder:
             vectors = self._by_library(self._generic, unique, task)
             progress(stage, len(unique), len(unique))
         else:
-            prompt = self.spec.query_prompt if task == "query" else self.spec.passage_prompt
+            prompt = self._spec.query_prompt if task == "query" else self._spec.passage_prompt
             vectors = self._run(tower, unique, prompt, stage, progress)
         return vectors if len(unique) == len(texts) else vectors[inverse]
 
@@ -312,7 +323,7 @@ class Encoder:
         return vectors
 
     def _by_library(self, model: SentenceTransformer, texts: Sequence[str], task: str) -> Vectors:
-        prompt = self.spec.query_prompt if task == "query" else self.spec.passage_prompt
+        prompt = self._spec.query_prompt if task == "query" else self._spec.passage_prompt
         method = model.encode_query if task == "query" else model.encode_document
         vectors = method(
             list(texts),
@@ -399,7 +410,7 @@ class Encoder:
             if split(tower.model, count) is None or not self._split_is_exact(tower, count):
                 log.info("no prefix cache: %s cannot be cut below layer %d", type(tower.model).__name__, count)
                 return False
-            key = f"{self.spec.base} cut {count} torch {torch.__version__} {tower.device.type}"
+            key = f"{self._spec.base} cut {count} torch {torch.__version__} {tower.device.type}"
             width = int(tower.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
             cache = PrefixCache(folder, key, width, tower.dtype, max_bytes)
             tower.prefix = Prefix(tower.model, count, cache)
@@ -427,8 +438,10 @@ class Encoder:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         model = self._restore()
-        by_reference = self._write(model, folder, portable)
-        write_spec(folder, self.spec)
+        model.save(str(folder), create_model_card=False, safe_serialization=True)
+        by_reference = self._finish(folder, portable)
+        spec = self.spec
+        write_spec(folder, spec)
         before = (
             self._by_library(model, PROBE_QUERIES, "query"),
             self._by_library(model, PROBE_PASSAGES, "document"),
@@ -447,12 +460,7 @@ class Encoder:
                 f"The model saved in {folder} differs from the one in memory (cosine {min(cosine, mine):.5f}, at "
                 f"least {_RELOAD_COSINE} is needed). It must not be used; please report this."
             )
-        return SavedModel(folder, self.fingerprint, not by_reference, cosine)
-
-    def _write(self, model: SentenceTransformer, folder: Path, portable: bool) -> bool:
-        """Write the model's files; returns whether the base is only referred to."""
-        model.save(str(folder), create_model_card=False, safe_serialization=True)
-        return False
+        return SavedModel(folder, spec.fingerprint, not by_reference, cosine)
 
 
 def _embed(tower: Tower, rows: list[Ids], prompt_length: int) -> Vectors:
@@ -492,6 +500,17 @@ def _prompts(model: SentenceTransformer, config: EncoderConfig, source: Source) 
     if config.passage_prompt is not None:
         passage = config.passage_prompt
     return query, passage
+
+
+def _add_nothing(folder: Path, portable: bool) -> bool:
+    """What saving a base model adds to the folder; returns whether the base is only referred to."""
+    return False
+
+
+def _copy_adapter(adapter: Path, target: Path) -> bool:
+    if (target / "adapter") != adapter:
+        shutil.copytree(adapter, target / "adapter", dirs_exist_ok=True)
+    return False
 
 
 def _width(model: SentenceTransformer) -> int:

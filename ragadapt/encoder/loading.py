@@ -54,10 +54,9 @@ def open_model(source: Source, config: EncoderConfig, device: str) -> SentenceTr
 
 
 def _uses_own_modules(folder: Path) -> bool:
-    path = folder / "modules.json"
-    return path.is_file() and any(
-        entry.get("type", "").startswith("ragadapt.") for entry in json.loads(path.read_text(encoding="utf-8"))
-    )
+    name = f"{own_modules.TokenWeightedPooling.__module__}.{own_modules.TokenWeightedPooling.__qualname__}"
+    listings = (folder / "modules.json", *folder.glob("*/router_config.json"), folder / "router_config.json")
+    return any(path.is_file() and f'"{name}"' in path.read_text(encoding="utf-8") for path in listings)
 
 
 def _open_with_own_modules(location: str, options: dict[str, Any]) -> SentenceTransformer:

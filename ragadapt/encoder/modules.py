@@ -32,8 +32,11 @@ class TokenWeightedPooling(Pooling):  # type: ignore[misc]
         self._seen: list[Tensor] = []
 
     def on_model_ready(self, model: Any) -> None:
-        """Called by sentence-transformers once all modules are loaded."""
-        self.bind(model.transformers_model)
+        """Called by sentence-transformers once all modules are loaded; on a routed model, for each route."""
+        chain = next(
+            (part for part in model.modules() if isinstance(part, nn.Sequential) and self in part.children()), model
+        )
+        self.bind(next(iter(chain.children())).get_submodule("model"))
 
     def bind(self, transformer: nn.Module) -> None:
         """Watch what the tied layer receives."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 import numpy as np
@@ -30,6 +31,7 @@ class Tower(nn.Module):
         self.max_length = max_length
         pad_id = getattr(tokenizer, "pad_token_id", None)
         self.pad_id: int = 0 if pad_id is None else int(pad_id)
+        self.autocast: torch.dtype | None = None  # set: float32 weights among those of this precision
         self.prefix: Prefix | None = None  # set: the lower layers are frozen and their results kept
         self.prompt_pooled = all(getattr(module, "include_prompt", True) for module in head)
 
@@ -89,8 +91,14 @@ class Tower(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor, prompt_length: int = 0) -> Tensor:
         """(B, T) ids and mask → (B, d) float32, unit length."""
-        hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state  # (B, T, h)
+        with self._precision():
+            hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state  # (B, T, h)
         return self.pool(hidden, mask, prompt_length)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.autocast)
 
     def pool(self, hidden: Tensor, mask: Tensor, prompt_length: int = 0) -> Tensor:
         """(B, T, h) hidden states → (B, d) float32, unit length."""
@@ -106,7 +114,8 @@ class Tower(nn.Module):
         if self.prefix is None:
             return self(*self.to_tensors(rows), prompt_length)  # type: ignore[no-any-return]
         hidden, mask = self.prefix.hidden(rows, self.pad_id, self.device)
-        above = self.prefix.upper(inputs_embeds=hidden, attention_mask=mask).last_hidden_state  # (B, T, h)
+        with self._precision():
+            above = self.prefix.upper(inputs_embeds=hidden, attention_mask=mask).last_hidden_state  # (B, T, h)
         return self.pool(above, mask, prompt_length)
 
     @torch.no_grad()
