@@ -2,7 +2,7 @@
 
 Colours come from the page's style sheet through classes, so that one drawing serves light and dark. Series differ
 in dash and marker too, never in colour alone; every drawing has a title and a text for screen readers.
-Charts are drawn 460 units wide, so that their text stays readable on a phone.
+Charts are drawn 380 units wide, so that their text stays readable on a phone.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from markupsafe import Markup
 from ragadapt.evaluation.report.markup import Child, tag
 from ragadapt.evaluation.report.values import Histogram
 
-WIDTH = 460
-LABEL = 22
+WIDTH = 380
+LABEL = 20
 """Letters of a row's label at most; the rest of it stands in the tooltip."""
 
 
@@ -47,7 +47,7 @@ def interval_chart(rows: Sequence[Row], *, title: str, axis: str, zero: bool = F
     """A dot with its interval per row. zero: the axis includes 0 and marks it."""
     if not rows:
         return Markup("")
-    left, right, top, step = _gutter(row.label for row in rows), 68, 8, 34
+    left, right, top, step = _gutter(row.label for row in rows), 60, 8, 32
     values = [v for row in rows for v in (row.value, row.low, row.high) if v is not None]
     low, high = min([*values, 0.0] if zero else values), max([*values, 0.0] if zero else values)
     ticks = nice_ticks(low, high, 5)
@@ -102,7 +102,7 @@ def line_chart(
     if not series:
         return Markup("")
     levels = levels or {}
-    left, right, top, height = 50, 16, 28 + 18 * (len(series) > 1), 200
+    left, right, top, height = 44, 12, 28 + 18 * (len(series) > 1), 180
     plain = sum(len(each.xs) for each in series) > 20 * len(series)  # dots on every point would hide the line
     bottom = top + height
     xs = [x for each in series for x in each.xs]
@@ -173,7 +173,7 @@ def histogram_chart(histogram: Histogram, *, title: str, x_label: str) -> Markup
     edges = histogram.edges
     if len(edges) < 2:
         return Markup("")
-    left, right, top, height = 16, 16, 30, 150
+    left, right, top, height = 12, 12, 30, 140
     bottom = top + height
     x = _scale(edges[0], edges[-1], left, WIDTH - right)
     shares = [
@@ -185,15 +185,15 @@ def histogram_chart(histogram: Histogram, *, title: str, x_label: str) -> Markup
         if edges[0] <= tick <= edges[-1]:
             parts.append(_line(x(tick), top, x(tick), bottom, "grid"))
             parts.append(_text(x(tick), bottom + 16, _number(tick, [tick]), "tick", "middle"))
-    labels = ("question and right passage", "question and wrong passage")
+    labels = ("with a right passage", "with a wrong passage")
     for index, (name, values) in enumerate(zip(labels, shares)):
         outline = [(x(edges[0]), y(0))]
         for i, value in enumerate(values):
             outline += [(x(edges[i]), y(value)), (x(edges[i + 1]), y(value))]
         outline.append((x(edges[-1]), y(0)))
         parts.append(tag("path", tag("title", name), cls=f"area s{index}", d=_path(outline) + "z"))
-        parts.append(_line(left + index * 215, 12, left + 22 + index * 215, 12, f"line s{index}"))
-        parts.append(_text(left + 28 + index * 215, 16, name, "tick", "start"))
+        parts.append(_line(left + index * 170, 12, left + 22 + index * 170, 12, f"line s{index}"))
+        parts.append(_text(left + 28 + index * 170, 16, name, "tick", "start"))
     parts.append(_line(left, bottom, WIDTH - right, bottom, "axis"))
     parts.append(_text(WIDTH / 2, bottom + 34, x_label, "axis-label", "middle"))
     means = [_mean(edges, counts) for counts in (histogram.positives, histogram.negatives)]
@@ -205,7 +205,7 @@ def bar_chart(rows: Sequence[tuple[str, float, str]], *, title: str) -> Markup:
     """A horizontal bar per (label, value, text)."""
     if not rows:
         return Markup("")
-    left, right, step = _gutter(label for label, _, _ in rows), 92, 28
+    left, right, step = _gutter(label for label, _, _ in rows), 76, 26
     longest = max(value for _, value, _ in rows) or 1.0
     x = _scale(0, longest, 0, WIDTH - left - right)
     parts: list[Child] = []
@@ -228,7 +228,7 @@ def change_chart(changes: Sequence[float], *, title: str, y_label: str) -> Marku
     """Every query's change as a thin bar, best first: gains above the line, losses below."""
     if not changes:
         return Markup("")
-    left, right, top, height = 50, 16, 12, 150
+    left, right, top, height = 44, 12, 12, 140
     bottom = top + height
     ordered = sorted(changes, reverse=True)
     most = 240  # thinner bars than this could not be seen
@@ -328,7 +328,7 @@ def _clip(text: str) -> str:
 
 def _gutter(labels: Iterable[str]) -> float:
     """Room for the longest label, in its bold form."""
-    return 18 + 7.3 * max(min(len(label), LABEL) for label in labels)
+    return 16 + 6.9 * max(min(len(label), LABEL) for label in labels)
 
 
 def _mean(edges: Sequence[float], counts: Sequence[int]) -> float | None:

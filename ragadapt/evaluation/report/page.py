@@ -48,7 +48,7 @@ LISTED = 300
 CLIP = 600
 """Characters of a passage shown at most."""
 
-_LOOKS = {"WIN": ("win", "✓"), "NO GAIN": ("same", "="), "REGRESSION AVOIDED": ("avoided", "⛨")}
+_LOOKS = {"WIN": ("win", "✓"), "NO GAIN": ("same", "="), "REGRESSION AVOIDED": ("avoided", "!")}
 
 
 def page(report: Report) -> str:
@@ -221,8 +221,7 @@ def _change_figure(report: Report) -> Markup | None:
     if not mine:
         return None
     rows = [
-        charts.Row(f"vs {_label(report, d.against)}", d.interval.delta, d.interval.low, d.interval.high, _mark(d))
-        for d in mine
+        charts.Row(_label(report, d.against), d.interval.delta, d.interval.low, d.interval.high, _mark(d)) for d in mine
     ]
     return _figure(
         charts.interval_chart(
@@ -473,7 +472,8 @@ def _training(report: Report) -> Markup | None:
                 charts.histogram_chart(
                     report.distributions.before, title="Scores before training", x_label="similarity"
                 ),
-                "The further apart the two hills, the easier the choice.",
+                "Similarity of each question with a right and with a wrong passage: "
+                "the further apart, the easier the choice.",
                 title="Scores before",
             )
         )
@@ -750,11 +750,10 @@ def _table(
     right = set(numeric)
     sortable = sort_values is not None and len(rows) > 1
     values = sort_values or [[None] * len(headers)] * len(rows)
-    return tag(
+    table = tag(
         "div",
         tag(
             "table",
-            tag("caption", caption),
             tag(
                 "thead",
                 tag(
@@ -791,6 +790,7 @@ def _table(
         role="region",
         aria_label=caption,
     )
+    return tag("div", tag("p", caption, cls="small caption"), table)
 
 
 def _checklist(items: Iterable[tuple[str, bool | None, str]]) -> Markup:

@@ -1,17 +1,17 @@
 """What a report holds. Every part may be missing: it is then absent from report.json and from the page.
 
-Texts are made writable on entry (no lone surrogates, no control characters) and numbers that are not finite
-become None, so that a report can always be written, whatever stood in the corpus.
+Texts are made writable on entry (no lone surrogates, no control characters) and optional numbers that are not
+finite become None, so that a report can be written whatever stood in the corpus.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from ragadapt.evaluation.significance import Interval
 
@@ -34,12 +34,23 @@ def _finite(value: Any) -> Any:
         return value
 
 
+def _plain(value: Any) -> Any:
+    """JSON values only: what JSON cannot hold becomes its text, numbers that are not finite None."""
+    if isinstance(value, Mapping):
+        return {_writable(str(key)): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(each) for each in value]
+    if value is None or isinstance(value, bool | int):
+        return value
+    return _finite(value) if isinstance(value, float) else _writable(str(value))
+
+
 Text = Annotated[str, BeforeValidator(_writable)]
 Number = Annotated[float | None, BeforeValidator(_finite)]
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class Measure(Part):
@@ -60,7 +71,7 @@ class System(Part):
 
     name: Text
     label: Text
-    metrics: dict[str, Measure]
+    metrics: dict[Text, Measure]
     shipped: bool = False
     note: Text = ""
 
@@ -72,6 +83,13 @@ class Delta(Part):
     against: Text
     metric: Text
     interval: Interval
+
+    @field_validator("interval")
+    @classmethod
+    def _is_paired(cls, interval: Interval) -> Interval:
+        if interval.p_better is None:
+            raise ValueError("is the interval of one system; a difference comes from paired_bootstrap")
+        return interval
 
 
 class Step(Part):
@@ -127,7 +145,7 @@ class QueryYield(Part):
     evidence: Text
     made: int
     kept: int
-    dropped: dict[str, int] = Field(default_factory=dict)
+    dropped: dict[Text, int] = Field(default_factory=dict)
     example: Text = ""
 
 
@@ -138,7 +156,7 @@ class SplitSizes(Part):
     dev: int
     heldout: int
     leaked: int
-    documents: dict[str, int] = Field(default_factory=dict)  # part → documents
+    documents: dict[Text, int] = Field(default_factory=dict)  # part → documents
     duplicate_groups: int | None = None
 
 
@@ -170,7 +188,7 @@ class Curve(Part):
     x_label: Text = ""
     y_label: Text = "nDCG@10"
     chosen: Number = None
-    levels: dict[str, float] = Field(default_factory=dict)
+    levels: dict[Text, float] = Field(default_factory=dict)
     note: Text = ""
 
     @classmethod
@@ -319,10 +337,10 @@ class Report(Part):
     split: SplitSizes | None = None
     timings: tuple[Timing, ...] = ()
     warnings: tuple[Text, ...] = ()
-    configuration: dict[str, Any] = Field(default_factory=dict)
-    seeds: dict[str, int] = Field(default_factory=dict)
-    versions: dict[str, Text] = Field(default_factory=dict)
-    machine: dict[str, Text] = Field(default_factory=dict)
+    configuration: Annotated[dict[str, Any], BeforeValidator(_plain)] = Field(default_factory=dict)
+    seeds: dict[Text, int] = Field(default_factory=dict)
+    versions: dict[Text, Text] = Field(default_factory=dict)
+    machine: dict[Text, Text] = Field(default_factory=dict)
     licences: tuple[Licence, ...] = ()
 
     def system(self, name: str) -> System | None:

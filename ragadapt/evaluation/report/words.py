@@ -52,7 +52,7 @@ def headline(report: Report) -> str:
         found = "Tuning the model brought no gain that can be shown on your documents, so it stays as it was"
     delta = report.delta(shipped.name, "base-dense") if shipped else None
     if gain and delta is not None and delta.better:
-        return f"{found}. What ships, {name}, is still better than the untuned model alone{gain}."
+        return f"{found}. What ships ({name}) is still better than the untuned model alone{gain}."
     return f"{found}. What ships: {name}."
 
 
