@@ -1,0 +1,236 @@
+"""What every vector index does, and the checks that all of them share.
+
+A score is the inner product of query and stored vector, larger is better. Vectors are stored as they come:
+nothing is normalised. Rankings are best first; equal scores come in the order of their ids (an engine that cuts
+the list itself may break a tie at the cut otherwise).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ragadapt.errors import DimensionMismatch, FingerprintMismatch, FormatTooNew, IndexCorrupt, InvalidInput
+from ragadapt.index.filters import Filter
+from ragadapt.lexical.ranking import Ranking
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+INDEX_FILE = "index.json"
+REBUILD = "Rebuild it with: ragadapt index RETRIEVER --rebuild"
+
+Floats = NDArray[np.float32]
+Payload = Mapping[str, Any]
+
+
+class VectorIndex(Protocol):
+    """Vectors under string ids, with metadata to filter by. Open one with `open_index`."""
+
+    kind: str
+    dim: int
+    fingerprint: str | None
+    """The encoder that made the vectors; None = not known."""
+
+    def __len__(self) -> int: ...
+
+    def ids(self, filter: Filter | None = None) -> list[str]:
+        """All ids, or those whose metadata pass the filter, in no particular order."""
+
+    def has(self, ids: Sequence[str]) -> list[bool]:
+        """For each id whether the index holds it."""
+
+    def upsert(self, ids: Sequence[str], vectors: ArrayLike, payloads: Sequence[Payload] | None = None) -> None:
+        """Add or replace vectors (n, dim) and their metadata (None = empty). Of equal ids the last wins.
+
+        Raises DimensionMismatch, and InvalidInput for numbers that are not finite; nothing is changed then.
+        """
+
+    def update_vectors(self, ids: Sequence[str], vectors: ArrayLike) -> None:
+        """Replace the vectors (n, dim) of ids that are there, leaving metadata alone. Raises InvalidInput."""
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Remove ids; missing ones are no error."""
+
+    def search(self, vectors: ArrayLike, k: int, filter: Filter | None = None) -> list[Ranking]:
+        """For each query row of (Q, dim) up to k (ids, scores (k,)), best first."""
+
+    def vectors(self, ids: Sequence[str]) -> Floats:
+        """The stored vectors (n, dim), in the order of ids. Raises InvalidInput for one that is missing."""
+
+    def payloads(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """The metadata, in the order of ids. Raises InvalidInput for one that is missing."""
+
+    def batches(self, size: int = 4096) -> Iterator[tuple[list[str], Floats]]:
+        """All ids with their vectors, up to `size` at a time; don't change the index meanwhile."""
+
+    def save(self, folder: str | Path | None = None) -> None:
+        """Make the present state durable: in `folder`, or where the index was opened."""
+
+    def close(self) -> None:
+        """Release files and connections; unsaved changes of in-memory kinds are lost."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class Closing:
+    """`with` for indexes."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def check_ids(ids: Sequence[str]) -> list[str]:
+    """The ids as a list. Raises InvalidInput for a lone string, or an id that is no string or empty."""
+    if isinstance(ids, str):
+        raise InvalidInput(f"ids is one string, {ids!r}; pass a list of ids.")
+    for id in ids:
+        if not isinstance(id, str) or not id:
+            raise InvalidInput(f"id {id!r} is not a string with at least one character.")
+    return list(ids)
+
+
+def check_vectors(vectors: ArrayLike, dim: int, what: str) -> Floats:
+    """The vectors as contiguous float32 (n, dim). Raises DimensionMismatch, or InvalidInput with the bad row."""
+    try:
+        array = np.ascontiguousarray(vectors, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{what} are not numbers in rows of equal length: {error}.") from error
+    if array.size == 0 and array.ndim < 2:
+        array = array.reshape(0, dim)
+    if array.ndim != 2:
+        raise InvalidInput(f"{what} have shape {array.shape}; a matrix (number, {dim}) is needed, one row each.")
+    if array.shape[1] != dim:
+        raise DimensionMismatch(
+            f"The index holds {dim}-d vectors, the {what} are {array.shape[1]}-d. They come from different "
+            f"encoders. {REBUILD}"
+        )
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        row = int(np.flatnonzero(~finite)[0])
+        raise InvalidInput(f"Row {row} of the {what} holds NaN or infinity; every number must be finite.")
+    return array
+
+
+def check_k(k: int) -> int:
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+        raise InvalidInput(f"k = {k!r}: ask for at least one result.")
+    return int(k)
+
+
+def check_payloads(payloads: Sequence[Payload] | None, ids: Sequence[str]) -> list[dict[str, Any]]:
+    """One plain JSON object per id. Raises InvalidInput with the id whose metadata is none."""
+    if payloads is None:
+        return [{} for _ in ids]
+    if len(payloads) != len(ids):
+        raise InvalidInput(f"Got {len(payloads)} payloads for {len(ids)} ids; there must be one each.")
+    plain = []
+    for id, payload in zip(ids, payloads):
+        try:
+            if not isinstance(payload, Mapping):
+                raise TypeError(f"it is {type(payload).__name__}, not a dict")
+            plain.append(json.loads(json.dumps(dict(payload), allow_nan=False)))
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"The metadata of {id!r} is not a JSON object ({error}). Use plain values.") from error
+    return plain
+
+
+def prepare_upsert(
+    ids: Sequence[str], vectors: ArrayLike, payloads: Sequence[Payload] | None, dim: int
+) -> tuple[list[str], Floats, list[dict[str, Any]]]:
+    """Checked ids, vectors and payloads without doubles: of equal ids the last wins."""
+    checked = check_ids(ids)
+    rows = check_vectors(vectors, dim, "vectors")
+    if len(rows) != len(checked):
+        raise InvalidInput(f"Got {len(rows)} vectors for {len(checked)} ids; there must be one each.")
+    plain = check_payloads(payloads, checked)
+    last = {id: row for row, id in enumerate(checked)}
+    if len(last) < len(checked):
+        keep = list(last.values())
+        return list(last), rows[keep], [plain[row] for row in keep]
+    return checked, rows, plain
+
+
+def missing_id(id: str) -> InvalidInput:
+    return InvalidInput(f"The index holds no {id!r}.")
+
+
+def by_id_where_equal(ids: Sequence[str], scores: NDArray[Any]) -> Ranking:
+    """A ranking that an engine returned, with equal scores put in the order of their ids."""
+    scores = np.asarray(scores, np.float32)
+    if len(ids) < 2 or (np.diff(scores) < 0).all():
+        return list(ids), scores
+    order = sorted(range(len(ids)), key=lambda i: (-scores[i], ids[i]))
+    return [ids[i] for i in order], scores[order]
+
+
+def check_fingerprint(stored: str | None, wanted: str | None, where: str) -> None:
+    """Raises FingerprintMismatch if both are known and differ."""
+    if stored is not None and wanted is not None and stored != wanted:
+        raise FingerprintMismatch(
+            f"The index {where} was built by encoder {stored[:12]}, this encoder is {wanted[:12]}; "
+            f"their vectors cannot be compared. {REBUILD}"
+        )
+
+
+def check_dim(stored: int, wanted: int | None, where: str) -> None:
+    """Raises DimensionMismatch if `wanted` is given and differs."""
+    if wanted is not None and stored != wanted:
+        raise DimensionMismatch(f"The index {where} holds {stored}-d vectors, the encoder makes {wanted}-d. {REBUILD}")
+
+
+def read_description(folder: Path) -> dict[str, Any] | None:
+    """index.json of a folder; None where there is none. Raises IndexCorrupt, FormatTooNew."""
+    path = folder / INDEX_FILE
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(description, dict) or not isinstance(description["format"], int):
+            raise ValueError("it is not the description of an index")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError) as error:
+        raise IndexCorrupt(f"{path} cannot be read ({error}). {REBUILD}") from error
+    if description["format"] > FORMAT:
+        raise FormatTooNew(
+            f"The index in {folder} has format {description['format']}, this ragadapt reads up to {FORMAT}. "
+            "Upgrade with: pip install -U ragadapt"
+        )
+    return description
+
+
+def write_description(folder: Path, description: Mapping[str, Any]) -> None:
+    """Replace index.json in one move: it names the files that belong together."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / (INDEX_FILE + ".partial")
+    partial.write_text(json.dumps({"format": FORMAT, **description}, indent=2), encoding="utf-8")
+    partial.replace(folder / INDEX_FILE)
+
+
+def new_generation(folder: Path, description: Mapping[str, Any] | None) -> str:
+    """A suffix for files written beside those that `description` names, so that a killed save harms nothing."""
+    return str(int((description or {}).get("generation", 0)) + 1)
+
+
+def remove_other_generations(folder: Path, generation: str, patterns: Sequence[str]) -> None:
+    """Delete the files of earlier saves. One still mapped on Windows stays until the next save."""
+    for pattern in patterns:
+        for path in folder.glob(pattern.format("*")):
+            if path.name != pattern.format(generation):
+                try:
+                    path.unlink()
+                except OSError as error:
+                    log.debug("%s stays for now: %s", path, error)

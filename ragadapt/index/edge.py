@@ -1,0 +1,257 @@
+"""Qdrant Edge: the Qdrant engine inside the process, in a folder. Every change is durable without a save.
+
+Search is exact. One process at a time may have a folder open.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ragadapt.errors import IndexCorrupt, IndexFault, InvalidInput, MissingExtra
+from ragadapt.index.contract import (
+    REBUILD,
+    Closing,
+    Floats,
+    Payload,
+    by_id_where_equal,
+    check_ids,
+    check_k,
+    check_vectors,
+    missing_id,
+    prepare_upsert,
+    read_description,
+    write_description,
+)
+from ragadapt.index.filters import Filter, parse, to_qdrant
+from ragadapt.lexical.ranking import Ranking
+
+try:
+    import qdrant_edge as edge
+except ImportError as error:
+    raise MissingExtra("The embedded Qdrant index", "qdrant-edge") from error
+
+# The same layout as in a Qdrant collection (ragadapt.index.qdrant), so that points can move between them.
+NAMESPACE = uuid.UUID("6b0d9f0e-8a54-5c1e-9a0b-2d6f0d6c3a51")
+ID_KEY, METADATA_KEY, PASSAGE, FEEDBACK = "id", "metadata", "passage", "feedback"
+BATCH = 1024
+_SHARD = "shard"
+
+
+def point_id(id: str) -> uuid.UUID:
+    """The point id of a chunk id."""
+    return uuid.uuid5(NAMESPACE, id)
+
+
+class EdgeIndex(Closing):
+    """One shard in a folder; without a folder, in a temporary one that goes when the index is closed."""
+
+    kind = "qdrant-edge"
+
+    def __init__(self, shard: Any, folder: Path, dim: int, fingerprint: str | None, temporary: bool) -> None:
+        self._shard = shard
+        self._folder = folder
+        self._temporary = temporary
+        self.dim = dim
+        self.fingerprint = fingerprint
+        self._lock = threading.RLock()  # for writers; readers need none
+
+    @classmethod
+    def open(cls, folder: Path | None, dim: int | None, fingerprint: str | None) -> Self:
+        """Open a folder, or make the index there if dim is given. Raises IndexCorrupt, IndexFault if in use."""
+        temporary = folder is None
+        description = read_description(folder) if folder is not None else None
+        if description is None and (dim is None or dim < 1):
+            raise InvalidInput(f"A new index needs the width of its vectors; dim is {dim}.")
+        if folder is None:
+            folder = Path(tempfile.mkdtemp(prefix="ragadapt-edge-"))
+        if description is None:
+            assert dim is not None
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / _SHARD).mkdir(exist_ok=True)
+            params = edge.EdgeVectorParams(size=dim, distance=edge.Distance.Dot)
+            config = edge.EdgeConfig(vectors={PASSAGE: params, FEEDBACK: params})
+            shard = _try(lambda: edge.EdgeShard.create(str(folder / _SHARD), config), folder)
+            index = cls(shard, folder, dim, fingerprint, temporary)
+            write_description(folder, index._description())
+            return index
+        try:
+            stored_dim, stored = int(description["dim"]), description["fingerprint"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise IndexCorrupt(f"index.json in {folder} lacks {error}. {REBUILD}") from error
+        shard = _try(lambda: edge.EdgeShard.load(str(folder / _SHARD)), folder)
+        return cls(shard, folder, stored_dim, stored, temporary)
+
+    def __len__(self) -> int:
+        return int(self._shard.count(edge.CountRequest(exact=True)))
+
+    def ids(self, filter: Filter | None = None) -> list[str]:
+        return [record.payload[ID_KEY] for record in self._scroll(4096, filter)]
+
+    def has(self, ids: Sequence[str]) -> list[bool]:
+        points = [point_id(id) for id in check_ids(ids)]
+        there = {record.id for record in self._shard.retrieve(points, False, False)}
+        return [point in there for point in points]
+
+    def upsert(self, ids: Sequence[str], vectors: ArrayLike, payloads: Sequence[Payload] | None = None) -> None:
+        new_ids, rows, plain = prepare_upsert(ids, vectors, payloads, self.dim)
+        with self._lock:
+            for start in range(0, len(new_ids), BATCH):
+                part = slice(start, start + BATCH)
+                points = [
+                    edge.Point(point_id(id), {PASSAGE: row}, {ID_KEY: id, METADATA_KEY: payload})
+                    for id, row, payload in zip(new_ids[part], rows[part], plain[part])
+                ]
+                self._shard.update(edge.UpdateOperation.upsert_points(points))
+
+    def update_vectors(self, ids: Sequence[str], vectors: ArrayLike) -> None:
+        new_ids, rows, _ = prepare_upsert(ids, vectors, None, self.dim)
+        with self._lock:
+            for id, there in zip(new_ids, self.has(new_ids)):
+                if not there:
+                    raise missing_id(id)
+            for start in range(0, len(new_ids), BATCH):
+                part = slice(start, start + BATCH)
+                points = [edge.PointVectors(point_id(id), {PASSAGE: row}) for id, row in zip(new_ids[part], rows[part])]
+                self._shard.update(edge.UpdateOperation.update_vectors(points))
+
+    def delete(self, ids: Sequence[str]) -> None:
+        points: list[Any] = [point_id(id) for id in check_ids(ids)]
+        if points:
+            with self._lock:
+                self._shard.update(edge.UpdateOperation.delete_points(points))
+
+    def search(self, vectors: ArrayLike, k: int, filter: Filter | None = None) -> list[Ranking]:
+        queries, k = check_vectors(vectors, self.dim, "query vectors"), check_k(k)
+        condition, parameters = _condition(filter), edge.SearchParams(exact=True)
+        results: list[Ranking] = []
+        for start in range(0, len(queries), BATCH):
+            requests = [
+                edge.QueryRequest(
+                    limit=k, query=edge.Query.Nearest(query, using=PASSAGE), filter=condition, params=parameters,
+                    with_payload=[ID_KEY],
+                )
+                for query in queries[start : start + BATCH]
+            ]  # fmt: skip
+            for points in self._shard.query_batch(edge.QueryBatchRequest(requests)):
+                results.append(
+                    by_id_where_equal([p.payload[ID_KEY] for p in points], np.array([p.score for p in points]))
+                )
+        return results
+
+    def vectors(self, ids: Sequence[str]) -> Floats:
+        rows = np.empty((len(ids), self.dim), np.float32)
+        found = {r.id: r for r in self._shard.retrieve([point_id(id) for id in check_ids(ids)], False, [PASSAGE])}
+        for row, id in zip(rows, ids):
+            if point_id(id) not in found:
+                raise missing_id(id)
+            row[:] = found[point_id(id)].vector[PASSAGE]
+        return rows
+
+    def payloads(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        found = {r.id: r for r in self._shard.retrieve([point_id(id) for id in check_ids(ids)], True, False)}
+        payloads = []
+        for id in ids:
+            if point_id(id) not in found:
+                raise missing_id(id)
+            payloads.append(dict(found[point_id(id)].payload.get(METADATA_KEY) or {}))
+        return payloads
+
+    def batches(self, size: int = 4096) -> Iterator[tuple[list[str], Floats]]:
+        offset = None
+        while True:
+            records, offset = self._shard.scroll(
+                edge.ScrollRequest(offset=offset, limit=size, with_payload=[ID_KEY], with_vector=[PASSAGE])
+            )
+            if records:
+                yield (
+                    [record.payload[ID_KEY] for record in records],
+                    np.array([record.vector[PASSAGE] for record in records], np.float32),
+                )
+            if offset is None:
+                return
+
+    def save(self, folder: str | Path | None = None) -> None:
+        """Flush; with another folder, also copy the index there."""
+        with self._lock:
+            self._shard.flush()
+            target = Path(folder) if folder is not None else self._folder
+            if target.resolve() == self._folder.resolve():
+                return
+            shutil.copytree(self._folder / _SHARD, target / _SHARD, dirs_exist_ok=True)
+            write_description(target, self._description())
+
+    def close(self) -> None:
+        with self._lock:
+            if self._shard is not None:
+                self._shard.flush()
+                self._shard.close()
+                self._shard = None
+                if self._temporary:
+                    shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _description(self) -> dict[str, Any]:
+        return {"kind": self.kind, "dim": self.dim, "fingerprint": self.fingerprint}
+
+    def _scroll(self, size: int, filter: Filter | None) -> Iterator[Any]:
+        condition, offset = _condition(filter), None
+        while True:
+            records, offset = self._shard.scroll(
+                edge.ScrollRequest(offset=offset, limit=size, filter=condition, with_payload=[ID_KEY])
+            )
+            yield from records
+            if offset is None:
+                return
+
+
+class _Conditions:
+    """ConditionMaker with the engine's classes."""
+
+    def filter(self, must: list[Any] | None, should: list[Any] | None, must_not: list[Any] | None) -> Any:
+        return edge.Filter(must=must, should=should, must_not=must_not)
+
+    def strings(self, key: str, values: list[str]) -> Any:
+        return edge.FieldCondition(key, match=edge.MatchAny(values))
+
+    def boolean(self, key: str, value: bool) -> Any:
+        # Python's own bool is an int, and the engine would look for 1; numpy's arrives as a boolean.
+        return edge.FieldCondition(key, match=edge.MatchValue(np.bool_(value)))  # type: ignore[arg-type]
+
+    def range(self, key: str, gt: float | None, gte: float | None, lt: float | None, lte: float | None) -> Any:
+        return edge.FieldCondition(key, range=edge.RangeFloat(gt=gt, gte=gte, lt=lt, lte=lte))
+
+    def substring(self, key: str, text: str) -> Any:
+        return edge.FieldCondition(key, match=edge.MatchSubstring(text))
+
+    def empty(self, key: str) -> Any:
+        return edge.IsEmptyCondition(key)
+
+    def nothing(self) -> Any:
+        return edge.HasIdCondition(set())
+
+
+def _condition(filter: Filter | None) -> Any:
+    if filter is None:
+        return None
+    condition = to_qdrant(parse(filter), _Conditions(), (METADATA_KEY,))
+    return condition if isinstance(condition, edge.Filter) else edge.Filter(must=[condition])
+
+
+def _try(call: Any, folder: Path) -> Any:
+    try:
+        return call()
+    except Exception as error:  # the engine raises plain Exception
+        if "WouldBlock" in str(error) or "lock" in str(error).lower():
+            raise IndexFault(
+                f"The index in {folder} is open elsewhere; an embedded index has one user at a time. Close the other "
+                "one, or use a Qdrant server."
+            ) from error
+        raise IndexCorrupt(f"The embedded Qdrant index in {folder} cannot be read ({error}). {REBUILD}") from error

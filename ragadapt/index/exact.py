@@ -1,0 +1,206 @@
+"""Exact search with numpy: the reference for every other index, and enough for a few hundred thousand vectors."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ragadapt.errors import IndexCorrupt, InvalidInput
+from ragadapt.index.contract import (
+    REBUILD,
+    Closing,
+    Floats,
+    Payload,
+    check_ids,
+    check_k,
+    check_vectors,
+    new_generation,
+    prepare_upsert,
+    read_description,
+    remove_other_generations,
+    write_description,
+)
+from ragadapt.index.filters import Filter
+from ragadapt.index.rows import Rows
+from ragadapt.lexical.ranking import Ranking, best_first
+
+BLOCK_BYTES = 64_000_000  # of one block of scores
+_FILES = ("vectors-{}.npy", "ids-{}.json", "payloads-{}.jsonl")
+
+
+class ExactIndex(Closing):
+    """Vectors in one float32 matrix, memory-mapped where it was opened from a folder."""
+
+    kind = "exact"
+
+    def __init__(self, dim: int, fingerprint: str | None = None, folder: Path | None = None) -> None:
+        self.dim = dim
+        self.fingerprint = fingerprint
+        self._folder = folder
+        self._rows = Rows()
+        self._matrix: Floats = np.empty((0, dim), np.float32)  # rows beyond len(self) are room to grow
+        self._lock = threading.RLock()
+
+    @classmethod
+    def of(
+        cls,
+        ids: Sequence[str],
+        vectors: Floats,
+        payloads: Sequence[Payload] | None = None,
+        fingerprint: str | None = None,
+    ) -> Self:
+        """An index over vectors (n, dim) at hand, such as a memory-mapped file; they are not copied.
+
+        The vectors must be finite float32, the ids unique; both are checked.
+        """
+        if not isinstance(vectors, np.ndarray) or vectors.ndim != 2:
+            raise InvalidInput("vectors must be a matrix (number, dim), one row for each id.")
+        index = cls(vectors.shape[1], fingerprint)
+        checked, _, plain = prepare_upsert(ids, np.zeros((len(ids), 0), np.float32), payloads, 0)
+        if len(checked) != len(ids) or len(checked) != len(vectors):
+            raise InvalidInput(f"{len(vectors)} vectors for {len(ids)} ids, of which {len(checked)} are different.")
+        for start in range(0, len(vectors), 65_536):
+            check_vectors(vectors[start : start + 65_536], index.dim, "vectors")
+        index._rows = Rows(checked, plain)
+        # A view that cannot be written: the first change makes a copy, the caller's array stays as it is.
+        index._matrix = np.asarray(vectors, np.float32).view()
+        index._matrix.flags.writeable = False
+        return index
+
+    @classmethod
+    def open(cls, folder: Path, mmap: bool = True) -> Self:
+        """Open what `save` wrote. Raises IndexCorrupt."""
+        description = read_description(folder)
+        try:
+            if description is None:
+                raise FileNotFoundError("index.json is missing")
+            index = cls(int(description["dim"]), description["fingerprint"], folder)
+            vectors, ids, payloads = (folder / name.format(description["generation"]) for name in _FILES)
+            # Copy-on-write: a row may be changed in place without reading the rest.
+            index._matrix = np.load(vectors, mmap_mode="c" if mmap else None, allow_pickle=False)
+            index._rows = Rows(json.loads(ids.read_text(encoding="utf-8")), payloads)
+            if index._matrix.dtype != np.float32 or index._matrix.shape != (len(index._rows), index.dim):
+                raise ValueError(f"{len(index._rows)} ids for vectors of shape {index._matrix.shape}")
+            if not payloads.is_file():
+                raise FileNotFoundError(f"{payloads.name} is missing")
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            raise IndexCorrupt(f"The exact index in {folder} cannot be read ({error}). {REBUILD}") from error
+        return index
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def ids(self, filter: Filter | None = None) -> list[str]:
+        if filter is None:
+            return list(self._rows.ids)
+        return [self._rows.ids[row] for row in np.flatnonzero(self._rows.mask(filter))]
+
+    def has(self, ids: Sequence[str]) -> list[bool]:
+        return [id in self._rows.numbers for id in check_ids(ids)]
+
+    def upsert(self, ids: Sequence[str], vectors: ArrayLike, payloads: Sequence[Payload] | None = None) -> None:
+        new_ids, rows, plain = prepare_upsert(ids, vectors, payloads, self.dim)
+        with self._lock:
+            numbers = self._rows.numbers
+            known = [i for i, id in enumerate(new_ids) if id in numbers]
+            added = [i for i, id in enumerate(new_ids) if id not in numbers]
+            if known:
+                self._writable()[[numbers[new_ids[i]] for i in known]] = rows[known]
+                for i in known:
+                    self._rows.replace(numbers[new_ids[i]], plain[i])
+            if added:
+                start, end = len(self._rows), len(self._rows) + len(added)
+                if end > len(self._matrix):
+                    grown = np.empty((max(end, 3 * start // 2), self.dim), np.float32)
+                    grown[:start] = self._matrix[:start]
+                    self._matrix = grown
+                self._writable()[start:end] = rows[added]
+                self._rows.add([new_ids[i] for i in added], [plain[i] for i in added])
+
+    def update_vectors(self, ids: Sequence[str], vectors: ArrayLike) -> None:
+        new_ids, rows, _ = prepare_upsert(ids, vectors, None, self.dim)
+        with self._lock:
+            numbers = self._rows.find(new_ids)
+            self._writable()[numbers] = rows
+
+    def delete(self, ids: Sequence[str]) -> None:
+        gone = set(check_ids(ids))
+        with self._lock:
+            rows = [self._rows.numbers[id] for id in gone if id in self._rows.numbers]
+            if rows:
+                keep = np.ones(len(self._rows), np.bool_)
+                keep[rows] = False
+                self._matrix = self._matrix[: len(self._rows)][keep]
+                self._rows.keep(keep)
+
+    def search(self, vectors: ArrayLike, k: int, filter: Filter | None = None) -> list[Ranking]:
+        queries, k = check_vectors(vectors, self.dim, "query vectors"), check_k(k)
+        with self._lock:
+            matrix, ids = self._matrix[: len(self._rows)], self._rows.ids
+            if filter is not None:
+                allowed = np.flatnonzero(self._rows.mask(filter))
+                if len(allowed) < len(ids):
+                    ids = [ids[row] for row in allowed]
+                    # Few rows are cheaper to pick than to score with all others.
+                    picked = matrix[allowed] if len(allowed) * 4 < len(matrix) else None
+                    return self._search(queries, matrix if picked is None else picked, ids, k, allowed, picked is None)
+            return self._search(queries, matrix, ids, k)
+
+    @staticmethod
+    def _search(
+        queries: Floats, matrix: Floats, ids: Sequence[str], k: int, allowed: Any = None, pick: bool = False
+    ) -> list[Ranking]:
+        size = max(1, BLOCK_BYTES // (4 * max(1, len(matrix))))
+        results: list[Ranking] = []
+        for start in range(0, len(queries), size):
+            scores = queries[start : start + size] @ matrix.T  # (B, d) x (d, N) -> (B, N)
+            for row in scores:
+                results.append(best_first(row[allowed] if pick else row, k, ids))
+        return results
+
+    def vectors(self, ids: Sequence[str]) -> Floats:
+        with self._lock:
+            rows = self._rows.find(check_ids(ids))
+            found: Floats = np.array(self._matrix[rows], np.float32).reshape(len(rows), self.dim)
+            return found
+
+    def payloads(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        with self._lock:
+            return [dict(self._rows.payloads[row]) for row in self._rows.find(check_ids(ids))]
+
+    def batches(self, size: int = 4096) -> Iterator[tuple[list[str], Floats]]:
+        for start in range(0, len(self), size):
+            end = min(start + size, len(self))
+            yield self._rows.ids[start:end], np.array(self._matrix[start:end])
+
+    def save(self, folder: str | Path | None = None) -> None:
+        target = _target(folder, self._folder)
+        with self._lock:
+            target.mkdir(parents=True, exist_ok=True)
+            generation = new_generation(target, read_description(target))
+            vectors, ids, payloads = (target / name.format(generation) for name in _FILES)
+            np.save(vectors, self._matrix[: len(self._rows)], allow_pickle=False)
+            self._rows.save(ids, payloads)
+            description = {"kind": self.kind, "dim": self.dim, "fingerprint": self.fingerprint}
+            write_description(target, {**description, "generation": generation})
+            remove_other_generations(target, generation, _FILES)
+
+    def close(self) -> None:
+        self._matrix, self._rows = np.empty((0, self.dim), np.float32), Rows()
+
+    def _writable(self) -> Floats:
+        if not self._matrix.flags.writeable:
+            self._matrix = np.array(self._matrix)
+        return self._matrix
+
+
+def _target(folder: str | Path | None, opened: Path | None) -> Path:
+    if folder is None and opened is None:
+        raise InvalidInput("This index lives in memory; say which folder to save it in.")
+    return Path(folder) if folder is not None else opened  # type: ignore[return-value]

@@ -1,0 +1,355 @@
+"""FAISS: flat (exact), HNSW or IVF, in memory and saved as a native index file.
+
+| structure | up to             | recall | change of a vector                      | memory per vector |
+|-----------|-------------------|--------|-----------------------------------------|-------------------|
+| flat      | 1,000,000         | 1      | in place                                | 4·dim bytes       |
+| hnsw      | 10,000,000        | ~.99   | old one left as a tombstone, one added  | 4·dim + 300 bytes |
+| ivf       | memory's end      | ~.95   | removed, then added                     | 4·dim + 16 bytes  |
+
+The limits are where one query takes about 50 ms on two cores (flat, 384-d), and where building the graph takes
+hours. `choose_structure` applies them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ragadapt.errors import IndexCorrupt, InvalidInput, MissingExtra
+from ragadapt.index.contract import (
+    REBUILD,
+    Closing,
+    Floats,
+    Payload,
+    by_id_where_equal,
+    check_ids,
+    check_k,
+    check_vectors,
+    new_generation,
+    prepare_upsert,
+    read_description,
+    remove_other_generations,
+    write_description,
+)
+from ragadapt.index.filters import Filter
+from ragadapt.index.rows import Rows
+from ragadapt.lexical.ranking import Ranking
+
+log = logging.getLogger(__name__)
+
+Structure = Literal["flat", "hnsw", "ivf"]
+FLAT_LIMIT = 1_000_000
+HNSW_LIMIT = 10_000_000
+# PEFA's authors search with these; efSearch grows with k.
+HNSW_M, HNSW_EF_CONSTRUCTION, HNSW_EF_SEARCH = 32, 500, 300
+TOMBSTONES = 0.2  # share of left-over graph nodes at which the graph is built anew
+IVF_TRAINING_PER_LIST = 64  # faiss warns below 39
+IVF_PROBE_SHARE = 1 / 16  # of the lists, searched per query
+_FILES = ("vectors-{}.faiss", "ids-{}.json", "labels-{}.npy", "payloads-{}.jsonl")
+
+try:
+    faiss: Any = importlib.import_module("faiss")  # its own type stubs lack half of what is used here
+except ImportError as error:
+    raise MissingExtra("The FAISS index", "faiss") from error
+
+
+def choose_structure(count: int) -> Structure:
+    """The structure for this many vectors, by the limits of the module's docstring."""
+    return "flat" if count < FLAT_LIMIT else "hnsw" if count < HNSW_LIMIT else "ivf"
+
+
+class FaissIndex(Closing):
+    """Vectors under int64 labels in FAISS, labels and ids side by side in rows.
+
+    Labels only ever grow, so the labels of the rows are ascending and a row is found by bisection.
+    """
+
+    kind = "faiss"
+
+    def __init__(
+        self,
+        dim: int,
+        fingerprint: str | None = None,
+        folder: Path | None = None,
+        *,
+        structure: Structure = "flat",
+        device: str = "auto",
+    ) -> None:
+        if structure not in get_args(Structure):
+            raise InvalidInput(f"structure is {structure!r}; use one of: {', '.join(get_args(Structure))}.")
+        self.dim = dim
+        self.fingerprint = fingerprint
+        self.structure = structure
+        self._device = device
+        self._folder = folder
+        self._rows = Rows()
+        self._labels: NDArray[np.int64] = np.empty(0, np.int64)  # (n,) ascending, of the rows
+        self._next = 0
+        self._engine: Any = _new_engine(structure, dim, 0)
+        self._on_gpu: Any = None
+        self._lock = threading.RLock()
+
+    @classmethod
+    def open(cls, folder: Path, *, structure: Structure | None = None, device: str = "auto") -> Self:
+        """Read what `save` wrote. Raises IndexCorrupt. structure: convert to another one if it differs."""
+        description = read_description(folder)
+        try:
+            if description is None:
+                raise FileNotFoundError("index.json is missing")
+            stored = description["structure"]
+            index = cls(int(description["dim"]), description["fingerprint"], folder, structure=stored, device=device)
+            native, ids, labels, payloads = (folder / name.format(description["generation"]) for name in _FILES)
+            if not payloads.is_file():
+                raise FileNotFoundError(f"{payloads.name} is missing")
+            engine = faiss.read_index(str(native))
+            index._rows = Rows(json.loads(ids.read_text(encoding="utf-8")), payloads)
+            index._labels = np.load(labels, allow_pickle=False)
+            index._next = int(description["next_label"])
+            count = engine.ntotal - int(description["tombstones"])
+            if engine.d != index.dim or not len(index._rows) == len(index._labels) == count:
+                raise ValueError(f"{len(index._rows)} ids for {count} vectors of width {engine.d}")
+            index._engine = _with_direct_map(engine) if stored == "ivf" else engine
+        except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            raise IndexCorrupt(f"The FAISS index in {folder} cannot be read ({reason}). {REBUILD}") from error
+        if structure is not None:
+            index.restructure(structure)
+        return index
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def tombstones(self) -> int:
+        """Vectors of removed or replaced ids that the graph still holds."""
+        return int(self._engine.ntotal) - len(self._rows)
+
+    def ids(self, filter: Filter | None = None) -> list[str]:
+        with self._lock:
+            if filter is None:
+                return list(self._rows.ids)
+            return [self._rows.ids[row] for row in np.flatnonzero(self._rows.mask(filter))]
+
+    def has(self, ids: Sequence[str]) -> list[bool]:
+        return [id in self._rows.numbers for id in check_ids(ids)]
+
+    def upsert(self, ids: Sequence[str], vectors: ArrayLike, payloads: Sequence[Payload] | None = None) -> None:
+        new_ids, rows, plain = prepare_upsert(ids, vectors, payloads, self.dim)
+        with self._lock:
+            numbers = self._rows.numbers
+            known = [i for i, id in enumerate(new_ids) if id in numbers]
+            added = [i for i, id in enumerate(new_ids) if id not in numbers]
+            if known and self.structure == "flat":
+                self._write([numbers[new_ids[i]] for i in known], rows[known])
+                for i in known:
+                    self._rows.replace(numbers[new_ids[i]], plain[i])
+            elif known:  # these structures place a vector by its value: out with the old, in with the new
+                self._remove([numbers[new_ids[i]] for i in known])
+                added = list(range(len(new_ids)))
+            if added:
+                self._add([new_ids[i] for i in added], rows[added], [plain[i] for i in added])
+            self._tidy()
+
+    def update_vectors(self, ids: Sequence[str], vectors: ArrayLike) -> None:
+        new_ids, rows, _ = prepare_upsert(ids, vectors, None, self.dim)
+        with self._lock:
+            numbers = self._rows.find(new_ids)
+            if self.structure == "flat":
+                self._write(numbers, rows)
+            else:
+                payloads = [self._rows.payloads[number] for number in numbers]
+                self._remove(numbers)
+                self._add(new_ids, rows, payloads)
+                self._tidy()
+
+    def delete(self, ids: Sequence[str]) -> None:
+        gone = set(check_ids(ids))
+        with self._lock:
+            rows = [self._rows.numbers[id] for id in gone if id in self._rows.numbers]
+            if rows:
+                self._remove(rows)
+                self._tidy()
+
+    def search(self, vectors: ArrayLike, k: int, filter: Filter | None = None) -> list[Ranking]:
+        queries, k = check_vectors(vectors, self.dim, "query vectors"), check_k(k)
+        with self._lock:
+            allowed = None if filter is None else self._rows.mask(filter)
+            found = min(k, len(self._rows) if allowed is None else int(allowed.sum()))
+            if found == 0 or len(queries) == 0:
+                return [([], np.empty(0, np.float32)) for _ in queries]
+            selector = None
+            if allowed is not None and not allowed.all():
+                selector = self._selector(self._labels[allowed])
+            elif self.tombstones:
+                selector = self._selector(self._labels)
+            engine = self._searcher() if selector is None else self._engine
+            scores, labels = engine.search(queries, found, params=self._parameters(found, selector))
+            results = []
+            for row_scores, row_labels in zip(scores, labels):
+                hit = row_labels >= 0
+                rows = np.searchsorted(self._labels, row_labels[hit])
+                results.append(by_id_where_equal([self._rows.ids[row] for row in rows], row_scores[hit]))
+            return results
+
+    def vectors(self, ids: Sequence[str]) -> Floats:
+        with self._lock:
+            return self._read(self._rows.find(check_ids(ids)))
+
+    def payloads(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        with self._lock:
+            return [dict(self._rows.payloads[row]) for row in self._rows.find(check_ids(ids))]
+
+    def batches(self, size: int = 4096) -> Iterator[tuple[list[str], Floats]]:
+        for start in range(0, len(self), size):
+            end = min(start + size, len(self))
+            with self._lock:
+                yield self._rows.ids[start:end], self._read(range(start, end))
+
+    def restructure(self, structure: Structure) -> None:
+        """Move all vectors into another structure, e.g. choose_structure(len(index))."""
+        with self._lock:
+            if structure == self.structure and not self.tombstones:
+                return
+            if structure not in get_args(Structure):
+                raise InvalidInput(f"structure is {structure!r}; use one of: {', '.join(get_args(Structure))}.")
+            engine = _new_engine(structure, self.dim, len(self))
+            if structure == "ivf" and len(self):
+                lists = engine.nlist
+                sample = np.random.default_rng(0).permutation(len(self))[: lists * IVF_TRAINING_PER_LIST]
+                engine.train(self._read(np.sort(sample).tolist()))
+            labels = np.arange(len(self), dtype=np.int64)
+            if not (structure == "ivf" and len(self) == 0):
+                for start in range(0, len(self), 65_536):
+                    end = min(start + 65_536, len(self))
+                    engine.add_with_ids(self._read(range(start, end)), labels[start:end])
+            self._engine, self._labels, self._next = engine, labels, len(labels)
+            self.structure, self._on_gpu = structure, None
+
+    def save(self, folder: str | Path | None = None) -> None:
+        if folder is None and self._folder is None:
+            raise InvalidInput("This index lives in memory; say which folder to save it in.")
+        target = Path(folder) if folder is not None else self._folder
+        assert target is not None
+        with self._lock:
+            target.mkdir(parents=True, exist_ok=True)
+            generation = new_generation(target, read_description(target))
+            native, ids, labels, payloads = (target / name.format(generation) for name in _FILES)
+            faiss.write_index(self._engine, str(native))
+            np.save(labels, self._labels, allow_pickle=False)
+            self._rows.save(ids, payloads)
+            write_description(
+                target,
+                {
+                    "kind": self.kind, "dim": self.dim, "fingerprint": self.fingerprint, "structure": self.structure,
+                    "next_label": self._next, "tombstones": self.tombstones, "generation": generation,
+                },
+            )  # fmt: skip
+            remove_other_generations(target, generation, _FILES)
+
+    def close(self) -> None:
+        with self._lock:
+            self._rows, self._labels, self._on_gpu = Rows(), np.empty(0, np.int64), None
+            self._engine = _new_engine("flat", self.dim, 0)
+
+    def _add(self, ids: list[str], vectors: Floats, payloads: list[dict[str, Any]]) -> None:
+        labels = np.arange(self._next, self._next + len(ids), dtype=np.int64)
+        if not ids:
+            return
+        if not self._engine.is_trained:  # IVF: the first vectors decide the lists
+            self._engine = _new_engine(self.structure, self.dim, len(ids))
+            self._engine.train(vectors)
+        self._engine.add_with_ids(vectors, labels)
+        self._next += len(ids)
+        self._labels = np.concatenate([self._labels, labels])
+        self._rows.add(ids, payloads)
+        self._on_gpu = None
+
+    def _remove(self, rows: Sequence[int]) -> None:
+        keep = np.ones(len(self._rows), np.bool_)
+        keep[list(rows)] = False
+        if self.structure != "hnsw":  # the graph cannot forget: searches skip what has no row
+            gone = np.ascontiguousarray(self._labels[~keep])
+            # Either structure takes just one of the two.
+            selector = faiss.IDSelectorArray if self.structure == "ivf" else faiss.IDSelectorBatch
+            self._engine.remove_ids(selector(gone))
+        self._labels = self._labels[keep]
+        self._rows.keep(keep)
+        self._on_gpu = None
+
+    def _tidy(self) -> None:
+        if self.tombstones > max(1000, TOMBSTONES * self._engine.ntotal):
+            log.info("building the graph anew: %d of %d nodes are left-overs", self.tombstones, self._engine.ntotal)
+            self.restructure("hnsw")
+
+    def _flat(self) -> Floats:
+        """The flat structure's own memory as a matrix (n, dim); row = row."""
+        flat = faiss.downcast_index(self._engine.index)
+        view: Floats = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * self.dim).reshape(flat.ntotal, self.dim)
+        return view
+
+    def _write(self, rows: Sequence[int], vectors: Floats) -> None:
+        self._flat()[list(rows)] = vectors
+        self._on_gpu = None
+
+    def _read(self, rows: Sequence[int]) -> Floats:
+        if len(rows) == 0:
+            return np.empty((0, self.dim), np.float32)
+        if self.structure == "flat":
+            return np.array(self._flat()[list(rows)])
+        found: Floats = self._engine.reconstruct_batch(self._labels[list(rows)])
+        return found
+
+    @staticmethod
+    def _selector(labels: NDArray[np.int64]) -> Any:
+        if len(labels) * 100 < labels[-1]:
+            return faiss.IDSelectorBatch(labels)
+        bits = np.zeros(int(labels[-1]) + 1, np.uint8)
+        bits[labels] = 1
+        return faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))
+
+    def _parameters(self, k: int, selector: Any) -> Any:
+        if self.structure == "hnsw":
+            return faiss.SearchParametersHNSW(sel=selector, efSearch=max(HNSW_EF_SEARCH, 2 * k))
+        if self.structure == "ivf":
+            probes = max(8, math.ceil(self._engine.nlist * IVF_PROBE_SHARE))
+            return faiss.SearchParametersIVF(sel=selector, nprobe=min(probes, self._engine.nlist))
+        return faiss.SearchParameters(sel=selector) if selector is not None else None
+
+    def _searcher(self) -> Any:
+        """The engine, or its copy on the GPU: flat only, unfiltered, made when first needed."""
+        if self.structure != "flat" or self._device == "cpu" or not hasattr(faiss, "StandardGpuResources"):
+            return self._engine
+        if self._on_gpu is None and faiss.get_num_gpus() > 0:
+            try:
+                self._on_gpu = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self._engine)
+            except RuntimeError as error:
+                log.warning("FAISS stays on the CPU: %s", error)
+                self._device = "cpu"
+        return self._on_gpu or self._engine
+
+
+def _new_engine(structure: str, dim: int, count: int) -> Any:
+    if structure == "flat":
+        return faiss.IndexIDMap2(faiss.IndexFlatIP(dim))
+    if structure == "hnsw":
+        graph = faiss.IndexHNSWFlat(dim, HNSW_M, faiss.METRIC_INNER_PRODUCT)
+        graph.hnsw.efConstruction = HNSW_EF_CONSTRUCTION
+        return faiss.IndexIDMap2(graph)
+    lists = max(1, min(int(4 * math.sqrt(count)), count // IVF_TRAINING_PER_LIST))
+    engine = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
+    return _with_direct_map(engine)
+
+
+def _with_direct_map(engine: Any) -> Any:
+    """An IVF index that can give vectors back and forget them by label."""
+    engine.set_direct_map_type(faiss.DirectMap.Hashtable)
+    return engine

@@ -1,0 +1,450 @@
+"""Qdrant through its client: a server at a URL, `:memory:`, or a folder in the client's own local mode.
+
+Local mode searches by brute force in Python and is meant for tests and small sets (it warns above 20,000 points);
+`qdrant-edge` is the better embedded index. Its files hold pickles, so a folder is screened before it is opened.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import pickle
+import sqlite3
+import threading
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ragadapt.errors import IndexCorrupt, IndexFault, IndexUnreachable, InvalidInput, MissingExtra
+from ragadapt.index.contract import (
+    REBUILD,
+    Closing,
+    Floats,
+    Payload,
+    by_id_where_equal,
+    check_ids,
+    check_k,
+    check_vectors,
+    missing_id,
+    prepare_upsert,
+    write_description,
+)
+from ragadapt.index.filters import Filter, parse, to_qdrant
+from ragadapt.lexical.ranking import Ranking
+
+try:
+    from qdrant_client import QdrantClient, models
+    from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+except ImportError as error:
+    raise MissingExtra("The Qdrant index", "qdrant") from error
+
+log = logging.getLogger(__name__)
+
+NAMESPACE = uuid.UUID("6b0d9f0e-8a54-5c1e-9a0b-2d6f0d6c3a51")  # of the point ids; never change it
+ID_KEY = "id"
+METADATA_KEY = "metadata"
+PASSAGE = "passage"  # the vector that is searched
+FEEDBACK = "feedback"  # declared for PEFA, empty until used: it cannot be added to old servers later
+BATCH = 256  # points a request: below the usual 32 MB limit up to 8,192 dimensions
+ATTEMPTS = 4
+API_KEY = "QDRANT_API_KEY"
+_RETRIED = {408, 425, 429, 500, 502, 503, 504}
+
+T = TypeVar("T")
+
+
+def point_id(id: str) -> str:
+    """The point id of a chunk id: Qdrant takes only UUIDs and integers."""
+    return str(uuid.uuid5(NAMESPACE, id))
+
+
+class QdrantIndex(Closing):
+    """One collection. Metadata lie under the payload's `metadata`, the chunk id under `id`."""
+
+    kind = "qdrant"
+
+    def __init__(
+        self,
+        client: QdrantClient,
+        collection: str,
+        dim: int,
+        fingerprint: str | None,
+        *,
+        url: str | None = None,
+        folder: Path | None = None,
+        vector_name: str = PASSAGE,
+        exact: bool = False,
+    ) -> None:
+        """Wrap a collection that exists. exact: ask the server for exhaustive search instead of its graph."""
+        self.client = client
+        self.collection = collection
+        self.dim = dim
+        self.fingerprint = fingerprint
+        self.url = url
+        self.vector_name = vector_name
+        self._folder = folder
+        self._parameters = models.SearchParams(exact=True) if exact and url not in (None, ":memory:") else None
+        # Local mode is not made for several threads.
+        self._lock: Any = threading.RLock()
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path | None,
+        url: str | None,
+        collection: str,
+        dim: int | None,
+        fingerprint: str | None,
+        *,
+        timeout_seconds: int = 30,
+        exact: bool = False,
+        api_key: str | None = None,
+    ) -> Self:
+        """Open a collection, or make it if dim is given. api_key: None = from QDRANT_API_KEY.
+
+        folder without url = local mode in that folder. Raises IndexUnreachable, IndexCorrupt, IndexFault.
+        """
+        if url is None and folder is None:
+            url = ":memory:"
+        client = _connect(folder, url, timeout_seconds, api_key)
+        where = _shown(url) if url else str(folder)
+
+        def ask(call: Callable[[], T]) -> T:
+            return _asking(call, url)
+
+        try:
+            if ask(lambda: client.collection_exists(collection)):
+                info = ask(lambda: client.get_collection(collection))
+                name, stored_dim = _vector_of(info, where, collection)
+                stored = ((info.config.metadata or {}).get("ragadapt") or {}).get("fingerprint")
+                return cls(
+                    client, collection, stored_dim, stored, url=url, folder=folder, vector_name=name, exact=exact
+                )
+            if dim is None or dim < 1:
+                raise InvalidInput(f"There is no collection {collection!r} at {where}; to make one, give dim.")
+            params = models.VectorParams(size=dim, distance=models.Distance.DOT)
+            ask(
+                lambda: client.create_collection(
+                    collection,
+                    vectors_config={PASSAGE: params, FEEDBACK: params},
+                    metadata={"ragadapt": {"format": 1, "fingerprint": fingerprint}},
+                )
+            )
+            index = cls(client, collection, dim, fingerprint, url=url, folder=folder, exact=exact)
+            if folder is not None:
+                index._describe(folder)
+            return index
+        except BaseException:
+            client.close()
+            raise
+
+    def __len__(self) -> int:
+        return int(self._ask(lambda: self.client.count(self.collection, exact=True)).count)
+
+    def ids(self, filter: Filter | None = None) -> list[str]:
+        return [_id_of(record) for record in self._scroll(4096, filter, False)]
+
+    def has(self, ids: Sequence[str]) -> list[bool]:
+        found = self._retrieve(check_ids(ids), payload=False, vector=False)
+        return [point_id(id) in found for id in ids]
+
+    def upsert(self, ids: Sequence[str], vectors: ArrayLike, payloads: Sequence[Payload] | None = None) -> None:
+        new_ids, rows, plain = prepare_upsert(ids, vectors, payloads, self.dim)
+        for start in range(0, len(new_ids), BATCH):
+            part = slice(start, start + BATCH)
+            points = [
+                models.PointStruct(
+                    id=point_id(id), vector=self._named(row.tolist()), payload={ID_KEY: id, METADATA_KEY: payload}
+                )
+                for id, row, payload in zip(new_ids[part], rows[part], plain[part])
+            ]
+            self._ask(lambda: self.client.upsert(self.collection, points, wait=True))  # noqa: B023
+
+    def update_vectors(self, ids: Sequence[str], vectors: ArrayLike) -> None:
+        new_ids, rows, _ = prepare_upsert(ids, vectors, None, self.dim)
+        for id, there in zip(new_ids, self.has(new_ids)):
+            if not there:
+                raise missing_id(id)
+        for start in range(0, len(new_ids), BATCH):
+            part = slice(start, start + BATCH)
+            points = [
+                models.PointVectors(id=point_id(id), vector=self._named(row.tolist()))
+                for id, row in zip(new_ids[part], rows[part])
+            ]
+            self._ask(lambda: self.client.update_vectors(self.collection, points, wait=True))  # noqa: B023
+
+    def delete(self, ids: Sequence[str]) -> None:
+        points = [point_id(id) for id in check_ids(ids)]
+        for start in range(0, len(points), 4096):
+            selector = models.PointIdsList(points=list(points[start : start + 4096]))
+            self._ask(lambda: self.client.delete(self.collection, selector, wait=True))  # noqa: B023
+
+    def search(self, vectors: ArrayLike, k: int, filter: Filter | None = None) -> list[Ranking]:
+        queries, k = check_vectors(vectors, self.dim, "query vectors"), check_k(k)
+        condition = _condition(filter)
+        results: list[Ranking] = []
+        for start in range(0, len(queries), BATCH):
+            requests = [
+                models.QueryRequest(
+                    query=query.tolist(), using=self.vector_name or None, limit=k, filter=condition,
+                    params=self._parameters, with_payload=[ID_KEY],
+                )
+                for query in queries[start : start + BATCH]
+            ]  # fmt: skip
+            for response in self._ask(lambda: self.client.query_batch_points(self.collection, requests)):  # noqa: B023
+                points = response.points
+                results.append(by_id_where_equal([_id_of(p) for p in points], np.array([p.score for p in points])))
+        return results
+
+    def vectors(self, ids: Sequence[str]) -> Floats:
+        found = self._retrieve(check_ids(ids), payload=False, vector=True)
+        rows = np.empty((len(ids), self.dim), np.float32)
+        for row, id in zip(rows, ids):
+            record = found.get(point_id(id))
+            if record is None:
+                raise missing_id(id)
+            row[:] = self._vector(record)
+        return rows
+
+    def payloads(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        found = self._retrieve(check_ids(ids), payload=True, vector=False)
+        payloads = []
+        for id in ids:
+            if point_id(id) not in found:
+                raise missing_id(id)
+            payloads.append(dict(found[point_id(id)].payload.get(METADATA_KEY) or {}))
+        return payloads
+
+    def batches(self, size: int = 4096) -> Iterator[tuple[list[str], Floats]]:
+        records: list[Any] = []
+        for record in self._scroll(size, None, True):
+            records.append(record)
+            if len(records) == size:
+                yield self._batch(records)
+                records = []
+        if records:
+            yield self._batch(records)
+
+    def save(self, folder: str | Path | None = None) -> None:
+        """Note in `folder` where the collection is; the points themselves are durable already.
+
+        A local-mode folder cannot be saved elsewhere: close it and copy the folder.
+        """
+        target = Path(folder) if folder is not None else self._folder
+        if target is None:
+            raise InvalidInput("This index lives in memory or on a server; say which folder to note it in.")
+        if self.url == ":memory:":
+            raise InvalidInput("An index in ':memory:' cannot be saved. Use a folder, a server, or kind 'qdrant-edge'.")
+        if self.url is None and self._folder is not None and target.resolve() != self._folder.resolve():
+            raise InvalidInput(f"This index lives in {self._folder}; close it and copy that folder to {target}.")
+        self._describe(target)
+
+    def close(self) -> None:
+        self.client.close()
+
+    def _describe(self, folder: Path) -> None:
+        values = {"kind": self.kind, "dim": self.dim, "fingerprint": self.fingerprint, "collection": self.collection}
+        if self.url is not None:
+            values["url"] = _shown(self.url)
+        write_description(folder, values)
+
+    def _ask(self, call: Callable[[], T]) -> T:
+        if self.url is None or self.url == ":memory:":
+            with self._lock:
+                return call()
+        return _asking(call, self.url)
+
+    def _named(self, vector: list[float]) -> Any:
+        return {self.vector_name: vector} if self.vector_name else vector
+
+    def _vector(self, record: Any) -> Any:
+        return record.vector[self.vector_name] if self.vector_name else record.vector
+
+    def _batch(self, records: list[Any]) -> tuple[list[str], Floats]:
+        return [_id_of(r) for r in records], np.array([self._vector(r) for r in records], np.float32)
+
+    def _retrieve(self, ids: Sequence[str], payload: bool, vector: bool) -> dict[str, Any]:
+        """Point id → record, of those that are there."""
+        found: dict[str, Any] = {}
+        points = [point_id(id) for id in ids]
+        for start in range(0, len(points), 1024):
+            wanted = list(points[start : start + 1024])
+            names = [self.vector_name] if vector and self.vector_name else vector
+            for record in self._ask(
+                lambda: self.client.retrieve(self.collection, wanted, with_payload=payload, with_vectors=names)  # noqa: B023
+            ):
+                found[str(record.id)] = record
+        return found
+
+    def _scroll(self, size: int, filter: Filter | None, vector: bool) -> Iterator[Any]:
+        condition, offset = _condition(filter), None
+        names = [self.vector_name] if vector and self.vector_name else vector
+        while True:
+            records, offset = self._ask(
+                lambda: self.client.scroll(
+                    self.collection, scroll_filter=condition, limit=size, offset=offset,  # noqa: B023
+                    with_payload=[ID_KEY], with_vectors=names,
+                )
+            )  # fmt: skip
+            yield from records
+            if offset is None:
+                return
+
+
+def _id_of(point: Any) -> str:
+    id: str = point.payload[ID_KEY]
+    return id
+
+
+class _Conditions:
+    """ConditionMaker with the client's classes."""
+
+    def filter(self, must: list[Any] | None, should: list[Any] | None, must_not: list[Any] | None) -> Any:
+        return models.Filter(must=must, should=should, must_not=must_not)
+
+    def strings(self, key: str, values: list[str]) -> Any:
+        return models.FieldCondition(key=key, match=models.MatchAny(any=values))
+
+    def boolean(self, key: str, value: bool) -> Any:
+        return models.FieldCondition(key=key, match=models.MatchValue(value=value))
+
+    def range(self, key: str, gt: float | None, gte: float | None, lt: float | None, lte: float | None) -> Any:
+        return models.FieldCondition(key=key, range=models.Range(gt=gt, gte=gte, lt=lt, lte=lte))
+
+    def substring(self, key: str, text: str) -> Any:
+        return models.FieldCondition(key=key, match=models.MatchSubstring(substring=text))
+
+    def empty(self, key: str) -> Any:
+        return models.IsEmptyCondition(is_empty=models.PayloadField(key=key))
+
+    def nothing(self) -> Any:
+        return models.HasIdCondition(has_id=[])
+
+
+def _condition(filter: Filter | None) -> Any:
+    if filter is None:
+        return None
+    condition = to_qdrant(parse(filter), _Conditions(), (METADATA_KEY,))
+    return condition if isinstance(condition, models.Filter) else models.Filter(must=[condition])
+
+
+def _vector_of(info: Any, where: str, collection: str) -> tuple[str, int]:
+    """(name, width) of the vector to search. Raises IndexFault where it cannot be searched by inner product."""
+    vectors = info.config.params.vectors
+    named = vectors if isinstance(vectors, dict) else {"": vectors}
+    name = PASSAGE if PASSAGE in named else next(iter(named)) if len(named) == 1 else None
+    if name is None:
+        raise IndexFault(
+            f"The collection {collection!r} at {where} has the vectors {', '.join(sorted(named))}, and none is called "
+            f"{PASSAGE!r}. Name another collection."
+        )
+    if named[name].distance != models.Distance.DOT:
+        raise IndexFault(
+            f"The collection {collection!r} at {where} compares by {named[name].distance.value}; scores here are inner "
+            "products (Dot). Name another collection, or make it anew with distance Dot."
+        )
+    return name, int(named[name].size)
+
+
+def _connect(folder: Path | None, url: str | None, timeout_seconds: int, api_key: str | None) -> QdrantClient:
+    if url == ":memory:":
+        return QdrantClient(":memory:", force_disable_check_same_thread=True)
+    if url is not None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InvalidInput(f"{_shown(url)!r} is no address of a server; write http://host:6333 or https://….")
+        with warnings.catch_warnings():  # the client's remark about a key over http is ours to make, without the key
+            warnings.simplefilter("ignore")
+            return QdrantClient(
+                url=url,
+                port=parts.port or (443 if parts.scheme == "https" else 6333),
+                api_key=api_key or os.environ.get(API_KEY) or None,
+                timeout=timeout_seconds,
+                check_compatibility=False,
+            )
+    assert folder is not None
+    _screen(folder)
+    try:
+        return QdrantClient(path=str(folder), force_disable_check_same_thread=True)
+    except RuntimeError as error:
+        if "already accessed" in str(error):
+            raise IndexFault(
+                f"The index in {folder} is open elsewhere; local mode has one user at a time. Close the other one, or "
+                "use a Qdrant server."
+            ) from error
+        raise IndexCorrupt(f"The Qdrant index in {folder} cannot be read ({error}). {REBUILD}") from error
+    except (OSError, ValueError, KeyError, EOFError, sqlite3.DatabaseError, pickle.UnpicklingError) as error:
+        raise IndexCorrupt(f"The Qdrant index in {folder} cannot be read ({error}). {REBUILD}") from error
+
+
+class _PointsOnly(pickle.Unpickler):
+    """Rebuilds stored points and refuses to look up anything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.startswith("qdrant_client.http.models") and name in ("PointStruct", "SparseVector"):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which no stored point needs")
+
+
+def _screen(folder: Path) -> None:
+    """Refuse local-mode files that hold anything but points: the client would run it on opening."""
+    for storage in sorted(folder.glob("collection/*/storage.sqlite")):
+        try:
+            with sqlite3.connect(f"{storage.resolve().as_uri()}?mode=ro", uri=True) as connection:
+                for row in connection.execute("SELECT point FROM points"):
+                    _PointsOnly(io.BytesIO(row[0])).load()
+        except Exception as error:
+            raise IndexCorrupt(
+                f"{storage} is damaged or not a Qdrant index ({error}); it was not opened. {REBUILD}"
+            ) from error
+        finally:
+            connection.close()
+
+
+def _asking(call: Callable[[], T], url: str | None) -> T:
+    """Call a server, again after a pause where that can help. Raises IndexUnreachable; never shows the key."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return call()
+        except UnexpectedResponse as error:
+            if error.status_code in (401, 403):
+                raise IndexUnreachable(
+                    f"Qdrant at {_shown(url)} refused access ({error.status_code}). Set the key in {API_KEY}."
+                ) from None
+            if error.status_code not in _RETRIED or attempt == ATTEMPTS:
+                reason = f"{error.status_code} {error.reason_phrase}"
+                raise IndexUnreachable(f"Qdrant at {_shown(url)} answered {reason}: {_body(error)}") from None
+        except ResponseHandlingException as error:
+            if attempt == ATTEMPTS:
+                raise IndexUnreachable(
+                    f"Qdrant at {_shown(url)} does not answer after {ATTEMPTS} tries ({_last_line(error)}). "
+                    "Is the server running, and the address right?"
+                ) from None
+        time.sleep(0.25 * 2 ** (attempt - 1))
+    raise AssertionError("the loop returns or raises")
+
+
+def _body(error: UnexpectedResponse) -> str:
+    return error.content.decode("utf-8", "replace")[:300]
+
+
+def _last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
+def _shown(url: str | None) -> str:
+    """The address without user, password and query, which may hold a key."""
+    if url is None or url == ":memory:":
+        return str(url)
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))

@@ -1,0 +1,93 @@
+"""Ids and metadata by row, for indexes that keep their vectors in rows of memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ragadapt.errors import IndexCorrupt
+from ragadapt.index.contract import missing_id
+from ragadapt.index.filters import Columns, Filter, parse
+
+
+class Rows:
+    """Row ↔ id, and each row's metadata. Rows are dense: removing closes the gap and keeps the order."""
+
+    def __init__(self, ids: list[str] | None = None, payloads: list[dict[str, Any]] | Path | None = None) -> None:
+        """payloads: a list, a JSONL file that is read at first use, or None for empty ones."""
+        self.ids = ids if ids is not None else []
+        self._payloads = payloads if payloads is not None else [{} for _ in self.ids]
+        self._numbers: dict[str, int] | None = None
+        self._columns: Columns | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """id → row."""
+        if self._numbers is None:
+            self._numbers = {id: row for row, id in enumerate(self.ids)}
+        return self._numbers
+
+    @property
+    def payloads(self) -> list[dict[str, Any]]:
+        if isinstance(self._payloads, Path):
+            path = self._payloads
+            try:
+                with path.open(encoding="utf-8") as file:
+                    payloads = [json.loads(line) for line in file]
+                if len(payloads) != len(self.ids):
+                    raise ValueError(f"{len(payloads)} lines for {len(self.ids)} vectors")
+            except (OSError, ValueError) as error:
+                raise IndexCorrupt(f"{path} cannot be read ({error}).") from error
+            self._payloads = payloads
+        return self._payloads
+
+    def find(self, ids: Sequence[str]) -> list[int]:
+        """The row of each id. Raises InvalidInput for one that is missing."""
+        numbers = self.numbers
+        try:
+            return [numbers[id] for id in ids]
+        except KeyError as error:
+            raise missing_id(error.args[0]) from None
+
+    def mask(self, filter: Filter) -> NDArray[np.bool_]:
+        """(N,) the rows that pass. Raises InvalidFilter."""
+        node = parse(filter)
+        if self._columns is None:
+            self._columns = Columns(self.payloads)
+        return self._columns.mask(node)
+
+    def add(self, ids: Sequence[str], payloads: Sequence[dict[str, Any]]) -> None:
+        """Append rows for new ids."""
+        numbers, own = self.numbers, self.payloads
+        for id, payload in zip(ids, payloads):
+            numbers[id] = len(self.ids)
+            self.ids.append(id)
+            own.append(payload)
+        self._columns = None
+
+    def replace(self, row: int, payload: dict[str, Any]) -> None:
+        """Another metadata object for a row."""
+        if self.payloads[row] != payload:
+            self.payloads[row] = payload
+            self._columns = None
+
+    def keep(self, mask: NDArray[np.bool_]) -> None:
+        """Drop the rows where mask (N,) is False."""
+        kept = np.flatnonzero(mask).tolist()
+        self._payloads = [self.payloads[row] for row in kept]
+        self.ids = [self.ids[row] for row in kept]
+        self._numbers = self._columns = None
+
+    def save(self, ids_path: Path, payloads_path: Path) -> None:
+        ids_path.write_text(json.dumps(self.ids, ensure_ascii=False), encoding="utf-8")
+        with payloads_path.open("w", encoding="utf-8", newline="\n") as file:
+            for payload in self.payloads:
+                file.write(json.dumps(payload, ensure_ascii=False) + "\n")
