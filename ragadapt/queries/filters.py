@@ -84,7 +84,7 @@ def is_boilerplate(text: str, kind: str = "") -> bool:
         return True
     if re.match(r"\s*(?:https?://|www\.|mailto:)\S+\s*$|\S+@\S+\.\w+\s*$", text):
         return True
-    if letter_share(text) < 0.5:
+    if letter_share(re.sub(r"(?<=\w)[+#]+", "", text)) < 0.5:
         return True
     return is_navigation(text)
 

@@ -79,14 +79,15 @@ class KeywordModel:
         return math.log((1 + self._documents) / (1 + max(frequency, 2)))
 
     def _unspaced(self, counts: Counter[str], text: str, rng: random.Random) -> str:
+        # What is said twice is a word; a stretch said once may begin and end anywhere.
+        repeated = {term: count for term, count in counts.items() if count > 1 and len(term) > 1}
         scores = {}
-        for term, count in counts.items():
-            if len(term) < 2 or (count < 2 and not term.isascii() and len(term) > 4):
-                continue
+        for term, count in (repeated if len(repeated) > 2 else counts).items():
             scores[term] = (1 + 2 * math.log(count)) * self._rarity(term) * math.sqrt(min(len(term), 4))
+        size = rng.choice((2, 3))
         chosen: list[str] = []
         for term in sorted(scores, key=lambda term: (-scores[term], term)):
-            if len(chosen) >= rng.choice((2, 3)) or len(chosen) >= 3:
+            if len(chosen) >= size:
                 break
             if not any(set(term) & set(other) for other in chosen):
                 chosen.append(term)

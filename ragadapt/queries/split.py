@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from ragadapt.config import SplitConfig
@@ -77,8 +78,8 @@ def split_documents(
 
     items: documents, or chunks (needed when there are fewer than five documents: then top-level sections
     are dealt, and the parts hold chunk ids). groups: one near-duplicate group number per item, None = no
-    duplicates. A document's part hangs on its id and the seed alone, so adding others moves it only
-    if they are its near-duplicates, or if a part would be empty without it.
+    duplicates. A document's part hangs on its id and the seed alone, so adding others moves it only if they
+    are its near-duplicates, or if it had to fill up a part that chance gave less than half its share.
     """
     if groups is not None and len(groups) != len(items):
         raise InvalidInput(f"{len(items)} items but {len(groups)} group numbers: pass one per item.")
@@ -89,14 +90,14 @@ def split_documents(
     if len(documents) >= FEW_DOCUMENTS or not all(isinstance(item, Chunk) for item in items):
         ties, ignored = _ties(document_of, groups)
         note = f"{ignored} near-duplicate groups run through too many documents to be kept together" if ignored else ""
-        return _deal(documents, ties, config, seed, unit="document", note=note)
+        return _deal(documents, ties, config, seed, unit="document", note=note, weights=Counter(document_of))
     chunks = [item for item in items if isinstance(item, Chunk)]
     section_of, depth = _sections(chunks)
     named = f"sections of depth {depth}" if depth else "single chunks"
     note = f"split by {named}, because the corpus has only {len(documents)} document{'s' * (len(documents) > 1)}"
     names = [section_of[chunk.id] for chunk in chunks]
     ties, _ = _ties(names, groups)
-    dealt = _deal(list(dict.fromkeys(names)), ties, config, seed, unit="section", note=note)
+    dealt = _deal(list(dict.fromkeys(names)), ties, config, seed, unit="section", note=note, weights=Counter(names))
     ids: dict[str, set[str]] = {part: set() for part in PARTS}
     for chunk in chunks:
         ids[dealt.part(section_of[chunk.id])].add(chunk.id)
@@ -212,6 +213,7 @@ def _deal(
     *,
     unit: Literal["document", "section", "query"],
     note: str,
+    weights: Mapping[str, int] = MappingProxyType({}),
 ) -> Split:
     """Each component's lot is its luckiest member's chance: below heldout it is held out, then dev, then train."""
     component = _components(ids, ties)
@@ -229,31 +231,39 @@ def _deal(
         note = "; ".join(filter(None, (note, "too little to hold anything out: all of it trains")))
         logger.warning("split: %s", note)
         return Split(frozenset(ids), frozenset(), frozenset(), unit, note)
-    _fill("heldout", part_of, lots, config.heldout > 0, donors=("dev", "train"))
-    _fill("train", part_of, lots, True, donors=("dev", "heldout"), largest=True)
-    _fill("dev", part_of, lots, config.dev > 0, donors=("train", "heldout"))
+    share = {"heldout": config.heldout, "dev": (1 - config.heldout) * config.dev}
+    weight: Counter[str] = Counter()
+    for id in ids:
+        weight[component[id]] += weights.get(id, 1)
+    for part in ("heldout", "dev"):
+        _top_up(part, share[part] * weight.total(), part_of, lots, weight)
+    for part in ("train", *(part for part in share if share[part] > 0)):
+        if part not in part_of.values():
+            richest = max(PARTS, key=list(part_of.values()).count)
+            own = sorted((name for name, at in part_of.items() if at == richest), key=lambda name: (lots[name], name))
+            part_of[own[0] if part == "heldout" else own[-1]] = part
     members = {part: frozenset(id for id in ids if part_of[component[id]] == part) for part in PARTS}
     return Split(members["train"], members["dev"], members["heldout"], unit, note)
 
 
-def _fill(
-    part: str,
-    part_of: dict[str, str],
-    lots: Mapping[str, float],
-    wanted: bool,
-    *,
-    donors: Sequence[str],
-    largest: bool = False,
+def _top_up(
+    part: str, target: float, part_of: dict[str, str], lots: Mapping[str, float], weight: Mapping[str, int]
 ) -> None:
-    """Give an empty part the component nearest to it, from the first donor that keeps one itself."""
-    if not wanted or part in part_of.values():
-        return
-    choose: Callable[..., str] = max if largest else min
-    for donor in donors:
-        own = [name for name, at in part_of.items() if at == donor]
-        if len(own) > 1 or (own and donor == "dev" and part == "heldout"):
-            part_of[choose(own, key=lambda name: (lots[name], name))] = part
+    """Move training components to a part that got less than half its target, those next in line first.
+
+    In a small corpus chance alone may leave a part with nothing, or with one short document.
+    """
+    line = sorted((name for name, at in part_of.items() if at == "train"), key=lambda name: (lots[name], name))
+    have = sum(weight[name] for name, at in part_of.items() if at == part)
+    fitting = [name for name in line if weight[name] <= 1.5 * target]
+    if have == 0 and target > 0 and not fitting:
+        fitting = sorted(line, key=lambda name: weight[name])[:1]
+    for name in fitting:
+        if have >= target / 2 or len(line) < 2:
             return
+        part_of[name] = part
+        line.remove(name)
+        have += weight[name]
 
 
 def _components(ids: Iterable[str], ties: Iterable[tuple[str, str]]) -> dict[str, str]:

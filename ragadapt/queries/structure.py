@@ -196,7 +196,7 @@ def _from_titles(corpus: _Corpus) -> Iterator[Query]:
     if len(owners) < 2:
         return
     for title, ids in owners.items():
-        if len(ids) > max(1, len(corpus.documents) // 2):
+        if len(ids) > max(2, len(corpus.documents) // 2):
             continue
         # One answer of every document comes before the second of any.
         per_document = [corpus.of_document[id] for id in ids]
@@ -353,7 +353,7 @@ def _link_text(raw: str) -> str:
     text = plain_heading(raw)
     for lead in (_LINK_LEAD, _ARTICLES):
         text = text[match.end() :] if (match := lead.match(text)) else text
-    text = _LINK_TAIL.sub("", text).strip()
+    text = _LINK_TAIL.sub("", text).strip(" .,;:!。，")
     if text.split() and text.split()[-1].casefold() in STOP_WORDS:
         return ""  # cut out of a sentence: "team members are"
     bare = re.fullmatch(
