@@ -1,0 +1,1 @@
+"""One file for each command; its function is <name>_command."""

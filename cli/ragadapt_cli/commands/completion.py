@@ -1,0 +1,32 @@
+"""ragadapt completion: what the shell needs to complete commands and options."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import get_completion_class
+
+from ragadapt_cli.options import command
+from ragadapt_cli.terminal import Terminal
+
+PLACES = {
+    "bash": '~/.bashrc: eval "$(ragadapt completion bash)"',
+    "zsh": '~/.zshrc: eval "$(ragadapt completion zsh)"',
+    "fish": "run once: ragadapt completion fish > ~/.config/fish/completions/ragadapt.fish",
+}
+
+
+@command("completion", json=False)
+@click.argument("shell", type=click.Choice(list(PLACES)))
+def completion_command(terminal: Terminal, shell: str) -> None:
+    """Print the shell's completion script.
+
+    \b
+        bash  add to ~/.bashrc: eval "$(ragadapt completion bash)"
+        zsh   add to ~/.zshrc: eval "$(ragadapt completion zsh)"
+        fish  ragadapt completion fish > ~/.config/fish/completions/ragadapt.fish
+    """
+    from ragadapt_cli.main import program
+
+    made = get_completion_class(shell)
+    assert made is not None
+    terminal.write(made(program, {}, "ragadapt", "_RAGADAPT_COMPLETE").source())

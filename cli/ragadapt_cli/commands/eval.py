@@ -1,0 +1,83 @@
+"""ragadapt eval: how good a retriever is on judged questions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ragadapt_cli.options import FILE, command, device_options, retriever_argument
+from ragadapt_cli.terminal import Terminal
+
+MODES = ("hybrid", "dense", "lexical")
+
+
+@command("eval")
+@retriever_argument
+@click.option("--queries", type=FILE, help='Questions: lines of {"_id", "text"}.')
+@click.option("--qrels", type=FILE, help="Their judgements: query-id, corpus-id, score; or TREC's four columns.")
+@click.option("--evidence", type=FILE, help='Questions with quotes: {"text", "evidence": [{"source", "quote"}]}.')
+@click.option(
+    "--mode",
+    "modes",
+    multiple=True,
+    type=click.Choice(MODES),
+    help="Which search to measure; may be repeated.  [default: all three]",
+)
+@device_options
+def eval_command(
+    terminal: Terminal,
+    retriever: Path,
+    queries: Path | None,
+    qrels: Path | None,
+    evidence: Path | None,
+    modes: tuple[Any, ...],
+    device: str,
+    precision: str,
+) -> None:
+    """Measure a retriever on judged queries.
+
+    \b
+        ragadapt eval ./retriever --queries queries.jsonl --qrels qrels/test.tsv
+        ragadapt eval ./retriever --evidence questions.jsonl
+    """
+    if (queries is None) == (evidence is None):
+        raise click.UsageError("Give --queries with --qrels, or --evidence.")
+    if evidence is not None and qrels is not None:
+        raise click.UsageError("--evidence holds its own judgements: it does not go with --qrels.")
+    file = queries if queries is not None else evidence
+    assert file is not None
+
+    from ragadapt.retriever import Retriever
+
+    with Retriever.open(retriever, device=device, precision=precision) as opened:
+        found = opened.evaluate(file, qrels, modes=modes or MODES)
+        fingerprint = opened.fingerprint
+    systems = {name: dict(metrics) for name, metrics in found.items()}
+    if terminal.json:
+        shared = {"retriever": retriever, "fingerprint": fingerprint, "queries": file, "qrels": qrels}
+        terminal.write_json("eval", {**shared, "systems": systems})
+        return
+    for line in rows(systems):
+        terminal.write(line)
+
+
+def rows(systems: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """A table: one line per system, one column per metric."""
+    metrics = list(dict.fromkeys(name for values in systems.values() for name in values))
+    cells = [["", *metrics]]
+    for system, values in systems.items():
+        cells.append([system, *(_figure(values.get(metric)) for metric in metrics)])
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]).rstrip()
+        for row in cells
+    ]
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if isinstance(value, int) else f"{value:.3f}"

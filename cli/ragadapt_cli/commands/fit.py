@@ -1,0 +1,159 @@
+"""ragadapt fit: documents in, a retriever out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from ragadapt_cli.options import FILE, command
+from ragadapt_cli.settings import FIT_FLAGS, settings_options
+from ragadapt_cli.terminal import NO_GAIN, Terminal, clock
+
+if TYPE_CHECKING:
+    from ragadapt.config import FitConfig
+
+
+@command("fit")
+@click.argument("documents", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the retriever goes. An older one there is replaced when all is done, not before.",
+)
+@click.option(
+    "--queries",
+    "query_files",
+    multiple=True,
+    type=FILE,
+    help="Your own questions: BEIR queries.jsonl with --qrels, or lines with quoted evidence; may be repeated.",
+)
+@click.option("--qrels", "qrels_files", multiple=True, type=FILE, help="Judgements for --queries, in the same order.")
+@click.option(
+    "--labels-for",
+    "uses",
+    multiple=True,
+    type=click.Choice(["both", "train", "eval"]),
+    help="What your questions are for: once for all of them, or once for each --queries.  [default: both]",
+)
+@settings_options(FIT_FLAGS)
+@click.option(
+    "--portable/--reference",
+    default=None,
+    envvar="RAGADAPT_PORTABLE",
+    show_envvar=True,
+    help="Copy the base model along, or name it.  [default: copy only what is not on the hub]",
+)
+@click.option("--fail-on-no-gain", is_flag=True, help="Exit with 3 unless the verdict is WIN.")
+@click.option("--dry-run", is_flag=True, help="Read and cut the documents, say what would happen, write nothing.")
+def fit_command(
+    terminal: Terminal,
+    documents: tuple[Path, ...],
+    output: Path,
+    query_files: tuple[Path, ...],
+    qrels_files: tuple[Path, ...],
+    uses: tuple[str, ...],
+    portable: bool | None,
+    fail_on_no_gain: bool,
+    dry_run: bool,
+    config: FitConfig,
+) -> int | None:
+    """Learn a corpus and save a retriever that is shown to be better on it.
+
+    DOCUMENTS are files and folders: text, Markdown, reST, HTML, PDF, Word, notebooks, jsonl, csv, source code.
+    A run that was cut short goes on where it stopped when the same command is given again.
+
+    \b
+        ragadapt fit ./docs -o ./retriever
+        ragadapt fit ./docs -o ./retriever --queries questions.jsonl --qrels qrels.tsv
+    """
+    pairs = pair_labels(query_files, qrels_files, uses)
+    if dry_run:
+        _announce(terminal, documents, output, pairs, config)
+        return None
+    from ragadapt.pipeline import Labels, fit
+
+    terminal.resume = True
+    labels = [Labels(queries, qrels, use) for queries, qrels, use in pairs]
+    started = time.monotonic()
+    with terminal.progress() as progress:
+        result = fit(list(documents), output, config, labels=labels, portable=portable, progress=progress)
+    seconds = time.monotonic() - started
+    page = result.path / "report" / "report.html"
+    if terminal.json:
+        values = {"path": result.path, "verdict": result.verdict, "seconds": round(seconds, 1)}
+        terminal.write_json("fit", {**values, "reused": list(result.reused), "report": result.report})
+    else:
+        from ragadapt.evaluation.report import table
+
+        if result.reused:
+            terminal.note(f"Taken over from the interrupted run: {', '.join(result.reused)}.")
+        terminal.write(table(result.report))
+        terminal.write()
+        terminal.write(f"Retriever: {result.path}")
+        terminal.write(f"Report:    {page}")
+        terminal.note(f'Done in {clock(seconds)}. Try: ragadapt search {result.path} "…"')
+    return NO_GAIN if fail_on_no_gain and result.verdict != "WIN" else None
+
+
+Use = Literal["both", "train", "eval"]
+
+
+def pair_labels(
+    queries: Sequence[Path], qrels: Sequence[Path], uses: Sequence[str]
+) -> list[tuple[Path, Path | None, Any]]:
+    """(queries, qrels, use) of every set of labels. One queries file may serve several qrels, as BEIR's does."""
+    if qrels and not queries:
+        raise click.UsageError("--qrels judges the questions of --queries; give that too.")
+    if uses and not queries:
+        raise click.UsageError("--labels-for says what --queries is for; give that too.")
+    if len(queries) == 1 and len(qrels) > 1:
+        queries = [queries[0]] * len(qrels)
+    if qrels and len(qrels) != len(queries):
+        raise click.UsageError(
+            f"{len(queries)} --queries and {len(qrels)} --qrels: give one --qrels for each, or none."
+        )
+    if len(uses) > 1 and len(uses) != len(queries):
+        raise click.UsageError(
+            f"{len(uses)} --labels-for for {len(queries)} sets of questions: give one, or one for each."
+        )
+    judged: list[Path | None] = list(qrels) or [None] * len(queries)
+    meant = list(uses) * len(queries) if len(uses) == 1 else list(uses) or ["both"] * len(queries)
+    return list(zip(queries, judged, meant, strict=True))
+
+
+def _announce(
+    terminal: Terminal,
+    documents: Sequence[Path],
+    output: Path,
+    pairs: Sequence[tuple[Path, Path | None, Any]],
+    config: FitConfig,
+) -> None:
+    """What fit would do, from a real reading and cutting of the documents."""
+    from ragadapt.doctor import survey
+
+    with terminal.progress() as progress:
+        found = survey(documents, config, labels=[(queries, qrels) for queries, qrels, _ in pairs], progress=progress)
+    replaces = (output / "ragadapt.json").is_file()
+    if terminal.json:
+        terminal.write_json(
+            "fit",
+            {
+                "dry_run": True,
+                "output": output,
+                "replaces": replaces,
+                "labels": [{"queries": queries, "qrels": qrels, "use": use} for queries, qrels, use in pairs],
+                **found.as_dict(),
+                "configuration": config,
+            },
+        )
+        return
+    for line in found.lines():
+        terminal.write(line)
+    terminal.write(f"Output      {output}{' (the retriever there would be replaced)' if replaces else ''}")
+    terminal.write("Nothing was written.")

@@ -1,0 +1,62 @@
+"""ragadapt index: the vector index of a saved retriever."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ragadapt_cli.options import command, retriever_argument
+from ragadapt_cli.terminal import Terminal
+
+
+@command("index")
+@retriever_argument
+@click.option(
+    "--kind",
+    type=click.Choice(["exact", "faiss", "qdrant", "qdrant-edge"]),
+    help="Move the vectors into an index of this kind.",
+)
+@click.option("--url", help="Qdrant server, for --kind qdrant.  [default: a folder inside the retriever]")
+@click.option("--collection", help="Name of the Qdrant collection.")
+@click.option("--rebuild", is_flag=True, help="Encode nothing anew where vectors are kept, but build the index again.")
+def index_command(
+    terminal: Terminal, retriever: Path, kind: str | None, url: str | None, collection: str | None, rebuild: bool
+) -> None:
+    """Show, rebuild or move the vector index of a retriever.
+
+    Without options it says what the index is.
+
+    \b
+        ragadapt index ./retriever --kind qdrant --url http://localhost:6333
+        ragadapt index ./retriever --rebuild
+    """
+    from ragadapt.config import IndexConfig
+    from ragadapt.store import open_store
+
+    manifest = open_store(retriever).manifest
+    now = IndexConfig.model_validate(manifest.configuration.get("index", {}))
+    wanted: dict[str, Any] = {
+        key: value for key, value in (("kind", kind), ("url", url), ("collection", collection)) if value is not None
+    }
+    if not wanted and not rebuild:
+        values = {"retriever": retriever, "fingerprint": manifest.fingerprint, **now.model_dump(mode="json")}
+        if terminal.json:
+            terminal.write_json("index", values)
+        else:
+            for name, value in values.items():
+                terminal.write(f"{name:<12}{'-' if value is None else value}")
+        return
+
+    from ragadapt.pipeline import reindex
+
+    before = {} if kind is not None and kind != now.kind else now.model_dump()
+    config = IndexConfig.model_validate({**before, **wanted})
+    terminal.resume = True
+    with terminal.progress() as progress:
+        path = reindex(retriever, config, progress=progress)
+    if terminal.json:
+        terminal.write_json("index", {"retriever": path, **config.model_dump(mode="json")})
+    else:
+        terminal.write(f"{path}: {config.kind} index{f' at {config.url}' if config.url else ''}")

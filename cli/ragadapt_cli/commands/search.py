@@ -1,0 +1,235 @@
+"""ragadapt search: hits for people, for programs, or as a TREC run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ragadapt_cli.options import command, device_options, retriever_argument
+from ragadapt_cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from ragadapt.values import Hit
+
+_PIPE_WIDTH = 240  # characters of a snippet where there is no terminal to ask
+
+
+@command("search")
+@retriever_argument
+@click.argument("query", required=False)
+@click.option("-k", type=click.IntRange(min=1), help="How many results.  [default: 5; 100 for --run]")
+@click.option(
+    "--mode",
+    type=click.Choice(["hybrid", "dense", "lexical"]),
+    default="hybrid",
+    show_default=True,
+    help="hybrid mixes both sides as was learnt for this corpus.",
+)
+@click.option("--filter", "conditions", metavar="JSON", help='On metadata: \'{"lang": "en", "year": {"$gte": 2024}}\'.')
+@click.option(
+    "--queries",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
+    help='Many queries: lines of {"_id", "text"}, or a .txt of one query a line; - reads stdin.',
+)
+@click.option("--run", "run_file", type=click.Path(dir_okay=False, path_type=Path), help="Write a TREC run file here.")
+@click.option(
+    "--level",
+    type=click.Choice(["document", "chunk"]),
+    default="document",
+    show_default=True,
+    help="What the run file ranks; a document stands where its best chunk stands.",
+)
+@device_options
+def search_command(
+    terminal: Terminal,
+    retriever: Path,
+    query: str | None,
+    k: int | None,
+    mode: Any,
+    conditions: str | None,
+    queries: Path | None,
+    run_file: Path | None,
+    level: str,
+    device: str,
+    precision: str,
+) -> None:
+    """Search a retriever: one query, or a file of queries into a TREC run.
+
+    \b
+        ragadapt search ./retriever "how do I reset my password"
+        ragadapt search ./retriever --queries queries.jsonl --run run.trec -k 100
+    """
+    if (query is None) == (queries is None):
+        raise click.UsageError("Give one QUERY, or a file of them with --queries.")
+    if run_file is not None and queries is None:
+        raise click.UsageError("--run writes the results of many queries: it needs --queries.")
+    if run_file is not None and conditions is not None:
+        raise click.UsageError("--filter does not go with --run: judgements are about the whole corpus.")
+    if query is not None and not query.strip():
+        raise click.UsageError("The query is empty.")
+    condition = _read_filter(conditions)
+    asked = {"1": query} if query is not None else _read_queries(queries)
+
+    from ragadapt.retriever import Retriever
+
+    with Retriever.open(retriever, device=device, precision=precision) as opened:
+        if run_file is not None:
+            from ragadapt.evaluation import write_run
+
+            run = opened.run(asked, k or 100, mode=mode, level=level)
+            write_run(run_file, run)
+            lines = sum(len(found) for found in run.values())
+            if terminal.json:
+                terminal.write_json("search", {"run": run_file, "queries": len(run), "lines": lines, "mode": mode})
+            else:
+                terminal.note(f"{lines} lines for {len(run)} queries in {run_file}")
+            return
+        found = opened.search_many(list(asked.values()), k or 5, mode=mode, filter=condition)
+        if terminal.json:
+            results = [
+                {"query_id": id, "query": text, "hits": hits_as_json(hits)}
+                for (id, text), hits in zip(asked.items(), found, strict=True)
+            ]
+            shared = {"retriever": retriever, "fingerprint": opened.fingerprint, "mode": mode}
+            if query is not None:
+                terminal.write_json("search", {**shared, "query": query, "hits": results[0]["hits"]})
+            else:
+                terminal.write_json("search", {**shared, "results": results})
+            return
+    for text, hits in zip(asked.values(), found, strict=True):
+        if len(asked) > 1:
+            terminal.write(f"# {text}")
+        if not hits:
+            terminal.note("Nothing was found.")
+        _show(terminal, text, hits)
+
+
+def hits_as_json(hits: Sequence[Hit]) -> list[dict[str, Any]]:
+    """Every field of the hits. rank: from 1; score: larger is better."""
+    return [
+        {
+            "rank": rank,
+            "score": hit.score,
+            "id": hit.chunk.id,
+            "document_id": hit.chunk.document_id,
+            "source": hit.chunk.source,
+            "heading_path": list(hit.chunk.heading_path),
+            "text": hit.chunk.text,
+            "start": hit.chunk.start,
+            "end": hit.chunk.end,
+            "metadata": dict(hit.chunk.metadata),
+            "parts": dict(hit.parts),
+        }
+        for rank, hit in enumerate(hits, start=1)
+    ]
+
+
+def _show(terminal: Terminal, query: str, hits: Sequence[Hit]) -> None:
+    """Rank, score and place on a line; below it the passage's words."""
+    from ragadapt_cli.snippets import snippet
+
+    in_terminal = sys.stdout.isatty()
+    columns = shutil.get_terminal_size().columns if in_terminal else _PIPE_WIDTH
+    width = max(40, columns - 6)
+    for rank, hit in enumerate(hits, start=1):
+        place = " > ".join(_places(hit.chunk.source or hit.chunk.document_id, hit.chunk.heading_path))
+        score = f"{hit.score:.3f}"
+        text, spans = snippet(hit.chunk.text, query, width * (3 if in_terminal else 1))
+        if not terminal.colours:
+            terminal.write(f"{rank:>3}  {score}  {place}")
+            for line in _wrapped(text, width) if in_terminal else [text]:
+                terminal.write(f"     {line}")
+            continue
+        click.echo(f"{rank:>3}  {click.style(score, fg='green')}  {click.style(place, bold=True)}", color=True)
+        for start, end in _lines(text, width):
+            click.echo("     " + _marked(text, spans, start, end), color=True)
+
+
+def _places(source: str, headings: Iterable[str]) -> list[str]:
+    """Source and headings; a title that only repeats the file's name is not said twice."""
+    parts = [source]
+    for heading in headings:
+        if heading and heading.casefold() != Path(parts[-1]).stem.casefold() and heading != parts[-1]:
+            parts.append(heading)
+    return parts
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return [text[start:end] for start, end in _lines(text, width)]
+
+
+def _lines(text: str, width: int) -> list[tuple[int, int]]:
+    """Spans of the lines that the text fills, broken at spaces where there are any."""
+    lines = []
+    start = 0
+    while len(text) - start > width:
+        cut = text.rfind(" ", start + 1, start + width + 1)
+        end = cut if cut > start else start + width
+        lines.append((start, end))
+        start = end + (1 if cut > start else 0)
+    lines.append((start, len(text)))
+    return lines
+
+
+def _marked(text: str, spans: Sequence[tuple[int, int]], start: int, end: int) -> str:
+    """text[start:end] with its marks in bold yellow."""
+    pieces, at = [], start
+    for first, last in spans:
+        first, last = max(first, start), min(last, end)
+        if first < last:
+            pieces += [text[at:first], click.style(text[first:last], bold=True, fg="yellow")]
+            at = last
+    return "".join([*pieces, text[at:end]])
+
+
+def _read_filter(text: str | None) -> Mapping[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not JSON: {error}.", param_hint="--filter") from error
+    if not isinstance(values, dict):
+        raise click.BadParameter(f'{text!r}: it is an object, for example {{"lang": "en"}}.', param_hint="--filter")
+    return values
+
+
+def _read_queries(path: Path | None) -> dict[str, str]:
+    """id → text. Lines of JSON objects, or in a .txt file the queries themselves, numbered by their lines."""
+    assert path is not None
+    if str(path) == "-":
+        lines, name = sys.stdin.read().splitlines(), "stdin"
+    else:
+        lines, name = path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), str(path)
+    plain = path.suffix == ".txt" or (str(path) == "-" and not any(line.startswith("{") for line in lines))
+    queries: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        id, text = (str(number), line.strip()) if plain else _read_query(line, number, name)
+        if id in queries:
+            raise click.BadParameter(f"{name}, line {number}: the id {id!r} stands twice.", param_hint="--queries")
+        queries[id] = text
+    if not queries:
+        raise click.BadParameter(f"{name} holds no query.", param_hint="--queries")
+    return queries
+
+
+def _read_query(line: str, number: int, name: str) -> tuple[str, str]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise click.BadParameter(f"{name}, line {number}: not JSON ({error}).", param_hint="--queries") from error
+    fields = row if isinstance(row, dict) else {}
+    text = next((fields[key] for key in ("text", "query", "question") if isinstance(fields.get(key), str)), "")
+    if not text.strip():
+        raise click.BadParameter(
+            f'{name}, line {number}: no "text". A line is like {{"_id": "1", "text": "…"}}.', param_hint="--queries"
+        )
+    return str(fields.get("_id", fields.get("id", number))), text.strip()

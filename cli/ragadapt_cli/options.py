@@ -1,0 +1,75 @@
+"""The options that several commands share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ragadapt_cli.terminal import Terminal
+
+Function = Callable[..., Any]
+
+RETRIEVER = click.Path(path_type=Path)
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def command(name: str, *, json: bool = True) -> Callable[[Function], click.Command]:
+    """A command with the options that all of them have. The function gets the Terminal as its first argument.
+
+    Its docstring is the help. What it returns is the exit code (None = 0). json: it has --json.
+    """
+
+    def decorate(function: Function) -> click.Command:
+        @functools.wraps(function)
+        def call(*, verbose: int, quiet: bool, as_json: bool = False, **values: Any) -> Any:
+            terminal = click.get_current_context().ensure_object(Terminal)
+            terminal.set(verbose=verbose, quiet=quiet, json=as_json)
+            return function(terminal, **values)
+
+        common = [
+            click.Option(["-v", "--verbose"], count=True, help="Say what happens; twice for every detail."),
+            click.Option(["-q", "--quiet"], is_flag=True, help="No progress, no warnings."),
+        ]
+        if json:
+            help = "One JSON document on stdout; errors as JSON on stderr."
+            common.insert(0, click.Option(["--json", "as_json"], is_flag=True, help=help))
+        settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+        made = click.command(name, context_settings=settings)(call)
+        made.params.extend(common)
+        return made
+
+    return decorate
+
+
+def retriever_argument(function: Function) -> Function:
+    """RETRIEVER, a folder that `fit` wrote."""
+    return click.argument("retriever", type=RETRIEVER)(function)
+
+
+def device_options(function: Function) -> Function:
+    """Where and how exactly the encoder runs; for commands that open a saved retriever."""
+    for option in (
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+            default="auto",
+            show_default=True,
+            envvar="RAGADAPT_PRECISION",
+            show_envvar=True,
+            help="Numbers the encoder computes in; auto takes bfloat16 where it is fast and changes no ranking.",
+        ),
+        click.option(
+            "--device",
+            default="auto",
+            show_default=True,
+            envvar="RAGADAPT_DEVICE",
+            show_envvar=True,
+            help="cpu, cuda, cuda:1, mps; auto takes the fastest there is.",
+        ),
+    ):
+        function = option(function)
+    return function

@@ -1,0 +1,253 @@
+"""What the user sees: data on stdout, everything else on stderr; progress, log, colours, errors."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+    from ragadapt.values import Progress
+
+SCHEMA_VERSION = 1
+ERROR, USAGE, NO_GAIN, MISSING_EXTRA, INTERRUPTED = 1, 2, 3, 4, 130
+
+_SHORT_SECONDS = 2.0  # a finished stage that took less leaves no line behind
+
+
+@dataclass
+class Terminal:
+    """How to talk in this call. resume: the interrupted command goes on where it stopped if it is run again."""
+
+    verbosity: int = 0
+    quiet: bool = False
+    json: bool = False
+    resume: bool = False
+    _handlers: list[tuple[logging.Logger, logging.Handler]] = field(default_factory=list)
+
+    def set(self, *, verbose: int = 0, quiet: bool = False, json: bool = False) -> None:
+        """Add what the options of a command say; called once for the group and once for the command."""
+        self.verbosity += verbose
+        self.quiet = self.quiet or quiet
+        self.json = self.json or json
+        self._start_log()
+
+    # Data
+
+    def write(self, text: str = "") -> None:
+        """A line of data."""
+        click.echo(text)
+
+    def write_json(self, command: str, values: Mapping[str, Any]) -> None:
+        """The one document that --json promises."""
+        document = {"schema_version": SCHEMA_VERSION, "command": command, **values}
+        click.echo(json.dumps(_plain(document), ensure_ascii=False, indent=2, allow_nan=False))
+
+    def note(self, text: str) -> None:
+        """Something for a person beside the data; not under --quiet or --json."""
+        if not self.quiet and not self.json:
+            click.echo(text, err=True)
+
+    @property
+    def colours(self) -> bool:
+        """Whether data may carry escape codes: a terminal that wants them. FORCE_COLOR overrules a pipe."""
+        if os.environ.get("NO_COLOR") or self.json:
+            return False
+        return bool(os.environ.get("FORCE_COLOR")) or (sys.stdout.isatty() and os.environ.get("TERM") != "dumb")
+
+    # Progress
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """A Progress callback that draws bars on stderr while the block runs, or does nothing where nobody watches."""
+        if self.quiet or self.json or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+            from ragadapt.values import no_progress
+
+            yield no_progress
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
+        from rich.progress import Progress as Bars
+
+        console = Console(stderr=True)
+        columns = (
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[time]}"),
+        )
+        with Bars(*columns, console=console, refresh_per_second=5) as bars:
+            yield Stages(bars)
+
+    # The log
+
+    def _start_log(self) -> None:
+        self._stop_log()
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_JsonLines() if self.json else _Lines())
+        ours, others = self._levels()
+        for name, level in (("ragadapt", ours), ("", others)):
+            logger = logging.getLogger(name)
+            logger.addHandler(handler)
+            logger.setLevel(level)
+            self._handlers.append((logger, handler))
+        logging.getLogger("ragadapt").propagate = False
+        logging.captureWarnings(True)
+        if self.verbosity < 2:  # other libraries' bars would tear ours
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+            os.environ.setdefault("TQDM_DISABLE", "1")
+            os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+    def _levels(self) -> tuple[int, int]:
+        """(ragadapt, other libraries). Under --json a warning would spoil the one document of an error."""
+        if self.verbosity >= 2:
+            return logging.DEBUG, logging.INFO
+        if self.verbosity == 1:
+            return logging.INFO, logging.WARNING
+        return (logging.ERROR if self.quiet or self.json else logging.WARNING), logging.ERROR
+
+    def _stop_log(self) -> None:
+        for logger, handler in self._handlers:
+            logger.removeHandler(handler)
+        self._handlers.clear()
+
+    def close(self) -> None:
+        """Give the log back."""
+        if self._handlers:
+            self._stop_log()
+            logging.captureWarnings(False)
+            logging.getLogger("ragadapt").propagate = True
+
+
+class Stages:
+    """progress(stage, done, total) → one bar for each stage; the bars of short stages go when they are done."""
+
+    def __init__(self, bars: Bars) -> None:
+        self.bars = bars
+        self.tasks: dict[str, TaskID] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        task = self._task(stage, done, total)
+        self.bars.update(task.id, completed=done, total=total or None, time=_times(task, done, total))
+        if total and done >= total:
+            self.bars.stop_task(task.id)
+            del self.tasks[stage]
+            if (task.elapsed or 0.0) < _SHORT_SECONDS:
+                self.bars.remove_task(task.id)
+
+    def _task(self, stage: str, done: int, total: int) -> Any:
+        known = self.tasks.get(stage)
+        if known is None:
+            known = self.bars.add_task(stage[:1].upper() + stage[1:], total=total or None, time="")
+            self.tasks[stage] = known
+        return next(task for task in self.bars.tasks if task.id == known)
+
+
+def _times(task: Any, done: int, total: int) -> str:
+    """Time so far while little is known, then what remains; the whole once it is done."""
+    elapsed = task.elapsed or 0.0
+    if total and done >= total:
+        return clock(elapsed)
+    if not total or done <= 0 or elapsed < 1:
+        return clock(elapsed)
+    return f"{clock(elapsed / done * (total - done))} left"
+
+
+def clock(seconds: float) -> str:
+    """0:07, 12:30, 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+# Errors
+
+
+def report_error(error: BaseException, terminal: Terminal) -> int:
+    """Say on stderr what went wrong; the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        again = " Run the same command again to resume." if terminal.resume else ""
+        return _say(error, INTERRUPTED, f"Interrupted.{again}", terminal)
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, click.ClickException):
+        if terminal.json:
+            return _say(error, error.exit_code, error.format_message(), terminal)
+        error.show()
+        return error.exit_code
+    # Here, so that nothing of it is imported when all goes well.
+    from ragadapt.errors import MissingExtra, RagadaptError
+
+    if isinstance(error, RagadaptError):
+        code = MISSING_EXTRA if isinstance(error, MissingExtra) else ERROR
+        return _say(error, code, f"Error: {error}", terminal, trace=terminal.verbosity > 0)
+    if isinstance(error, OSError):
+        return _say(error, ERROR, f"Error: {_of_system(error)}", terminal, trace=terminal.verbosity > 0)
+    message = f"Unexpected error: {type(error).__name__}: {error}. This is a fault in ragadapt: please report it."
+    return _say(error, ERROR, message, terminal, trace=True)
+
+
+def _of_system(error: OSError) -> str:
+    place = f"{error.filename}: " if error.filename is not None else ""
+    return f"{place}{error.strerror or error}"
+
+
+def _say(error: BaseException, code: int, message: str, terminal: Terminal, trace: bool = False) -> int:
+    lines = "".join(traceback.format_exception(error)) if trace else None
+    with suppress(OSError, ValueError):  # nobody reads stderr any more
+        if terminal.json:
+            values: dict[str, Any] = {
+                "type": type(error).__name__,
+                "message": message.removeprefix("Error: "),
+                "exit_code": code,
+            }
+            if lines:
+                values["traceback"] = lines
+            click.echo(json.dumps({"schema_version": SCHEMA_VERSION, "error": values}, ensure_ascii=False), err=True)
+        else:
+            if lines:
+                click.echo(lines, err=True, nl=False)
+            click.echo(message, err=True)
+    return code
+
+
+class _Lines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        message = super().format(record)
+        return message if record.levelno < logging.WARNING else f"{record.levelname.capitalize()}: {message}"
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        values = {"level": record.levelname.lower(), "logger": record.name, "message": super().format(record)}
+        return json.dumps({"schema_version": SCHEMA_VERSION, "log": values}, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON: paths as text, models as objects, numbers that are not finite as null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if hasattr(value, "model_dump"):
+        return _plain(value.model_dump(mode="json", exclude_none=True))
+    raise TypeError(f"{type(value).__name__} is not JSON")
