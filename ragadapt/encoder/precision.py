@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,7 +65,7 @@ def choose_device(device: str) -> str:
     if device != "auto":
         return device
     if torch.cuda.is_available():
-        return "cuda"
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # a launcher gives every process its own GPU
     if torch.backends.mps.is_available():
         return "mps"
     return "cpu"

@@ -1,0 +1,463 @@
+"""Training: examples in, an encoder with a trained adapter out."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ragadapt.adapters import AdaptedEncoder, attach
+from ragadapt.config import AdapterConfig, TrainingConfig
+from ragadapt.encoder import Encoder
+from ragadapt.encoder.batches import Ids
+from ragadapt.encoder.loading import tensors_sha256
+from ragadapt.encoder.prefix import Prefix, PrefixCache, split
+from ragadapt.errors import InvalidConfiguration, InvalidInput, TrainingFailed
+from ragadapt.training import losses
+from ragadapt.training.checkpoint import load_checkpoint, save_checkpoint
+from ragadapt.training.examples import Batch, Example, Material
+from ragadapt.training.gradients import Processes, backward
+from ragadapt.values import Progress, no_progress
+
+log = logging.getLogger(__name__)
+
+Dev = Callable[[Encoder], float]
+
+_CHUNK_TOKENS = {"cpu": 4096, "cuda": 65_536, "mps": 8192}  # run at once; fits the caches of a CPU
+_HELD_TOKENS = {"cpu": 24_576, "cuda": 262_144, "mps": 24_576}  # whose activations may be kept
+_MAX_GRADIENT_NORM = 1.0
+_CHECKPOINT_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One step of the run. dev: score on the dev part after it, None where it was not looked at."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    seconds: float
+    dev: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """The trained encoder, at its best weights, and how it came about.
+
+    best_step: the step whose weights were kept: of the best dev score, or the last without a dev part.
+    dev_before: dev score of the base; None without a dev part. seconds: over all sittings, dev looks included;
+    examples_per_second: without them. held_tokens: whose activations memory allowed to keep.
+    """
+
+    encoder: AdaptedEncoder
+    history: tuple[Point, ...]
+    steps: int
+    planned_steps: int
+    best_step: int
+    best_dev: float | None
+    dev_before: float | None
+    stopped_early: bool
+    resumed_from: int
+    seconds: float
+    examples_per_second: float
+    held_tokens: int
+
+
+def train(
+    encoder: Encoder,
+    examples: Sequence[Example],
+    dev: Dev | None,
+    adapter: AdapterConfig,
+    training: TrainingConfig,
+    *,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    progress: Progress = no_progress,
+) -> TrainingResult:
+    """Fit a fresh adapter on the encoder. The encoder itself stays as it is.
+
+    dev: looked at before the first step and `training.evaluations` times; larger is better; None = train to
+    the end. checkpoint: a file; a killed run called again with the same arguments goes on from it and ends with
+    the same weights as an uninterrupted one. Raises InvalidInput, InvalidConfiguration, TrainingFailed.
+    """
+    run = _Run(encoder, examples, adapter, training, seed)
+    plan = run.plan()
+    looks = _dev_steps(len(plan), training.evaluations) if dev is not None else set()
+    state = run.resume(checkpoint)
+    started = time.perf_counter() - state.seconds
+    saved_at = time.perf_counter()
+    with contextlib.nullcontext() if state.finished else run.prepared(checkpoint, progress):
+        if dev is not None and state.dev_before is None:
+            state.dev_before = run.look(dev)
+        for step in range(state.step + 1, len(plan) + 1):
+            if state.finished:
+                break
+            rate = learning_rate(step, len(plan), training.learning_rate, training.warmup)
+            began = time.perf_counter()
+            loss = run.step(plan[step - 1], step, rate)
+            state.step_seconds += time.perf_counter() - began
+            if not np.isfinite(loss):
+                raise TrainingFailed(
+                    f"The loss became {loss} at step {step} (learning rate {rate:.1e}). Lower the learning rate, or "
+                    "train with precision = 'float32'."
+                )
+            state.step = step
+            state.examples += len(plan[step - 1])
+            score = run.look(dev) if dev is not None and step in looks else None
+            state.seconds = time.perf_counter() - started
+            state.history.append(Point(step, loss, rate, state.seconds, score))
+            if score is not None:
+                state.judge(score, run.weights(), training.patience)
+            state.finished = state.finished or step == len(plan)
+            if checkpoint is not None and (
+                score is not None or state.finished or time.perf_counter() - saved_at > _CHECKPOINT_SECONDS
+            ):
+                run.save(checkpoint, state)
+                saved_at = time.perf_counter()
+            progress("training", step, len(plan))
+        if state.best:
+            run.encoder.set_tensors(state.best)
+    return TrainingResult(
+        encoder=run.encoder,
+        history=tuple(state.history),
+        steps=state.step,
+        planned_steps=len(plan),
+        best_step=state.best_step if state.best else state.step,
+        best_dev=state.best_dev,
+        dev_before=state.dev_before,
+        stopped_early=state.step < len(plan),
+        resumed_from=state.resumed_from,
+        seconds=state.seconds,
+        examples_per_second=state.examples / max(state.step_seconds, 1e-9),
+        held_tokens=run.held_tokens,
+    )
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
+    """Linear from 0 to the peak over the share `warmup` of the steps, then linear to 0; step counts from 1."""
+    warm = max(1, round(warmup * steps))
+    if step <= warm:
+        return peak * step / warm
+    return peak * (steps - step + 1) / (steps - warm + 1)
+
+
+def _dev_steps(steps: int, looks: int) -> set[int]:
+    return {max(1, round(steps * look / looks)) for look in range(1, looks + 1)}
+
+
+class _State:
+    """What a run must remember to go on."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.examples = 0
+        self.seconds = 0.0
+        self.step_seconds = 0.0
+        self.history: list[Point] = []
+        self.dev_before: float | None = None
+        self.best: dict[str, Tensor] = {}
+        self.best_step = 0
+        self.best_dev: float | None = None
+        self.without_gain = 0
+        self.finished = False
+        self.resumed_from = 0
+
+    def judge(self, score: float, weights: dict[str, Tensor], patience: int) -> None:
+        """Remember the best weights; finish after `patience` looks without gain."""
+        if self.best_dev is None or score > self.best_dev:
+            self.best, self.best_step, self.best_dev = weights, self.step, score
+            self.without_gain = 0
+        else:
+            self.without_gain += 1
+            self.finished = self.without_gain >= patience
+
+
+class _Run:
+    """Everything that lives as long as one call of `train`: the adapted encoder, tokens, optimizer."""
+
+    def __init__(
+        self,
+        base: Encoder,
+        examples: Sequence[Example],
+        adapter: AdapterConfig,
+        training: TrainingConfig,
+        seed: int,
+    ) -> None:
+        self.training = training
+        self.seed = seed
+        distil, contrast = training.loss != "infonce", training.loss in ("infonce", "both")
+        self.material = Material(examples, distil=distil, contrast=contrast)
+        self.encoder = attach(base, adapter, seed=seed)
+        self.tower = self.encoder.tower
+        kind = self.tower.device.type
+        self.held_tokens = training.micro_batch_tokens or _HELD_TOKENS.get(kind, 24_576)
+        self.chunk_tokens = min(_CHUNK_TOKENS.get(kind, 8192), self.held_tokens)
+        self.processes = _processes(kind)
+        parameters = self.encoder.trainable()
+        self.parameters = list(parameters.values())
+        self.names = list(parameters)
+        self.optimizer = _optimizer(self.parameters, training)
+        self.query_rows: list[Ids] = []
+        self.passage_rows: list[Ids] = []
+        self.fixed_passages: Tensor | None = None  # (all passages, d) where only the query side is trained
+        self.identity = self._identity(base, adapter)
+
+    def _identity(self, base: Encoder, adapter: AdapterConfig) -> str:
+        digest = hashlib.sha256()
+        settings = self.training.model_dump(exclude={"micro_batch_tokens", "prefix_cache", "prefix_cache_bytes"})
+        for part in (base.fingerprint, base.precision.dtype, adapter.model_dump(), settings, self.seed):
+            digest.update(json.dumps(part, sort_keys=True, default=str).encode())
+        for example in self.material.examples:
+            digest.update(json.dumps(asdict(example)).encode())
+        return digest.hexdigest()
+
+    def plan(self) -> list[list[int]]:
+        """The examples of every step."""
+        batches = list(self.material.batches(self.training.epochs, self.seed, self.training.batch_size))
+        return batches[: self.training.max_steps]
+
+    # ------------------------------------------------------------------ preparation
+
+    @contextlib.contextmanager
+    def prepared(self, checkpoint: Path | None, progress: Progress) -> Iterator[None]:
+        """Tokens made, the frozen layers' results computed, dropout on; all undone at the end."""
+        spec = self.encoder._spec
+        self.query_rows = self._tokens(self.material.queries, spec.query_prompt)
+        self.query_front = self.tower.prompt_length(spec.query_prompt) if spec.query_prompt else 0
+        self.passage_front = self.tower.prompt_length(spec.passage_prompt) if spec.passage_prompt else 0
+        if not self.tower.prompt_pooled and self.query_front != self.passage_front:
+            raise InvalidConfiguration(
+                "This model leaves its prompt out of the pooling, and its two prompts differ in length: such a model "
+                "cannot be trained here. Set equal prompts, or choose another base model."
+            )
+        if self.encoder.adapter_config.adapt == "query":
+            vectors = self.encoder.base.encode_passages(self.material.passages, progress=progress)
+            self.fixed_passages = torch.from_numpy(vectors).to(self.tower.device)
+        else:
+            self.passage_rows = self._tokens(self.material.passages, spec.passage_prompt)
+        with self._prefix(checkpoint), self._dropout():
+            if self.tower.prefix is not None:
+                rows = [*self.query_rows, *self.passage_rows]
+                self.tower.prefix.fill(rows, self.tower.pad_id, self.tower.device, self.chunk_tokens, progress)
+            yield
+
+    def _tokens(self, texts: list[str], prompt: str) -> list[Ids]:
+        rows: list[Ids] = []
+        for start in range(0, len(texts), 8192):
+            rows += self.tower.tokenize([prompt + text for text in texts[start : start + 8192]])[0]
+        return rows
+
+    @contextlib.contextmanager
+    def _prefix(self, checkpoint: Path | None) -> Iterator[None]:
+        """The encoder's own prefix cache, or one that lives as long as the run."""
+        model = self.tower.model
+        wanted = self.training.prefix_cache and self.training.prefix_cache_bytes > 0
+        if self.tower.prefix is not None or not wanted or split(model, self.encoder.layers) is None:
+            yield
+            return
+        place = checkpoint.parent if checkpoint is not None else None
+        if place is not None:
+            place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="ragadapt-", dir=place, ignore_cleanup_errors=True) as folder:
+            width = int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+            limit = self.training.prefix_cache_bytes
+            cache = PrefixCache(folder, f"run {self.processes.index}", width, self.tower.dtype, limit)
+            self.tower.prefix = Prefix(model, self.encoder.layers, cache)
+            try:
+                yield
+            finally:
+                self.tower.prefix = None
+                cache.close()
+
+    @contextlib.contextmanager
+    def _dropout(self) -> Iterator[None]:
+        """LoRA's own dropout on; the frozen model stays in eval mode, as its cached part must."""
+        layers = [m for name, m in self.tower.model.named_modules() if name.endswith("lora_dropout")]
+        for layer in layers:
+            layer.train()
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.eval()
+
+    # ------------------------------------------------------------------ one step
+
+    def step(self, items: list[int], step: int, rate: float) -> float:
+        """Gradient of one batch, one optimizer step; returns the loss."""
+        batch = self.material.batch(items)
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                loss = self._gradient(batch, step)
+                break
+            except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                self._back_off(error)
+        if not np.isfinite(loss):
+            return loss
+        self.processes.sum_gradients(self.parameters)
+        torch.nn.utils.clip_grad_norm_(self.parameters, _MAX_GRADIENT_NORM)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        return loss
+
+    def _gradient(self, batch: Batch, step: int) -> float:
+        queries = len(batch.queries)
+        rows = [self.query_rows[i] for i in batch.queries]
+        if self.fixed_passages is None:
+            rows += [self.passage_rows[i] for i in batch.passages]
+        front = self.query_front  # matters only where prompts are not pooled; then both sides agree
+
+        def embed(some: list[Ids], number: int) -> Tensor:
+            with _seeded(self.seed, step, number, needed=self.encoder.adapter_config.dropout > 0):
+                return self.tower.vectors(some, front)
+
+        def loss_of(vectors: Tensor) -> Tensor:
+            fixed = self.fixed_passages
+            passages = vectors[queries:] if fixed is None else fixed[torch.from_numpy(batch.passages)]
+            return self.loss(vectors[:queries], passages, batch)
+
+        return backward(
+            embed,
+            rows,
+            loss_of,
+            chunk_tokens=self.chunk_tokens,
+            held_tokens=self.held_tokens,
+            processes=self.processes,
+        )
+
+    def loss(self, queries: Tensor, passages: Tensor, batch: Batch) -> Tensor:
+        """The configured mix; queries (Q, d), passages (P, d) of the batch."""
+
+        def on_device(array: Any) -> Tensor:
+            return torch.from_numpy(array).to(queries.device)
+
+        scores = queries @ passages.T  # (Q, d) x (P, d) -> (Q, P)
+        weights = on_device(batch.weights)
+        settings = self.training
+        parts: list[tuple[float, Tensor]] = []
+        if settings.loss in ("infonce", "both"):
+            positives, excluded = on_device(batch.positives), on_device(batch.excluded)
+            contrast = losses.info_nce(scores, positives, excluded, weights, settings.temperature)
+            parts.append((1.0 if settings.loss == "infonce" else settings.infonce_weight, contrast))
+        if settings.loss != "infonce":
+            listed = scores.gather(1, on_device(batch.candidates))  # (Q, C)
+            teacher, present = on_device(batch.teacher), on_device(batch.present)
+            if settings.loss == "margin_mse":
+                parts.append((1.0, losses.margin_mse(listed, teacher, present, weights)))
+            else:
+                distilled = losses.distillation(listed, teacher, present, weights, settings.temperature)
+                parts.append((settings.distill_weight, distilled))
+        return losses.combined(parts)
+
+    def _back_off(self, error: BaseException) -> None:
+        """Halve what is kept in memory, or give up with advice; other errors pass."""
+        message = str(error).lower()
+        lacks_memory = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or (
+            "memory" in message and ("alloc" in message or "not enough" in message)
+        )
+        if not lacks_memory:
+            raise error
+        longest = max(len(row) for row in [*self.query_rows, *self.passage_rows])
+        if self.held_tokens <= longest or self.processes.count > 1:
+            raise TrainingFailed(
+                f"Memory ran out with {self.held_tokens} tokens in one pass. Lower max_length, layers or batch_size, "
+                "or set micro_batch_tokens."
+            ) from error
+        self.held_tokens = max(longest, self.held_tokens // 2)
+        self.chunk_tokens = min(self.chunk_tokens, self.held_tokens)
+        log.warning("memory is short: going on with %d tokens per pass", self.held_tokens)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def look(self, dev: Dev) -> float:
+        """The dev score of the present weights."""
+        with torch.no_grad():
+            score = float(dev(self.encoder))
+        if not np.isfinite(score):
+            raise InvalidInput(f"The dev function returned {score}; it must return a finite number.")
+        return score
+
+    # ------------------------------------------------------------------ memory of the run
+
+    def weights(self) -> dict[str, Tensor]:
+        """Copies of the trainable parameters."""
+        pairs = zip(self.names, self.parameters, strict=True)
+        return {name: parameter.detach().cpu().clone() for name, parameter in pairs}
+
+    def save(self, path: Path, state: _State) -> None:
+        if self.processes.index != 0:
+            return
+        tensors = {f"now/{name}": tensor for name, tensor in self.weights().items()}
+        tensors |= {f"best/{name}": tensor for name, tensor in state.best.items()}
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
+        plain = {key: value for key, value in vars(state).items() if key not in ("best", "history", "resumed_from")}
+        plain["history"] = [asdict(point) for point in state.history]
+        save_checkpoint(path, self.identity, plain, tensors)
+
+    def resume(self, path: Path | None) -> _State:
+        """The state of an earlier sitting, with weights and optimizer set; a fresh one otherwise."""
+        state = _State()
+        found = load_checkpoint(path, self.identity) if path is not None else None
+        if found is None:
+            return state
+        plain, tensors = found
+        history = [Point(**point) for point in plain.pop("history")]
+        for key, value in plain.items():
+            setattr(state, key, value)
+        state.history = history
+        state.resumed_from = state.step
+        state.best = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("best/")}
+        self.encoder.set_tensors({name[4:]: tensor for name, tensor in tensors.items() if name.startswith("now/")})
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            end = f"/{name}"
+            for key, tensor in tensors.items():
+                if key.startswith("optimizer/") and key.endswith(end):
+                    entry = key[len("optimizer/") : -len(end)]
+                    # The step counter stays where AdamW keeps it, on the CPU unless fused on a GPU.
+                    place = parameter.device if entry != "step" or parameter.is_cuda else "cpu"
+                    self.optimizer.state[parameter][entry] = tensor.to(place)
+        log.info("resumed at step %d (weights %s…)", state.step, tensors_sha256(self.weights())[:8])
+        return state
+
+
+def _optimizer(parameters: list[torch.nn.Parameter], training: TrainingConfig) -> torch.optim.Optimizer:
+    options: dict[str, Any] = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
+    try:
+        return torch.optim.AdamW(parameters, fused=True, **options)
+    except RuntimeError:  # no fused kernel for this device
+        return torch.optim.AdamW(parameters, **options)
+
+
+def _processes(kind: str) -> Processes:
+    """The other processes of an `accelerate launch`, if this is one."""
+    from accelerate import PartialState
+
+    state = PartialState(cpu=kind == "cpu")
+    return Processes(int(state.process_index), int(state.num_processes))
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, step: int, number: int, *, needed: bool) -> Iterator[None]:
+    """The same dropout for the same (seed, step, micro-batch), which is run twice at times."""
+    if not needed:
+        yield
+        return
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed((seed * 1_000_003 + step) * 1009 + number)
+        yield
