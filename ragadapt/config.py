@@ -36,7 +36,9 @@ class ReadConfig(Stage):
 class ChunkConfig(Stage):
     """How documents are cut. Sizes are in the encoder's own tokens."""
 
-    max_tokens: int | None = Field(default=None, ge=16)  # None = the encoder's max length less special tokens, at most 256
+    max_tokens: int | None = Field(
+        default=None, ge=16
+    )  # None = the encoder's max length less special tokens, at most 256
     min_tokens: int = Field(default=24, ge=0)  # smaller pieces join a neighbour under the same heading
     overlap_tokens: int = Field(default=0, ge=0)
 
@@ -59,7 +61,9 @@ class QueryConfig(Stage):
     generator_device: str = "auto"
     generator_concurrency: int = Field(default=4, ge=1, le=256)  # requests at a time to an endpoint
     generator_timeout_seconds: float = Field(default=120, gt=0)  # of one request
-    generator_retries: int = Field(default=6, ge=0)  # with back-off, about 25 seconds in all, unless the server asks for longer
+    generator_retries: int = Field(
+        default=6, ge=0
+    )  # with back-off, about 25 seconds in all, unless the server asks for longer
     generator_input_price: float | None = Field(default=None, ge=0)  # per million tokens, for the estimate
     generator_output_price: float | None = Field(default=None, ge=0)
 
@@ -112,7 +116,7 @@ class AdapterConfig(Stage):
 class TrainingConfig(Stage):
     """The optimisation."""
 
-    loss: Literal["infonce", "distill", "both"] = "infonce"
+    loss: Literal["infonce", "distill", "both", "margin_mse"] = "infonce"
     epochs: float = Field(3, gt=0)
     max_steps: int | None = Field(None, ge=1)
     batch_size: int = Field(32, ge=2)
@@ -126,6 +130,7 @@ class TrainingConfig(Stage):
     patience: int = Field(3, ge=1)  # evaluations on the dev part without gain before stopping
     evaluations: int = Field(6, ge=1)  # looks at the dev part over the whole run
     prefix_cache: bool = True  # keep the activations below the trained layers
+    prefix_cache_bytes: int = Field(4_000_000_000, ge=0)  # on disk; about 200 kB per 256-token passage at width 384
     compile: bool = False
 
 
