@@ -46,6 +46,18 @@ _EMPTY_WORDS = re.compile(
 )
 
 
+def code_name(heading: str) -> str:
+    """The dotted name in a heading that is a code signature, or an identifier; else nothing."""
+    signature = re.match(
+        r"(?:class |def |function |method |async |static )?\s*([A-Za-z_][\w.]*)\s*\(.*\)?(?:\s*->.*)?$", heading
+    )
+    if signature and (" " not in heading.split("(")[0].strip() or heading.startswith(("class ", "def ", "function "))):
+        return signature.group(1)
+    if re.fullmatch(r"[a-z_]\w*(?:\.\w+)+|\w*[a-z0-9]_\w+|[a-z]+[A-Z]\w*", heading):
+        return heading
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Definition:
     """A function or class: where its name stands, and the first sentence of its documentation if it has one."""

@@ -11,7 +11,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from ragadapt.config import QueryConfig
 from ragadapt.errors import InvalidInput
 from ragadapt.queries.kinds import VERBATIM, evidence_rank
-from ragadapt.queries.text import content_terms, is_cjk, length, letter_share, phrases, text_key, word_set, words
+from ragadapt.queries.text import (
+    content_terms,
+    is_cjk,
+    is_question,
+    length,
+    letter_share,
+    phrases,
+    text_key,
+    word_set,
+    words,
+)
 from ragadapt.values import Chunk, Evidence, Query
 
 logger = logging.getLogger(__name__)
@@ -105,14 +115,16 @@ def drop_boilerplate(queries: Iterable[Query], chunks: Mapping[str, Chunk]) -> l
 
 
 def drop_near_duplicates(queries: Iterable[Query], *, max_places: int = 5) -> list[Query]:
-    """One query for every group that says the same in nearly the same words (equal sets of stems).
+    """One query for every group that says the same in nearly the same words: equal sets of stems, and for
+    questions equal sets of words ("Why join?" is not "How to join?", nor the heading "Joining").
 
     The best evidence stays and takes over the others' positives, best first: all of them answer it.
     A link text that stands for more than max_places passages is dropped: it names nothing in particular.
     """
     groups: defaultdict[str, list[Query]] = defaultdict(list)
     for query in queries:
-        groups[text_key(query.text)].append(query)
+        asks = is_question(query.text)
+        groups["? " + " ".join(sorted(set(words(query.text)))) if asks else text_key(query.text)].append(query)
     kept = []
     for group in groups.values():
         group.sort(key=lambda query: evidence_rank(query.evidence))

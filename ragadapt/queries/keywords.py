@@ -42,6 +42,9 @@ class KeywordModel:
         counts = Counter(term for run in runs for term in _terms(run))
         if is_cjk(chunk.text):
             return self._unspaced(counts, chunk.text, rng)
+        # A few foreign characters in spaced text are names or quotes, and no stretch of them is a word.
+        runs = [run for run in ([word for word in run if not _unspaced_word(word)] for run in runs) if run]
+        counts = Counter({term: count for term, count in counts.items() if not _unspaced_word(term)})
         size = rng.randint(2, 5)
         weight = {term: (1 + math.log(count)) * self._rarity(term) for term, count in counts.items()}
         pairs = {
@@ -108,7 +111,7 @@ class KeywordModel:
             run: list[str] = []
             for token in _WORD.findall(text):
                 word = token.casefold().replace("’", "'").removesuffix("'s")
-                if _tells(word) or re.match(rf"[{CJK}]", word):
+                if _tells(word) or _unspaced_word(word):
                     run.append(word)
                 elif run:
                     runs.append(run)
@@ -116,6 +119,10 @@ class KeywordModel:
             if run:
                 runs.append(run)
         return runs
+
+
+def _unspaced_word(word: str) -> bool:
+    return re.match(rf"[{CJK}]", word) is not None
 
 
 def _tells(word: str) -> bool:
@@ -143,7 +150,7 @@ def _terms(run: Sequence[str]) -> list[str]:
     """Words; of a Chinese or Japanese run, every stretch of two to four characters between particles."""
     terms = []
     for word in run:
-        if not re.match(rf"[{CJK}]", word):
+        if not _unspaced_word(word):
             terms.append(word)
             continue
         for part in _PARTICLES.split(word):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from ragadapt.queries.code import code_name
 from ragadapt.queries.text import identifier_words, is_heading_line, plain, plain_heading, token_spans, words
 from ragadapt.values import Chunk, Evidence, Query
 
@@ -75,7 +76,7 @@ def masked_passage(query: Query, chunk: Chunk) -> str:
         text = f"{text[:start]} {text[end:]}"
     path = tuple(part for part in chunk.heading_path if part)
     if query.kind in _HEADINGS:
-        split = identifier_words if query.kind == "identifier" else words
+        split = _name_words if query.kind == "identifier" else words
         asked = split(plain_heading(query.text))
         hidden = [part for part in path if _repeats(asked, split(plain_heading(part)))]
         path = tuple(part for part in path if part not in hidden)
@@ -89,6 +90,10 @@ def masked_passage(query: Query, chunk: Chunk) -> str:
     text = re.sub(r"\n[ \t]*(?:\n[ \t]*)+\n", "\n\n", re.sub(r"[ \t]{2,}(?=\S)(?<=\S[ \t]{2})", " ", text)).strip()
     heading = " > ".join(path)
     return f"{heading}\n{text}" if heading and text else heading or text
+
+
+def _name_words(heading: str) -> list[str]:
+    return identifier_words(code_name(heading) or heading)
 
 
 def _repeats(asked: list[str], part: list[str]) -> bool:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from ragadapt.config import QueryConfig
 from ragadapt.errors import InvalidConfiguration
-from ragadapt.queries.code import definitions, is_code, summary_text
+from ragadapt.queries.code import code_name, definitions, is_code, summary_text
 from ragadapt.queries.filters import chance, clean_queries, is_boilerplate, is_navigation
 from ragadapt.queries.keywords import KeywordModel
 from ragadapt.queries.kinds import KINDS, STRUCTURAL, evidence_of, masked_passage
@@ -220,7 +220,7 @@ def _shared_suffix(titles: Sequence[str]) -> str:
 
 
 def _is_file_name(title: str) -> bool:
-    return bool(re.fullmatch(r"[\w.-]+\.[A-Za-z0-9]{1,5}|[\W\d_]+|_?index", title))
+    return bool(re.fullmatch(r"[\w./\\-]+\.[A-Za-z0-9]{1,5}|[\W\d_]+|_?index", title))
 
 
 # Headings
@@ -248,7 +248,7 @@ def _from_headings(corpus: _Corpus) -> Iterator[Query]:
             continue
         exact = [chunk.id for chunk in section if chunk.heading_path == path]
         positives = tuple(dict.fromkeys(exact + [chunk.id for chunk in section]))
-        name = _code_name(leaf)
+        name = code_name(leaf)
         if name:
             parts = identifier_words(name)
             if len(parts) >= 2:
@@ -263,18 +263,6 @@ def _from_headings(corpus: _Corpus) -> Iterator[Query]:
             yield _query(text, "question", positives)
         else:
             yield _query(text, "heading", positives)
-
-
-def _code_name(heading: str) -> str:
-    """The dotted name in a heading that is a code signature, or an identifier; else nothing."""
-    signature = re.match(
-        r"(?:class |def |function |method |async |static )?\s*([A-Za-z_][\w.]*)\s*\(.*\)?(?:\s*->.*)?$", heading
-    )
-    if signature and (" " not in heading.split("(")[0].strip() or heading.startswith(("class ", "def ", "function "))):
-        return signature.group(1)
-    if re.fullmatch(r"[a-z_]\w*(?:\.\w+)+|\w*[a-z0-9]_\w+|[a-z]+[A-Z]\w*", heading):
-        return heading
-    return ""
 
 
 _ANAPHORA = re.compile(r"\b(?:this|that|these|those|it|they|them|there)\b|這|这|此|它|それ|これ", re.IGNORECASE)
@@ -360,7 +348,7 @@ def _link_text(raw: str) -> str:
         r"(?:https?:|www\.|/|#)\S*|\S+\.(?:md|html?|pdf|com|org|io)\S*|[\w./#-]+/[\w./#-]+|@\S+|[#!&]\d+", text
     )
     leans = _LEANS_ON_PAGE.search(text) or _VERB_FIRST.match(text) or re.fullmatch(r"[a-z]+ed", text)
-    return "" if bare or leans or _code_name(text) else text
+    return "" if bare or leans or code_name(text) else text
 
 
 def _same_words(text: str, heading: str) -> bool:
@@ -432,10 +420,31 @@ def _asked(text: str, block: Block) -> _Asked | None:
     if block.kind == "other":
         return None
     spans = sentences(text, block.start, block.end)
-    if not spans or not re.search(r"[?？][\"'”’)\]*_]*$", text[slice(*spans[0])]):
+    if not spans or not _asks_in_prose(plain(text[slice(*spans[0])])):
         return None
     start, end = spans[0]
     return _Asked(start, end, text[end : block.end], False)
+
+
+_ASKING_WORD = re.compile(
+    r"\b"
+    + any_of(r"""
+        what | how | why | when | where | who | whose | which | can | could | do | does | did | is | are | was | were
+        | should | would | will | has | have | may | must | isn't | aren't | don't | doesn't | can't | won't
+        | wie | war | warum | wann | wo | wer | welche[rsnm]? | kann | ist | sind | darf | muss
+        | comment | pourquoi | quand | où | qui | quel(?:le)?s? | est-ce | peut-on
+        | qué | cómo | por qué | cuándo | dónde | quién | cuál | puedo
+        | come | perché | quando | dove | chi | como | onde | quem | qual
+    """)
+    + r"\b",
+    re.IGNORECASE,
+)
+
+
+def _asks_in_prose(text: str) -> bool:
+    """Whether a sentence that nothing marks as a question is one: not "(?)" or "with '?'"."""
+    whole = text.count("(") == text.count(")") and text.count('"') % 2 == 0
+    return whole and bool(re.search(r"\w[)\"”’」]?[?？]$", text)) and (is_cjk(text) or bool(_ASKING_WORD.search(text)))
 
 
 def _answer_chunk(corpus: _Corpus, chunk: Chunk, parts: Sequence[Block], number: int, asked: _Asked) -> Chunk | None:
