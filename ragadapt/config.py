@@ -23,14 +23,14 @@ class ReadConfig(Stage):
     """Which files are read, and how."""
 
     include: tuple[str, ...] = ()  # .gitignore syntax; empty = everything readable
-    exclude: tuple[str, ...] = ()
-    hidden: bool = False
-    gitignore: bool = True
+    exclude: tuple[str, ...] = ()  # the same syntax; wins over include
+    hidden: bool = False  # also names that begin with a dot
+    gitignore: bool = True  # leave out what .gitignore files leave out
     max_file_bytes: int = Field(default=50_000_000, gt=0)  # larger files are nearly always data, not documents
     encoding: str | None = None  # None = detect
     id_field: str | None = None  # columns of jsonl and csv; None = the usual names (_id, id, …)
-    text_field: str | None = None
-    title_field: str | None = None
+    text_field: str | None = None  # None = the usual names (text, content, …)
+    title_field: str | None = None  # None = the usual names (title, name, …)
 
 
 class ChunkConfig(Stage):
@@ -40,15 +40,15 @@ class ChunkConfig(Stage):
         default=None, ge=16
     )  # None = the encoder's max length less special tokens, at most 256
     min_tokens: int = Field(default=24, ge=0)  # smaller pieces join a neighbour under the same heading
-    overlap_tokens: int = Field(default=0, ge=0)
+    overlap_tokens: int = Field(default=0, ge=0)  # repeated from the chunk before; structure makes it needless
 
 
 class QueryConfig(Stage):
     """Where training and evaluation queries come from."""
 
     kinds: tuple[str, ...] = ()  # empty = all that the documents' structure offers
-    per_chunk: int = Field(3, ge=1)
-    max_queries: int = Field(20_000, ge=1)
+    per_chunk: int = Field(3, ge=1)  # queries of a passage that are kept; more say the same again
+    max_queries: int = Field(20_000, ge=1)  # beyond, training grows slower and hardly better
     max_overlap: float = Field(0.8, gt=0, le=1)  # share of a query's content words found in its passage
     round_trip_k: int = Field(20, ge=0)  # 0 = no round-trip filter
     generator: str | None = None  # a local Hugging Face model, or a .gguf file
@@ -58,30 +58,30 @@ class QueryConfig(Stage):
     generator_temperature: float = Field(default=0.7, ge=0, le=2)  # 0 = always the likeliest word: duller, more alike
     generator_max_tokens: int | None = Field(default=None, ge=8)  # of an answer; None = by the number of queries asked
     generator_batch: int = Field(default=8, ge=1)  # passages at a time in a local model; halved when memory ends
-    generator_device: str = "auto"
+    generator_device: str = "auto"  # auto, cpu, cuda, mps
     generator_concurrency: int = Field(default=4, ge=1, le=256)  # requests at a time to an endpoint
     generator_timeout_seconds: float = Field(default=120, gt=0)  # of one request
     generator_retries: int = Field(
         default=6, ge=0
     )  # with back-off, about 25 seconds in all, unless the server asks for longer
     generator_input_price: float | None = Field(default=None, ge=0)  # per million tokens, for the estimate
-    generator_output_price: float | None = Field(default=None, ge=0)
+    generator_output_price: float | None = Field(default=None, ge=0)  # in the same currency; None = no estimate of cost
 
 
 class SplitConfig(Stage):
     """Held-out part: by document, near-duplicates together."""
 
-    heldout: float = Field(0.2, ge=0, lt=1)
+    heldout: float = Field(0.2, ge=0, lt=1)  # share of the documents that judges; never trained on
     dev: float = Field(0.1, ge=0, lt=1)  # of what remains; early stopping looks at it
 
 
 class MiningConfig(Stage):
     """Hard negatives and the candidates that the teacher scores."""
 
-    negatives: int = Field(4, ge=0)
+    negatives: int = Field(4, ge=0)  # for each query
     candidates: int = Field(20, ge=2)  # list length of the distillation loss
     depth: int = Field(100, ge=2)  # how far down the rankings negatives are looked for
-    skip_top: int = Field(0, ge=0)
+    skip_top: int = Field(0, ge=0)  # best candidates passed over; the margin already keeps out likely answers
     margin: float = Field(0.95, gt=0, le=1)  # a negative's score stays below this share of the positive's
 
 
@@ -89,67 +89,67 @@ class EncoderConfig(Stage):
     """The base model and how it runs."""
 
     model: str = "small"  # a preset, a hub name, or a folder
-    revision: str | None = None
-    max_length: int | None = Field(None, ge=8)
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
+    revision: str | None = None  # of the model on the hub; None = the newest
+    max_length: int | None = Field(None, ge=8)  # tokens read of a text; None = the model's own, or the preset's cap
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto = bfloat16 where it is safe
+    device: str = "auto"  # auto = cuda, else mps, else cpu
     query_prompt: str | None = None  # None = what the model or the preset table says
-    passage_prompt: str | None = None
+    passage_prompt: str | None = None  # as query_prompt
     token_budget: int | None = Field(None, ge=64)  # tokens per encoding batch; None = by device
-    trust_remote_code: bool = False
+    trust_remote_code: bool = False  # runs code that comes with the model: only for authors that you trust
 
 
 class AdapterConfig(Stage):
     """What is trained."""
 
-    method: Literal["lora", "full", "none"] = "lora"
-    adapt: Literal["both", "query"] = "both"
-    rank: int = Field(16, ge=1)
+    method: Literal["lora", "full", "none"] = "lora"  # lora; all weights of the layers; or nothing
+    adapt: Literal["both", "query"] = "both"  # query leaves passage vectors as they are: an existing index stays valid
+    rank: int = Field(16, ge=1)  # of the LoRA matrices
     alpha: float | None = Field(None, gt=0)  # None = 2 * rank
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1)  # on the adapter's input; early stopping guards better
     layers: int | None = Field(None, ge=1)  # top N transformer layers; None = the upper half
     targets: tuple[str, ...] = ()  # names of linear layers; empty = all of a layer
-    reweight: Literal["none", "vector", "tokens", "dims"] = "vector"
+    reweight: Literal["none", "vector", "tokens", "dims"] = "vector"  # of the text vector, by the LoRA pair
     gamma: float = 1.0  # strength of the re-weighting; 0 = ablation
 
 
 class TrainingConfig(Stage):
     """The optimisation."""
 
-    loss: Literal["infonce", "distill", "both", "margin_mse"] = "infonce"
-    epochs: float = Field(3, gt=0)
-    max_steps: int | None = Field(None, ge=1)
-    batch_size: int = Field(32, ge=2)
+    loss: Literal["infonce", "distill", "both", "margin_mse"] = "infonce"  # the last three follow a teacher
+    epochs: float = Field(3, gt=0)  # passes over the queries; early stopping may end sooner
+    max_steps: int | None = Field(None, ge=1)  # None = by epochs
+    batch_size: int = Field(32, ge=2)  # queries; the other ones' passages are negatives
     micro_batch_tokens: int | None = Field(None, ge=64)  # None = by device; gradients are cached across micro-batches
-    learning_rate: float = Field(5e-4, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    warmup: float = Field(0.1, ge=0, lt=1)
-    temperature: float = Field(0.05, gt=0)
-    distill_weight: float = Field(1.0, ge=0)
+    learning_rate: float = Field(5e-4, gt=0)  # of AdamW, with warm-up and linear decay
+    weight_decay: float = Field(0.0, ge=0)  # of AdamW
+    warmup: float = Field(0.1, ge=0, lt=1)  # share of the steps
+    temperature: float = Field(0.05, gt=0)  # of the softmax over scores
+    distill_weight: float = Field(1.0, ge=0)  # of the teacher's part of the loss
     infonce_weight: float = Field(0.1, ge=0)  # beside distillation (methods: a small contrastive term helps)
     patience: int = Field(3, ge=1)  # evaluations on the dev part without gain before stopping
     evaluations: int = Field(6, ge=1)  # looks at the dev part over the whole run
     prefix_cache: bool = True  # keep the activations below the trained layers
     prefix_cache_bytes: int = Field(4_000_000_000, ge=0)  # on disk; about 200 kB per 256-token passage at width 384
-    compile: bool = False
+    compile: bool = False  # torch.compile: slow to start, pays on a GPU in long runs
 
 
 class GateConfig(Stage):
     """When the adapted model ships."""
 
-    confidence: float = Field(0.95, gt=0.5, lt=1)
-    bootstrap_samples: int = Field(2000, ge=100)
-    min_queries: int = Field(100, ge=1)
-    max_drift: float = Field(0.35, gt=0)
-    interpolation: tuple[float, ...] = (0.75, 0.5, 0.25)
+    confidence: float = Field(0.95, gt=0.5, lt=1)  # of the paired bootstrap interval
+    bootstrap_samples: int = Field(2000, ge=100)  # more move the interval's ends by less than .001
+    min_queries: int = Field(100, ge=1)  # with fewer held-out queries the report warns
+    max_drift: float = Field(0.35, gt=0)  # mean 1 − cosine by which ordinary passages may move
+    interpolation: tuple[float, ...] = (0.75, 0.5, 0.25)  # strengths tried between base (0) and adapted (1)
 
 
 class IndexConfig(Stage):
     """Where vectors live."""
 
-    kind: Literal["exact", "faiss", "qdrant", "qdrant-edge"] = "faiss"
+    kind: Literal["exact", "faiss", "qdrant", "qdrant-edge"] = "faiss"  # qdrant is a server, the others files
     url: str | None = None  # Qdrant server; or ":memory:"
-    collection: str = "ragadapt"
+    collection: str = "ragadapt"  # name at the Qdrant server
 
 
 class FusionConfig(Stage):
@@ -163,7 +163,7 @@ class FusionConfig(Stage):
 class FitConfig(Stage):
     """Everything that decides what `fit` makes of a corpus."""
 
-    seed: int = 13
+    seed: int = 13  # of everything random
     read: ReadConfig = ReadConfig()
     chunk: ChunkConfig = ChunkConfig()
     query: QueryConfig = QueryConfig()
