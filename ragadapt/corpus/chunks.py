@@ -14,7 +14,7 @@ from itertools import accumulate, pairwise
 from ragadapt.config import ChunkConfig
 from ragadapt.corpus.duplicates import normalise
 from ragadapt.corpus.formats import structure_of
-from ragadapt.corpus.structure import Block, Section, definition_names, is_visible, refine, sections_of, sentence_spans
+from ragadapt.corpus.structure import Block, Section, is_visible, refine, sections_of, sentence_spans
 from ragadapt.errors import InvalidConfiguration, InvalidInput
 from ragadapt.values import Chunk, Document, Progress, no_progress
 
@@ -22,7 +22,7 @@ CountTokens = Callable[[Sequence[str]], list[int]]
 
 DEFAULT_MAX_TOKENS = 256  # longer passages blur small encoders' vectors; most of them were trained on fewer
 _BATCH_CHARACTERS = 4_000_000  # documents that are cut together: bounds memory, keeps the counter's batches large
-_WHOLE_CHARACTERS_PER_TOKEN = 4  # a document shorter than this likely fits whole, and is counted as such first
+_CHARACTERS_PER_TOKEN = 4  # of ASCII text, about; other scripts take about one token each
 
 
 def chunk_documents(
@@ -114,10 +114,11 @@ class _Draft:
     document: Document
     text: str  # same length as the document's, every line end as \n
     sections: list[Section]
-    names: dict[int, list[tuple[int, int, str]]]  # definitions of source code, by section
+    is_code: bool
     atoms: list[_Atom] = field(default_factory=list)
     paths: list[tuple[str, ...]] = field(default_factory=list)  # of each section
     budgets: list[int] = field(default_factory=list)  # tokens for the text of a chunk, of each section
+    part_budgets: list[int] = field(default_factory=list)  # the same where it carries the names of definitions too
     ranges: dict[int, tuple[int, int]] = field(default_factory=dict)  # the atoms of each section
     before: list[int] = field(default_factory=list)  # tokens before each atom
     body_before: list[int] = field(default_factory=list)  # the same without heading lines
@@ -187,7 +188,7 @@ class _Cutter:
         for place, document in enumerate(documents):
             blank = not document.text.strip()
             spans.append([] if blank else None)
-            if not blank and len(document.text) <= _WHOLE_CHARACTERS_PER_TOKEN * self.limit:
+            if not blank and _rough_tokens(document.text) <= self.limit:  # likely fits: worth counting whole
                 asked.append((place, _whole_span(document)))
         counts = self.count([_passage(documents[p].text, span) for p, span in asked])
         for (place, span), tokens in zip(asked, counts, strict=True):
@@ -201,7 +202,8 @@ class _Cutter:
             draft.paths = [_path(draft, s) for s in range(len(draft.sections))]
         room = self._path_tokens(drafts)
         for draft in drafts:
-            draft.budgets = [
+            draft.budgets = [max(1, self.limit - room[path]) for path in draft.paths]
+            draft.part_budgets = [
                 max(1, self.limit - room[(*path, *_longest_name(draft, s))]) for s, path in enumerate(draft.paths)
             ]
             for s, section in enumerate(draft.sections):
@@ -227,7 +229,9 @@ class _Cutter:
         changed = False
         for atom in draft.atoms:
             block = atom.block
-            budget = draft.budgets[atom.section]
+            section = draft.sections[atom.section]
+            whole = block.start <= section.body and block.end >= section.end
+            budget = (draft.budgets if whole else draft.part_budgets)[atom.section]
             if atom.tokens > self.min_tokens and not atom.unseen and not is_visible(draft.text, block):
                 atom.unseen, atom.tokens = True, budget  # fills a piece of its own, which is dropped
             if atom.tokens <= budget or atom.heading or block.end - block.start == 1:
@@ -276,6 +280,7 @@ class _Cutter:
         body = first + draft.atoms[first].heading
         budget = draft.budgets[section]
         if draft.tokens(body, last) > budget:
+            budget = draft.part_budgets[section]
             budget -= min(self.overlap, budget // 2)
         cuts = _even_cuts(draft, body, last, budget)
         bounds = [first, *cuts, last]
@@ -387,8 +392,7 @@ def _draft(document: Document) -> _Draft:
     text = document.text
     text = text.replace("\r\n", " \n").replace("\r", "\n") if "\r" in text else text
     structure = structure_of(document)
-    sections = sections_of(text, structure)
-    return _Draft(document, text, sections, definition_names(text, structure, sections))
+    return _Draft(document, text, sections_of(text, structure), structure in ("python", "code"))
 
 
 def _heading(path: tuple[str, ...]) -> str:
@@ -398,6 +402,11 @@ def _heading(path: tuple[str, ...]) -> str:
 def _passage(text: str, span: _Span) -> str:
     heading = " > ".join(part for part in span.path if part)
     return f"{heading}\n{text[span.start : span.end]}" if heading else text[span.start : span.end]
+
+
+def _rough_tokens(text: str) -> int:
+    plain = len(text) if text.isascii() else len(text.encode("ascii", "ignore"))
+    return plain // _CHARACTERS_PER_TOKEN + len(text) - plain
 
 
 def _whole_span(document: Document) -> _Span:
@@ -413,7 +422,7 @@ def _whole_span(document: Document) -> _Span:
 def _path(draft: _Draft, section: int) -> tuple[str, ...]:
     """The title and the headings down to a section. In source code the definitions are told by offsets instead."""
     title = draft.document.title
-    headings = () if draft.names else tuple(draft.sections[s].heading for s in reversed(draft.chain(section)))
+    headings = () if draft.is_code else tuple(draft.sections[s].heading for s in reversed(draft.chain(section)))
     if title and headings and normalise(headings[0]) == normalise(title):
         headings = headings[1:]
     return (title, *headings) if title else headings
@@ -423,7 +432,7 @@ def _longest_name(draft: _Draft, section: int) -> tuple[str, ...]:
     """The longest line of definition names that a piece of this section of source code may carry."""
     best: tuple[str, ...] = ()
     stack: list[tuple[int, str]] = []
-    for start, end, name in draft.names.get(section, ()):
+    for start, end, name in draft.sections[section].names:
         while stack and stack[-1][0] <= start:
             stack.pop()
         stack.append((end, name))
@@ -483,9 +492,7 @@ def _span(draft: _Draft, piece: _Piece) -> _Span | None:
             return None
     if piece.last - first == 1 and draft.atoms[first].unseen:
         return None
-    path = draft.paths[section]
-    if draft.names:
-        path = (*path, *_enclosing(draft, section, start, end))
+    path = (*draft.paths[section], *_enclosing(draft, section, start, end))
     return _Span(start, end, path, [atom.block.start for atom in draft.atoms[first + 1 : piece.last]], section)
 
 
@@ -497,7 +504,7 @@ def _bounds(draft: _Draft, first: int, last: int) -> tuple[int, int]:
 
 def _enclosing(draft: _Draft, section: int, start: int, end: int) -> Iterable[str]:
     """Names of the definitions that text[start:end] is a part of, outermost first, those it holds whole left out."""
-    for a, b, name in draft.names.get(section, ()):
+    for a, b, name in draft.sections[section].names:
         if a > start:
             break
         a, b = _trim(draft.text, a, b)

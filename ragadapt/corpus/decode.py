@@ -24,7 +24,7 @@ _MULTIBYTE = re.compile(
 )
 
 
-class Unreadable(Exception):  # noqa: N818
+class Unreadable(Exception):
     """Why one file or row cannot be used; the message is the reason that the user reads."""
 
 

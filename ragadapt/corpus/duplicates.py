@@ -33,6 +33,9 @@ class _Fold(dict[int, str | int]):
 
 
 _FOLD = _Fold()
+_UNSPACED = re.compile(  # letters of scripts that put no spaces between words: Thai to Khmer, Kana, Han
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
 _LOOSE_SIGN = re.compile(r"(?<![^\s+#])[+#]+")
 
 
@@ -108,7 +111,7 @@ def _blocks(forms: Sequence[str]) -> Iterator[list[Hashes]]:
 def _shingles(form: str) -> Hashes:
     """Sorted distinct hashes of a text's runs of 5 words, or characters; a shorter text is one run."""
     words = form.split()
-    if len(form) > 16 * max(1, len(words)):  # no spaces to speak of
+    if len(form) > 16 * max(1, len(words)) or (not form.isascii() and len(_UNSPACED.findall(form)) > 0.3 * len(form)):
         units = np.frombuffer("".join(words).encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
     else:
         units = np.fromiter((zlib.crc32(word.encode()) for word in words), dtype=np.uint64, count=len(words))

@@ -197,10 +197,10 @@ def _join_hyphens(text: str) -> str:
     words = set(re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*", text.lower()))
 
     def join(match: re.Match[str]) -> str:
-        left, right = match[1], match[2]
-        return f"{left}-{right}\n" if f"{left}-{right}".lower() in words else f"{left}{right}\n"
+        left, right, end = match.groups()
+        return f"{left}{'-' if f'{left}-{right}'.lower() in words else ''}{right}{end}\n"
 
-    return re.sub(r"([^\W\d_]+)-\n([^\W\d_]*[a-zà-öø-ÿ])[ \t]*(?:\n|(?=[^\w-]))", join, text)
+    return re.sub(r"([^\W\d_]+)-\n([a-zà-öø-ÿ][^\W\d_]*)([^\s\w-]*)(?![\w-])[ \t]*\n?", join, text)
 
 
 def _docx(data: bytes, max_bytes: int) -> Content:

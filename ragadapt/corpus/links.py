@@ -97,8 +97,8 @@ class _Places:
 
 def slug(heading: str) -> str:
     """The anchor that GitHub gives a heading: lower case, punctuation dropped, spaces as hyphens."""
-    kept = (c for c in heading.lower() if c in "-_ " or unicodedata.category(c)[0] in "LNM")
-    return "".join(kept).strip().replace(" ", "-")
+    kept = (c for c in heading.strip().lower() if c in "-_ " or unicodedata.category(c)[0] in "LNM")
+    return "".join(kept).replace(" ", "-")
 
 
 def _name_anchors(page: _Page) -> None:

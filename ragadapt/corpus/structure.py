@@ -37,7 +37,8 @@ class Section:
     """A heading and what follows it up to the next heading.
 
     start: where the heading's line begins; body: where it ends (= start without a heading line). parent: place of the
-    section above in the list. anchor: a name that the writer gave it for links. Section 0 is the root, without heading.
+    section above in the list. anchor: a name that the writer gave it for links. names: (start, end, name) of
+    the definitions in a section of source code, outer before inner. Section 0 is the root, without heading.
     """
 
     heading: str
@@ -48,6 +49,7 @@ class Section:
     end: int
     blocks: list[Block] = field(default_factory=list)
     anchor: str = ""
+    names: list[tuple[int, int, str]] = field(default_factory=list)
 
 
 def sections_of(text: str, structure: Structure) -> list[Section]:
@@ -312,8 +314,21 @@ def _python_sections(text: str, tree: ast.Module) -> list[Section]:
             continue
         block = _python_block(stmt, start, end, starts, lines) if stmt is not None else Block(start, end, "code")
         name = _python_name(stmt) if stmt is not None else ""
-        sections.append(Section(name, 1, 0, start, start, end, [block]))
+        section = Section(name, 1, 0, start, start, end, [block])
+        if stmt is not None:
+            section.names.append((start, end, name))
+            _collect_names(stmt, starts, lines, section.names)
+        sections.append(section)
     return sections
+
+
+def _collect_names(outer: ast.stmt, starts: list[int], lines: list[str], found: list[tuple[int, int, str]]) -> None:
+    """Append the methods and classes inside a class."""
+    for inner in outer.body if isinstance(outer, ast.ClassDef) else ():
+        if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            end = starts[inner.end_lineno or inner.lineno]
+            found.append((starts[_first_line(inner, lines)], end, _python_name(inner)))
+            _collect_names(inner, starts, lines, found)
 
 
 def _first_line(node: ast.stmt, lines: list[str]) -> int:
@@ -351,9 +366,9 @@ def _code_sections(text: str) -> list[Section]:
     view = _same_length_lines(text)
     sections = [Section("", 0, 0, 0, 0, 0)]
     for block in _code_blocks(view, 0, len(text)):
-        sections.append(
-            Section(_signature(view[block.start : block.end]), 1, 0, block.start, block.start, block.end, [block])
-        )
+        name = _signature(view[block.start : block.end])
+        names = [(block.start, block.end, name)] if name else []
+        sections.append(Section(name, 1, 0, block.start, block.start, block.end, [block], names=names))
     return sections
 
 
@@ -371,34 +386,6 @@ def _signature(code: str) -> str:
         if line.strip() and not _COMMENT.match(line):
             return " ".join(line.split()).rstrip("{ :=(")[:80]
     return ""
-
-
-def definition_names(text: str, structure: Structure, sections: list[Section]) -> dict[int, list[tuple[int, int, str]]]:
-    """(start, end, name) of the definitions in each section of source code, outer before inner; {} for other texts."""
-    if structure not in ("python", "code"):
-        return {}
-    names = {s: [(part.body, part.end, part.heading)] for s, part in enumerate(sections) if part.heading}
-    tree = parse_python(text) if structure == "python" else None
-    if tree is None:
-        return names
-    view = _same_length_lines(text)
-    starts, lines = _line_starts(view), view.split("\n")
-
-    def collect(outer: ast.ClassDef, found: list[tuple[int, int, str]]) -> None:
-        for inner in outer.body:
-            if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                found.append(
-                    (starts[_first_line(inner, lines)], starts[inner.end_lineno or inner.lineno], _python_name(inner))
-                )
-                if isinstance(inner, ast.ClassDef):
-                    collect(inner, found)
-
-    bounds = [section.start for section in sections]
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef):
-            section = bisect_right(bounds, starts[node.lineno - 1]) - 1
-            collect(node, names.setdefault(section, []))
-    return names
 
 
 # Cutting what is too large for one chunk
