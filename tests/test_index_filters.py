@@ -169,8 +169,8 @@ def test_columns_agree_with_the_test_of_one_object(payloads: list[dict[str, Any]
     assert Columns(payloads).mask(parse(filter)).tolist() == [passes(payload) for payload in payloads]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(contents, min_size=1, max_size=8), st.lists(filters, min_size=5, max_size=5))
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(contents, min_size=1, max_size=8), st.lists(filters, min_size=10, max_size=10))
 def test_all_engines_agree_on_any_filter(payloads: list[dict[str, Any]], several: list[dict[str, Any]]) -> None:
     ids = [str(i) for i in range(len(payloads))]
     indexes = [opened(engine, payloads, ids) for engine in ENGINES if "structure" not in engine]

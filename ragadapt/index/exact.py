@@ -27,10 +27,10 @@ from ragadapt.index.contract import (
     write_description,
 )
 from ragadapt.index.filters import Filter
+from ragadapt.index.matrix import search_matrix
 from ragadapt.index.rows import Rows
-from ragadapt.lexical.ranking import Ranking, best_first
+from ragadapt.lexical.ranking import Ranking
 
-BLOCK_BYTES = 64_000_000  # of one block of scores
 _FILES = ("vectors-{}.npy", "ids-{}.json", "payloads-{}.jsonl")
 
 
@@ -142,27 +142,8 @@ class ExactIndex(Closing):
     def search(self, vectors: ArrayLike, k: int, filter: Filter | None = None) -> list[Ranking]:
         queries, k = check_vectors(vectors, self.dim, "query vectors"), check_k(k)
         with self._lock:
-            matrix, ids = self._matrix[: len(self._rows)], self._rows.ids
-            if filter is not None:
-                allowed = np.flatnonzero(self._rows.mask(filter))
-                if len(allowed) < len(ids):
-                    ids = [ids[row] for row in allowed]
-                    # Few rows are cheaper to pick than to score with all others.
-                    picked = matrix[allowed] if len(allowed) * 4 < len(matrix) else None
-                    return self._search(queries, matrix if picked is None else picked, ids, k, allowed, picked is None)
-            return self._search(queries, matrix, ids, k)
-
-    @staticmethod
-    def _search(
-        queries: Floats, matrix: Floats, ids: Sequence[str], k: int, allowed: Any = None, pick: bool = False
-    ) -> list[Ranking]:
-        size = max(1, BLOCK_BYTES // (4 * max(1, len(matrix))))
-        results: list[Ranking] = []
-        for start in range(0, len(queries), size):
-            scores = queries[start : start + size] @ matrix.T  # (B, d) x (d, N) -> (B, N)
-            for row in scores:
-                results.append(best_first(row[allowed] if pick else row, k, ids))
-        return results
+            allowed = None if filter is None else self._rows.mask(filter)
+            return search_matrix(queries, self._matrix[: len(self._rows)], self._rows.ids, k, allowed)
 
     def vectors(self, ids: Sequence[str]) -> Floats:
         with self._lock:

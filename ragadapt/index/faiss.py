@@ -41,6 +41,7 @@ from ragadapt.index.contract import (
     write_description,
 )
 from ragadapt.index.filters import Filter
+from ragadapt.index.matrix import search_matrix
 from ragadapt.index.rows import Rows
 from ragadapt.lexical.ranking import Ranking
 
@@ -186,12 +187,15 @@ class FaissIndex(Closing):
             found = min(k, len(self._rows) if allowed is None else int(allowed.sum()))
             if found == 0 or len(queries) == 0:
                 return [([], np.empty(0, np.float32)) for _ in queries]
+            engine = self._searcher() if allowed is None else self._engine
+            if self.structure == "flat" and engine is self._engine:
+                # The same numbers as the exact index, and several times faster for many queries than FAISS's loop.
+                return search_matrix(queries, self._flat(), self._rows.ids, k, allowed)
             selector = None
             if allowed is not None and not allowed.all():
                 selector = self._selector(self._labels[allowed])
             elif self.tombstones:
                 selector = self._selector(self._labels)
-            engine = self._searcher() if selector is None else self._engine
             scores, labels = engine.search(queries, found, params=self._parameters(found, selector))
             results = []
             for row_scores, row_labels in zip(scores, labels):
@@ -322,7 +326,7 @@ class FaissIndex(Closing):
         if self.structure == "ivf":
             probes = max(8, math.ceil(self._engine.nlist * IVF_PROBE_SHARE))
             return faiss.SearchParametersIVF(sel=selector, nprobe=min(probes, self._engine.nlist))
-        return faiss.SearchParameters(sel=selector) if selector is not None else None
+        return None
 
     def _searcher(self) -> Any:
         """The engine, or its copy on the GPU: flat only, unfiltered, made when first needed."""

@@ -16,6 +16,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -398,15 +399,13 @@ def _screen(folder: Path) -> None:
     """Refuse local-mode files that hold anything but points: the client would run it on opening."""
     for storage in sorted(folder.glob("collection/*/storage.sqlite")):
         try:
-            with sqlite3.connect(f"{storage.resolve().as_uri()}?mode=ro", uri=True) as connection:
+            with closing(sqlite3.connect(f"{storage.resolve().as_uri()}?mode=ro", uri=True)) as connection:
                 for row in connection.execute("SELECT point FROM points"):
                     _PointsOnly(io.BytesIO(row[0])).load()
         except Exception as error:
             raise IndexCorrupt(
                 f"{storage} is damaged or not a Qdrant index ({error}); it was not opened. {REBUILD}"
             ) from error
-        finally:
-            connection.close()
 
 
 def _asking(call: Callable[[], T], url: str | None) -> T:
