@@ -172,13 +172,15 @@ def learn_weight(
     start: Fusion = Fusion(),
     prior: float = NEUTRAL_WEIGHT,
     at_least: float | None = None,
+    tolerance: float = 1.0,
     depth: int = 100,
 ) -> FusionCurve:
-    """The weight nearest to `prior` that is within one standard error of the best one.
+    """The weight nearest to `prior` that is within `tolerance` standard errors of the best one.
 
     The one-standard-error rule (Breiman et al., 1984), paired by query: with few queries the curve is noise and
-    the prior stays; with many the best weight wins. `at_least` is a lower bound, for evidence that is known to
-    favour the lexical side (text cut from its own passage): it may raise the weight, never lower it.
+    the prior stays; with many the best weight wins. A larger tolerance trusts the evidence less. `at_least` is a
+    lower bound, for evidence that is known to favour the lexical side (text cut from its own passage): it may raise
+    the weight, never lower it.
     """
     if len(candidates) != len(judges):
         raise InvalidInput(f"{len(candidates)} candidate lists but {len(judges)} judges: one each is needed.")
@@ -200,7 +202,8 @@ def learn_weight(
     allowed = [
         weight
         for row, weight in enumerate(WEIGHTS)
-        if (row == best or quality[best] - quality[row] <= errors[row]) and (at_least is None or weight >= at_least)
+        if (row == best or quality[best] - quality[row] <= tolerance * errors[row])
+        and (at_least is None or weight >= at_least)
     ]
     chosen = min(allowed, key=lambda weight: abs(weight - prior)) if allowed else prior
     return FusionCurve(WEIGHTS, tuple(quality.tolist()), tuple(errors.tolist()), WEIGHTS[best], chosen, len(candidates))

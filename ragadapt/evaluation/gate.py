@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from ragadapt.config import GateConfig
-from ragadapt.evaluation.significance import Interval, paired_bootstrap
+from ragadapt.evaluation.significance import Interval, Values, paired_bootstrap
 from ragadapt.values import Evidence, Query
 
 
@@ -103,8 +103,8 @@ def not_trained(reason: str) -> Decision:
 def decide(
     *,
     strength: float,
-    dense: tuple[Sequence[float], Sequence[float]],
-    search: tuple[Sequence[float], Sequence[float]],
+    dense: tuple[Values, Values],
+    search: tuple[Values, Values],
     drift: float,
     config: GateConfig,
     seed: int,

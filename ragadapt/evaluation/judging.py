@@ -17,11 +17,12 @@ from ragadapt.values import Evidence, Query
 
 @dataclass(frozen=True, slots=True)
 class JudgedQuery:
-    """A query with its relevant units. unit_of: unit per corpus position, None where positions are the units."""
+    """A query with its relevant units. unit_of: unit per position, None where positions are units."""
 
     query: Query
     relevant: Mapping[int, int]  # unit → grade > 0
     unit_of: NDArray[np.int64] | None = None
+    unit_names: Sequence[str] | None = None  # document ids by unit
     ideal: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
@@ -75,9 +76,10 @@ def judge_by_document(
     """Queries judged by document. grades: query id → document id → grade; document_of: document id per position."""
     numbers: dict[str, int] = {}
     unit_of = np.array([numbers.setdefault(id, len(numbers)) for id in document_of], dtype=np.int64)
+    names = list(numbers)
     judged = []
     for query in queries:
         relevant = {numbers[id]: grade for id, grade in grades.get(query.id, {}).items() if grade > 0 and id in numbers}
         if relevant:
-            judged.append(JudgedQuery(query, relevant, unit_of))
+            judged.append(JudgedQuery(query, relevant, unit_of, names))
     return judged

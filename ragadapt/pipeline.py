@@ -1,0 +1,635 @@
+"""fit(): documents in, a retriever out that is shown to be better, or shown not to need training.
+
+documents → chunks → vectors, lexical index → queries → split → fusion → plan → training → gate → index → folder
+
+Every stage is kept until the folder is written, so a killed run goes on from its last finished stage.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ragadapt.adaptation import choose_strength, dev_pool, drift, make_examples, proof
+from ragadapt.arena import Arena, build_arena, one_rank
+from ragadapt.chunks import document_hash
+from ragadapt.config import FitConfig
+from ragadapt.corpus import documents_from, internal_links, read_documents
+from ragadapt.evaluation import gate
+from ragadapt.evaluation.report import Report, write_report
+from ragadapt.files import record_file
+from ragadapt.fusion import Floats
+from ragadapt.queries import (
+    LabelledSet,
+    assign_queries,
+    clean_queries,
+    count_leaks,
+    generate_queries,
+    load_labels,
+    narrow_to_best_chunk,
+    round_trip_filter,
+    split_documents,
+    split_labelled,
+    structural_queries,
+)
+from ragadapt.reporting import Facts, build_report, model_card
+from ragadapt.search import Searcher
+from ragadapt.stages import (
+    Corpus,
+    background_arrays,
+    build_chunks,
+    build_index,
+    build_lexical,
+    build_vectors,
+    encode_query_texts,
+    read_queries,
+    searcher_of,
+    write_queries,
+)
+from ragadapt.store import Manifest, Stage, Workspace
+from ragadapt.tuning import ENOUGH, MOST, LearntFusion, learn_fusion, quality
+from ragadapt.values import Document, Evidence, Progress, Query, no_progress
+
+if TYPE_CHECKING:
+    from ragadapt.encoder import Encoder
+    from ragadapt.lexical import LexicalIndex
+
+log = logging.getLogger(__name__)
+
+_CROPS = 300  # crops that the fusion looks at: they can only raise the dense share, and each costs one encoding
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The user's own judged queries. use: learn from them, be measured on them, or both (split by query).
+
+    queries: BEIR queries.jsonl with qrels, or a jsonl of {"text", "evidence": [{"source", "quote"}]}.
+    """
+
+    queries: Path
+    qrels: Path | None = None
+    use: Literal["both", "train", "eval"] = "both"
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A finished fit. reused: stages taken over from an interrupted run."""
+
+    path: Path
+    report: Report
+    decision: gate.Decision
+    reused: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """WIN, NO GAIN or REGRESSION AVOIDED."""
+        return self.decision.verdict.value
+
+
+def fit(
+    sources: Sequence[Any],
+    target: str | Path,
+    config: FitConfig = FitConfig(),
+    *,
+    labels: Sequence[Labels] = (),
+    portable: bool | None = None,
+    progress: Progress = no_progress,
+) -> FitResult:
+    """Learn a corpus and write a retriever to `target`, replacing an older one there only when all is done.
+
+    sources: files, folders, or LangChain documents / LlamaIndex nodes. portable: copy the base model's weights into
+    the folder (None = only where it is not on the hub). Raises EmptyCorpus, InvalidInput, StoreLocked, ModelNotFound,
+    TrainingFailed.
+    """
+    from ragadapt.encoder import Encoder
+
+    clock = Clock()
+    with clock("read"):
+        documents, skipped = _read(sources, config, progress)
+    with Workspace.open(target, {"command": "fit"}) as work:
+        run = _Run(work, config, clock, progress, bool(portable))
+        with clock("load model"):
+            encoder = Encoder.load(config.encoder)
+
+        corpus = run.chunks(documents, encoder)
+        vectors = run.vectors("base-vectors", corpus, encoder)
+        lexical = run.lexical(corpus)
+        base = searcher_of(corpus, vectors, lexical)
+
+        asked = run.queries(corpus, encoder, base, labels)
+        fusion = run.fusion(asked.fusion_queries, encoder, corpus, vectors, asked.grades)
+        plan = run.plan(asked)
+        shipped, shipped_vectors, trained = encoder, vectors, None
+        decision = gate.not_trained(plan.reason)
+        base_fusion = fusion
+        if plan.train:
+            trained = run.train(plan, asked, encoder, base, corpus, vectors)
+            decision, trained, adapted_vectors = run.judge(trained, plan, asked, corpus, vectors, encoder, base_fusion)
+            if decision.adapted:
+                shipped, shipped_vectors = trained.encoder, adapted_vectors
+                fusion = trained.fusion or base_fusion
+
+        report = run.report(
+            documents, skipped, corpus, asked, plan, decision, trained, (encoder, vectors, base_fusion),
+            (shipped, shipped_vectors, fusion),
+        )  # fmt: skip
+        path = run.commit(report, corpus, shipped, shipped_vectors, fusion, adapted=decision.adapted)
+        return FitResult(path, report, decision, tuple(run.reused))
+
+
+def _read(sources: Sequence[Any], config: FitConfig, progress: Progress) -> tuple[list[Document], list[Any]]:
+    if isinstance(sources, (str, Path)):
+        sources = [sources]
+    if all(isinstance(source, (str, Path)) for source in sources):
+        result = read_documents(list(sources), config.read, progress=progress)
+        return result.documents, result.skipped
+    return documents_from(sources), []
+
+
+class Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The queries of a fit by part, with what is known about them.
+
+    grades: for labels that name documents. made and kept: counts by kind, before and after cleaning.
+    """
+
+    train: tuple[Query, ...]
+    dev: tuple[Query, ...]
+    heldout: tuple[Query, ...]
+    grades: dict[str, dict[str, int]]
+    made: dict[str, int]
+    kept: dict[str, int]
+    documents: dict[str, int]  # part → documents
+    leaked: int
+    notes: tuple[str, ...]
+
+    @property
+    def fusion_queries(self) -> tuple[Query, ...]:
+        """What the fusion may learn from: everything that is not held out."""
+        return (*self.train, *self.dev)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained encoder at its chosen strength, and how it came about."""
+
+    encoder: Encoder
+    strength: float
+    strengths: dict[float, float]  # strength → dev score
+    history: tuple[dict[str, Any], ...]
+    examples: int
+    suspects: int
+    checks: tuple[dict[str, Any], ...]
+    fusion: LearntFusion | None = None
+    drift: float | None = None
+
+
+class _Run:
+    """One fit at work: the workspace and its stages, in the order in which they are called."""
+
+    def __init__(self, work: Workspace, config: FitConfig, clock: Clock, progress: Progress, portable: bool) -> None:
+        self.work = work
+        self.config = config
+        self.clock = clock
+        self.progress = progress
+        self.portable = portable
+        self.reused: list[str] = []
+        self.digests: dict[str, str] = {}
+        self.paths: dict[str, Path] = {}
+
+    @contextmanager
+    def stage(self, name: str, after: Sequence[str] = (), **key: Any) -> Iterator[Stage]:
+        """A stage whose key holds its own settings and the digests of the stages that it reads."""
+        key["after"] = {earlier: self.digests[earlier] for earlier in after}
+        with self.clock(name), self.work.stage(name, key) as stage:
+            if stage.finished:
+                self.reused.append(name)
+            yield stage
+        self.digests[name] = stage.digest
+        self.paths[name] = stage.path
+
+    def chunks(self, documents: Sequence[Document], encoder: Encoder) -> Corpus:
+        content = [document_hash(document) for document in documents]
+        settings = self.config.chunk.model_dump(mode="json")
+        with self.stage("chunks", documents=content, settings=settings, tokenizer=encoder.fingerprint) as stage:
+            return build_chunks(stage, documents, encoder, self.config.chunk, self.progress)
+
+    def vectors(self, name: str, corpus: Corpus, encoder: Encoder, after: Sequence[str] = ("chunks",)) -> Floats:
+        with self.stage(name, after, encoder=encoder.fingerprint) as stage:
+            return build_vectors(stage, corpus, encoder, self.progress)
+
+    def lexical(self, corpus: Corpus) -> LexicalIndex:
+        with self.stage("lexical", ("chunks",)) as stage:
+            return build_lexical(stage, corpus, self.progress)
+
+    @property
+    def lexical_folder(self) -> Path:
+        return self.paths["lexical"] / "lexical"
+
+    # Queries
+
+    def queries(self, corpus: Corpus, encoder: Encoder, base: Searcher, labels: Sequence[Labels]) -> Asked:
+        """Write, read, clean and split the queries."""
+        config, seed = self.config, self.config.seed
+        label_key = [
+            [record_file(label.queries).sha256, record_file(label.qrels).sha256 if label.qrels else "", label.use]
+            for label in labels
+        ]
+        settings = {"query": config.query.model_dump(mode="json"), "split": config.split.model_dump(mode="json")}
+        with self.stage(
+            "queries", ("base-vectors", "lexical"), settings=settings, labels=label_key, seed=seed
+        ) as stage:
+            if not stage.finished:
+                asked = self._ask(stage, corpus, encoder, base, labels)
+                for part in ("train", "dev", "heldout"):
+                    write_queries(stage.path / f"{part}.jsonl", getattr(asked, part))
+                rest = {k: v for k, v in asdict(asked).items() if k not in ("train", "dev", "heldout")}
+                (stage.path / "asked.json").write_text(json.dumps(rest, ensure_ascii=False), encoding="utf-8")
+            values: dict[str, Any] = json.loads((stage.path / "asked.json").read_text(encoding="utf-8"))
+            for part in ("train", "dev", "heldout"):
+                values[part] = tuple(read_queries(stage.path / f"{part}.jsonl"))
+            return Asked(**values | {"notes": tuple(values["notes"])})
+
+    def _ask(self, stage: Stage, corpus: Corpus, encoder: Encoder, base: Searcher, labels: Sequence[Labels]) -> Asked:
+        config, seed = self.config, self.config.seed
+        documents, chunks = corpus.documents, corpus.chunks
+        links = internal_links(documents, chunks)
+        written = structural_queries(documents, chunks, links, config.query, seed=seed)
+        if config.query.generator or config.query.generator_url:
+            cache = stage.scratch / "answers.jsonl"
+            written += generate_queries(chunks, config.query, seed=seed, cache_path=cache, progress=self.progress)
+        made = Counter(query.kind for query in written)
+        cleaned = clean_queries(written, chunks, config.query, seed=seed)
+        split = split_documents(chunks, corpus.groups, config.split, seed)
+        parts = assign_queries(cleaned, chunks, split)
+        train = self._round_trip(parts["train"], encoder, base)
+        dev, heldout = list(parts["dev"]), list(parts["heldout"])
+        grades: dict[str, dict[str, int]] = {}
+        notes: list[str] = []
+        for label in labels:
+            found = load_labels(label.queries, label.qrels, chunks=chunks, documents=documents)
+            grades |= _document_grades(found, corpus)
+            if found.unmatched:
+                notes.append(f"{len(found.unmatched)} labels of {label.queries.name} match nothing in the documents")
+            ids = self._split_labels(found.queries, label.use)
+            train += [query for query in found.queries if query.id in ids["train"]]
+            dev += [query for query in found.queries if query.id in ids["dev"]]
+            heldout += [query for query in found.queries if query.id in ids["heldout"]]
+        train = _without_held_out_passages(train, heldout, corpus)
+        leaks = count_leaks(train, heldout, chunks)
+        return Asked(
+            tuple(train),
+            tuple(dev),
+            tuple(heldout),
+            grades,
+            dict(made),
+            dict(Counter(query.kind for query in (*train, *dev, *heldout))),
+            {"train": len(split.train), "dev": len(split.dev), "heldout": len(split.heldout)},
+            leaks.total,
+            tuple(notes),
+        )
+
+    def _split_labels(self, queries: Sequence[Query], use: str) -> dict[str, set[str]]:
+        if use == "eval":
+            return {"train": set(), "dev": set(), "heldout": {query.id for query in queries}}
+        settings = self.config.split if use == "both" else self.config.split.model_copy(update={"heldout": 0.0})
+        if not queries:
+            return {"train": set(), "dev": set(), "heldout": set()}
+        split = split_labelled(queries, settings, self.config.seed)
+        return {"train": set(split.train), "dev": set(split.dev), "heldout": set(split.heldout)}
+
+    def _round_trip(self, queries: Sequence[Query], encoder: Encoder, base: Searcher) -> list[Query]:
+        """Keep a training query only if its passage comes back in the first k of the untuned hybrid."""
+        k = self.config.query.round_trip_k
+        if not k or not queries:
+            return list(queries)
+        vectors = encoder.encode_queries([query.text for query in queries], progress=self.progress)
+        found = base.rank([query.text for query in queries], vectors, k)
+        kept, dropped = round_trip_filter(queries, [ranked.ids for ranked in found], k)
+        log.info("round trip: %d of %d training queries kept", len(kept), len(kept) + len(dropped))
+        return list(kept)
+
+    # Learning
+
+    def fusion(
+        self,
+        queries: Sequence[Query],
+        encoder: Encoder,
+        corpus: Corpus,
+        vectors: Floats,
+        grades: dict[str, dict[str, int]],
+    ) -> LearntFusion:
+        """The fusion of this encoder, from the best evidence among the queries."""
+        with self.clock("fusion"):
+            if self.config.fusion.weight is not None:
+                return learn_fusion(None, self.config.fusion, evidence=None)
+            rank, chosen = one_rank(queries, ENOUGH, MOST)
+            if rank is Evidence.CROP:
+                chosen = chosen[:: -(-len(chosen) // _CROPS)]
+            arena = build_arena(chosen, encoder, corpus, vectors, self.lexical_folder, grades) if chosen else None
+            return learn_fusion(arena, self.config.fusion, evidence=rank)
+
+    def plan(self, asked: Asked) -> gate.Plan:
+        """What trains and what judges."""
+        if self.config.adapter.method == "none":
+            return gate.Plan((), (), None, "Training was switched off (--method none): only the search is tuned.")
+        return gate.plan(asked.train, asked.heldout)
+
+    def train(
+        self, plan: gate.Plan, asked: Asked, base: Encoder, searcher: Searcher, corpus: Corpus, vectors: Floats
+    ) -> Trained:
+        """Mine, train, and choose how far to go from the base."""
+        from ragadapt.encoder import Encoder
+        from ragadapt.training import train
+
+        config = self.config
+        settings = {
+            name: getattr(config, name).model_dump(mode="json") for name in ("mining", "adapter", "training", "gate")
+        }
+        ids = [query.id for query in plan.train]
+        with self.stage(
+            "train", ("queries",), settings=settings, encoder=base.fingerprint, queries=ids, portable=self.portable
+        ) as stage:
+            if not stage.finished:
+                narrowed = self._narrow(plan.train, base, searcher, corpus, vectors, asked.grades)
+                query_vectors = encode_query_texts(base, narrowed, self.progress)
+                examples, suspects = make_examples(narrowed, searcher, query_vectors, corpus, config)
+                judges = [query for query in asked.dev if query.evidence is plan.evidence]
+                if plan.evidence is not Evidence.LABELLED:
+                    judges = [query for query in judges if query.kind == plan.judge[0].kind]
+                arena = (
+                    build_arena(judges, base, corpus, vectors, self.lexical_folder, asked.grades) if judges else None
+                )
+                pool = dev_pool(arena, seed=config.seed)
+                result = train(
+                    base,
+                    examples,
+                    pool.score if pool else None,
+                    config.adapter,
+                    config.training,
+                    seed=config.seed,
+                    checkpoint=stage.scratch / "checkpoint",
+                    progress=self.progress,
+                )
+                strength, strengths = choose_strength(result.encoder, pool, config)
+                effect = result.encoder.effect()
+                saved = result.encoder.merged().save(stage.path / "model", portable=self.portable)
+                record = {
+                    "strength": strength,
+                    "strengths": sorted(strengths.items()),
+                    "history": [asdict(point) for point in result.history],
+                    "examples": len(examples),
+                    "suspects": suspects,
+                    "checks": proof(effect, saved),
+                }
+                (stage.path / "trained.json").write_text(json.dumps(record), encoding="utf-8")
+            record = json.loads((stage.path / "trained.json").read_text(encoding="utf-8"))
+            settings_now = config.encoder
+            encoder = Encoder.open(stage.path / "model", device=settings_now.device, precision=settings_now.precision)
+        return Trained(
+            encoder,
+            record["strength"],
+            dict(record["strengths"]),
+            tuple(record["history"]),
+            record["examples"],
+            record["suspects"],
+            tuple(record["checks"]),
+        )
+
+    def _narrow(
+        self,
+        queries: Sequence[Query],
+        base: Encoder,
+        searcher: Searcher,
+        corpus: Corpus,
+        vectors: Floats,
+        grades: Mapping[str, Mapping[str, int]],
+    ) -> list[Query]:
+        """Labels that name a document: of its chunks, the one that the base's vectors put nearest to the query."""
+        whole = [query for query in queries if query.id in grades]
+        if not whole:
+            return list(queries)
+        at = {id: position for position, id in enumerate(corpus.ids)}
+        query_vectors = encode_query_texts(base, whole, self.progress)
+        document_of = {chunk.id: chunk.document_id for chunk in corpus.chunks}
+
+        def score(query: Query, ids: Sequence[str]) -> list[float]:
+            rows = np.asarray(vectors[[at[id] for id in ids]])
+            scores: list[float] = (rows @ query_vectors[query.id]).tolist()
+            return scores
+
+        narrowed = {query.id: query for query in narrow_to_best_chunk(whole, score, document_of=document_of)}
+        return [narrowed.get(query.id, query) for query in queries]
+
+    def judge(
+        self,
+        trained: Trained,
+        plan: gate.Plan,
+        asked: Asked,
+        corpus: Corpus,
+        vectors: Floats,
+        base: Encoder,
+        base_fusion: LearntFusion,
+    ) -> tuple[gate.Decision, Trained, Floats]:
+        """Compare with the base on held-out queries; the decision, the trained side with its fusion, its vectors."""
+        config = self.config
+        if config.adapter.adapt == "query":
+            adapted_vectors = vectors
+        else:
+            adapted_vectors = self.vectors("adapted-vectors", corpus, trained.encoder, ("chunks", "train"))
+        rank, chosen = one_rank([q for q in asked.dev if q.evidence is plan.evidence], ENOUGH, MOST)
+        folder, grades = self.lexical_folder, asked.grades
+        with self.clock("gate"):
+            fusion = base_fusion
+            if chosen:
+                arena = build_arena(chosen, trained.encoder, corpus, adapted_vectors, folder, grades)
+                fusion = learn_fusion(arena, config.fusion, evidence=rank)
+            before = build_arena(plan.judge, base, corpus, vectors, folder, grades).with_fusion(base_fusion.fusion)
+            after = build_arena(plan.judge, trained.encoder, corpus, adapted_vectors, folder, grades)
+            after = after.with_fusion(fusion.fusion)
+            moved = drift(vectors, adapted_vectors, seed=config.seed)
+            decision = gate.decide(
+                strength=trained.strength,
+                dense=(quality(after, "dense"), quality(before, "dense")),
+                search=(quality(after, "hybrid"), quality(before, "hybrid")),
+                drift=moved,
+                config=config.gate,
+                seed=config.seed,
+            )
+        log.info("gate: %s", "; ".join(decision.reasons))
+        return decision, replace(trained, fusion=fusion, drift=moved), adapted_vectors
+
+    # The folder
+
+    def report(
+        self,
+        documents: Sequence[Document],
+        skipped: Sequence[Any],
+        corpus: Corpus,
+        asked: Asked,
+        plan: gate.Plan,
+        decision: gate.Decision,
+        trained: Trained | None,
+        base: tuple[Encoder, Floats, LearntFusion],
+        shipped: tuple[Encoder, Floats, LearntFusion],
+    ) -> Report:
+        """Measure what ships beside the baselines on the held-out queries of the best rank."""
+        config = self.config
+        with self.clock("report"):
+            rank, chosen = one_rank(asked.heldout, dict.fromkeys(Evidence, 1), MOST)
+            if plan.judge:
+                rank, chosen = plan.evidence, list(plan.judge)
+            arenas: list[Arena | None] = [None, None]
+            if chosen:
+                arenas = [
+                    build_arena(chosen, encoder, corpus, vectors, self.lexical_folder, asked.grades).with_fusion(
+                        learnt.fusion
+                    )
+                    for encoder, vectors, learnt in ((base, shipped) if decision.adapted else (base,))
+                ]
+            facts = Facts(
+                documents=documents,
+                skipped=skipped,
+                corpus=corpus,
+                evidence=rank,
+                judged=len(chosen),
+                plan=plan,
+                decision=decision,
+                fusion=shipped[2],
+                made=asked.made,
+                kept=asked.kept,
+                sizes={part: len(getattr(asked, part)) for part in ("train", "dev", "heldout")},
+                documents_by_part=asked.documents,
+                leaked=asked.leaked,
+                warnings=asked.notes,
+                history=trained.history if trained else (),
+                strengths=trained.strengths if trained else {},
+                strength=trained.strength if trained else None,
+                checks=trained.checks if trained else (),
+                timings=self.clock.seconds,
+                configuration=config.model_dump(mode="json"),
+                seed=config.seed,
+                base_model=base[0].spec.base,
+                licences=_licences(base[0], config),
+            )
+            return build_report(facts, arenas[0], arenas[-1], corpus)
+
+    def commit(
+        self,
+        report: Report,
+        corpus: Corpus,
+        encoder: Encoder,
+        vectors: Floats,
+        learnt: LearntFusion,
+        *,
+        adapted: bool,
+    ) -> Path:
+        """Save the model, build the index, write the report, and replace the target in one move."""
+        config, progress = self.config, self.progress
+        if not adapted:
+            with self.stage("base-model", encoder=encoder.fingerprint, portable=self.portable) as stage:
+                if not stage.finished:
+                    encoder.save(stage.path / "model", portable=self.portable)
+        index_key = config.index.model_dump(mode="json")
+        with self.stage("index", ("chunks",), encoder=encoder.fingerprint, index=index_key) as stage:
+            if not stage.finished:
+                build_index(stage.path / "index", config.index, corpus, vectors, encoder.fingerprint, progress)
+                np.savez(stage.path / "background.npz", **background_arrays(vectors))
+        with self.stage("report", ("queries",), report=report.model_dump(mode="json")) as stage:
+            if not stage.finished:
+                write_report(stage.path, report)
+                (stage.path / "README.md").write_text(model_card(report), encoding="utf-8")
+        parts = {
+            "chunks.sqlite": self.paths["chunks"] / "chunks.sqlite",
+            "lexical": self.lexical_folder,
+            "model": self.paths["train" if adapted else "base-model"] / "model",
+            "index": self.paths["index"] / "index",
+            "background.npz": self.paths["index"] / "background.npz",
+            "report": self.paths["report"],
+            "report/queries.jsonl": self.paths["queries"] / "heldout.jsonl",
+        }
+        manifest = Manifest(
+            fingerprint=encoder.fingerprint,
+            configuration=config.model_dump(mode="json"),
+            seeds={"seed": config.seed},
+            licences=_licences(encoder, config),
+            sections={
+                "fusion": learnt.fusion.as_dict(),
+                "depth": config.fusion.depth,
+                "verdict": report.verdict.outcome if report.verdict else None,
+                "chunks": len(corpus.chunks),
+                "documents": len(corpus.documents),
+            },
+            mutable=("index",) if config.index.kind in ("qdrant", "qdrant-edge") else (),
+        )
+        with self.clock("commit"):
+            self.work.commit(manifest, parts)
+        return self.work.target
+
+
+def _without_held_out_passages(train: Sequence[Query], heldout: Sequence[Query], corpus: Corpus) -> list[Query]:
+    """Drop queries made from passages (or near-duplicates of passages) that answer a held-out labelled query.
+
+    Labelled training queries stay: users ask about the same passages again, and their split is by query.
+    """
+    at = {id: position for position, id in enumerate(corpus.ids)}
+    answers = {
+        corpus.groups[at[id]]
+        for query in heldout
+        if query.evidence is Evidence.LABELLED
+        for id in query.positives
+        if id in at
+    }
+    return [
+        query
+        for query in train
+        if query.evidence is Evidence.LABELLED
+        or not any(corpus.groups[at[id]] in answers for id in query.positives if id in at)
+    ]
+
+
+def _document_grades(found: LabelledSet, corpus: Corpus) -> dict[str, dict[str, int]]:
+    """Query id → document id → grade, for labels that name whole documents."""
+    document_of = {chunk.id: chunk.document_id for chunk in corpus.chunks}
+    grades: dict[str, dict[str, int]] = {}
+    for query, documents in found.document_positives.items():
+        whole = set(documents)
+        if not whole:
+            continue
+        grades[query] = dict.fromkeys(documents, 1)
+        for chunk, grade in found.grades.get(query, {}).items():
+            document = document_of[chunk]
+            if document in whole:
+                grades[query][document] = max(grades[query][document], int(grade))
+    return grades
+
+
+def _licences(encoder: Encoder, config: FitConfig) -> dict[str, str]:
+    licences = {"base": encoder.spec.licence or "unknown"}
+    if config.query.generator or config.query.generator_url:
+        licences["generator"] = f"unknown: see {config.query.generator or config.query.generator_model}"
+    return licences

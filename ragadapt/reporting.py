@@ -1,0 +1,325 @@
+"""What a fit found out, as a report: systems side by side on held-out queries, wins and losses, curves, facts."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from ragadapt.arena import Arena
+from ragadapt.evaluation import Evaluation, evaluate, gate
+from ragadapt.evaluation import report as reports
+from ragadapt.evaluation.judging import JudgedQuery
+from ragadapt.evaluation.report import build
+from ragadapt.fusion import Fusion
+from ragadapt.stages import Corpus
+from ragadapt.tuning import LearntFusion, System, ranking
+from ragadapt.values import Chunk, Document, Evidence
+
+Run = dict[str, dict[str, float]]
+
+_LABELS = {
+    "base-dense": "base model, dense",
+    "bm25": "BM25",
+    "base-hybrid": "base hybrid (RRF)",
+    "base-fused": "base, learnt fusion",
+    "fitted-dense": "fitted model, dense",
+    "shipped": "fitted retriever (default search)",
+}
+_FLATTERING = "cut from the passages themselves, so BM25 looks better here than with users' own questions"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that the stages of a fit know and a report shows."""
+
+    documents: Sequence[Document]
+    skipped: Sequence[Any]
+    corpus: Corpus
+    evidence: Evidence | None
+    judged: int
+    plan: gate.Plan
+    decision: gate.Decision
+    fusion: LearntFusion
+    made: Mapping[str, int]
+    kept: Mapping[str, int]
+    sizes: Mapping[str, int]  # queries by part
+    documents_by_part: Mapping[str, int]
+    leaked: int
+    warnings: Sequence[str]
+    history: Sequence[Mapping[str, Any]]
+    strengths: Mapping[float, float]
+    strength: float | None
+    checks: Sequence[Mapping[str, Any]]
+    timings: Mapping[str, float]
+    configuration: Mapping[str, Any]
+    seed: int
+    base_model: str
+    licences: Mapping[str, str]
+    peak_memory_bytes: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def runs(arena: Arena, corpus: Corpus, systems: Mapping[str, System], *, k: int = 100) -> dict[str, Run]:
+    """Name → run over unit ids (documents where documents were judged). A score is minus the rank."""
+    made: dict[str, Run] = {}
+    for name, system in systems.items():
+        made[name] = {}
+        for item, positions in zip(arena.judged, ranking(arena, system, k=k), strict=True):
+            names = [unit_name(item, unit, arena, corpus) for unit in item.units(positions)]
+            made[name][item.query.id] = {id: -float(rank) for rank, id in enumerate(names, start=1)}
+    return made
+
+
+def judgements(arena: Arena, corpus: Corpus) -> dict[str, dict[str, int]]:
+    """Query id → unit id → grade."""
+    return {
+        item.query.id: {unit_name(item, unit, arena, corpus): int(grade) for unit, grade in item.relevant.items()}
+        for item in arena.judged
+    }
+
+
+def unit_name(item: JudgedQuery, unit: int, arena: Arena, corpus: Corpus) -> str:
+    """A document's or a chunk's id."""
+    if item.unit_names is not None:
+        return item.unit_names[unit]
+    return arena.searcher.id_of(unit)
+
+
+def build_report(facts: Facts, base: Arena | None, shipped: Arena | None, corpus: Corpus) -> reports.Report:
+    """The report. base and shipped: the same held-out queries searched by either; None where nothing is judged."""
+    measured: dict[str, Any] = {}
+    if base is not None and shipped is not None and base.judged:
+        measured = _measure(facts, base, shipped, corpus)
+    decision = facts.decision
+    warnings = list(facts.warnings)
+    if facts.evidence is Evidence.CROP:
+        warnings.append(
+            f"The held-out queries were {_FLATTERING}. Give labelled questions (--queries) for real figures."
+        )
+    elif facts.evidence is None:
+        warnings.append("No held-out queries: nothing was measured. Give labelled questions (--queries).")
+    return reports.Report(
+        title="Fitted retriever",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        base_model=facts.base_model,
+        verdict=reports.Verdict(
+            outcome=decision.verdict.value,
+            reasons=decision.reasons,
+            steps=_steps(facts),
+            shipped=_shipped_words(decision, facts.fusion.fusion),
+        ),
+        evidence=None
+        if facts.evidence is None
+        else reports.EvidenceUsed(
+            tier=facts.evidence.value,
+            queries=facts.judged,
+            note=_FLATTERING if facts.evidence is Evidence.CROP else "",
+        ),
+        fusion=_fusion_curve(facts.fusion),
+        interpolation=_strength_curve(facts),
+        learning=tuple(
+            reports.LearningPoint(step=point["step"], loss=point.get("loss"), dev=point.get("dev"))
+            for point in facts.history
+        ),
+        checks=tuple(reports.Check(**check) for check in facts.checks),
+        corpus=_corpus(facts),
+        queries=tuple(
+            reports.QueryYield(kind=kind, evidence=_evidence_of(kind), made=count, kept=facts.kept.get(kind, 0))
+            for kind, count in sorted({**dict.fromkeys(facts.kept, 0), **facts.made}.items())
+        ),
+        split=reports.SplitSizes(
+            train=facts.sizes["train"],
+            dev=facts.sizes["dev"],
+            heldout=facts.sizes["heldout"],
+            leaked=facts.leaked,
+            documents=dict(facts.documents_by_part),
+        ),
+        timings=tuple(reports.Timing(stage=stage, seconds=round(s, 3)) for stage, s in facts.timings.items()),
+        warnings=tuple(warnings),
+        configuration=dict(facts.configuration),
+        seeds={"seed": facts.seed},
+        versions=library_versions(),
+        machine={"system": platform.system(), "machine": platform.machine(), "python": platform.python_version()},
+        licences=tuple(reports.Licence(what=what, licence=text) for what, text in facts.licences.items()),
+        **measured,
+    )
+
+
+def _measure(facts: Facts, base: Arena, shipped: Arena, corpus: Corpus) -> dict[str, Any]:
+    found = runs(base, corpus, {"base-dense": "dense", "bm25": "lexical", "base-hybrid": "rrf", "base-fused": "hybrid"})
+    if facts.decision.adapted:
+        after = runs(shipped, corpus, {"fitted-dense": "dense", "shipped": "hybrid"})
+        found |= after
+    else:
+        found["shipped"] = found.pop("base-fused")
+    qrels = judgements(base, corpus)
+    evaluations: dict[str, Evaluation] = {name: evaluate(run, qrels) for name, run in found.items()}
+    seed = facts.seed
+    systems = [
+        build.measured(name, _LABELS[name], evaluation, seed=seed, shipped=name == "shipped")
+        for name, evaluation in evaluations.items()
+    ]
+    baselines = {name: evaluations[name] for name in build.BASELINES}
+    deltas = list(build.differences("shipped", evaluations["shipped"], baselines, seed=seed))
+    if "fitted-dense" in evaluations:
+        dense = {"base-dense": evaluations["base-dense"]}
+        deltas += build.differences("fitted-dense", evaluations["fitted-dense"], dense, seed=seed)
+    texts = {item.query.id: item.query.text for item in base.judged}
+    kinds = {item.query.id: item.query.kind for item in base.judged}
+    by_unit = _first_chunks(corpus)
+    sides = [(_LABELS[name], found[name], evaluations[name]) for name in ("base-hybrid", "shipped")]
+
+    def passage(id: str) -> reports.Passage | None:
+        chunk = by_unit.get(id)
+        return None if chunk is None else _shown(chunk)
+
+    return {
+        "systems": tuple(systems),
+        "deltas": tuple(deltas),
+        "comparison": build.compare(texts, qrels, *sides, passage, kinds=kinds),
+        "failures": reports.Failures(
+            worst=build.worst_queries(texts, qrels, *sides, passage, kinds=kinds),
+            never_retrieved=build.never_retrieved(found["shipped"], sorted(_units(base, corpus)), passage),
+        ),
+    }
+
+
+def _units(arena: Arena, corpus: Corpus) -> set[str]:
+    if any(item.unit_names is not None for item in arena.judged):
+        return set(corpus.document_of)
+    return set(corpus.ids)
+
+
+def _first_chunks(corpus: Corpus) -> dict[str, Chunk]:
+    """Chunk id → chunk, and document id → its first chunk."""
+    found: dict[str, Chunk] = {}
+    for chunk in corpus.chunks:
+        found.setdefault(chunk.document_id, chunk)
+        found[chunk.id] = chunk
+    return found
+
+
+def _shown(chunk: Chunk) -> reports.Passage:
+    text = chunk.text if len(chunk.text) <= 600 else chunk.text[:600] + " …"
+    return reports.Passage(id=chunk.id, text=text, heading=" > ".join(chunk.heading_path), source=chunk.source)
+
+
+def _steps(facts: Facts) -> tuple[reports.Step, ...]:
+    decision = facts.decision
+    steps = [
+        reports.Step(
+            name="Is there evidence to judge a trained model?", passed=bool(facts.plan.train), detail=facts.plan.reason
+        )
+    ]
+    if facts.strength is not None:
+        tried = ", ".join(f"{strength:g}: {score:.3f}" for strength, score in sorted(facts.strengths.items()))
+        detail = f"strength {facts.strength:g} of the adapter" + (
+            f" (dev nDCG@10 by strength: {tried})" if tried else ""
+        )
+        steps.append(reports.Step(name="How far from the base?", detail=detail))
+        steps.append(
+            reports.Step(
+                name="Better on held-out queries?", passed=decision.adapted, detail="; ".join(decision.reasons)
+            )
+        )
+    steps.append(
+        reports.Step(name="Fusion", detail=f"dense share {facts.fusion.fusion.weight:g}: {facts.fusion.reason}")
+    )
+    return tuple(steps)
+
+
+def _shipped_words(decision: gate.Decision, fusion: Fusion) -> str:
+    model = "the base model"
+    if decision.adapted:
+        model = (
+            "the adapted model" if decision.strength == 1 else f"the adapted model at strength {decision.strength:g}"
+        )
+    return f"{model} with learnt hybrid search (dense share {fusion.weight:g})"
+
+
+def _fusion_curve(learnt: LearntFusion) -> reports.Curve | None:
+    if learnt.curve is None or not learnt.curve.queries:
+        return None
+    points = tuple(
+        reports.Point(x=weight, y=value)
+        for weight, value in zip(learnt.curve.weights, learnt.curve.quality, strict=True)
+    )
+    return reports.Curve(
+        points=points,
+        title="Fusion weight",
+        x_label="share of the dense side",
+        chosen=learnt.fusion.weight,
+        note=learnt.reason,
+    )
+
+
+def _strength_curve(facts: Facts) -> reports.Curve | None:
+    if not facts.strengths:
+        return None
+    return reports.Curve(
+        points=tuple(reports.Point(x=x, y=y) for x, y in sorted(facts.strengths.items())),
+        title="From base to adapted",
+        x_label="strength of the adapter (0 = base)",
+        chosen=facts.decision.strength,
+    )
+
+
+def _corpus(facts: Facts) -> reports.Corpus:
+    skipped = tuple(reports.Skipped(source=item.source, reason=item.reason) for item in facts.skipped[:200])
+    chunks = facts.corpus.chunks
+    return reports.Corpus(
+        documents=len(facts.documents),
+        chunks=len(chunks),
+        characters=sum(len(document.text) for document in facts.documents),
+        near_duplicates=len(chunks) - len(set(facts.corpus.groups)),
+        skipped=skipped,
+        skipped_total=len(facts.skipped),
+    )
+
+
+def _evidence_of(kind: str) -> str:
+    from ragadapt.queries.kinds import evidence_of
+
+    return evidence_of(kind).value
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of the packages that decide the numbers."""
+    found = {}
+    for name in ("ragadapt", "torch", "transformers", "sentence-transformers", "peft", "bm25s", "numpy", "faiss-cpu"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def model_card(report: reports.Report) -> str:
+    """The folder's README: data, method, figures, licences."""
+    lines = ["# Retriever fitted by ragadapt", ""]
+    if report.verdict is not None:
+        lines += [f"**{report.verdict.outcome}**: ships {report.verdict.shipped}.", ""]
+        lines += [f"- {reason}" for reason in report.verdict.reasons] + [""]
+    if report.corpus is not None:
+        lines += [f"Data: {report.corpus.documents} documents, {report.corpus.chunks} passages.", ""]
+    lines += [f"Base model: {report.base_model}.", ""]
+    if report.systems:
+        metric = report.metric
+        lines += [f"| system | {metric} |", "| --- | --- |"]
+        for system in report.systems:
+            value = system.metrics[metric]
+            interval = "" if value.low is None or value.high is None else f" [{value.low:.3f}, {value.high:.3f}]"
+            lines.append(f"| {system.label} | {value.value:.3f}{interval} |")
+        lines.append("")
+    if report.evidence is not None:
+        lines += [f"Measured on {report.evidence.queries} held-out queries ({report.evidence.tier}).", ""]
+    lines += ["Licences: " + "; ".join(f"{item.what}: {item.licence}" for item in report.licences) + ".", ""]
+    lines += [f"- {warning}" for warning in report.warnings]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+__all__ = ["Facts", "build_report", "judgements", "library_versions", "model_card", "runs"]

@@ -1,0 +1,171 @@
+"""The stages of a build that are plain files in, plain files out: chunks, vectors, lexical index, queries, examples.
+
+Each takes a store Stage; a stage that was finished in an earlier, interrupted run is read back instead of redone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragadapt.chunks import ChunkStore
+from ragadapt.config import ChunkConfig, IndexConfig
+from ragadapt.corpus import chunk_documents, near_duplicate_groups, normalise
+from ragadapt.errors import EmptyCorpus, StoreCorrupt
+from ragadapt.fusion import Background, Floats, Fusion
+from ragadapt.index import exact_index, open_index
+from ragadapt.lexical import LexicalIndex
+from ragadapt.search import Searcher
+from ragadapt.store import Manifest, Stage
+from ragadapt.values import Chunk, Document, Evidence, Progress, Query
+
+if TYPE_CHECKING:
+    from ragadapt.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The chunks of a build, with what every later stage asks about them, by corpus position."""
+
+    documents: tuple[Document, ...]
+    chunks: tuple[Chunk, ...]
+    groups: tuple[int, ...]  # near-duplicate group
+    text_keys: tuple[str, ...]  # normalised passage text
+
+    @property
+    def passages(self) -> list[str]:
+        return [chunk.passage for chunk in self.chunks]
+
+    @property
+    def ids(self) -> list[str]:
+        return [chunk.id for chunk in self.chunks]
+
+    @property
+    def document_of(self) -> list[str]:
+        return [chunk.document_id for chunk in self.chunks]
+
+
+def build_chunks(
+    stage: Stage, documents: Sequence[Document], encoder: Encoder, config: ChunkConfig, progress: Progress
+) -> Corpus:
+    """Cut the documents and store them in chunks.sqlite."""
+    path = stage.path / "chunks.sqlite"
+    groups_path = stage.path / "groups.npy"
+    if stage.finished:
+        with ChunkStore.open(path) as store:
+            chunks = list(store)
+        groups = np.load(groups_path).tolist()
+    else:
+        limit = encoder.max_length - encoder.special_tokens
+        chunks = chunk_documents(documents, config, encoder.count_tokens, limit, progress=progress)
+        if not chunks:
+            raise EmptyCorpus(
+                "The documents hold no text to cut into passages. Check what was read with: ragadapt doctor"
+            )
+        groups = near_duplicate_groups([chunk.passage for chunk in chunks])
+        with ChunkStore.create(path) as store:
+            store.add(documents, chunks)
+        np.save(groups_path, np.array(groups, dtype=np.int64))
+    keys = tuple(normalise(chunk.passage) for chunk in chunks)
+    return Corpus(tuple(documents), tuple(chunks), tuple(groups), keys)
+
+
+def build_vectors(stage: Stage, corpus: Corpus, encoder: Encoder, progress: Progress) -> Floats:
+    """Encode every passage into vectors.npy; memory-mapped. An interrupted run goes on after its last shard."""
+    path = stage.path / "vectors.npy"
+    if not stage.finished:
+        partial = stage.scratch / "vectors.npy"
+        encoder.encode_to(corpus.passages, partial, progress=progress)
+        partial.replace(path)
+    vectors: Floats = np.load(path, mmap_mode="r")
+    return vectors
+
+
+def build_lexical(stage: Stage, corpus: Corpus, progress: Progress) -> LexicalIndex:
+    """The BM25 index over the passages."""
+    folder = stage.path / "lexical"
+    if not stage.finished:
+        index = LexicalIndex.build(corpus.ids, corpus.passages, progress=progress)
+        index.save(folder)
+    return LexicalIndex.open(folder)
+
+
+def searcher_of(corpus: Corpus, vectors: Floats, lexical: LexicalIndex) -> Searcher:
+    """Search over vectors at hand, exact, with the neutral fusion: what the fit measures with."""
+    return Searcher(exact_index(corpus.ids, vectors), lexical, Background.of(vectors), Fusion())
+
+
+def build_index(
+    folder: Path, config: IndexConfig, corpus: Corpus, vectors: Floats, fingerprint: str, progress: Progress
+) -> None:
+    """The index that ships, with the chunks' metadata for filters."""
+    ids, batch = corpus.ids, 4096
+    with open_index(
+        config.kind, folder, dim=vectors.shape[1], fingerprint=fingerprint, url=config.url, collection=config.collection
+    ) as index:
+        for start in range(0, len(ids), batch):
+            stop = min(start + batch, len(ids))
+            payloads = [dict(chunk.metadata) for chunk in corpus.chunks[start:stop]]
+            index.upsert(ids[start:stop], np.asarray(vectors[start:stop]), payloads)
+            progress("index", stop, len(ids))
+        index.save()
+
+
+def background_arrays(vectors: Floats) -> dict[str, Any]:
+    """What background.npz holds."""
+    background = Background.of(vectors)
+    return {"mean": background.mean, "covariance": background.covariance, "count": np.int64(background.count)}
+
+
+def open_searcher(path: Path, manifest: Manifest) -> Searcher:
+    """The search side of a saved folder. Raises FingerprintMismatch, IndexCorrupt, StoreCorrupt."""
+    index = open_index(folder=path / "index", fingerprint=manifest.fingerprint)
+    lexical = LexicalIndex.open(path / "lexical")
+    try:
+        with np.load(path / "background.npz", allow_pickle=False) as arrays:
+            background = Background(arrays["mean"], arrays["covariance"], int(arrays["count"]))
+    except (OSError, KeyError, ValueError) as error:
+        raise StoreCorrupt(f"{path / 'background.npz'} cannot be read ({error}). Build the retriever again.") from error
+    sections = manifest.sections
+    return Searcher(index, lexical, background, Fusion.from_dict(sections["fusion"]), depth=int(sections["depth"]))
+
+
+# Queries on disk
+
+
+def write_queries(path: Path, queries: Iterable[Query]) -> None:
+    """One JSON object a line."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for query in queries:
+            file.write(json.dumps(asdict(query), ensure_ascii=False) + "\n")
+
+
+def read_queries(path: Path) -> list[Query]:
+    """What `write_queries` wrote."""
+    queries = []
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            values: dict[str, Any] = json.loads(line)
+            values["evidence"] = Evidence(values["evidence"])
+            values["positives"] = tuple(values["positives"])
+            if values.get("span") is not None:
+                values["span"] = tuple(values["span"])
+            queries.append(Query(**values))
+    return queries
+
+
+def encode_query_texts(encoder: Encoder, queries: Sequence[Query], progress: Progress) -> dict[str, Floats]:
+    """Query id → vector (d,)."""
+    vectors = encoder.encode_queries([query.text for query in queries], progress=progress)
+    return {query.id: vector for query, vector in zip(queries, vectors, strict=True)}
+
+
+def rows_of(vectors: Mapping[str, Floats], queries: Sequence[Query]) -> Floats:
+    """(Q, d) in the order of the queries."""
+    rows: Floats = np.stack([vectors[query.id] for query in queries]) if queries else np.zeros((0, 1), np.float32)
+    return rows
