@@ -110,7 +110,7 @@ def settings_options(flags: Sequence[Flag]) -> Callable[[Callable[..., Any]], Ca
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
             envvar="RAGADAPT_CONFIG",
             show_envvar=True,
-            help="A TOML file of settings. Each flag above reads its RAGADAPT_<FLAG> too.",
+            help="A TOML file of settings. The flags above are read from the environment too: RAGADAPT_MODEL, …",
         )(made)
         for flag in reversed(flags):
             made = _option(flag)(made)
@@ -164,7 +164,7 @@ def settings() -> dict[str, Any]:
 
 def _option(flag: Flag) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     field = settings()[flag.key]
-    kinds = _alternatives(field.annotation)
+    kinds = alternatives(field.annotation)
     default = field.default if field.default not in (None, ()) else None
     attributes: dict[str, Any] = {}
     if tuple in kinds:
@@ -177,11 +177,11 @@ def _option(flag: Flag) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return click.option(flag.name, flag.parameter, envvar=flag.envvar, help=text, **attributes)
 
 
-def _alternatives(annotation: Any) -> list[Any]:
+def alternatives(annotation: Any) -> list[Any]:
     """The types that a setting takes, in order: classes (tuple for any tuple), literal strings, NoneType."""
     origin = get_origin(annotation)
     if origin in (UnionType, Union):
-        return [kind for part in get_args(annotation) for kind in _alternatives(part)]
+        return [kind for part in get_args(annotation) for kind in alternatives(part)]
     if origin is Literal:
         return list(get_args(annotation))
     return [origin or annotation]
@@ -220,7 +220,7 @@ def _known(key: str, what: str) -> str:
 
 def _value(key: str, text: str) -> Any:
     """The text as the setting's type wants it; what it cannot be, the configuration refuses with its reason."""
-    kinds = _alternatives(settings()[key].annotation)
+    kinds = alternatives(settings()[key].annotation)
     if type(None) in kinds and text.lower() == "none":
         return None
     if tuple in kinds and not text.startswith("["):

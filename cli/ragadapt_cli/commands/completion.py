@@ -8,15 +8,11 @@ from click.shell_completion import get_completion_class
 from ragadapt_cli.options import command
 from ragadapt_cli.terminal import Terminal
 
-PLACES = {
-    "bash": '~/.bashrc: eval "$(ragadapt completion bash)"',
-    "zsh": '~/.zshrc: eval "$(ragadapt completion zsh)"',
-    "fish": "run once: ragadapt completion fish > ~/.config/fish/completions/ragadapt.fish",
-}
+SHELLS = ("bash", "zsh", "fish")
 
 
 @command("completion", json=False)
-@click.argument("shell", type=click.Choice(list(PLACES)))
+@click.argument("shell", type=click.Choice(SHELLS))
 def completion_command(terminal: Terminal, shell: str) -> None:
     """Print the shell's completion script.
 

@@ -1,0 +1,200 @@
+"""The fitted model for other programs: a merged sentence-transformers folder, or ONNX files."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ragadapt.errors import InvalidInput, MissingExtra, StoreError
+from ragadapt.files import remove, rename, sync_tree
+from ragadapt.store import open_store
+from ragadapt.values import Progress, no_progress
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ragadapt.encoder import Encoder
+
+log = logging.getLogger(__name__)
+
+Format = Literal["sentence-transformers", "onnx"]
+FORMATS: tuple[Format, ...] = ("sentence-transformers", "onnx")
+
+_SAME = 0.9999  # least cosine with the retriever's own float32 vectors
+_OPSET = 17
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written. cosine: least similarity of an exported probe vector with the retriever's own."""
+
+    folder: Path
+    format: Format
+    files: tuple[str, ...]
+    cosine: float
+
+
+def export(
+    retriever: str | Path,
+    target: str | Path,
+    format: Format = "sentence-transformers",
+    *,
+    progress: Progress = no_progress,
+) -> Exported:
+    """Write a retriever's model to `target`, adapter merged, in float32, and prove that it gives the same vectors.
+
+    sentence-transformers: `SentenceTransformer(target)` opens it. onnx: model.onnx, or query.onnx and passage.onnx
+    where only the query side was adapted; input_ids and attention_mask in, sentence_embedding (n, dim) of unit length
+    out; ragadapt_onnx.json says prompts and maximal length. Raises InvalidInput if target holds something,
+    NotARetriever, MissingExtra, StoreError.
+    """
+    from ragadapt.encoder import Encoder
+
+    if format not in FORMATS:
+        raise InvalidInput(f"format = {format!r}: it is one of {', '.join(FORMATS)}.")
+    target = Path(target).resolve()
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise InvalidInput(f"{target} exists already. Name a folder that does not, or an empty one.")
+    model = open_store(retriever).path / "model"
+    if format == "onnx":
+        _need_onnx()
+    encoder = Encoder.open(model, device="cpu", precision="float32")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.partial")
+    remove(beside)
+    beside.mkdir()
+    try:
+        progress("export", 0, 1)
+        if format == "onnx":
+            cosine = _write_onnx(encoder, model, beside)
+        else:
+            cosine = encoder.save(beside, portable=True).reload_cosine
+        for name in ("README.md", "LICENSE"):
+            if (model / name).is_file() and not (beside / name).exists():
+                shutil.copyfile(model / name, beside / name)
+        sync_tree(beside)
+        if target.exists():
+            target.rmdir()
+        rename(beside, target)
+        progress("export", 1, 1)
+    finally:
+        remove(beside)
+    files = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
+    return Exported(target, format, tuple(files), cosine)
+
+
+def _need_onnx() -> None:
+    try:
+        import onnx  # noqa: F401  (torch writes the file through it)
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra("Export to ONNX", "onnx") from error
+
+
+def _write_onnx(encoder: Encoder, model: Path, folder: Path) -> float:
+    from ragadapt.config import EncoderConfig
+    from ragadapt.encoder.loading import open_model, sides
+    from ragadapt.encoder.precision import PROBE_PASSAGES, PROBE_QUERIES
+    from ragadapt.encoder.presets import Source
+
+    tower = encoder.query_tower
+    if tower is None or encoder.passage_tower is None:
+        raise InvalidInput(
+            f"Model {encoder.spec.model!r} is no plain transformer; ONNX export knows only those. "
+            "Use --format sentence-transformers."
+        )
+    spec = encoder.spec
+    if (spec.query_prompt or spec.passage_prompt) and not tower.prompt_pooled:
+        raise InvalidInput(
+            f"Model {spec.model!r} leaves its prompt out of the pooling, which an ONNX file cannot tell from the text. "
+            "Use --format sentence-transformers."
+        )
+    opened = open_model(
+        Source(str(model), None, None, True), EncoderConfig.model_validate({"model": str(model)}), "cpu"
+    )
+    query_chain, passage_chain = sides(opened)
+    same = query_chain == passage_chain
+    chains = {"model.onnx": passage_chain} if same else {"query.onnx": query_chain, "passage.onnx": passage_chain}
+    tokenizer = tower.tokenizer
+    tokenizer.save_pretrained(str(folder))
+    for name, chain in chains.items():
+        _trace(chain, tokenizer, folder / name)
+    query_file, passage_file = ("model.onnx", "model.onnx") if same else ("query.onnx", "passage.onnx")
+    settings = {
+        "format": 1,
+        "fingerprint": spec.fingerprint,
+        "dim": encoder.dim,
+        "max_length": encoder.max_length,
+        "query": {"file": query_file, "prompt": spec.query_prompt},
+        "passage": {"file": passage_file, "prompt": spec.passage_prompt},
+        "inputs": ["input_ids", "attention_mask"],
+        "output": "sentence_embedding",
+        "base": spec.base,
+    }
+    (folder / "ragadapt_onnx.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    least = 1.0
+    for file, prompt, texts, vectors in (
+        (query_file, spec.query_prompt, PROBE_QUERIES, encoder.encode_queries(PROBE_QUERIES)),
+        (passage_file, spec.passage_prompt, PROBE_PASSAGES, encoder.encode_passages(PROBE_PASSAGES)),
+    ):
+        found = _run_onnx(folder / file, tokenizer, [prompt + text for text in texts], encoder.max_length)
+        least = min(least, float(np.min(np.sum(found * vectors, axis=1))))
+    if not least >= _SAME:
+        raise StoreError(
+            f"The ONNX file gives other vectors than the model (cosine {least:.5f}, at least {_SAME} is needed). "
+            "Nothing was written; use --format sentence-transformers, and please report this."
+        )
+    return least
+
+
+def _trace(chain: Sequence[nn.Module], tokenizer: Any, file: Path) -> None:
+    import warnings
+
+    import torch
+
+    class Chain(torch.nn.Module):
+        """(B, T) ids and mask → (B, d) unit vectors."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.chain = torch.nn.ModuleList(chain)
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            features: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+            for module in self.chain:
+                features = module(features)
+            return features["sentence_embedding"]
+
+    inner: Any = chain[0].get_submodule("model")
+    if hasattr(inner, "set_attn_implementation"):
+        inner.set_attn_implementation("eager")  # the fused kernels cannot be traced
+    example = tokenizer(["a few words", "some more words than that"], padding=True, return_tensors="pt")
+    axes = {0: "batch", 1: "tokens"}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # notes on traced constants; the result is compared below
+        torch.onnx.export(
+            Chain().eval(),
+            (example["input_ids"], example["attention_mask"]),
+            str(file),
+            input_names=["input_ids", "attention_mask"],
+            output_names=["sentence_embedding"],
+            dynamic_axes={"input_ids": axes, "attention_mask": axes, "sentence_embedding": {0: "batch"}},
+            opset_version=_OPSET,
+            dynamo=False,
+        )
+
+
+def _run_onnx(file: Path, tokenizer: Any, texts: Sequence[str], max_length: int) -> Any:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    batch = tokenizer(list(texts), padding=True, truncation=True, max_length=max_length, return_tensors="np")
+    inputs = {name: batch[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
+    return session.run(None, inputs)[0]
