@@ -1,0 +1,102 @@
+"""The gate: what may judge, what may train, and that harm never ships."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ragadapt.config import GateConfig
+from ragadapt.evaluation.gate import Verdict, decide, plan
+from ragadapt.values import Evidence, Query
+
+
+def queries(kind: str, evidence: Evidence, count: int, start: int = 0) -> list[Query]:
+    return [
+        Query(f"{kind}{number}", f"text {number}", kind, evidence, (f"c{number}",))
+        for number in range(start, start + count)
+    ]
+
+
+LABELLED = queries("label", Evidence.LABELLED, 60)
+LINKS = queries("link", Evidence.HUMAN, 60)
+QUESTIONS = queries("question", Evidence.HUMAN, 80)
+CROPS = queries("sentence", Evidence.CROP, 500)
+
+
+def test_crops_alone_never_let_a_model_through() -> None:
+    made = plan(CROPS, CROPS)
+    assert made.train == ()
+    assert made.evidence is None
+    assert "500 crop" in made.reason
+
+
+def test_labelled_queries_judge_and_train() -> None:
+    made = plan(LABELLED[:40] + CROPS, LABELLED[40:] + CROPS)
+    assert made.evidence is Evidence.LABELLED
+    assert {query.kind for query in made.train} == {"label"}
+    assert {query.kind for query in made.judge} == {"label"}
+
+
+def test_of_what_people_wrote_one_kind_judges_and_the_others_train() -> None:
+    made = plan(LINKS + QUESTIONS + CROPS, LINKS + QUESTIONS + CROPS)
+    assert made.evidence is Evidence.HUMAN
+    assert {query.kind for query in made.judge} == {"question"}
+    assert "question" not in {query.kind for query in made.train}
+    assert "link" in {query.kind for query in made.train}
+
+
+def test_nothing_is_trained_where_only_crops_are_left_to_train_on() -> None:
+    made = plan(QUESTIONS + CROPS, QUESTIONS + CROPS)
+    assert made.train == ()
+    assert "only text cut from the passages" in made.reason
+
+
+def test_too_few_labelled_queries_cannot_judge() -> None:
+    assert plan(LABELLED[:40], LABELLED[40:45]).train == ()
+
+
+def judged(adapted: np.ndarray, base: np.ndarray, drift: float = 0.05, strength: float = 1.0):  # type: ignore[no-untyped-def]
+    return decide(
+        strength=strength, dense=(adapted, base), search=(adapted, base), drift=drift, config=GateConfig(), seed=1
+    )
+
+
+@pytest.fixture
+def base() -> np.ndarray:
+    return np.random.default_rng(0).uniform(0.2, 0.8, 200)
+
+
+def test_a_clear_gain_ships(base: np.ndarray) -> None:
+    decision = judged(base + 0.05, base, strength=0.75)
+    assert decision.verdict is Verdict.WIN
+    assert decision.strength == 0.75
+
+
+def test_a_loss_never_ships(base: np.ndarray) -> None:
+    decision = judged(base - 0.05, base)
+    assert decision.verdict is Verdict.REGRESSION_AVOIDED
+    assert decision.strength == 0
+
+
+def test_a_gain_within_noise_does_not_ship(base: np.ndarray) -> None:
+    noise = np.random.default_rng(1).normal(0.002, 0.2, 200)
+    decision = judged(np.clip(base + noise, 0, 1), base)
+    assert not decision.adapted
+
+
+def test_a_gain_that_moved_everything_else_does_not_ship(base: np.ndarray) -> None:
+    decision = judged(base + 0.05, base, drift=0.9)
+    assert not decision.adapted
+    assert "moved by 0.90" in " ".join(decision.reasons)
+
+
+def test_a_dense_gain_ships_only_if_the_default_search_does_not_lose(base: np.ndarray) -> None:
+    settings = {"strength": 1.0, "drift": 0.0, "config": GateConfig(), "seed": 1}
+    flat = base + np.random.default_rng(2).normal(0, 0.01, 200)
+    flat += 0.001 - (flat - base).mean()
+    assert decide(dense=(base + 0.05, base), search=(flat, base), **settings).adapted
+    assert not decide(dense=(base + 0.05, base), search=(flat - 0.01, base), **settings).adapted
+
+
+def test_few_judges_are_said(base: np.ndarray) -> None:
+    assert "fewer than 100" in " ".join(judged(base[:30] + 0.05, base[:30]).reasons)
