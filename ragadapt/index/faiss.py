@@ -1,13 +1,14 @@
 """FAISS: flat (exact), HNSW or IVF, in memory and saved as a native index file.
 
-| structure | up to             | recall | change of a vector                      | memory per vector |
-|-----------|-------------------|--------|-----------------------------------------|-------------------|
-| flat      | 1,000,000         | 1      | in place                                | 4·dim bytes       |
-| hnsw      | 10,000,000        | ~.99   | old one left as a tombstone, one added  | 4·dim + 300 bytes |
-| ivf       | memory's end      | ~.95   | removed, then added                     | 4·dim + 16 bytes  |
+| structure | up to       | search      | change of a vector                          | memory per vector |
+|-----------|-------------|-------------|---------------------------------------------|-------------------|
+| flat      | 1,000,000   | exact       | in place                                    | 4·dim bytes       |
+| hnsw      | 10,000,000  | approximate | old one left as a tombstone, new one added  | 4·dim + 280 bytes |
+| ivf       | memory's end| approximate | removed, then added                         | 4·dim + 16 bytes  |
 
-The limits are where one query takes about 50 ms on two cores (flat, 384-d), and where building the graph takes
-hours. `choose_structure` applies them.
+Flat scans everything, so its time grows with the size; a graph of many millions takes hours to build.
+`choose_structure` applies the limits. Fill a flat index and call `restructure` once: IVF places its lists by the
+vectors that it sees first.
 """
 
 from __future__ import annotations
