@@ -20,7 +20,7 @@ from ragadapt.index import exact_index
 from ragadapt.lexical import LexicalIndex
 from ragadapt.queries import VERBATIM, masked_passage
 from ragadapt.search import Searcher
-from ragadapt.values import Evidence, Query
+from ragadapt.values import Chunk, Evidence, Query
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,7 +91,8 @@ def build_arena(
     if masks:
         order: NDArray[np.int64]
         lexical = LexicalIndex.open(lexical_folder, mmap=False)
-        lexical.update(list(masks), list(masks.values()))
+        parts = [_heading_and_text(masked, by_id[id]) for id, masked in masks.items()]
+        lexical.update(list(masks), [text for _, text in parts], headings=[heading for heading, _ in parts])
         order = np.array([at[id] for id in lexical.ids()], dtype=np.int64)
         background = Background.of(vectors)  # of the corpus as it is: a few masked rows change nothing
         vectors = np.asarray(vectors)[order]
@@ -110,3 +111,11 @@ def build_arena(
     rows = encoder.encode_queries([item.query.text for item in judged])
     passages = tuple(masks[id] if id in masks else by_id[id].passage for id in ids)
     return Arena(searcher, tuple(judged), rows, passages)
+
+
+def _heading_and_text(masked: str, chunk: Chunk) -> tuple[str, str]:
+    """A masked passage as the lexical index wants it: what is left of its headings, and its text."""
+    first, _, rest = masked.partition("\n")
+    if first and all(part in chunk.heading_path for part in first.split(" > ")):
+        return first, rest
+    return "", masked

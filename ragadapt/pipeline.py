@@ -21,8 +21,8 @@ import numpy as np
 
 from ragadapt.adaptation import choose_strength, dev_pool, drift, make_examples, proof
 from ragadapt.arena import Arena, build_arena, one_rank
-from ragadapt.chunks import document_hash
-from ragadapt.config import FitConfig
+from ragadapt.chunks import ChunkStore, document_hash
+from ragadapt.config import FitConfig, IndexConfig
 from ragadapt.corpus import documents_from, internal_links, read_documents
 from ragadapt.evaluation import gate
 from ragadapt.evaluation.report import Report, write_report
@@ -55,7 +55,7 @@ from ragadapt.stages import (
     searcher_of,
     write_queries,
 )
-from ragadapt.store import Manifest, Stage, Workspace
+from ragadapt.store import Manifest, Stage, Workspace, open_store
 from ragadapt.tuning import ENOUGH, MOST, LearntFusion, learn_fusion, quality
 from ragadapt.values import Document, Evidence, Progress, Query, no_progress
 
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_MUTABLE = ("qdrant", "qdrant-edge")  # engines that write to their own folder while they are open
 _CROPS = 300  # crops that the fusion looks at: they can only raise the dense share, and each costs one encoding
 
 
@@ -144,6 +145,42 @@ def fit(
         )  # fmt: skip
         path = run.commit(report, corpus, shipped, shipped_vectors, fusion, adapted=decision.adapted)
         return FitResult(path, report, decision, tuple(run.reused))
+
+
+def reindex(retriever: str | Path, index: IndexConfig, *, progress: Progress = no_progress) -> Path:
+    """Build the retriever's index anew, of another kind or in another place; everything else stays as it is.
+
+    Passages are encoded again by the retriever's own model. The folder is replaced in one move. Raises NotARetriever,
+    StoreLocked, MissingExtra, IndexUnreachable.
+    """
+    from ragadapt.encoder import Encoder
+
+    old = open_store(retriever)
+    manifest = old.manifest
+    with Workspace.open(old.path, {"command": "index"}) as work:
+        encoder = Encoder.open(old.path / "model")
+        with ChunkStore.open(old.path / "chunks.sqlite") as store:
+            corpus = Corpus.of(tuple(store))
+        key = {"build": manifest.build_id, "encoder": encoder.fingerprint}
+        with work.stage("index-vectors", key) as stage:
+            vectors = build_vectors(stage, corpus, encoder, progress)
+        with work.stage("index", key | {"index": index.model_dump(mode="json")}) as stage:
+            if not stage.finished:
+                build_index(stage.path / "index", index, corpus, vectors, encoder.fingerprint, progress)
+                np.savez(stage.path / "background.npz", **background_arrays(vectors))
+            built = stage.path
+        kept = {name: old.path / name for name in ("chunks.sqlite", "lexical", "model", "report")}
+        configuration = {**manifest.configuration, "index": index.model_dump(mode="json")}
+        work.commit(
+            replace(
+                manifest,
+                fingerprint=encoder.fingerprint,
+                configuration=configuration,
+                mutable=("index",) if index.kind in _MUTABLE else (),
+            ),
+            {**kept, "index": built / "index", "background.npz": built / "background.npz"},
+        )
+    return old.path
 
 
 def _read(sources: Sequence[Any], config: FitConfig, progress: Progress) -> tuple[list[Document], list[Any]]:
@@ -584,7 +621,7 @@ class _Run:
                 "chunks": len(corpus.chunks),
                 "documents": len(corpus.documents),
             },
-            mutable=("index",) if config.index.kind in ("qdrant", "qdrant-edge") else (),
+            mutable=("index",) if config.index.kind in _MUTABLE else (),
         )
         with self.clock("commit"):
             self.work.commit(manifest, parts)

@@ -169,6 +169,52 @@ class Retriever:
         rankings = self.rank([queries[id] for id in ids], max(deep, 1), mode=mode) if ids else []
         return {id: self._best(ranked, k, level) for id, ranked in zip(ids, rankings, strict=True)}
 
+    def evaluate(
+        self,
+        queries: str | Path,
+        qrels: str | Path | None = None,
+        *,
+        modes: Sequence[Mode] = ("hybrid", "dense", "lexical"),
+    ) -> dict[str, dict[str, float]]:
+        """Mode → metric → mean over the judged queries.
+
+        queries and qrels: as for `fit --queries --qrels`. Labels that name documents are judged by document; chunk
+        labels and quotes by chunk, quotes with evidence recall@5 and @10 besides. Raises InvalidLabels.
+        """
+        from ragadapt.evaluation import evaluate
+        from ragadapt.queries import evidence_recall, load_labels
+
+        chunks = list(self.chunks)
+        labels = load_labels(queries, qrels, chunks=chunks)
+        document_of = {chunk.id: chunk.document_id for chunk in chunks}
+        by_id = {chunk.id: chunk for chunk in chunks}
+        whole = bool(labels.document_positives)
+        judged: dict[str, dict[str, int]] = {}
+        for query in labels.queries:
+            grades = labels.grades[query.id]
+            if whole:
+                named = labels.document_positives.get(query.id, ())
+                judged[query.id] = dict.fromkeys(named, 1)
+                for id, grade in grades.items():
+                    document = document_of[id]
+                    judged[query.id][document] = max(judged[query.id].get(document, 0), int(grade))
+            else:
+                judged[query.id] = {id: int(grade) for id, grade in grades.items()}
+        asked = {query.id: query.text for query in labels.queries}
+        results: dict[str, dict[str, float]] = {}
+        for mode in modes:
+            run = self.run(asked, 100, mode=mode, level="document" if whole else "chunk")
+            results[mode] = dict(evaluate(run, judged).mean)
+            if labels.evidence:
+                for k in (5, 10):
+                    found = [
+                        evidence_recall([by_id[id] for id in list(run[query])[:k]], quotes, k)
+                        for query, quotes in labels.evidence.items()
+                        if query in run
+                    ]
+                    results[mode][f"evidence recall@{k}"] = float(np.mean(found)) if found else 0.0
+        return results
+
     def _best(self, ranked: Ranked, k: int, level: str) -> dict[str, float]:
         if level == "chunk":
             return {id: float(score) for id, score in zip(ranked.ids, ranked.scores, strict=True)}

@@ -37,6 +37,11 @@ class Corpus:
     groups: tuple[int, ...]  # near-duplicate group
     text_keys: tuple[str, ...]  # normalised passage text
 
+    @classmethod
+    def of(cls, chunks: tuple[Chunk, ...]) -> Corpus:
+        """Chunks alone, for stages that ask for nothing else."""
+        return cls((), chunks, (), ())
+
     @property
     def passages(self) -> list[str]:
         return [chunk.passage for chunk in self.chunks]
@@ -90,7 +95,9 @@ def build_lexical(stage: Stage, corpus: Corpus, progress: Progress) -> LexicalIn
     """The BM25 index over the passages."""
     folder = stage.path / "lexical"
     if not stage.finished:
-        index = LexicalIndex.build(corpus.ids, corpus.passages, progress=progress)
+        headings = [" > ".join(chunk.heading_path) for chunk in corpus.chunks]
+        texts = [chunk.text for chunk in corpus.chunks]
+        index = LexicalIndex.build(corpus.ids, texts, headings=headings, progress=progress)
         index.save(folder)
     return LexicalIndex.open(folder)
 

@@ -30,7 +30,7 @@ def mined(scores: list[float], positives: tuple[str, ...], keys: list[str], grou
 
 
 @given(
-    st.lists(st.floats(0.1, 9, width=32), min_size=12, max_size=12),
+    st.lists(st.floats(0.1, 9), min_size=12, max_size=12),
     st.sets(st.integers(0, 11), min_size=1, max_size=3),
     st.lists(st.integers(0, 5), min_size=12, max_size=12),
     st.lists(st.integers(0, 6), min_size=12, max_size=12),
