@@ -427,6 +427,8 @@ class Workspace:
             new.mkdir(parents=True)
             for name, source in parts.items():
                 self._place(Path(source), new / name, name, manifest.mutable)
+            files = {path: record_file(file) for path, file in list_files(new) if not _covers(manifest.mutable, path)}
+            self._check_reused(parts, files)
             for name in carry:
                 copy_live(self.target / name, new / name)
             written = replace(
@@ -436,9 +438,7 @@ class Workspace:
                 build_id=uuid.uuid4().hex,
                 created=self._created() or _now(),
                 updated=_now(),
-                files={
-                    path: record_file(file) for path, file in list_files(new) if not _covers(manifest.mutable, path)
-                },
+                files=files,
             )
             text = written.to_json()
             _keep_foreign(self.target, new)
@@ -463,11 +463,25 @@ class Workspace:
             else:
                 shutil.copyfile(file, to)
 
+    def _check_reused(self, parts: Mapping[str, Path], files: Mapping[str, FileRecord]) -> None:
+        """What comes from the old target must still be what its manifest says: damage is not hashed anew."""
+        for name, source in parts.items():
+            source = Path(source).resolve()
+            if not source.is_relative_to(self.target) or not (self.target / MANIFEST).is_file():
+                continue
+            for path, expected in _read_manifest(self.target).files.items():
+                old = self.target / path
+                if old.is_relative_to(source):
+                    inside = old.relative_to(source).as_posix()
+                    found = files.get(name if inside == "." else f"{name}/{inside}")
+                    if found is not None and found != expected:
+                        raise StoreCorrupt(
+                            f"{old} has {found.size} bytes, sha256 {found.sha256}; its manifest expects "
+                            f"{expected.size}, {expected.sha256}. Restore it from a copy, or build it again."
+                        )
+
     def _created(self) -> str:
-        try:
-            return _read_manifest(self.target).created
-        except RagadaptError:
-            return ""
+        return _read_manifest(self.target).created if (self.target / MANIFEST).is_file() else ""
 
     def _finished(self, name: str, key_digest: str) -> str | None:
         self._check_open()

@@ -12,6 +12,7 @@ import os
 import shutil
 import sqlite3
 import sys
+import tempfile
 import time
 from collections import Counter
 from contextlib import closing
@@ -105,13 +106,18 @@ def every(target: Path, step: int) -> None:
     Once for the first build ever, once for a replacement. Prints how often it died, and what was found then.
     """
     found: Counter[str] = Counter()
+    saved = Path(tempfile.mkdtemp())
     for before in (0, 2):
         operation = 0
+        for generation in range(1, before + 1):
+            build(target, generation)
+        if before:
+            shutil.copytree(target, saved / "before")
         while True:
             for place in (target, target.with_name(f".{target.name}.build")):
                 shutil.rmtree(place, ignore_errors=True)
-            for generation in range(1, before + 1):
-                build(target, generation)
+            if before:
+                shutil.copytree(saved / "before", target)
             child = os.fork()
             if child == 0:
                 die_at(operation)
@@ -130,6 +136,8 @@ def every(target: Path, step: int) -> None:
             assert left == {target.name, f".{target.name}.lock"}, left
             operation += step
         assert generation_of(target) == before + 1
+        shutil.rmtree(target)
+    shutil.rmtree(saved)
     print(json.dumps(found))
 
 
