@@ -1,0 +1,206 @@
+"""Imports point one way, the core knows no framework, and asking for help loads nothing heavy."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ragadapt
+
+ROOT = Path(__file__).resolve().parents[1]
+
+PARTS = (
+    "version", "errors", "values", "config", "files", "corpus", "queries", "lexical", "fusion", "mining", "encoder",
+    "adapters", "training", "index", "search", "chunks", "store", "evaluation", "stages", "arena", "tuning",
+    "adaptation", "reporting", "retriever", "pipeline", "export", "doctor",
+)  # fmt: skip
+"""The modules and packages of ragadapt. Each may import those before it, never those behind it."""
+
+OUTSIDE = ("langchain", "llama_index", "click", "rich", "ragadapt_cli")
+"""What the core knows nothing of; packages whose name begins so are meant too (langchain_core)."""
+
+PUBLIC = {
+    "Chunk", "Document", "Encoder", "EncoderConfig", "FitConfig", "FitResult", "Hit", "Labels", "Query",
+    "RagadaptError", "Retriever", "__version__", "fit", "load_config", "reindex",
+}  # fmt: skip
+
+HEAVY = ("torch", "transformers", "sentence_transformers", "numpy", "scipy", "pydantic", "bm25s", "faiss")
+
+
+def imported(source: str, module: str) -> Iterator[tuple[int, str]]:
+    """(line, full name) of every import in a module's source, those inside functions and TYPE_CHECKING included."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = module.split(".")[: -node.level]
+                base = ".".join([*parents, base]) if base else ".".join(parents)
+            if base == "ragadapt":  # from ragadapt import values: the part is the imported name
+                yield from ((node.lineno, f"ragadapt.{alias.name}") for alias in node.names)
+            else:
+                yield node.lineno, base
+
+
+def upward(source: str, module: str) -> list[str]:
+    """The imports of a module of ragadapt that point to a part behind its own, or to the package's front."""
+    own = module.split(".")[1]
+    found = []
+    for line, name in imported(source, module):
+        if name.split(".")[0] != "ragadapt":
+            continue
+        part = [*name.split("."), "ragadapt"][1]
+        if part not in PARTS:
+            found.append(f"{module}:{line} imports {name}: name the part that it comes from")
+        elif PARTS.index(part) > PARTS.index(own):
+            found.append(f"{module}:{line} imports {name}, which comes after {own}")
+    return found
+
+
+def sources(folder: Path) -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(folder.parent).with_suffix("").parts
+        yield ".".join(parts), path
+
+
+# Direction
+
+
+def test_every_part_has_its_place_in_the_order() -> None:
+    folder = ROOT / "ragadapt"
+    here = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
+    assert here - {"__init__"} == set(PARTS)
+    assert len(PARTS) == len(set(PARTS))
+
+
+def test_imports_point_one_way() -> None:
+    found = [
+        problem
+        for module, path in sources(ROOT / "ragadapt")
+        if module != "ragadapt.__init__"
+        for problem in upward(path.read_text(encoding="utf-8"), module)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from ragadapt.pipeline import fit",
+        "def f():\n    from ragadapt.pipeline import fit",
+        "import ragadapt.pipeline",
+        "from ragadapt import pipeline",
+        "from .. import pipeline",
+        "from ..pipeline import fit",
+        "from ragadapt import fit",
+        "import ragadapt",
+    ],
+)
+def test_an_upward_import_is_found_however_it_is_written(source: str) -> None:
+    assert len(upward(source, "ragadapt.corpus.read")) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from ragadapt.values import Chunk",
+        "from ragadapt import values",
+        "from ragadapt.corpus.walk import walk",
+        "from .walk import walk",
+        "import json",
+    ],
+)
+def test_a_downward_import_is_let_through(source: str) -> None:
+    assert upward(source, "ragadapt.corpus.read") == []
+
+
+def test_core_imports_no_framework_and_no_command_line() -> None:
+    found = [
+        f"{module}:{line} imports {name}"
+        for module, path in sources(ROOT / "ragadapt")
+        for line, name in imported(path.read_text(encoding="utf-8"), module)
+        if name.split(".")[0].startswith(OUTSIDE)
+    ]
+    assert found == []
+
+
+# The public names
+
+
+def test_public_names_are_these() -> None:
+    assert set(ragadapt.__all__) == PUBLIC
+    assert len(ragadapt.__all__) == len(PUBLIC)
+
+
+def test_every_public_name_is_the_object_of_its_home() -> None:
+    for name, home in ragadapt._HOMES.items():
+        assert getattr(ragadapt, name) is getattr(importlib.import_module(home), name), name
+    assert {*ragadapt._HOMES, "__version__"} == PUBLIC
+
+
+def test_type_checkers_see_the_names_that_load_lazily() -> None:
+    tree = ast.parse((ROOT / "ragadapt" / "__init__.py").read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If) and isinstance(node.test, ast.Name))
+    typed = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert typed == ragadapt._HOMES
+
+
+def test_dir_lists_the_public_names() -> None:
+    assert set(dir(ragadapt)) >= PUBLIC
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'fitt'"):
+        ragadapt.fitt  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(ImportError):
+        exec("from ragadapt import fitt")
+
+
+# Weight
+
+
+def loaded(code: str) -> set[str]:
+    """The heavy packages that a fresh interpreter has loaded after the code."""
+    check = f"{code}\nimport sys\nprint(*[name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+def test_import_loads_nothing_heavy_and_takes_less_than_two_tenths_of_a_second() -> None:
+    code = (
+        "import os; before = os.times(); import ragadapt; after = os.times()\n"
+        "print(after.user - before.user + after.system - before.system)"  # computing time: others on the machine aside
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.2
+    assert loaded("import ragadapt") == set()
+
+
+def test_values_and_errors_load_nothing_heavy() -> None:
+    assert loaded("from ragadapt import Chunk, Document, Hit, Query, RagadaptError") == set()
+
+
+def test_fit_and_retriever_are_imported_without_torch() -> None:
+    names = loaded("from ragadapt import FitConfig, Labels, Retriever, fit, load_config, reindex")
+    assert "pydantic" in names  # the check sees what is loaded
+    assert not names & {"torch", "transformers", "sentence_transformers", "faiss"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["fit", "--help"], ["search", "--help"]])
+def test_help_loads_no_torch(arguments: list[str]) -> None:
+    environment = {**os.environ, "COLUMNS": "100"}
+    code = (
+        "import sys; from ragadapt_cli.main import run\n"
+        f"code = run({arguments!r}); sys.exit(code or 10 * any(m in sys.modules for m in ('torch', 'transformers')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "ragadapt" in done.stdout
