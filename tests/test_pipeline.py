@@ -1,0 +1,308 @@
+"""fit(), end to end, on a toy corpus with a toy model: what is written, what is refused, what survives a kill."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import sentences, write_tiny_model
+
+from ragadapt.config import FitConfig
+from ragadapt.errors import EmptyCorpus, InvalidInput, NotARetriever
+from ragadapt.pipeline import FitResult, Labels, fit, reindex
+from ragadapt.retriever import Retriever
+from ragadapt.store import open_store
+
+DOCUMENTS = 24
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pages with two sections each, every one of them of its own."""
+    folder = tmp_path_factory.mktemp("docs")
+    lines = iter(sentences(DOCUMENTS * 8, words=12, seed=3))
+    for number in range(DOCUMENTS):
+        text = f"# Page {number}\n\n"
+        for section in range(2):
+            text += f"## Part {number} {section}\n\n" + ". ".join(next(lines) for _ in range(4)) + ".\n\n"
+        (folder / f"page{number:02}.md").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def labels(docs: Path, tmp_path_factory: pytest.TempPathFactory) -> Labels:
+    """Questions that share some words with the page that answers them."""
+    folder = tmp_path_factory.mktemp("labels")
+    rng = random.Random(0)
+    with (folder / "queries.jsonl").open("w") as queries, (folder / "qrels.tsv").open("w") as qrels:
+        qrels.write("query-id\tcorpus-id\tscore\n")
+        for number in range(DOCUMENTS):
+            words = (docs / f"page{number:02}.md").read_text().split("\n\n")[2].split()
+            for turn in range(4):
+                id = f"q{number}_{turn}"
+                queries.write(json.dumps({"_id": id, "text": " ".join(rng.sample(words, 5))}) + "\n")
+                qrels.write(f"{id}\tpage{number:02}.md\t1\n")
+    return Labels(folder / "queries.jsonl", folder / "qrels.tsv")
+
+
+def settings(model: Path, **changes: dict[str, object]) -> FitConfig:
+    values: dict[str, dict[str, object]] = {
+        "encoder": {"model": str(model), "precision": "float32"},
+        "chunk": {"max_tokens": 40, "min_tokens": 4},
+        "training": {"epochs": 4, "batch_size": 16, "learning_rate": 3e-3, "evaluations": 2},
+        "adapter": {"rank": 4},
+        "gate": {"max_drift": 2.0},
+        "split": {"heldout": 0.3, "dev": 0.2},
+    }
+    for stage, change in changes.items():
+        values[stage] = {**values.get(stage, {}), **change}
+    return FitConfig.build(values)
+
+
+@pytest.fixture(scope="module")
+def fitted(docs: Path, model: Path, labels: Labels, tmp_path_factory: pytest.TempPathFactory) -> FitResult:
+    return fit([docs], tmp_path_factory.mktemp("out") / "retriever", settings(model), labels=[labels])
+
+
+def test_the_folder_holds_what_the_manifest_says(fitted: FitResult) -> None:
+    opened = open_store(fitted.path, verify="full")
+    assert opened.manifest.sections["documents"] == DOCUMENTS
+    assert {"model/modules.json", "chunks.sqlite", "background.npz", "report/report.html"} <= set(opened.manifest.files)
+    assert not [name for name in opened.manifest.files if name.endswith((".pkl", ".pickle", ".pt", ".bin"))]
+
+
+def test_the_report_compares_what_ships_with_every_baseline(fitted: FitResult) -> None:
+    names = {system.name for system in fitted.report.systems}
+    assert {"base-dense", "bm25", "base-hybrid", "shipped"} <= names
+    assert fitted.report.split is not None
+    assert fitted.report.split.heldout > 0
+    assert fitted.verdict in ("WIN", "NO GAIN", "REGRESSION AVOIDED")
+    assert fitted.report.checks[0].passed  # the trained adapter is not zero
+
+
+def test_the_trained_model_never_ships_on_a_loss(fitted: FitResult) -> None:
+    decision = fitted.decision
+    assert decision.search is not None
+    assert decision.dense is not None
+    if decision.adapted:
+        assert decision.search.better or (decision.dense.better and decision.search.delta >= 0)
+    else:
+        assert decision.strength == 0
+
+
+def test_search_finds_the_page_that_holds_the_words(fitted: FitResult, docs: Path) -> None:
+    words = (docs / "page07.md").read_text().split("\n\n")[2].split(".")[0]
+    with Retriever.open(fitted.path) as retriever:
+        hit = retriever.search(words, k=3, mode="lexical")[0]
+        assert hit.chunk.document_id == "page07.md"
+        assert hit.score == max(other.score for other in retriever.search(words, k=3, mode="lexical"))
+        hybrid = retriever.search(words, k=3)
+        assert set(hybrid[0].parts) == {"dense", "lexical"}
+
+
+def test_search_many_equals_search_one_by_one(fitted: FitResult) -> None:
+    queries = ["red fox bridge", "open close file", "invoice due time"]
+    with Retriever.open(fitted.path) as retriever:
+        together = retriever.search_many(queries, k=4)
+        for query, hits in zip(queries, together, strict=True):
+            alone = retriever.search(query, k=4)
+            assert [hit.chunk.id for hit in alone] == [hit.chunk.id for hit in hits]
+            np.testing.assert_allclose([h.score for h in alone], [h.score for h in hits], atol=1e-3)
+
+
+def test_the_folder_works_after_it_was_moved(fitted: FitResult, tmp_path: Path) -> None:
+    moved = shutil.copytree(fitted.path, tmp_path / "elsewhere")
+    with Retriever.open(fitted.path) as here, Retriever.open(moved) as there:
+        assert [hit.chunk.id for hit in there.search("water tree")] == [
+            hit.chunk.id for hit in here.search("water tree")
+        ]
+
+
+def test_the_model_opens_in_sentence_transformers_and_gives_the_same_vectors(fitted: FitResult) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    texts = sentences(10, seed=5)
+    with Retriever.open(fitted.path, precision="float32") as retriever:
+        ours = retriever.encoder.encode_passages(texts)
+    theirs = SentenceTransformer(str(fitted.path / "model"), device="cpu").encode_document(texts)
+    assert np.min(np.sum(ours * theirs, axis=1)) > 0.9999
+
+
+def test_a_run_for_outside_tools_ranks_documents(fitted: FitResult) -> None:
+    with Retriever.open(fitted.path) as retriever:
+        run = retriever.run({"a": "red water", "b": "price of bread"}, k=5)
+    assert set(run) == {"a", "b"}
+    assert all(id.startswith("page") and "#" not in id for scores in run.values() for id in scores)
+    assert all(len(scores) == 5 for scores in run.values())
+
+
+def test_a_metadata_filter_holds_on_both_sides(fitted: FitResult, tmp_path: Path, model: Path) -> None:
+    rows = [{"_id": f"d{n}", "text": text, "year": 2000 + n % 4} for n, text in enumerate(sentences(40, seed=8))]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    result = fit([tmp_path / "rows.jsonl"], tmp_path / "r", settings(model, adapter={"method": "none"}))
+    with Retriever.open(result.path) as retriever:
+        for mode in ("dense", "lexical", "hybrid"):
+            hits = retriever.search("red water tree river", k=40, mode=mode, filter={"year": {"$gte": 2002}})
+            assert hits
+            assert {hit.chunk.metadata["year"] for hit in hits} <= {2002, 2003}
+
+
+def test_the_same_seed_gives_the_same_retriever(
+    fitted: FitResult, docs: Path, model: Path, labels: Labels, tmp_path: Path
+) -> None:
+    again = fit([docs], tmp_path / "again", settings(model), labels=[labels])
+    assert again.decision == fitted.decision
+    first, second = open_store(fitted.path).manifest, open_store(again.path).manifest
+    assert first.fingerprint == second.fingerprint
+    assert first.sections["fusion"] == second.sections["fusion"]
+
+
+def test_query_side_adaptation_leaves_passage_vectors_as_the_base_made_them(
+    docs: Path, model: Path, labels: Labels, tmp_path: Path
+) -> None:
+    from ragadapt.encoder import Encoder
+
+    config = settings(model, adapter={"adapt": "query", "rank": 4})
+    result = fit([docs], tmp_path / "r", config, labels=[labels])
+    texts = sentences(5, seed=1)
+    with Retriever.open(result.path, precision="float32") as retriever:
+        ours = retriever.encoder.encode_passages(texts)
+    np.testing.assert_allclose(ours, Encoder.load(config.encoder).encode_passages(texts), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["exact", "qdrant-edge"])
+def test_the_index_can_be_rebuilt_as_another_kind(fitted: FitResult, tmp_path: Path, kind: str) -> None:
+    if kind == "qdrant-edge":
+        pytest.importorskip("qdrant_edge")
+    copy = shutil.copytree(fitted.path, tmp_path / "r")
+    with Retriever.open(copy) as retriever:
+        before = [hit.chunk.id for hit in retriever.search("bridge over the river", k=5)]
+    from ragadapt.config import IndexConfig
+
+    reindex(copy, IndexConfig(kind=kind))
+    with Retriever.open(copy) as retriever:
+        assert [hit.chunk.id for hit in retriever.search("bridge over the river", k=5)] == before
+        assert retriever.searcher.index.kind == kind
+
+
+def test_an_interrupted_fit_goes_on_where_it_stopped(
+    docs: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ragadapt.pipeline as pipeline
+
+    config = settings(model, adapter={"method": "none"})
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "build_index", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            fit([docs], tmp_path / "r", config)
+    assert not (tmp_path / "r").exists()
+    result = fit([docs], tmp_path / "r", config)
+    assert {"chunks", "base-vectors", "lexical", "queries"} <= set(result.reused)
+
+
+def test_a_changed_document_is_not_served_from_an_old_stage(docs: Path, model: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(docs, tmp_path / "docs")
+    config = settings(model, adapter={"method": "none"})
+    fit([copy], tmp_path / "r", config)
+    (copy / "page00.md").write_text("# Page 0\n\nzebra zebra zebra zebra zebra zebra zebra.\n")
+    result = fit([copy], tmp_path / "r", config)
+    assert result.reused == ()
+    with Retriever.open(result.path) as retriever:
+        assert retriever.search("zebra", mode="lexical")[0].chunk.document_id == "page00.md"
+
+
+def test_labels_for_evaluation_train_nothing(docs: Path, model: Path, labels: Labels, tmp_path: Path) -> None:
+    evaluation = Labels(labels.queries, labels.qrels, "eval")
+    result = fit([docs], tmp_path / "r", settings(model), labels=[evaluation])
+    assert result.report.split is not None
+    assert result.report.evidence is not None
+    assert result.report.evidence.tier == "labelled"
+    assert result.report.evidence.queries == DOCUMENTS * 4
+    assert not result.report.learning
+
+
+def test_without_evidence_the_base_stays_and_the_reason_is_said(docs: Path, model: Path, tmp_path: Path) -> None:
+    result = fit([docs], tmp_path / "r", settings(model))
+    assert not result.decision.adapted
+    assert result.verdict == "NO GAIN"
+    assert "--queries" in result.decision.reasons[0]
+
+
+def test_an_empty_folder_is_an_error_and_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EmptyCorpus):
+        fit([tmp_path / "empty"], tmp_path / "r", settings(model))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty"]
+
+
+def test_a_folder_that_is_no_retriever_is_said_to_be_none(tmp_path: Path) -> None:
+    with pytest.raises(NotARetriever):
+        Retriever.open(tmp_path)
+
+
+def test_a_list_given_as_one_query_is_refused(fitted: FitResult) -> None:
+    with Retriever.open(fitted.path) as retriever:
+        with pytest.raises(InvalidInput, match="search_many"):
+            retriever.search(["a", "b"])  # type: ignore[arg-type]
+        with pytest.raises(InvalidInput, match="query 1 is '  '"):
+            retriever.search_many(["a", "  "])
+        assert retriever.search_many([]) == []
+
+
+_FIT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_pipeline import settings
+from ragadapt.pipeline import Labels, fit
+fit([{docs!r}], {target!r}, settings(Path({model!r})), labels=[Labels(Path({queries!r}), Path({qrels!r}))])
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_the_old_folder_is_whole_and_the_run_resumes(
+    fitted: FitResult, docs: Path, model: Path, labels: Labels, tmp_path: Path
+) -> None:
+    target = shutil.copytree(fitted.path, tmp_path / "r")
+    build = open_store(target).manifest.build_id
+    code = _FIT.format(
+        tests=str(Path(__file__).parent),
+        docs=str(docs),
+        target=str(target),
+        model=str(model),
+        queries=str(labels.queries),
+        qrels=str(labels.qrels),
+    )
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    whole = time.monotonic() - started
+    rng = random.Random(1)
+    committed = 0
+    for _ in range(12):
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(rng.uniform(0.2, 1.0) * whole)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+            process.wait()
+        opened = open_store(target, verify="full")
+        committed += opened.manifest.build_id != build
+        build = opened.manifest.build_id
+        with Retriever.open(target) as retriever:
+            assert len(retriever.search("red fox", k=3)) == 3
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert open_store(target, verify="full").manifest.fingerprint == open_store(fitted.path).manifest.fingerprint
+    assert not list(tmp_path.glob(".r.build"))
