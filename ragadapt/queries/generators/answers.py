@@ -16,7 +16,7 @@ from ragadapt.queries.filters import lexical_overlap
 from ragadapt.queries.generators import words
 from ragadapt.queries.generators.cache import Answer
 from ragadapt.queries.generators.prompts import INSTRUCTIONS, KINDS, Prompt, is_question, looks_like
-from ragadapt.queries.text import content_terms, length
+from ragadapt.queries.text import content_terms, is_cjk, length
 from ragadapt.queries.text import words as words_of
 
 REASONS: Mapping[str, str] = {
@@ -43,7 +43,7 @@ _MAX_CHARACTERS = 400
 
 _THINKING = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", re.DOTALL | re.IGNORECASE)
 _FENCE = re.compile(r"^\s*```[\w-]*\s*$", re.MULTILINE)
-_NUMBERED = re.compile(r"(?:^|(?<=\s))\(?\d{1,2}[.):]\s+")
+_NUMBERED = re.compile(r"(?:^|(?<=[?？.!;])\s+)\(?\d{1,2}[.)]\s+(?=\D)")  # inside a line: after a sentence's end
 _BULLET = re.compile(
     r"^\s*(?:[-*•‣◦–—▪·>]+\s+|\(?\d{1,2}[.):、]\s*(?!\d)|\(?[a-h][.)]\s+|#{1,6}\s+|[QF]\d{1,2}\s*[.:)]\s*)+",
     re.IGNORECASE,
@@ -153,7 +153,7 @@ def judge(
         return "meta"
     if words.is_degenerate(text):
         return "degenerate"
-    if count < _MIN_WORDS[kind]:
+    if count < _MIN_WORDS[kind] - is_cjk(text):  # denser: no articles, no prepositions
         return "too_short"
     if count > _MAX_WORDS[kind] or len(text) > _MAX_CHARACTERS:
         return "too_long"
@@ -265,9 +265,7 @@ def _split(kind: str | None, item: str, rejected: MutableMapping[str, int]) -> I
             return
         _count(rejected, "preamble")
         item = rest
-    pieces = [piece for piece in _NUMBERED.split(item) if piece.strip()]
-    if len(pieces) < 2 or not _NUMBERED.match(item.strip()):
-        pieces = [item]
+    pieces = [piece for piece in _NUMBERED.split(item.strip()) if piece.strip()]
     for piece in pieces:
         inner_kind, piece = (kind, piece) if kind is not None else _unlabel(piece)
         if inner_kind == "answer":

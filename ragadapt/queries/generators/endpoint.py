@@ -109,7 +109,7 @@ class Endpoint:
                         self.failed += 1
                         in_a_row += 1
                         logger.warning("one passage skipped: %s", self._tell(error))
-                        if in_a_row >= FAILURES_IN_A_ROW:
+                        if in_a_row >= FAILURES_IN_A_ROW and give_up is None:
                             give_up = GeneratorFailed(
                                 f"{self.url} failed {in_a_row} times in a row, each after "
                                 f"{self._config.generator_retries} retries; the last time: {self._tell(error)}. "
