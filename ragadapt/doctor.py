@@ -372,7 +372,7 @@ def _quick_queries(material: _Material, most: int, seed: int) -> tuple[Evidence 
             if query.positives and len(chosen) < most:
                 key = query.id if rank is Evidence.LABELLED else query.positives[0]
                 chosen.setdefault(key, query)
-        if len(chosen) >= min(_FEWEST, len(material.chunks)):
+        if len(chosen) >= min(_FEWEST, most, len(material.chunks)):
             return rank, list(chosen.values())
     return None, []
 

@@ -1,0 +1,309 @@
+"""Is tuning likely to pay, and is a saved retriever sound."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import sentences, write_tiny_model
+
+from ragadapt import doctor
+from ragadapt.config import EncoderConfig, FitConfig
+from ragadapt.doctor import (
+    Quality,
+    Survey,
+    diagnose,
+    english_only,
+    examine,
+    language_of,
+    languages_of,
+    recommend,
+    survey,
+)
+from ragadapt.errors import EmptyCorpus, InvalidInput, NotARetriever
+from ragadapt.values import Evidence
+
+QUESTIONS = ("How do I reset the password?", "Where is the invoice?", "Why is the bridge closed?", "Who may vote?")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_tiny_model(tmp_path_factory.mktemp("tiny"))
+    (folder / "README.md").write_text("---\nlanguage: en\nlicense: mit\n---\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(model: Path) -> FitConfig:
+    return FitConfig.build({"encoder": {"model": str(model), "device": "cpu"}, "adapter": {"method": "none"}})
+
+
+def write_documents(folder: Path, count: int = 12) -> Path:
+    """Pages with a title, a section under a question, and prose of made-up words."""
+    folder.mkdir(parents=True)
+    words = sentences(count * 8, seed=3)
+    for number in range(count):
+        lines = words[number * 8 : number * 8 + 8]
+        body = ". ".join(line.capitalize() for line in lines[:4])
+        more = ". ".join(line.capitalize() for line in lines[4:])
+        question = f"{QUESTIONS[number % len(QUESTIONS)][:-1]} {lines[0]}?"
+        text = f"# Page {lines[1]}\n\n{body}.\n\n## {question}\n\n{more}.\n"
+        (folder / f"page{number}.md").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_documents(tmp_path_factory.mktemp("corpus") / "docs")
+    (folder / "empty.md").write_text("", encoding="utf-8")
+    return folder
+
+
+# Languages -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("The report is for you and it will be ready when the work is done.", "English"),
+        ("Der Vertrag ist nicht mit der Rechnung verbunden und wird von uns geprüft.", "German"),
+        ("Le contrat est signé par les deux parties dans un délai qui est fixé.", "French"),
+        ("El contrato se firma por las partes y también puede ser para más tiempo.", "Spanish"),
+        ("合約應於三十日內以書面通知對方，否則視為同意。", "Chinese or Japanese"),
+        ("パスワードをリセットするには設定を開きます。", "Chinese or Japanese"),
+        ("비밀번호를 재설정하려면 설정을 여세요.", "Korean"),
+        ("Договор может быть расторгнут в любое время.", "Cyrillic"),
+        ("使用 print() 函數輸出文字到終端機", "Chinese or Japanese"),
+        ("x = foo(bar); y += 1; qux.baz(z)", "other Latin text"),
+        ("123 --- 456", ""),
+    ],
+)
+def test_language_is_told_by_script_and_common_words(text: str, language: str) -> None:
+    assert language_of(text) == language
+
+
+@given(st.lists(st.text(), max_size=30))
+def test_language_shares_are_shares(texts: list[str]) -> None:
+    shares = languages_of(texts)
+    assert not shares or sum(shares.values()) == pytest.approx(1)
+    assert list(shares.values()) == sorted(shares.values(), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "only"),
+    [
+        ("small", True),
+        ("base", True),
+        ("offline", True),
+        ("multilingual", False),
+        ("large", False),
+        ("sentence-transformers/all-MiniLM-L6-v2", True),
+        ("BAAI/bge-large-en-v1.5", True),
+        ("intfloat/e5-base-v2", True),
+        ("intfloat/multilingual-e5-base", False),
+        ("BAAI/bge-m3", False),
+        ("thenlper/gte-base", True),
+        ("Snowflake/snowflake-arctic-embed-l-v2.0", False),
+    ],
+)
+def test_models_that_know_english_only_are_told_by_name(model: str, only: bool) -> None:
+    assert english_only(EncoderConfig.model_validate({"model": model})) is only
+
+
+@pytest.mark.parametrize(
+    ("front", "only"),
+    [("language: en", True), ("language:\n- en", True), ("language:\n  - en\n  - de", False), ("license: mit", False)],
+)
+def test_a_model_card_says_the_language(front: str, only: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "README.md").write_text(f"---\n{front}\nlibrary_name: x\n---\n# Card\n", encoding="utf-8")
+    assert english_only(EncoderConfig.model_validate({"model": str(folder)})) is only
+
+
+# Documents -------------------------------------------------------------------------------------------------
+
+
+def test_survey_counts_what_was_read(documents: Path, config: FitConfig) -> None:
+    found = survey([documents], config)
+    texts = [path.read_text(encoding="utf-8") for path in documents.glob("page*.md")]
+    assert (found.documents, found.characters) == (12, sum(len(text) for text in texts))
+    assert [(entry.source, entry.reason) for entry in found.skipped] == [("empty.md", "empty")]
+    assert found.chunks >= 24  # the tiny model reads 48 tokens
+    assert found.longest_tokens <= 46
+    assert found.truncated == 0
+    assert found.found["question"] == found.human == 12
+    assert not found.trainable
+    assert any(line.startswith("            empty.md: empty") for line in found.lines())
+
+
+def test_repeated_passages_are_counted(tmp_path: Path, config: FitConfig) -> None:
+    folder = write_documents(tmp_path / "docs", 3)
+    whole = survey([folder], config)
+    text = (folder / "page0.md").read_text(encoding="utf-8")
+    (folder / "copy.md").write_text(text, encoding="utf-8")
+    again = survey([folder], config)
+    assert whole.repeated == 0
+    assert again.repeated == pytest.approx(1 - whole.chunks / again.chunks)
+
+
+def test_documents_that_an_english_model_cannot_read_change_the_recommendation(
+    tmp_path: Path, config: FitConfig
+) -> None:
+    (tmp_path / "a.md").write_text("# 合約\n\n合約應於三十日內以書面通知對方。\n" * 5, encoding="utf-8")
+    found = diagnose([tmp_path / "a.md"], config)
+    assert found.survey.languages == {"Chinese or Japanese": 1.0}
+    assert found.outlook == "wrong model"
+    assert "--model multilingual" in found.recommendation
+
+
+def test_nothing_readable_and_nothing_there_are_errors(tmp_path: Path, config: FitConfig) -> None:
+    with pytest.raises(InvalidInput, match="no file or folder"):
+        survey([tmp_path / "none"], config)
+    (tmp_path / "blank.md").write_text("", encoding="utf-8")
+    with pytest.raises(EmptyCorpus):
+        survey([tmp_path], config)
+
+
+def test_diagnosis_measures_all_three_searches_with_what_people_wrote_where_there_is_enough(
+    documents: Path, config: FitConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = diagnose([documents], config)
+    assert found.evidence is Evidence.CROP  # 12 questions are too few
+    monkeypatch.setattr(doctor, "_FEWEST", 10)
+    found = diagnose([documents], config)
+    assert (found.evidence, found.measured, found.sampled) == (Evidence.HUMAN, 12, found.survey.chunks)
+    assert [one.system for one in found.quality] == ["dense", "lexical", "hybrid"]
+    assert all(0 <= one.ndcg <= one.recall <= 1 for one in found.quality)
+    assert found.estimate.training_seconds == 0
+    assert found.estimate.encoding_seconds > 0
+
+
+def test_diagnosis_measures_with_labels_where_there_are_some(
+    documents: Path, config: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_FEWEST", 10)
+    rows, judged = [], ["query-id\tcorpus-id\tscore"]
+    for number in range(12):  # the words of the page's own heading: easy for BM25
+        text = (documents / f"page{number}.md").read_text(encoding="utf-8")
+        rows.append(json.dumps({"_id": str(number), "text": text.split("## ")[1].split("\n")[0]}))
+        judged.append(f"{number}\tpage{number}.md\t1")
+    (tmp_path / "q.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    (tmp_path / "j.tsv").write_text("\n".join(judged), encoding="utf-8")
+    found = diagnose([documents], config, labels=[(tmp_path / "q.jsonl", tmp_path / "j.tsv")])
+    lexical = next(one for one in found.quality if one.system == "lexical")
+    assert (found.evidence, found.measured, found.survey.labelled) == (Evidence.LABELLED, 12, 12)
+    assert lexical.recall == 1.0
+    assert lexical.ndcg > 0.95
+
+
+def test_sample_holds_every_answer_and_says_that_it_is_one(documents: Path, config: FitConfig) -> None:
+    found = diagnose([documents], config, passages=10, queries=5)
+    assert (found.measured, found.sampled) == (5, 10)
+    assert "so it was easier than it is" in "\n".join(found.lines())
+    assert max(one.recall for one in found.quality) == 1.0  # ten passages: every answer is among the first ten
+
+
+def test_diagnosis_is_the_same_again(documents: Path, config: FitConfig) -> None:
+    first, second = (diagnose([documents], config, passages=16, queries=8) for _ in range(2))
+    assert (first.survey, first.quality, first.recommendation) == (second.survey, second.quality, second.recommendation)
+
+
+def test_diagnosis_is_json(documents: Path, config: FitConfig) -> None:
+    values = json.loads(json.dumps(diagnose([documents], config, passages=8, queries=5).as_dict()))
+    assert values["survey"]["skipped"] == [{"source": "empty.md", "reason": "empty"}]
+    assert values["estimate"]["seconds"] > 0
+
+
+FACTS = Survey(
+    ("docs",), 10, (), 1000, 20, 400, 40, 0.0, 0.0, {"English": 1.0}, {}, 0, 0, True, "40 questions judge.", "", "m", ()
+)
+
+
+def qualities(values: Mapping[str, float], recall: float = 0.5) -> Sequence[Quality]:
+    return [Quality(system, ndcg, recall) for system, ndcg in values.items()]
+
+
+def test_recommendation_follows_the_facts() -> None:
+    even = qualities({"dense": 0.4, "lexical": 0.4, "hybrid": 0.45})
+    assert recommend(FACTS, even, evidence=Evidence.HUMAN)[0] == "worth training"
+    assert recommend(replace(FACTS, trainable=False), even, evidence=Evidence.CROP)[0] == "no judge"
+    solved = qualities({"dense": 0.9, "lexical": 0.8, "hybrid": 0.95}, recall=0.97)
+    assert recommend(FACTS, solved, evidence=Evidence.HUMAN)[0] == "little to gain"
+    # Crops are easy for everyone, and a sample is easier than the whole: neither shows that little is left.
+    assert recommend(FACTS, solved, evidence=Evidence.CROP)[0] == "worth training"
+    assert recommend(FACTS, solved, evidence=Evidence.HUMAN, whole=False)[0] == "worth training"
+
+
+def test_recommendation_names_the_gap_to_word_search_only_where_it_can_be_trusted() -> None:
+    behind = qualities({"dense": 0.3, "lexical": 0.5, "hybrid": 0.45})
+    assert "ahead of the model by 0.20" in recommend(FACTS, behind, evidence=Evidence.LABELLED)[1]
+    assert "ahead" not in recommend(FACTS, behind, evidence=Evidence.CROP)[1]
+
+
+# A saved retriever -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory, documents: Path, config: FitConfig) -> Path:
+    from ragadapt.pipeline import fit
+
+    return fit([documents], tmp_path_factory.mktemp("fitted") / "retriever", config).path
+
+
+@pytest.fixture
+def copy(fitted: Path, tmp_path: Path) -> Path:
+    shutil.copytree(fitted, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def failed(path: Path) -> dict[str, str]:
+    return {check.name: check.detail for check in examine(path).checks if not check.passed}
+
+
+def test_fresh_retriever_is_sound(fitted: Path) -> None:
+    found = examine(fitted)
+    assert found.sound
+    assert [check.name for check in found.checks] == ["files", "opens", "fingerprint", "counts", "vectors", "adapter"]
+    assert found.lines()[-1] == "The retriever is sound."
+
+
+def test_moved_retriever_is_sound(copy: Path) -> None:
+    assert failed(copy) == {}
+
+
+def test_changed_byte_is_found_and_the_file_named(copy: Path) -> None:
+    file = next((copy / "lexical").rglob("*.npy"))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert file.name in failed(copy)["files"]
+
+
+def test_missing_file_is_found(copy: Path) -> None:
+    (copy / "chunks.sqlite").unlink()
+    assert "chunks.sqlite" in failed(copy)["files"]
+    assert not examine(copy).sound
+
+
+def test_vectors_of_another_model_are_found(fitted: Path) -> None:
+    from ragadapt.retriever import Retriever
+
+    with Retriever.open(fitted) as retriever:
+        ids = retriever.chunks.ids()
+        shuffled = np.random.default_rng(0).standard_normal((len(ids), retriever.encoder.dim)).astype(np.float32)
+        retriever.searcher.index.update_vectors(ids, shuffled)
+        check = doctor._check_vectors(retriever)
+    assert not check.passed
+
+
+def test_there_is_nothing_to_examine_where_no_retriever_is(tmp_path: Path) -> None:
+    with pytest.raises(NotARetriever):
+        examine(tmp_path)
