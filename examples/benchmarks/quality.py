@@ -1,0 +1,235 @@
+"""What a fit is worth: shipped retrievers against untuned baselines on collections with human judgements.
+
+    python examples/benchmarks/quality.py --data DATA [--parts zero,handbook,labels,query-side,curve] [--seeds 13]
+
+Every part fits through the public API, without a look at any test label, and scores TREC runs with ir-measures.
+Results go to FOLDER/quality.json as they come (default: a temporary folder), tables to stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from beir import QUALITY, Collection, baselines, load, write_labels
+
+from ragadapt import Encoder, EncoderConfig, FitConfig, Labels, Retriever, fit
+from ragadapt.evaluation import Evaluation, evaluate, paired_bootstrap
+
+BASE: dict[str, Any] = {"encoder": {"model": "offline"}, "index": {"kind": "exact"}}
+
+
+class Bench:
+    """Where results and fitted folders go, and the encoder that the baselines share."""
+
+    def __init__(self, data: Path, folder: Path, seeds: Sequence[int], collections: Sequence[str]) -> None:
+        self.data = data
+        self.folder = folder
+        self.seeds = seeds
+        self.collections = collections
+        self.encoder = Encoder.load(EncoderConfig(model="offline"))
+        self.rows: list[dict[str, Any]] = []
+        self._baselines: dict[str, dict[str, Evaluation]] = {}
+
+    def baselines(self, collection: Collection) -> dict[str, Evaluation]:
+        if collection.name not in self._baselines:
+            self._baselines[collection.name] = baselines(collection, self.encoder)
+        return self._baselines[collection.name]
+
+    def fit(self, sources: list[Path], name: str, seed: int, labels: Sequence[Labels] = (), **changes: Any) -> Any:
+        """A fit into a folder of its own; seconds beside the result."""
+        values = {**BASE, "seed": seed}
+        for stage, change in changes.items():
+            values[stage] = {**values.get(stage, {}), **change}
+        started = time.perf_counter()
+        result = fit(sources, self.folder / name, FitConfig.build(values), labels=labels)
+        return result, time.perf_counter() - started
+
+    def add(self, **row: Any) -> None:
+        """Keep one result, on disk at once."""
+        self.rows.append(row)
+        about = {
+            "date": date.today().isoformat(),
+            "machine": f"{platform.machine()}, {platform.system()}, python {platform.python_version()}",
+            "base": "all-MiniLM-L6-v2",
+            "seeds": list(self.seeds),
+        }
+        text = json.dumps({"about": about, "rows": self.rows}, indent=2, default=float)
+        (self.folder / "quality.json").write_text(text, encoding="utf-8")
+        print(json.dumps(row, default=float), flush=True)
+
+
+def score(retriever: Retriever, collection: Collection, mode: str) -> Evaluation:
+    """The test split through the public run() method."""
+    return evaluate(retriever.run(collection.asked("test"), 100, mode=mode), collection.qrels["test"])
+
+
+def zero(bench: Bench) -> None:
+    """No labels: the shipped default search against the best of dense, BM25 and RRF, whichever that is."""
+    for name in bench.collections:
+        collection = load(bench.data, name)
+        untuned = bench.baselines(collection)
+        for seed in bench.seeds:
+            result, seconds = bench.fit([collection.corpus], f"zero-{name}-{seed}", seed)
+            with Retriever.open(result.path) as retriever:
+                shipped = {mode: score(retriever, collection, mode) for mode in ("hybrid", "dense", "lexical")}
+                fusion, chunks = retriever.fusion.as_dict(), len(retriever)
+            best = max(evaluation.mean["nDCG@10"] for evaluation in untuned.values())
+            bench.add(
+                part="zero",
+                collection=name,
+                seed=seed,
+                **{f"untuned {key}": evaluation.mean["nDCG@10"] for key, evaluation in untuned.items()},
+                **{f"shipped {mode}": evaluation.mean["nDCG@10"] for mode, evaluation in shipped.items()},
+                recall_100=shipped["hybrid"].mean["R@100"],
+                over_best=shipped["hybrid"].mean["nDCG@10"] - best,
+                over_rrf=shipped["hybrid"].mean["nDCG@10"] - untuned["RRF"].mean["nDCG@10"],
+                verdict=result.verdict,
+                fusion=fusion,
+                chunks=chunks,
+                seconds=seconds,
+            )
+
+
+def handbook(bench: Bench) -> None:
+    """A folder of Markdown pages, own chunking, 200 questions with quotes: evidence recall of what ships."""
+    from ragadapt.fusion import Fusion
+
+    source, questions = bench.data / "handbook" / "docs", bench.data / "handbook" / "questions.jsonl"
+    for seed in bench.seeds:
+        result, seconds = bench.fit([source], f"folder-handbook-{seed}", seed)
+        with Retriever.open(result.path) as retriever:
+            shipped = retriever.evaluate(questions)
+            learnt = retriever.fusion
+            retriever.searcher.fusion = Fusion(method="rrf")
+            untuned = retriever.evaluate(questions, modes=("hybrid",))["hybrid"]
+        bench.add(
+            part="handbook",
+            seed=seed,
+            shipped=shipped["hybrid"],
+            dense=shipped["dense"],
+            lexical=shipped["lexical"],
+            untuned_hybrid=untuned,
+            verdict=result.verdict,
+            fusion=learnt.as_dict(),
+            seconds=seconds,
+        )
+
+
+def labelled(bench: Bench, name: str, **changes: Any) -> Callable[[], None]:
+    """scifact with its train labels; nothing of the test split is read before scoring."""
+
+    def run() -> None:
+        collection = load(bench.data, "scifact")
+        untuned = bench.baselines(collection)
+        folder = bench.folder / "labels-scifact"
+        files = write_labels(collection, "train", list(collection.qrels["train"]), folder)
+        for seed in bench.seeds:
+            result, seconds = bench.fit(
+                [collection.corpus], f"{name}-scifact-{seed}", seed, [Labels(*files)], **changes
+            )
+            with Retriever.open(result.path) as retriever:
+                shipped = {mode: score(retriever, collection, mode) for mode in ("hybrid", "dense")}
+                fusion = retriever.fusion.as_dict()
+            rrf = list(untuned["RRF"].per_query["nDCG@10"].values())
+            mine = [shipped["hybrid"].per_query["nDCG@10"][query] for query in untuned["RRF"].per_query["nDCG@10"]]
+            interval = paired_bootstrap(mine, rrf, seed=seed)
+            bench.add(
+                part=name,
+                seed=seed,
+                **{f"untuned {key}": evaluation.mean["nDCG@10"] for key, evaluation in untuned.items()},
+                **{f"shipped {mode}": evaluation.mean["nDCG@10"] for mode, evaluation in shipped.items()},
+                over_rrf=[interval.low, interval.delta, interval.high],
+                verdict=result.verdict,
+                reasons=result.decision.reasons,
+                strength=result.decision.strength,
+                fusion=fusion,
+                seconds=seconds,
+            )
+
+    return run
+
+
+def curve(bench: Bench, sizes: Sequence[int] = (20, 50, 100), draws: int = 5) -> None:
+    """How much an hour of labelling gives: the fusion tuned on few labels, and training on them where it may ship."""
+    for name in ("scifact", "stackfaq"):
+        collection = load(bench.data, name)
+        untuned = bench.baselines(collection)["RRF"].mean["nDCG@10"]
+        for size in sizes:
+            for method in ("none", "lora"):
+                values = []
+                for draw in range(draws):
+                    rng = random.Random(f"{name}-{size}-{draw}")
+                    ids = rng.sample(sorted(collection.qrels["train"]), size)
+                    files = write_labels(collection, "train", ids, bench.folder / f"labels-{name}-{size}-{draw}")
+                    result, _ = bench.fit(
+                        [collection.corpus], f"curve-{name}", draw, [Labels(*files)], adapter={"method": method}
+                    )
+                    with Retriever.open(result.path) as retriever:
+                        values.append(score(retriever, collection, "hybrid").mean["nDCG@10"])
+                bench.add(
+                    part="curve",
+                    collection=name,
+                    labels=size,
+                    method="fusion only" if method == "none" else "fusion and LoRA",
+                    mean=float(np.mean(values)),
+                    low=min(values),
+                    high=max(values),
+                    draws=values,
+                    untuned_rrf=untuned,
+                )
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The zero-label rows as a Markdown table, seeds averaged."""
+    columns = ("untuned dense", "untuned BM25", "untuned RRF", "shipped hybrid", "over_best", "over_rrf")
+    lines = ["| collection | dense | BM25 | RRF | shipped | over the best of the three | over RRF |", "|" + "---|" * 7]
+    names = list(dict.fromkeys(row["collection"] for row in rows if row["part"] == "zero"))
+    means = {}
+    for name in names:
+        found = [row for row in rows if row["part"] == "zero" and row["collection"] == name]
+        means[name] = [float(np.mean([row[column] for row in found])) for column in columns]
+    if names:
+        means["mean"] = [float(np.mean(values)) for values in zip(*means.values(), strict=True)]
+    for name, values in means.items():
+        cells = [f"{value:.3f}" for value in values[:4]] + [f"{value:+.3f}" for value in values[4:]]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of collections in BEIR layout")
+    parser.add_argument("--folder", type=Path, help="where results and fitted retrievers go")
+    parser.add_argument("--parts", default="zero,handbook,labels,query-side")
+    parser.add_argument("--seeds", default="13")
+    parser.add_argument("--collections", default=",".join(QUALITY))
+    arguments = parser.parse_args()
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="ragadapt-quality-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    bench = Bench(arguments.data, folder, seeds, arguments.collections.split(","))
+    parts: dict[str, Callable[[], None]] = {
+        "zero": lambda: zero(bench),
+        "handbook": lambda: handbook(bench),
+        "labels": labelled(bench, "labels"),
+        "query-side": labelled(bench, "query-side", adapter={"adapt": "query"}),
+        "curve": lambda: curve(bench),
+    }
+    for part in arguments.parts.split(","):
+        parts[part]()
+    print(table(bench.rows))
+    print(f"written: {folder / 'quality.json'}")
+
+
+if __name__ == "__main__":
+    main()
