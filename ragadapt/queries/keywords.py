@@ -17,6 +17,7 @@ SAMPLE = 4000
 """Chunks that document frequencies are counted on: enough to know what is common, and memory stays bounded."""
 
 _WORD = re.compile(rf"[^\W\d_{CJK}]+(?:[-'’][^\W\d_{CJK}]+)*|[{CJK}]+|[^\s\w]|\d+|_")
+_CJK_START = re.compile(rf"[{CJK}]")
 # Characters that join or end Chinese and Japanese phrases far more often than they stand inside a name.
 _PARTICLES = re.compile(
     "[的了在是和與与及或等之於于以為为被把從从到對对也而但並并其此這这那他她它們们個个有不就都將将所可能會会後后前中上下時时年月日一二三四五六七八九十兩两來来去說说用由使讓让更最很再又則则因如若且當当並與\u3041-\u309f]"
@@ -33,12 +34,14 @@ class KeywordModel:
             sample = sorted(chunks, key=lambda chunk: chance(seed, chunk.id))[:SAMPLE]
         self._documents = len(sample)
         self._frequency: Counter[str] = Counter()
+        self._read: dict[str, list[list[str]]] = {}
         for chunk in sample:
-            self._frequency.update({term for run in self._runs(chunk) for term in _terms(run)})
+            runs = self._read[chunk.id] = self._runs(chunk)
+            self._frequency.update({term for run in runs for term in _terms(run)})
 
     def query(self, chunk: Chunk, rng: random.Random) -> str:
         """Two to five telling words of the chunk in the order they stand in, lower case; "" if it has too few."""
-        runs = self._runs(chunk)
+        runs = self._read[chunk.id] if chunk.id in self._read else self._runs(chunk)
         counts = Counter(term for run in runs for term in _terms(run))
         if is_cjk(chunk.text):
             return self._unspaced(counts, chunk.text, rng)
@@ -122,7 +125,7 @@ class KeywordModel:
 
 
 def _unspaced_word(word: str) -> bool:
-    return re.match(rf"[{CJK}]", word) is not None
+    return word[0] >= CJK[0] and _CJK_START.match(word) is not None
 
 
 def _tells(word: str) -> bool:

@@ -112,6 +112,9 @@ def _without_heading_lines(text: str, hidden: list[list[str]]) -> str:
 
 def _without_copies(text: str, tokens: list[str]) -> str:
     """The text without stretches that say the same words in a row, whatever stands between the words."""
+    rarest = max(tokens, key=len)
+    if len(rarest) > 1 and rarest not in text.casefold().replace("’", "'"):
+        return text
     said = token_spans(text)
     width = len(tokens)
     first = 0

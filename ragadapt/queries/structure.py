@@ -101,7 +101,13 @@ def structural_queries(
             if text:
                 found.append(_query(text, "keywords", (chunk.id,)))
     progress("queries", len(chunks), len(chunks))
-    found = [query for query in found if query.kind in wanted and corpus.leaves_enough(query)]
+    found = [
+        query
+        for query in found
+        if query.kind in wanted
+        and (query.evidence is not Evidence.CROP or query.positives[0] in cut)
+        and corpus.leaves_enough(query)
+    ]
     return clean_queries(found, chunks, config, seed=seed)
 
 
