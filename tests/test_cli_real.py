@@ -168,3 +168,53 @@ def test_export_never_overwrites(retriever: Path, tmp_path: Path, capsys: pytest
     assert run(["export", str(retriever), str(tmp_path)]) == 1
     assert "exists already" in capsys.readouterr().err
     assert (tmp_path / "mine").read_text() == "x"
+
+
+def test_eval_agrees_with_an_outside_tool_on_the_run_that_search_writes(
+    retriever: Path, documents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import ir_measures
+
+    rows, judged = [], []
+    for number in range(10):
+        heading = (documents / f"page{number}.md").read_text(encoding="utf-8").split("## ")[2].splitlines()[0]
+        rows.append(json.dumps({"_id": f"q{number}", "text": " ".join(heading.split()[:3])}))
+        judged.append(f"q{number} 0 page{number}.md 1")
+    (tmp_path / "q.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    (tmp_path / "j.txt").write_text("\n".join(judged), encoding="utf-8")
+    queries = ["--queries", str(tmp_path / "q.jsonl")]
+    for mode in ("hybrid", "lexical"):
+        found = said(capsys, "eval", str(retriever), *queries, "--qrels", str(tmp_path / "j.txt"), "--mode", mode)
+        run_file = tmp_path / f"{mode}.trec"
+        said(capsys, "search", str(retriever), *queries, "--run", str(run_file), "--mode", mode)
+        outside = ir_measures.calc_aggregate(
+            [ir_measures.parse_measure("nDCG@10")],
+            ir_measures.read_trec_qrels(str(tmp_path / "j.txt")),
+            ir_measures.read_trec_run(str(run_file)),
+        )
+        [expected] = outside.values()
+        assert found["systems"][mode]["nDCG@10"] == pytest.approx(expected, abs=1e-4)  # type: ignore[index]
+        assert 0 < expected < 1
+
+
+@pytest.mark.parametrize("kind", ["exact", "qdrant"])
+def test_index_moves_the_vectors_and_search_stays_the_same(
+    kind: str, retriever: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    if kind == "qdrant":
+        pytest.importorskip("qdrant_client")
+    moved = tmp_path / "moved"
+    shutil.copytree(retriever, moved)
+    before = said(capsys, "search", str(moved), "old bridge fire", "--mode", "dense")["hits"]
+    assert said(capsys, "index", str(moved), "--kind", kind)["kind"] == kind
+    after = said(capsys, "search", str(moved), "old bridge fire", "--mode", "dense")["hits"]
+    assert isinstance(before, list)
+    assert isinstance(after, list)
+    assert [hit["id"] for hit in after] == [hit["id"] for hit in before]
+    assert [hit["score"] for hit in after] == pytest.approx([hit["score"] for hit in before], abs=1e-5)
+    found = said(capsys, "index", str(moved))
+    assert (found["kind"], found["collection"]) == (kind, "ragadapt")
+    assert said(capsys, "doctor", str(moved))["retriever"]["sound"] is True  # type: ignore[index]
+    assert said(capsys, "index", str(moved), "--rebuild")["kind"] == kind

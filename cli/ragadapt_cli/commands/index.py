@@ -20,7 +20,7 @@ from ragadapt_cli.terminal import Terminal
 )
 @click.option("--url", help="Qdrant server, for --kind qdrant.  [default: a folder inside the retriever]")
 @click.option("--collection", help="Name of the Qdrant collection.")
-@click.option("--rebuild", is_flag=True, help="Encode nothing anew where vectors are kept, but build the index again.")
+@click.option("--rebuild", is_flag=True, help="Encode the passages again and build the same index anew.")
 def index_command(
     terminal: Terminal, retriever: Path, kind: str | None, url: str | None, collection: str | None, rebuild: bool
 ) -> None:
