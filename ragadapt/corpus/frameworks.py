@@ -53,7 +53,7 @@ def documents_from(objects: Iterable[Any]) -> list[Document]:
             id = source if without_id[source] == 1 else f"{source}#{shared[source] - 1}"
         elif not id:
             id = _content_id(item.text)
-            if any(d.id == id for d in documents[-1:]) or shared[id]:
+            if shared[id]:
                 continue  # the same text twice says nothing new
             shared[id] += 1
         documents.append(Document(id, item.text, _title(item.metadata), item.metadata, source))
@@ -78,12 +78,11 @@ def chunks_from(objects: Iterable[Any]) -> list[Chunk]:
             chunks.append(item)
             continue
         if isinstance(item, Document):
-            item = _Object(
-                item.text, item.id, {"title": item.title, **item.metadata, "source": item.source}, item.id, 0
-            )
-            parsed = item
-        else:
-            parsed = _parse(item, n)
+            path = (item.title,) if item.title else ()
+            whole = Chunk(f"{item.id}#0", item.id, item.text, path, 0, len(item.text), item.metadata, item.source)
+            chunks.extend([whole] if item.text.strip() else [])
+            continue
+        parsed = _parse(item, n)
         if not parsed.text.strip():
             continue
         source = _source(parsed.metadata)

@@ -76,7 +76,7 @@ def _parser() -> MarkdownIt:
 
 
 _FRONT = re.compile(r"\A(---|\+\+\+)[ \t]*\n(?:.*\n)*?\1[ \t]*(?:\n|\Z)")
-_ATTRIBUTES = re.compile(r"[ \t]*\{:?[ \t]*#([^\s}]+)[^}]*\}[ \t]*#*[ \t]*$")
+_ATTRIBUTES = re.compile(r"[ \t]*\{:?[ \t]*#([^\s{}]+)[^{}]*\}[ \t]*#*[ \t]*$")
 
 
 def markdown_sections(text: str) -> list[Section]:
@@ -177,28 +177,29 @@ def _nested(node: _Node) -> bool:
     return len(node.children) == 1 and bool(node.children[0].children)
 
 
+_LONGEST_INLINE = 4000  # longer texts are no headings or link texts, and not worth their quadratic patterns
 _INLINE_LINK = re.compile(
     r"!?\[((?:[^\[\]]|\[[^\[\]]*\])*)\](?:\((?:[^()\s]|\([^()\s]*\))*(?:\s+[\"'(][^\n]*?[\"')])?\s*\)|\[[^\[\]]*\])"
 )
 _VISIBLE = re.compile(r"\w|[^\x00-\x7f]")  # pictographs count: encoders know them
-_HTML_UNSEEN = re.compile(r"<(script|style|iframe|svg)\b.*?(?:</\1\s*>|\Z)", re.S | re.I)
-_HTML_TAG = re.compile(r"</?[a-zA-Z][^<>]*>|<!--.*?-->", re.S)
+_HTML_UNSEEN = re.compile(r"<(script|style|iframe|svg)\b(?:(?!</?\1\b).)*+(?:</\1\s*>|\Z)", re.S | re.I)
+_HTML_TAG = re.compile(r"</?[a-zA-Z][^<>]*>|<!--(?:(?!<!--|-->).)*+-->", re.S)
 
 
 def plain_inline(text: str) -> str:
     """Markdown's inline text as a reader sees it: link texts without targets, no emphasis marks, no tags."""
-    if any(mark in text for mark in "[*_`<&\\{~"):
+    if len(text) < _LONGEST_INLINE and any(mark in text for mark in "[*_`<&\\{~"):
         kept: list[str] = []
 
         def keep(match: re.Match[str]) -> str:
             kept.append(match[2])
             return f"\0{len(kept) - 1}\0"
 
-        text = re.sub(r"(`+)(.+?)\1(?!`)", keep, text.replace("\0", ""))  # code spans are literal
+        text = re.sub(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", keep, text.replace("\0", ""))  # code spans are literal
         for _ in range(3):  # images in links
             text = _INLINE_LINK.sub(r"\1", text)
         text = _HTML_TAG.sub("", text)
-        text = re.sub(r"\{\{[<%].*?[>%]\}\}", "", text)  # shortcodes of site generators
+        text = re.sub(r"\{\{[<%][^{}]*[>%]\}\}", "", text)  # shortcodes of site generators
         text = re.sub(r"(?<!\\)(\*{1,3}|~~)(?=\S)(.+?)(?<=\S)\1", r"\2", text)
         text = re.sub(r"(?<![\w\\])(_{1,3})(?=\S)(.+?)(?<=\S)\1(?!\w)", r"\2", text)
         text = re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", text)
@@ -406,7 +407,9 @@ _ABBREVIATION = re.compile(
     r"st|jr|sr|inc|ltd|corp|co|dept|est|jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec))\.$",
     re.I,
 )
-_SENTENCE_END = re.compile(r"[.!?…]+[\"'”’»)\]*_`]*\s+(?=[^\sa-z])|[。！？｡︒؟।]+[」』”’）)》】]*\s*|\n[ \t]*\n\s*")
+_SENTENCE_END = re.compile(
+    r"(?<![.!?…])[.!?…]++[\"'”’»)\]*_`]*\s++(?![a-z])(?!\Z)|[。！？｡︒؟।]+[」』”’）)》】]*\s*|\n[ \t]*\n\s*"
+)
 _CLAUSE_END = re.compile(r"[,;:—–)\]][ \t]+|[，、；：）》」』]+")
 _WORD = re.compile(r"\S+\s*")
 
@@ -456,12 +459,15 @@ def is_visible(text: str, block: Block) -> bool:
     return bool(_VISIBLE.search(part))
 
 
-def refine(text: str, block: Block) -> list[Block]:
-    """The next finer pieces of a block: children, sentences, words, characters. Two or more where possible."""
-    if block.children:
+def refine(text: str, block: Block, *, structure: bool = True) -> list[Block]:
+    """The next finer pieces of a block: children, sentences, words, characters. Two or more where possible.
+
+    structure=False passes over what nests, for blocks that nest beyond sense.
+    """
+    if block.children and structure:
         return list(block.children)
     part = text[block.start : block.end]
-    for method in _METHODS[block.kind]:
+    for method in _METHODS[block.kind if structure else "table"]:
         if cuts := method(part):
             break
     else:
