@@ -16,7 +16,7 @@ from typing import Any
 import click
 import pytest
 from ragadapt_cli.main import COMMANDS, program, run
-from ragadapt_cli.terminal import Stages, Terminal, clock
+from ragadapt_cli.terminal import Stages, Terminal, clock, times
 
 from ragadapt.config import FitConfig
 from ragadapt.errors import GeneratorFailed, MissingExtra, NotARetriever
@@ -598,26 +598,74 @@ def test_nobody_is_told_of_progress_where_stderr_is_no_terminal(capsys: pytest.C
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_finished_stage_stays_if_it_was_long_and_goes_if_it_was_short() -> None:
+@pytest.fixture
+def bars() -> Iterator[tuple[Stages, Callable[[float], None], Callable[[], dict[str, str]]]]:
+    """Stages on a clock that is set by hand, and what each visible line says of time."""
     from rich.console import Console
     from rich.progress import Progress
 
-    now = 0.0
-    with Progress(console=Console(file=StringIO()), get_time=lambda: now, auto_refresh=False) as bars:
-        stages = Stages(bars)
-        stages("short", 0, 10)
-        now = 1.0
-        stages("short", 10, 10)
-        stages("long", 0, 100)
-        now = 31.0
-        stages("long", 25, 100)
-        [task] = bars.tasks
-        assert (task.description, task.completed, task.fields["time"]) == ("Long", 25, "1:30 left")
-        now = 121.0
-        stages("long", 100, 100)
-        assert [task.fields["time"] for task in bars.tasks] == ["2:00"]
-        stages("long", 1, 100)  # the same stage once more, for other texts
-        assert [task.completed for task in bars.tasks] == [100, 1]
+    now = [0.0]
+
+    def wait_until(seconds: float) -> None:
+        now[0] = seconds
+
+    with Progress(console=Console(file=StringIO()), get_time=lambda: now[0], auto_refresh=False) as made:
+        stages = Stages(made)
+        yield stages, wait_until, lambda: {task.description: times(task) for task in made.tasks if task.visible}
+
+
+Bars = tuple[Stages, Callable[[float], None], Callable[[], dict[str, str]]]
+
+
+def test_a_finished_stage_stays_if_it_was_long_and_goes_if_it_was_short(bars: Bars) -> None:
+    stages, wait_until, lines = bars
+    stages("short", 0, 10)
+    wait_until(1)
+    stages("short", 10, 10)
+    stages("long", 0, 100)
+    wait_until(61)
+    stages("long", 100, 100)
+    assert lines() == {"Working": "0:00", "Long": "1:00"}
+    stages.close()
+    assert lines() == {"Long": "1:00"}
+
+
+def test_remaining_time_comes_from_the_pace_so_far_and_counts_down(bars: Bars) -> None:
+    stages, wait_until, lines = bars
+    stages("long", 0, 100)
+    wait_until(30)
+    stages("long", 25, 100)
+    assert lines() == {"Long": "1:30 left"}
+    wait_until(40)
+    assert lines() == {"Long": "1:20 left"}
+
+
+def test_what_an_earlier_run_did_says_nothing_about_the_pace(bars: Bars) -> None:
+    stages, wait_until, lines = bars
+    stages("encode", 80, 100)
+    wait_until(10)
+    stages("encode", 90, 100)
+    assert lines() == {"Encode": "0:10 left"}
+
+
+def test_between_stages_a_line_says_that_work_goes_on(bars: Bars) -> None:
+    stages, wait_until, lines = bars
+    wait_until(7)
+    assert lines() == {"Working": "0:07"}
+    stages("read", 1, 2)
+    assert list(lines()) == ["Read"]
+    stages("read", 2, 2)
+    wait_until(8)
+    assert lines() == {"Working": "0:01"}
+
+
+def test_a_stage_may_run_twice(bars: Bars) -> None:
+    stages, wait_until, _ = bars
+    for start in (0.0, 10.0):
+        stages("encode", 0, 5)
+        wait_until(start + 10)
+        stages("encode", 5, 5)
+    assert [task.completed for task in stages.bars.tasks if task.description == "Encode"] == [5, 5]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (7.4, "0:07"), (750, "12:30"), (3723, "1:02:03")])

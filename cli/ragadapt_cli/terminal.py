@@ -17,7 +17,7 @@ import click
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
-    from rich.progress import TaskID
+    from rich.progress import Task, TaskID
 
     from ragadapt.values import Progress
 
@@ -78,19 +78,20 @@ class Terminal:
             yield no_progress
             return
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
+        from rich.progress import BarColumn, SpinnerColumn, TextColumn
         from rich.progress import Progress as Bars
 
-        console = Console(stderr=True)
         columns = (
             SpinnerColumn(finished_text="✓"),
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[time]}"),
+            TextColumn("{task.fields[count]}"),
+            _time_column(),
         )
-        with Bars(*columns, console=console, refresh_per_second=5) as bars:
-            yield Stages(bars)
+        with Bars(*columns, console=Console(stderr=True), refresh_per_second=5, redirect_stdout=False) as bars:
+            stages = Stages(bars)
+            yield stages
+            stages.close()
 
     # The log
 
@@ -133,37 +134,62 @@ class Terminal:
 
 
 class Stages:
-    """progress(stage, done, total) → one bar for each stage; the bars of short stages go when they are done."""
+    """progress(stage, done, total) → one bar for each stage; the bars of short stages go when they are done.
+
+    Between stages (a model is loaded, a file is written) a line says that work goes on.
+    """
 
     def __init__(self, bars: Bars) -> None:
         self.bars = bars
         self.tasks: dict[str, TaskID] = {}
+        self.idle = bars.add_task("Working", total=None, count="", first=0, at=0.0)
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        task = self._task(stage, done, total)
-        self.bars.update(task.id, completed=done, total=total or None, time=_times(task, done, total))
+        if stage not in self.tasks:
+            name = stage[:1].upper() + stage[1:]
+            # first: where an interrupted stage goes on; only what is done from here on says how fast it is.
+            self.tasks[stage] = self.bars.add_task(name, total=total or None, count="", first=done, at=0.0)
+        task = next(task for task in self.bars.tasks if task.id == self.tasks[stage])
+        count = f"{done:,}/{total:,}" if total else f"{done:,}"
+        self.bars.update(task.id, completed=done, total=total or None, count=count, at=task.elapsed or 0.0)
         if total and done >= total:
             self.bars.stop_task(task.id)
             del self.tasks[stage]
             if (task.elapsed or 0.0) < _SHORT_SECONDS:
                 self.bars.remove_task(task.id)
+        self._show_idle(not self.tasks)
 
-    def _task(self, stage: str, done: int, total: int) -> Any:
-        known = self.tasks.get(stage)
-        if known is None:
-            known = self.bars.add_task(stage[:1].upper() + stage[1:], total=total or None, time="")
-            self.tasks[stage] = known
-        return next(task for task in self.bars.tasks if task.id == known)
+    def _show_idle(self, visible: bool) -> None:
+        idle = next((task for task in self.bars.tasks if task.id == self.idle), None)
+        if idle is not None and idle.visible != visible:
+            self.bars.reset(self.idle, visible=visible)
+
+    def close(self) -> None:
+        """All is done: nothing is being worked on any more."""
+        for task in [self.idle, *self.tasks.values()]:
+            self.bars.remove_task(task)
 
 
-def _times(task: Any, done: int, total: int) -> str:
-    """Time so far while little is known, then what remains; the whole once it is done."""
+def times(task: Task) -> str:
+    """What remains, counting down; the time so far while little is known; the whole once it is done."""
     elapsed = task.elapsed or 0.0
-    if total and done >= total:
+    done = task.completed - task.fields["first"]
+    if task.finished or task.total is None or done <= 0 or elapsed < 1:
         return clock(elapsed)
-    if not total or done <= 0 or elapsed < 1:
-        return clock(elapsed)
-    return f"{clock(elapsed / done * (total - done))} left"
+    at = task.fields["at"]  # when `completed` was reached
+    left = at / done * (task.total - task.completed) - (elapsed - at)
+    return f"{clock(max(0.0, left))} left"
+
+
+def _time_column() -> Any:
+    from rich.progress import ProgressColumn
+    from rich.text import Text
+
+    class Times(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(times(task))
+
+    return Times()
 
 
 def clock(seconds: float) -> str:

@@ -52,7 +52,7 @@ def eval_command(
 
     from ragadapt.retriever import Retriever
 
-    with Retriever.open(retriever, device=device, precision=precision) as opened:
+    with terminal.progress(), Retriever.open(retriever, device=device, precision=precision) as opened:
         found = opened.evaluate(file, qrels, modes=modes or MODES)
         fingerprint = opened.fingerprint
     systems = {name: dict(metrics) for name, metrics in found.items()}

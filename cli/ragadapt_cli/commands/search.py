@@ -78,7 +78,7 @@ def search_command(
 
     from ragadapt.retriever import Retriever
 
-    with Retriever.open(retriever, device=device, precision=precision) as opened:
+    with terminal.progress(), Retriever.open(retriever, device=device, precision=precision) as opened:
         if run_file is not None:
             from ragadapt.evaluation import write_run
 
