@@ -20,7 +20,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from ragadapt.config import EncoderConfig
-from ragadapt.encoder import loading
+from ragadapt.encoder import attention, loading
 from ragadapt.encoder.batches import Ids, token_batches
 from ragadapt.encoder.precision import (
     PROBE_PASSAGES,
@@ -43,7 +43,7 @@ Vectors = npt.NDArray[np.float32]
 
 _FIRST_WINDOW = 512  # texts tokenised before the first batch runs: the model should not wait long
 _WINDOW = 8192  # texts tokenised and sorted together afterwards; bounds the memory that tokens take
-_BUDGET = {"cpu": 4096, "cuda": 131_072, "mps": 16_384}  # tokens per batch
+_BUDGET = {"cpu": 2048, "cuda": 131_072, "mps": 16_384}  # tokens per batch
 _RELOAD_COSINE = 0.9999
 
 
@@ -187,6 +187,8 @@ class Encoder:
         towers = {id(tower): tower for tower in (self.query_tower, self.passage_tower) if tower is not None}
         for tower in towers.values():
             tower.model.to(wanted.torch_dtype)
+            if wanted.dtype == "bfloat16" and tower.device.type == "cpu":
+                attention.use(tower.model)
         cosine, ranks = agreement(reference, self._probe())
         measured = replace(wanted, min_cosine=cosine, rank_agreement=ranks)
         log.info(
@@ -204,6 +206,7 @@ class Encoder:
             weights = self._restore()
             for side, fresh in zip((self.query_tower, self.passage_tower), loading.sides(weights), strict=True):
                 assert side is not None
+                attention.leave(side.model)
                 side.model.to(torch.float32)
                 side.model.load_state_dict(fresh[0].get_submodule("model").state_dict())
             measured = replace(wanted, dtype="float32", reason=f"{wanted.dtype} changes the ranking")
@@ -377,7 +380,10 @@ class Encoder:
         cut = 0
         while done < len(texts):
             shard = texts[done : done + shard_size]
-            target[done : done + len(shard)] = encode(shard)
+            before = done
+            target[done : done + len(shard)] = encode(
+                shard, progress=lambda stage, within, _: progress(stage, before + within, len(texts))
+            )
             cut += self.truncated
             target.flush()
             done += len(shard)

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 Dev = Callable[[Encoder], float]
 
-_CHUNK_TOKENS = {"cpu": 4096, "cuda": 65_536, "mps": 8192}  # run at once; fits the caches of a CPU
+_CHUNK_TOKENS = {"cpu": 2048, "cuda": 65_536, "mps": 8192}  # run at once; fits the caches of a CPU
 _HELD_TOKENS = {"cpu": 24_576, "cuda": 262_144, "mps": 24_576}  # whose activations may be kept
 _MAX_GRADIENT_NORM = 1.0
 _CHECKPOINT_SECONDS = 60.0

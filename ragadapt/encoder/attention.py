@@ -1,0 +1,116 @@
+"""Attention for bfloat16 on CPUs.
+
+PyTorch's fused kernel computes it in float32 on the CPU and its backward is slow for the short sequences and
+narrow heads of retrieval models. Plain batched products in bfloat16 are faster there, the more so backwards;
+what it costs in accuracy is part of the agreement with float32 that is measured at load.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import AttentionMaskInterface, bidirectional_mask_function, eager_mask
+from transformers.modeling_utils import AttentionInterface
+
+NAME = "ragadapt_bf16_cpu"
+_LONGEST = 512  # beyond it the (T, T) weights outgrow the caches, and the fused kernel wins
+
+
+class _Attention(torch.autograd.Function):
+    """softmax(s Q K' + mask) V for (N, T, d) inputs, N = batch x heads; mask (N, 1, T) or (N, T, T)."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+        start = q.new_zeros(1, 1, 1) if mask is None else mask
+        scores = torch.baddbmm(start, q, k.transpose(1, 2), beta=float(mask is not None), alpha=scaling)  # (N, T, T)
+        weights = torch.softmax(scores, dim=-1)
+        ctx.save_for_backward(q, k, v, weights)
+        ctx.scaling = scaling
+        return torch.bmm(weights, v)  # (N, T, d)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (out,) = gradients
+        q, k, v, weights = ctx.saved_tensors
+        for_v = torch.bmm(weights.transpose(1, 2), out)
+        for_weights = torch.bmm(out, v.transpose(1, 2))
+        for_scores = torch._softmax_backward_data(for_weights, weights, -1, weights.dtype)
+        for_q = torch.bmm(for_scores, k).mul_(ctx.scaling)
+        for_k = torch.bmm(for_scores.transpose(1, 2), q).mul_(ctx.scaling)
+        return for_q, for_k, for_v, None, None
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """(B, H, T, d) each → (B, T, H, d). Whatever is not plain two-sided attention goes to PyTorch's kernel."""
+    batch, heads, length, width = query.shape
+    plain = (
+        key.shape == query.shape == value.shape
+        and not getattr(module, "is_causal", False)
+        and not options.get("is_causal")
+        and options.get("position_bias") is None
+        and dropout == 0
+        and length <= _LONGEST
+    )
+    if not plain:
+        functions: Any = AttentionInterface
+        fused = functions()["sdpa"]
+        passed: tuple[Tensor, Tensor | None] = fused(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+        )
+        return passed
+    folded = batch * heads
+    mask = attention_mask
+    if mask is not None:
+        mask = mask.expand(batch, heads, *mask.shape[2:]).reshape(folded, mask.shape[2], length).to(query.dtype)
+    made: Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
+        query.reshape(folded, length, width),
+        key.reshape(folded, length, width),
+        value.reshape(folded, length, width),
+        mask,
+        width**-0.5 if scaling is None else scaling,
+    )
+    return made.view(batch, heads, length, width).transpose(1, 2).contiguous(), None
+
+
+def mask_of(**settings: Any) -> Tensor | None:
+    """Additive mask: (B, 1, 1, T) for two-sided attention, None without padding, (B, 1, T, T) otherwise."""
+    padding = settings.get("attention_mask")
+    two_sided = settings.get("mask_function") is bidirectional_mask_function and not settings.get("use_vmap")
+    if not two_sided or padding is None or padding.dim() != 2 or padding.shape[1] != settings.get("kv_length"):
+        general: Tensor | None = eager_mask(**settings)
+        return general
+    kept = padding.bool()
+    if bool(kept.all()):
+        return None
+    dtype: torch.dtype = settings.get("dtype", torch.float32)
+    mask = torch.zeros(kept.shape, dtype=dtype).masked_fill_(~kept, torch.finfo(dtype).min)
+    return mask[:, None, None, :]
+
+
+def use(model: nn.Module) -> bool:
+    """Let a transformers model use this attention; False where its architecture does not let one choose."""
+    config: Any = model.config
+    if getattr(config, "_attn_implementation", None) != "sdpa":
+        return False
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, mask_of)
+    config._attn_implementation = NAME
+    return True
+
+
+def leave(model: nn.Module) -> None:
+    """Undo `use`."""
+    config: Any = model.config
+    if getattr(config, "_attn_implementation", None) == NAME:
+        config._attn_implementation = "sdpa"
