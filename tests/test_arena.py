@@ -1,0 +1,116 @@
+"""The arena: what a query was cut from cannot be found by its own words, and everything else stays."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import sentences, write_tiny_model
+
+from ragadapt.arena import build_arena, one_rank
+from ragadapt.config import EncoderConfig, FusionConfig
+from ragadapt.encoder import Encoder
+from ragadapt.fusion import Floats
+from ragadapt.lexical import LexicalIndex
+from ragadapt.stages import Corpus
+from ragadapt.tuning import learn_fusion, quality, ranking
+from ragadapt.values import Chunk, Evidence, Query
+
+TEXTS = [". ".join(sentences(3, seed=seed)) + "." for seed in range(30)]
+CHUNKS = tuple(
+    Chunk(f"d{n // 2}#{n % 2}", f"d{n // 2}", text, (f"Page {n // 2}",), 0, len(text)) for n, text in enumerate(TEXTS)
+)
+CORPUS = Corpus((), CHUNKS, tuple(range(30)), tuple(chunk.passage for chunk in CHUNKS))
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    model = write_tiny_model(tmp_path_factory.mktemp("model"))
+    return Encoder.load(EncoderConfig(model=str(model), precision="float32"))
+
+
+@pytest.fixture(scope="module")
+def vectors(encoder: Encoder) -> Floats:
+    return encoder.encode_passages(CORPUS.passages)
+
+
+@pytest.fixture(scope="module")
+def lexical(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lexical")
+    LexicalIndex.build(CORPUS.ids, CORPUS.passages).save(folder)
+    return folder
+
+
+def first_sentence(at: int, kind: str = "sentence", evidence: Evidence = Evidence.CROP) -> Query:
+    end = CHUNKS[at].text.index(".")
+    return Query(f"q{at}", CHUNKS[at].text[:end], kind, evidence, (CHUNKS[at].id,), span=(0, end))
+
+
+def test_a_cut_query_is_not_found_by_its_own_words(encoder: Encoder, vectors: Floats, lexical: Path) -> None:
+    queries = [first_sentence(at) for at in range(0, 20, 2)]
+    arena = build_arena(queries, encoder, CORPUS, vectors, lexical, {})
+    for query, item in zip(queries, arena.judged, strict=True):
+        (position,) = item.relevant
+        assert arena.searcher.id_of(position) == query.positives[0]
+        assert query.text not in arena.passages[position]
+        own = arena.searcher.lexical.scores_of(query.text, [position])[0]
+        whole = LexicalIndex.open(lexical)
+        assert own < whole.scores_of(query.text, whole.positions(query.positives))[0]
+        np.testing.assert_allclose(
+            arena.searcher.index.vectors(list(query.positives))[0],
+            encoder.encode_passages([arena.passages[position]])[0],
+            atol=1e-5,
+        )
+
+
+def test_other_passages_keep_their_vectors_and_texts(encoder: Encoder, vectors: Floats, lexical: Path) -> None:
+    arena = build_arena([first_sentence(4)], encoder, CORPUS, vectors, lexical, {})
+    for at in (0, 5, 29):
+        np.testing.assert_array_equal(arena.searcher.index.vectors([CHUNKS[at].id])[0], vectors[at])
+        position = int(arena.searcher.positions([CHUNKS[at].id])[0])
+        assert arena.passages[position] == CHUNKS[at].passage
+
+
+def test_labelled_queries_see_the_corpus_as_it_is_and_are_judged_by_document(
+    encoder: Encoder, vectors: Floats, lexical: Path
+) -> None:
+    query = Query("q", CHUNKS[6].text, "label", Evidence.LABELLED, (CHUNKS[6].id, CHUNKS[7].id))
+    arena = build_arena([query], encoder, CORPUS, vectors, lexical, {"q": {"d3": 1}})
+    assert arena.passages == tuple(CORPUS.passages)
+    assert quality(arena, "dense").tolist() == [1.0]
+    assert quality(arena, "lexical").tolist() == [1.0]
+    assert arena.judged[0].unit_names is not None
+    assert arena.judged[0].unit_names[arena.judged[0].units(ranking(arena, "hybrid")[0])[0]] == "d3"
+
+
+def test_two_queries_cut_from_one_passage_leave_one(encoder: Encoder, vectors: Floats, lexical: Path) -> None:
+    twin = replace(first_sentence(4), id="twin")
+    arena = build_arena([first_sentence(4), twin], encoder, CORPUS, vectors, lexical, {})
+    assert [item.query.id for item in arena.judged] == ["q4"]
+
+
+def test_the_best_rank_with_enough_queries_is_chosen() -> None:
+    crops = [first_sentence(at) for at in range(30)]
+    human = [first_sentence(at, "question", Evidence.HUMAN) for at in range(5)]
+    enough = dict.fromkeys(Evidence, 10)
+    assert one_rank(crops + human, enough, 1000)[0] is Evidence.CROP
+    rank, chosen = one_rank(crops + human, enough | {Evidence.HUMAN: 5}, 2)
+    assert rank is Evidence.HUMAN
+    assert len(chosen) == 2
+    assert one_rank(human, enough, 1000) == (None, [])
+
+
+def test_crops_never_lower_the_dense_share(encoder: Encoder, vectors: Floats, lexical: Path) -> None:
+    arena = build_arena([first_sentence(at) for at in range(30)], encoder, CORPUS, vectors, lexical, {})
+    assert quality(arena, "lexical").mean() > 0  # further copies of the words are in other passages
+    learnt = learn_fusion(arena, FusionConfig(), evidence=Evidence.CROP)
+    assert learnt.fusion.weight >= 0.5
+    assert learnt.queries == 30
+
+
+def test_a_weight_that_the_user_set_is_not_learnt(encoder: Encoder) -> None:
+    learnt = learn_fusion(None, FusionConfig(weight=0.2), evidence=Evidence.LABELLED)
+    assert learnt.fusion.weight == 0.2
+    assert "configuration" in learnt.reason
