@@ -380,10 +380,7 @@ class Encoder:
         cut = 0
         while done < len(texts):
             shard = texts[done : done + shard_size]
-            before = done
-            target[done : done + len(shard)] = encode(
-                shard, progress=lambda stage, within, _: progress(stage, before + within, len(texts))
-            )
+            target[done : done + len(shard)] = encode(shard, progress=_within(progress, done, len(texts)))
             cut += self.truncated
             target.flush()
             done += len(shard)
@@ -532,6 +529,16 @@ def _digest(texts: list[str]) -> str:
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.hexdigest()
+
+
+def _within(progress: Progress, before: int, total: int) -> Progress:
+    """Reports from inside a shard; its end is reported once it is safe on disk."""
+
+    def report(stage: str, done: int, size: int) -> None:
+        if done < size:
+            progress(stage, before + done, total)
+
+    return report
 
 
 def _resume_point(note: Path, partial: Path, identity: dict[str, Any], shape: tuple[int, int]) -> int:
