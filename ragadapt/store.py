@@ -168,24 +168,31 @@ def open_store(path: str | Path, verify: Verify = "quick") -> OpenedStore:
     if verify not in ("none", "quick", "full"):
         raise InvalidInput(f"verify={verify!r}: must be 'none', 'quick' or 'full'.")
     path = Path(path).resolve()
+    trouble: StoreError = StoreLocked(f"{path} is replaced again and again. Open it when its writer is done.")
+    misses = 0
     for _ in range(20):  # a reader that meets a commit starts over; nobody meets twenty in a row
         _settle(path)
         try:
-            manifest = _read_manifest(path)
-        except NotARetriever:
-            # A commit may stand between its two renames, or have ended while we looked.
-            if (path / MANIFEST).is_file() or (_previous(path).exists() and not path.exists()):
-                continue
-            raise
-        opened = OpenedStore(path, manifest)
+            opened = OpenedStore(path, _read_manifest(path))
+        except NotARetriever as error:
+            # A commit may stand between its two renames, or have ended since. Look for the old folder first:
+            # once that is gone, the new one is there. Three misses in a row are no coincidence.
+            between = _previous(path).exists()
+            misses += 1
+            if misses == 3 and not between:
+                raise
+            trouble = error
+            continue
+        misses = 0
         try:
-            _check_files(path, manifest, verify)
-        except StoreCorrupt:
+            _check_files(path, opened.manifest, verify)
+        except StoreCorrupt as error:
             if path.exists() and not opened.replaced():
                 raise
+            trouble = error
         else:
             return opened
-    raise StoreLocked(f"{path} was replaced again and again while it was being opened. Open it again.")
+    raise trouble
 
 
 def load_store(path: str | Path, load: Callable[[OpenedStore], T], verify: Verify = "quick") -> T:
@@ -193,7 +200,7 @@ def load_store(path: str | Path, load: Callable[[OpenedStore], T], verify: Verif
 
     If a build is committed while load runs, its result is dropped and it runs again on the new folder.
     """
-    for _ in range(5):
+    for _ in range(20):
         opened = open_store(path, verify)
         try:
             loaded = load(opened)

@@ -625,6 +625,27 @@ def test_readers_beside_a_writer_always_see_one_generation(target: Path) -> None
     assert len(seen) > 3
 
 
+def test_a_reader_that_meets_a_whole_commit_between_two_looks_does_not_miss_the_folder(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = commit(target)
+    aside, read, previous = target.with_name("aside"), store._read_manifest, store._previous
+
+    def read_while_moved(path: Path) -> Manifest:
+        monkeypatch.setattr(store, "_read_manifest", read)
+        target.rename(aside)
+        return read(path)
+
+    def look_when_done(path: Path) -> Path:
+        if aside.exists():
+            aside.rename(target)
+        return previous(path)
+
+    monkeypatch.setattr(store, "_read_manifest", read_while_moved)
+    monkeypatch.setattr(store, "_previous", look_when_done)
+    assert open_store(target).manifest == written
+
+
 def test_a_load_that_meets_a_commit_is_repeated_on_the_new_folder(target: Path) -> None:
     commit(target, "one")
     read: list[str] = []
