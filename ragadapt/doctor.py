@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 PASSAGES = 1000  # encoded for the measurement: about a minute on a laptop
 QUERIES = 200
-SATURATED = 0.95  # share of quick queries whose passage is among the first ten: little is left to gain
+SATURATED, WELL_ORDERED = 0.95, 0.9  # recall@10 and nDCG@10 from which little is left to gain
 _FEWEST = 20  # queries of a rank, below which its figures are noise
 _FOREIGN = 0.2  # share of passages in other languages from which an English-only model is the wrong one
 _GAP = 0.05  # nDCG@10 by which the sides differ clearly
@@ -446,7 +446,7 @@ def recommend(
 ) -> tuple[Outlook, str]:
     """The one thing to do next, from the facts. whole: the measurement searched all passages, not a sample."""
     by = {one.system: one for one in quality}
-    dense, lexical, best = by.get("dense"), by.get("lexical"), max(quality, key=lambda one: one.recall, default=None)
+    dense, lexical, best = by.get("dense"), by.get("lexical"), max(quality, key=lambda one: one.ndcg, default=None)
     if any("Use --model multilingual" in warning for warning in survey.warnings):
         return "wrong model", (
             "choose a base model that knows the documents' language first: that gains more than any tuning. "
@@ -462,9 +462,10 @@ def recommend(
         elif dense.ndcg - lexical.ndcg > _GAP:
             gap = f" The model is ahead of word search by {dense.ndcg - lexical.ndcg:.2f} nDCG; the mix will follow it."
     trusted = evidence in (Evidence.LABELLED, Evidence.HUMAN)
-    if trusted and whole and best is not None and best.recall >= SATURATED:
+    if trusted and whole and best is not None and best.recall >= SATURATED and best.ndcg >= WELL_ORDERED:
         return "little to gain", (
-            f"{best.system} search already answers {best.recall:.0%} of the questions in its first ten results. "
+            f"{best.system} search already answers {best.recall:.0%} of the questions in its first ten results, "
+            f"nearly always at the top (nDCG@10 {best.ndcg:.2f}). "
             "`ragadapt fit` with --method none builds the retriever and learns the mix in a fraction of the time."
         )
     if not survey.trainable:

@@ -288,8 +288,9 @@ def test_fit_prints_table_and_places_on_stdout_and_the_rest_on_stderr(
     assert "Retriever: out" in out
     assert str(Path("out") / "report" / "report.html") in out
     assert "Taken over from the interrupted run: chunks." in err
-    run(["fit", str(documents), "-o", "out", "-q"])
-    assert capsys.readouterr().err == ""
+    for quiet in (["fit", str(documents), "-o", "out", "-q"], ["-q", "fit", str(documents), "-o", "out"]):
+        assert run(quiet) == 0
+        assert capsys.readouterr().err == ""
 
 
 def test_fit_prints_one_document_under_json(

@@ -237,6 +237,8 @@ def test_recommendation_follows_the_facts() -> None:
     assert recommend(replace(FACTS, trainable=False), even, evidence=Evidence.CROP)[0] == "no judge"
     solved = qualities({"dense": 0.9, "lexical": 0.8, "hybrid": 0.95}, recall=0.97)
     assert recommend(FACTS, solved, evidence=Evidence.HUMAN)[0] == "little to gain"
+    unordered = qualities({"dense": 0.7, "lexical": 0.6, "hybrid": 0.75}, recall=0.97)
+    assert recommend(FACTS, unordered, evidence=Evidence.HUMAN)[0] == "worth training"
     # Crops are easy for everyone, and a sample is easier than the whole: neither shows that little is left.
     assert recommend(FACTS, solved, evidence=Evidence.CROP)[0] == "worth training"
     assert recommend(FACTS, solved, evidence=Evidence.HUMAN, whole=False)[0] == "worth training"
