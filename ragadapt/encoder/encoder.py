@@ -465,6 +465,12 @@ class Encoder:
             )
         return SavedModel(folder, spec.fingerprint, not by_reference, cosine)
 
+    def export_onnx(self, folder: str | Path) -> float:
+        """Write the encoder as ONNX with its tokenizer; see `ragadapt.encoder.export`. Returns the agreement."""
+        from ragadapt.encoder.export import export_onnx
+
+        return export_onnx(self, folder)
+
 
 def _embed(tower: Tower, rows: list[Ids], prompt_length: int) -> Vectors:
     """One batch; on a GPU without enough memory, the same batch in halves."""
