@@ -55,7 +55,7 @@ class QueryConfig(Stage):
     generator_url: str | None = None  # an OpenAI-compatible endpoint
     generator_model: str | None = None  # the model's name at that endpoint
     generator_queries: int = Field(default=1000, ge=1)  # about so many are asked for; fewer are left after cleaning
-    generator_temperature: float = Field(default=0.7, ge=0, le=2)  # 0 = always the likeliest word: duller, more alike
+    generator_temperature: float | None = Field(default=None, ge=0, le=2)  # None = .7; .4 for a model not tuned to chat
     generator_max_tokens: int | None = Field(default=None, ge=8)  # of an answer; None = by the number of queries asked
     generator_batch: int = Field(default=8, ge=1)  # passages at a time in a local model; halved when memory ends
     generator_device: str = "auto"  # auto, cpu, cuda, mps
@@ -78,7 +78,7 @@ class SplitConfig(Stage):
 class MiningConfig(Stage):
     """Hard negatives and the candidates that the teacher scores."""
 
-    negatives: int = Field(4, ge=0)  # for each query
+    negatives: int = Field(2, ge=0)  # for each query
     candidates: int = Field(20, ge=2)  # list length of the distillation loss
     depth: int = Field(100, ge=2)  # how far down the rankings negatives are looked for
     skip_top: int = Field(0, ge=0)  # best candidates passed over; the margin already keeps out likely answers

@@ -23,7 +23,8 @@ from ragadapt.adaptation import choose_strength, dev_pool, drift, make_examples,
 from ragadapt.arena import Arena, build_arena, one_rank
 from ragadapt.chunks import ChunkStore, document_hash
 from ragadapt.config import FitConfig, IndexConfig
-from ragadapt.corpus import documents_from, internal_links, read_documents
+from ragadapt.corpus import chunks_from, documents_from, internal_links, read_documents
+from ragadapt.errors import InvalidLabels
 from ragadapt.evaluation import gate
 from ragadapt.evaluation.report import Report, write_report
 from ragadapt.files import record_file
@@ -50,6 +51,7 @@ from ragadapt.stages import (
     build_index,
     build_lexical,
     build_vectors,
+    check_index,
     encode_query_texts,
     read_queries,
     searcher_of,
@@ -57,7 +59,7 @@ from ragadapt.stages import (
 )
 from ragadapt.store import Manifest, Stage, Workspace, open_store
 from ragadapt.tuning import ENOUGH, MOST, LearntFusion, learn_fusion, quality
-from ragadapt.values import Document, Evidence, Progress, Query, no_progress
+from ragadapt.values import Chunk, Document, Evidence, Progress, Query, no_progress
 
 if TYPE_CHECKING:
     from ragadapt.encoder import Encoder
@@ -79,6 +81,16 @@ class Labels:
     queries: Path
     qrels: Path | None = None
     use: Literal["both", "train", "eval"] = "both"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "queries", Path(self.queries))
+        if self.qrels is not None:
+            object.__setattr__(self, "qrels", Path(self.qrels))
+        for path in (self.queries, self.qrels):
+            if path is not None and not path.is_file():
+                raise InvalidLabels(f"There is no file at {path}. Give the path of your labelled questions.")
+        if self.use not in ("both", "train", "eval"):
+            raise InvalidLabels(f"use = {self.use!r}: labels are for 'both', 'train' or 'eval'.")
 
 
 @dataclass(frozen=True)
@@ -102,26 +114,29 @@ def fit(
     config: FitConfig = FitConfig(),
     *,
     labels: Sequence[Labels] = (),
+    chunked: bool = False,
     portable: bool | None = None,
     progress: Progress = no_progress,
 ) -> FitResult:
     """Learn a corpus and write a retriever to `target`, replacing an older one there only when all is done.
 
-    sources: files, folders, or LangChain documents / LlamaIndex nodes. portable: copy the base model's weights into
+    sources: files, folders, or LangChain documents / LlamaIndex nodes. chunked: those objects are passages already and
+    are not cut again. portable: copy the base model's weights into
     the folder (None = only where it is not on the hub). Raises EmptyCorpus, InvalidInput, StoreLocked, ModelNotFound,
     TrainingFailed.
     """
     from ragadapt.encoder import Encoder
 
+    check_index(config.index)
     clock = Clock()
     with clock("read"):
-        documents, skipped = _read(sources, config, progress)
+        documents, skipped, chunks = _read(sources, config, chunked, progress)
     with Workspace.open(target, {"command": "fit"}) as work:
         run = _Run(work, config, clock, progress, bool(portable))
         with clock("load model"):
             encoder = Encoder.load(config.encoder)
 
-        corpus = run.chunks(documents, encoder)
+        corpus = run.chunks(documents, chunks, encoder)
         vectors = run.vectors("base-vectors", corpus, encoder)
         lexical = run.lexical(corpus)
         base = searcher_of(corpus, vectors, lexical)
@@ -155,6 +170,7 @@ def reindex(retriever: str | Path, index: IndexConfig, *, progress: Progress = n
     """
     from ragadapt.encoder import Encoder
 
+    check_index(index)
     old = open_store(retriever)
     manifest = old.manifest
     with Workspace.open(old.path, {"command": "index"}) as work:
@@ -183,13 +199,25 @@ def reindex(retriever: str | Path, index: IndexConfig, *, progress: Progress = n
     return old.path
 
 
-def _read(sources: Sequence[Any], config: FitConfig, progress: Progress) -> tuple[list[Document], list[Any]]:
+def _read(
+    sources: Sequence[Any], config: FitConfig, chunked: bool, progress: Progress
+) -> tuple[list[Document], list[Any], list[Chunk] | None]:
+    """Documents, what was skipped, and the chunks where the caller cut them."""
     if isinstance(sources, (str, Path)):
         sources = [sources]
-    if all(isinstance(source, (str, Path)) for source in sources):
+    if not chunked and all(isinstance(source, (str, Path)) for source in sources):
         result = read_documents(list(sources), config.read, progress=progress)
-        return result.documents, result.skipped
-    return documents_from(sources), []
+        return result.documents, result.skipped, None
+    if not chunked:
+        return documents_from(sources), [], None
+    chunks = chunks_from(sources)
+    texts: dict[str, list[Chunk]] = {}
+    for chunk in chunks:
+        texts.setdefault(chunk.document_id, []).append(chunk)
+    documents = [
+        Document(id, "\n\n".join(part.text for part in parts), source=parts[0].source) for id, parts in texts.items()
+    ]
+    return documents, [], chunks
 
 
 class Clock:
@@ -269,11 +297,13 @@ class _Run:
         self.digests[name] = stage.digest
         self.paths[name] = stage.path
 
-    def chunks(self, documents: Sequence[Document], encoder: Encoder) -> Corpus:
+    def chunks(self, documents: Sequence[Document], given: Sequence[Chunk] | None, encoder: Encoder) -> Corpus:
         content = [document_hash(document) for document in documents]
+        if given is not None:
+            content += [f"{chunk.id} {chunk.content_hash}" for chunk in given]
         settings = self.config.chunk.model_dump(mode="json")
         with self.stage("chunks", documents=content, settings=settings, tokenizer=encoder.fingerprint) as stage:
-            return build_chunks(stage, documents, encoder, self.config.chunk, self.progress)
+            return build_chunks(stage, documents, given, encoder, self.config.chunk, self.progress)
 
     def vectors(self, name: str, corpus: Corpus, encoder: Encoder, after: Sequence[str] = ("chunks",)) -> Floats:
         with self.stage(name, after, encoder=encoder.fingerprint) as stage:
@@ -316,9 +346,13 @@ class _Run:
         documents, chunks = corpus.documents, corpus.chunks
         links = internal_links(documents, chunks)
         written = structural_queries(documents, chunks, links, config.query, seed=seed)
+        found_labels, notes = self._labels(corpus, labels)
         if config.query.generator or config.query.generator_url:
             cache = stage.scratch / "answers.jsonl"
-            written += generate_queries(chunks, config.query, seed=seed, cache_path=cache, progress=self.progress)
+            examples = [query for found, ids in found_labels for query in found.queries if query.id in ids["train"]]
+            written += generate_queries(
+                chunks, config.query, seed=seed, cache_path=cache, progress=self.progress, examples=examples
+            )
         made = Counter(query.kind for query in written)
         cleaned = clean_queries(written, chunks, config.query, seed=seed)
         split = split_documents(chunks, corpus.groups, config.split, seed)
@@ -326,13 +360,8 @@ class _Run:
         train = self._round_trip(parts["train"], encoder, base)
         dev, heldout = list(parts["dev"]), list(parts["heldout"])
         grades: dict[str, dict[str, int]] = {}
-        notes: list[str] = []
-        for label in labels:
-            found = load_labels(label.queries, label.qrels, chunks=chunks, documents=documents)
+        for found, ids in found_labels:
             grades |= _document_grades(found, corpus)
-            if found.unmatched:
-                notes.append(f"{len(found.unmatched)} labels of {label.queries.name} match nothing in the documents")
-            ids = self._split_labels(found.queries, label.use)
             train += [query for query in found.queries if query.id in ids["train"]]
             dev += [query for query in found.queries if query.id in ids["dev"]]
             heldout += [query for query in found.queries if query.id in ids["heldout"]]
@@ -349,6 +378,21 @@ class _Run:
             leaks.total,
             tuple(notes),
         )
+
+    def _labels(
+        self, corpus: Corpus, labels: Sequence[Labels]
+    ) -> tuple[list[tuple[LabelledSet, dict[str, set[str]]]], list[str]]:
+        """Every labelled set with the ids of its parts, and what could not be matched."""
+        sets, notes, seen = [], [], set[str]()
+        for number, label in enumerate(labels, start=1):
+            found = load_labels(label.queries, label.qrels, chunks=corpus.chunks, documents=corpus.documents)
+            if seen & {query.id for query in found.queries}:  # two files may both number from 1
+                found = _renamed(found, f"{number}:")
+            seen |= {query.id for query in found.queries}
+            if found.unmatched:
+                notes.append(f"{len(found.unmatched)} labels of {label.queries.name} could not be used")
+            sets.append((found, self._split_labels(found.queries, label.use)))
+        return sets, notes
 
     def _split_labels(self, queries: Sequence[Query], use: str) -> dict[str, set[str]]:
         if use == "eval":
@@ -570,7 +614,7 @@ class _Run:
                 timings=self.clock.seconds,
                 configuration=config.model_dump(mode="json"),
                 seed=config.seed,
-                base_model=base[0].spec.base,
+                base_model=base[0].spec.model,
                 licences=_licences(base[0], config),
             )
             return build_report(facts, arenas[0], arenas[-1], corpus)
@@ -647,6 +691,17 @@ def _without_held_out_passages(train: Sequence[Query], heldout: Sequence[Query],
         if query.evidence is Evidence.LABELLED
         or not any(corpus.groups[at[id]] in answers for id in query.positives if id in at)
     ]
+
+
+def _renamed(found: LabelledSet, prefix: str) -> LabelledSet:
+    """The same labels under ids with a prefix."""
+    return replace(
+        found,
+        queries=[replace(query, id=prefix + query.id) for query in found.queries],
+        grades={prefix + id: value for id, value in found.grades.items()},
+        document_positives={prefix + id: value for id, value in found.document_positives.items()},
+        evidence={prefix + id: value for id, value in found.evidence.items()},
+    )
 
 
 def _document_grades(found: LabelledSet, corpus: Corpus) -> dict[str, dict[str, int]]:

@@ -5,7 +5,10 @@ Each takes a store Stage; a stage that was finished in an earlier, interrupted r
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +19,7 @@ import numpy as np
 from ragadapt.chunks import ChunkStore
 from ragadapt.config import ChunkConfig, IndexConfig
 from ragadapt.corpus import chunk_documents, near_duplicate_groups, normalise
-from ragadapt.errors import EmptyCorpus, StoreCorrupt
+from ragadapt.errors import EmptyCorpus, InvalidConfiguration, MissingExtra, StoreCorrupt
 from ragadapt.fusion import Background, Floats, Fusion
 from ragadapt.index import exact_index, open_index
 from ragadapt.lexical import LexicalIndex
@@ -26,6 +29,9 @@ from ragadapt.values import Chunk, Document, Evidence, Progress, Query
 
 if TYPE_CHECKING:
     from ragadapt.encoder import Encoder
+
+
+_LINK_TARGET = re.compile(r"\]\([^()\s]{1,500}\)")
 
 
 @dataclass(frozen=True)
@@ -56,9 +62,14 @@ class Corpus:
 
 
 def build_chunks(
-    stage: Stage, documents: Sequence[Document], encoder: Encoder, config: ChunkConfig, progress: Progress
+    stage: Stage,
+    documents: Sequence[Document],
+    given: Sequence[Chunk] | None,
+    encoder: Encoder,
+    config: ChunkConfig,
+    progress: Progress,
 ) -> Corpus:
-    """Cut the documents and store them in chunks.sqlite."""
+    """Cut the documents, unless their chunks are given, and store them in chunks.sqlite."""
     path = stage.path / "chunks.sqlite"
     groups_path = stage.path / "groups.npy"
     if stage.finished:
@@ -67,7 +78,10 @@ def build_chunks(
         groups = np.load(groups_path).tolist()
     else:
         limit = encoder.max_length - encoder.special_tokens
-        chunks = chunk_documents(documents, config, encoder.count_tokens, limit, progress=progress)
+        if given is not None:
+            chunks = list(given)
+        else:
+            chunks = chunk_documents(documents, config, encoder.count_tokens, limit, progress=progress)
         if not chunks:
             raise EmptyCorpus(
                 "The documents hold no text to cut into passages. Check what was read with: ragadapt doctor"
@@ -96,10 +110,15 @@ def build_lexical(stage: Stage, corpus: Corpus, progress: Progress) -> LexicalIn
     folder = stage.path / "lexical"
     if not stage.finished:
         headings = [" > ".join(chunk.heading_path) for chunk in corpus.chunks]
-        texts = [chunk.text for chunk in corpus.chunks]
+        texts = [lexical_text(chunk.text) for chunk in corpus.chunks]
         index = LexicalIndex.build(corpus.ids, texts, headings=headings, progress=progress)
         index.save(folder)
     return LexicalIndex.open(folder)
+
+
+def lexical_text(text: str) -> str:
+    """The text without link targets: a page that links to another one is not about what the address says."""
+    return _LINK_TARGET.sub("]", text)
 
 
 def searcher_of(corpus: Corpus, vectors: Floats, lexical: LexicalIndex) -> Searcher:
@@ -107,13 +126,34 @@ def searcher_of(corpus: Corpus, vectors: Floats, lexical: LexicalIndex) -> Searc
     return Searcher(exact_index(corpus.ids, vectors), lexical, Background.of(vectors), Fusion())
 
 
+def check_index(config: IndexConfig) -> None:
+    """Say before any work that an index cannot be built. Raises MissingExtra, InvalidConfiguration."""
+    module, extra = {
+        "exact": ("numpy", ""),
+        "faiss": ("faiss", "faiss"),
+        "qdrant": ("qdrant_client", "qdrant"),
+        "qdrant-edge": ("qdrant_edge", "qdrant-edge"),
+    }[config.kind]
+    if importlib.util.find_spec(module) is None:
+        raise MissingExtra(f"An index of kind {config.kind!r} (or take index.kind = 'exact')", extra)
+    if config.url == ":memory:":
+        raise InvalidConfiguration(
+            "index.url = ':memory:' keeps nothing, and a saved retriever needs its index. Leave the URL out for a "
+            "folder, or name a server."
+        )
+    if config.url is not None and config.kind != "qdrant":
+        raise InvalidConfiguration(f"index.url is for kind 'qdrant', not {config.kind!r}.")
+
+
 def build_index(
     folder: Path, config: IndexConfig, corpus: Corpus, vectors: Floats, fingerprint: str, progress: Progress
 ) -> None:
     """The index that ships, with the chunks' metadata for filters."""
     ids, batch = corpus.ids, 4096
+    # On a server every build gets a collection of its own: the one in use is not touched before the commit.
+    collection = f"{config.collection}-{uuid.uuid4().hex[:12]}" if config.url else config.collection
     with open_index(
-        config.kind, folder, dim=vectors.shape[1], fingerprint=fingerprint, url=config.url, collection=config.collection
+        config.kind, folder, dim=vectors.shape[1], fingerprint=fingerprint, url=config.url, collection=collection
     ) as index:
         for start in range(0, len(ids), batch):
             stop = min(start + batch, len(ids))

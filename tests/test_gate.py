@@ -42,13 +42,19 @@ def test_of_what_people_wrote_one_kind_judges_and_the_others_train() -> None:
     assert made.evidence is Evidence.HUMAN
     assert {query.kind for query in made.judge} == {"question"}
     assert "question" not in {query.kind for query in made.train}
-    assert "link" in {query.kind for query in made.train}
+    assert {query.kind for query in made.train} == {"link"}
 
 
 def test_nothing_is_trained_where_only_crops_are_left_to_train_on() -> None:
     made = plan(QUESTIONS + CROPS, QUESTIONS + CROPS)
     assert made.train == ()
-    assert "only text cut from the passages" in made.reason
+    assert "only 0 are left" in made.reason
+
+
+def test_a_handful_of_questions_lets_no_crops_in() -> None:
+    made = plan(LABELLED[:5] + CROPS, LABELLED[5:40] + CROPS)
+    assert made.train == ()
+    assert "only 5 are left" in made.reason
 
 
 def test_too_few_labelled_queries_cannot_judge() -> None:

@@ -27,6 +27,10 @@ MINIMUM = {Evidence.LABELLED: 10, Evidence.HUMAN: 40, Evidence.PARAPHRASE: 100}
 """Fewest held-out queries of a rank that may let a model through; crops may not."""
 
 
+FEWEST_TO_TRAIN = 16
+"""Fewer queries than this teach nothing that held-out ones could show."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What may train and what must judge. reason: said to the user; train is empty where nothing could judge."""
@@ -42,16 +46,16 @@ def plan(train: Sequence[Query], heldout: Sequence[Query], *, minimum: Mapping[E
 
     The best-ranked evidence with enough held-out queries judges. Labelled queries may train and judge (they are
     split, and they are the truth). Of any other rank, the most frequent kind judges and no query of that kind trains.
+    Crops never train.
     """
+    train = [query for query in train if query.evidence is not Evidence.CROP]
     counts = {rank: sum(query.evidence is rank for query in heldout) for rank in Evidence}
     for rank in (Evidence.LABELLED, Evidence.HUMAN, Evidence.PARAPHRASE):
         judges = [query for query in heldout if query.evidence is rank]
         if len(judges) < minimum[rank]:
             continue
         if rank is Evidence.LABELLED:
-            labelled = tuple(query for query in train if query.evidence is rank)
-            others = tuple(query for query in train if query.evidence in (Evidence.HUMAN, Evidence.PARAPHRASE))
-            trained = labelled + others
+            trained = tuple(train)
             reason = f"{len(judges)} labelled queries that were held out judge."
         else:
             kinds = {kind: sum(query.kind == kind for query in judges) for kind in {query.kind for query in judges}}
@@ -60,16 +64,17 @@ def plan(train: Sequence[Query], heldout: Sequence[Query], *, minimum: Mapping[E
                 continue
             judges = [query for query in judges if query.kind == kind]
             trained = tuple(query for query in train if query.kind != kind)
-            if all(query.evidence is Evidence.CROP for query in trained):
-                reason = (
-                    f"{len(judges)} held-out queries of kind {kind!r} could judge, but only text cut from the passages "
-                    "is left to train on, and that teaches a pre-trained encoder little or does harm."
-                )
-                return Plan((), tuple(judges), rank, reason)
             reason = f"{len(judges)} held-out queries of kind {kind!r} judge; other kinds train."
-        if trained:
+        if len(trained) >= FEWEST_TO_TRAIN:
             return Plan(trained, tuple(judges), rank, reason)
-        return Plan((), tuple(judges), rank, f"{reason} Nothing is left to train on.")
+        reason = f"{len(judges)} held-out queries ({rank.value}) could judge a trained model"
+        return Plan(
+            (),
+            tuple(judges),
+            rank,
+            f"{reason}, but only {len(trained)} are left to train on that are not text cut from the passages "
+            f"(which teaches a pre-trained encoder little or does harm); at least {FEWEST_TO_TRAIN} are needed.",
+        )
     found = ", ".join(f"{count} {rank.value}" for rank, count in counts.items() if count) or "none"
     return Plan(
         (),

@@ -25,11 +25,17 @@ KINDS = {
     "label": "your labelled questions",
     "question": "questions found in the text",
     "link": "link texts",
-    "title": "titles and headings",
+    "docstring": "docstrings",
+    "title": "titles",
+    "heading": "headings",
     "sentence": "sentences",
     "keywords": "keywords",
+    "identifier": "names in code, as words",
     "crop": "sentence crops",
     "lm-question": "questions by a language model",
+    "lm-search": "searches by a language model",
+    "lm-claim": "claims by a language model",
+    "lm-keywords": "keywords by a language model",
 }
 
 
