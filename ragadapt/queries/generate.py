@@ -248,7 +248,7 @@ def _generator_id(config: QueryConfig) -> str:
             "No language model is named. Set generator (a local model) or generator_url (an OpenAI-compatible "
             "endpoint)."
         )
-    return f"local:{_weights(config.generator)}:t{config.generator_temperature:g}"
+    return f"local:{_weights(config.generator)}:t{config.generator_temperature}"
 
 
 def _weights(name: str) -> str:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 from ragadapt.config import QueryConfig
 from ragadapt.errors import GeneratorFailed, InvalidConfiguration, MissingExtra
 from ragadapt.queries.generators.cache import Answer
-from ragadapt.queries.generators.prompts import Prompt, chat_text
+from ragadapt.queries.generators.prompts import CHAT_TEMPERATURE, Prompt, chat_text
 
 if TYPE_CHECKING:
     import openai
@@ -55,7 +55,7 @@ def endpoint_url(url: str) -> str:
 def endpoint_id(config: QueryConfig) -> str:
     """What tells this generator from others in the cache."""
     url = endpoint_url(config.generator_url or "")
-    return f"endpoint:{url}:{config.generator_model or ''}:t{config.generator_temperature:g}"
+    return f"endpoint:{url}:{config.generator_model or ''}:t{config.generator_temperature}"
 
 
 class Endpoint:
@@ -154,8 +154,9 @@ class Endpoint:
         started = time.monotonic()
         message: Any = [{"role": "user", "content": chat_text(prompt)}]
         limit = self._config.generator_max_tokens or answer_tokens(len(prompt.kinds))
+        temperature = self._config.generator_temperature
         settings = {
-            "temperature": self._config.generator_temperature,
+            "temperature": CHAT_TEMPERATURE if temperature is None else temperature,
             "max_tokens": limit,
             "max_completion_tokens": limit,
             "seed": prompt.seed % 2**31,

@@ -21,7 +21,14 @@ from ragadapt.config import QueryConfig
 from ragadapt.errors import GeneratorFailed, InvalidConfiguration, MissingExtra, ModelNotFound
 from ragadapt.queries.generators.cache import Answer
 from ragadapt.queries.generators.endpoint import answer_tokens
-from ragadapt.queries.generators.prompts import MAX_PASSAGE_CHARACTERS, Prompt, chat_text, plain_text
+from ragadapt.queries.generators.prompts import (
+    CHAT_TEMPERATURE,
+    MAX_PASSAGE_CHARACTERS,
+    PLAIN_TEMPERATURE,
+    Prompt,
+    chat_text,
+    plain_text,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +55,8 @@ class LocalModel:
         self.model.to(self.device).eval()
         self.chat = not self.seq2seq and bool(getattr(self.tokenizer, "chat_template", None))
         self._settle()
+        usual = CHAT_TEMPERATURE if self.chat or self.seq2seq else PLAIN_TEMPERATURE
+        self._temperature = usual if config.generator_temperature is None else config.generator_temperature
         kind = "sequence-to-sequence" if self.seq2seq else "chat" if self.chat else "plain causal"
         logger.info("%s: %s model on %s in %s", self.name, kind, self.device, str(self.dtype).removeprefix("torch."))
 
@@ -75,9 +84,9 @@ class LocalModel:
     def _answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
         started = time.monotonic()
         copies = [len(prompt.kinds) if self.seq2seq else 1 for prompt in prompts]  # a query each, or all in one text
-        limit = self._config.generator_max_tokens or (
-            64 if self.seq2seq else answer_tokens(max(len(p.kinds) for p in prompts))
-        )
+        asked = max(len(prompt.kinds) for prompt in prompts)
+        usual = 64 if self.seq2seq else answer_tokens(asked) if self.chat else 40 * asked  # plain ones go on for ever
+        limit = self._config.generator_max_tokens or usual
         encoded = [self._fit(prompt, limit) for prompt in prompts]
         rows = [ids for ids, count in zip(encoded, copies) for _ in range(count)]
         width = max(len(ids) for ids in rows)
@@ -95,7 +104,7 @@ class LocalModel:
             for copy in range(count)
         ]
         prompt_width = 1 if self.seq2seq else width  # a decoder starts with one token of its own
-        sampler = _Sampler(torch.tensor(np.stack(draws)), prompt_width, self._config.generator_temperature)
+        sampler = _Sampler(torch.tensor(np.stack(draws)), prompt_width, self._temperature)
         stop = (
             _LinesWritten(self.tokenizer, prompt_width, [len(p.kinds) for p in prompts])
             if left and not self.chat
