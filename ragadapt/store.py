@@ -241,13 +241,17 @@ def _check_files(path: Path, manifest: Manifest, verify: Verify) -> None:
     remedy = "Copy the folder again, or rebuild it with: ragadapt fit"
     for name, expected in manifest.files.items():
         file = path / name
-        if not file.is_file():
-            raise StoreCorrupt(f"{file} is missing; the manifest expects {expected.size} bytes. {remedy}")
-        size = file.stat().st_size
-        if size != expected.size:
-            raise StoreCorrupt(f"{file} has {size} bytes, the manifest expects {expected.size}. {remedy}")
-        if verify == "full" and (found := record_file(file).sha256) != expected.sha256:
-            raise StoreCorrupt(f"{file} has sha256 {found}, the manifest expects {expected.sha256}. {remedy}")
+        try:
+            size = file.stat().st_size
+            if size != expected.size:
+                raise StoreCorrupt(f"{file} has {size} bytes, the manifest expects {expected.size}. {remedy}")
+            if verify == "full" and (found := record_file(file).sha256) != expected.sha256:
+                raise StoreCorrupt(f"{file} has sha256 {found}, the manifest expects {expected.sha256}. {remedy}")
+        except FileNotFoundError as error:
+            missing = f"{file} is missing; the manifest expects {expected.size} bytes. {remedy}"
+            raise StoreCorrupt(missing) from error
+        except OSError as error:
+            raise StoreCorrupt(f"{file} cannot be read ({error}). {remedy}") from error
 
 
 # Building ---------------------------------------------------------------------------------------------
