@@ -15,7 +15,7 @@ from ragadapt.adapters import AdaptedEncoder, attach
 from ragadapt.adapters.reweight import dimension_weights, matrix
 from ragadapt.config import AdapterConfig, EncoderConfig
 from ragadapt.encoder import Encoder
-from ragadapt.encoder.modules import weighted_mean
+from ragadapt.encoder.pooling import weighted_mean
 from ragadapt.errors import InvalidConfiguration, InvalidInput, TrainingFailed
 
 TEXTS = sentences(12)

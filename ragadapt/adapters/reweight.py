@@ -19,7 +19,8 @@ from sentence_transformers.models import Dense, Pooling
 from torch import Tensor, nn
 
 from ragadapt.adapters.lora import ADAPTER
-from ragadapt.encoder.modules import TokenWeightedPooling, weighted_mean
+from ragadapt.encoder.modules import TokenWeightedPooling
+from ragadapt.encoder.pooling import weighted_mean
 from ragadapt.errors import InvalidConfiguration
 
 _EPSILON = 1e-24  # under the root of a squared norm: keeps the gradient finite where B = 0

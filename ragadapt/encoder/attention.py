@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.masking_utils import AttentionMaskInterface, bidirectional_mask_function, eager_mask
-from transformers.modeling_utils import AttentionInterface
+from torch.nn import functional as F
 
 NAME = "ragadapt_bf16_cpu"
 _LONGEST = 512  # beyond it the (T, T) weights outgrow the caches, and the fused kernel wins
@@ -42,6 +41,32 @@ class _Attention(torch.autograd.Function):
         return for_q, for_k, for_v, None, None
 
 
+def two_sided_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None = None
+) -> Tensor:
+    """(B, H, T, d) each, additive mask (B, 1, 1 or T, T) → (B, T, H, d), contiguous.
+
+    Batched products for short sequences in bfloat16 on a CPU, PyTorch's fused kernel for the rest.
+    """
+    length, width = query.shape[2:]
+    scaling = width**-0.5 if scaling is None else scaling
+    if query.dtype != torch.bfloat16 or query.device.type != "cpu" or length > _LONGEST:
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+        return out.transpose(1, 2).contiguous()
+    return batched_attention(query, key, value, mask, scaling)
+
+
+def batched_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """The batched products, in any precision; shapes as in `two_sided_attention`."""
+    batch, heads, length, width = query.shape
+    folded = batch * heads
+    if mask is not None:
+        mask = mask.expand(batch, heads, *mask.shape[2:]).reshape(folded, mask.shape[2], length).to(query.dtype)
+    flat = (tensor.reshape(folded, length, width) for tensor in (query, key, value))
+    made: Tensor = _Attention.apply(*flat, mask, scaling)  # type: ignore[no-untyped-call]
+    return made.view(batch, heads, length, width).transpose(1, 2).contiguous()
+
+
 def attention(
     module: nn.Module,
     query: Tensor,
@@ -52,39 +77,29 @@ def attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """(B, H, T, d) each → (B, T, H, d). Whatever is not plain two-sided attention goes to PyTorch's kernel."""
-    batch, heads, length, width = query.shape
+    """The same for transformers models; what is not plain two-sided attention goes to its own function."""
     plain = (
         key.shape == query.shape == value.shape
         and not getattr(module, "is_causal", False)
         and not options.get("is_causal")
         and options.get("position_bias") is None
         and dropout == 0
-        and length <= _LONGEST
     )
-    if not plain:
-        functions: Any = AttentionInterface
-        fused = functions()["sdpa"]
-        passed: tuple[Tensor, Tensor | None] = fused(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
-        )
-        return passed
-    folded = batch * heads
-    mask = attention_mask
-    if mask is not None:
-        mask = mask.expand(batch, heads, *mask.shape[2:]).reshape(folded, mask.shape[2], length).to(query.dtype)
-    made: Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
-        query.reshape(folded, length, width),
-        key.reshape(folded, length, width),
-        value.reshape(folded, length, width),
-        mask,
-        width**-0.5 if scaling is None else scaling,
+    if plain:
+        return two_sided_attention(query, key, value, attention_mask, scaling), None
+    from transformers.modeling_utils import AttentionInterface
+
+    functions: Any = AttentionInterface
+    passed: tuple[Tensor, Tensor | None] = functions()["sdpa"](
+        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
     )
-    return made.view(batch, heads, length, width).transpose(1, 2).contiguous(), None
+    return passed
 
 
 def mask_of(**settings: Any) -> Tensor | None:
     """Additive mask: (B, 1, 1, T) for two-sided attention, None without padding, (B, 1, T, T) otherwise."""
+    from transformers.masking_utils import bidirectional_mask_function, eager_mask
+
     padding = settings.get("attention_mask")
     two_sided = settings.get("mask_function") is bidirectional_mask_function and not settings.get("use_vmap")
     if not two_sided or padding is None or padding.dim() != 2 or padding.shape[1] != settings.get("kv_length"):
@@ -103,6 +118,9 @@ def use(model: nn.Module) -> bool:
     config: Any = model.config
     if getattr(config, "_attn_implementation", None) != "sdpa":
         return False
+    from transformers.masking_utils import AttentionMaskInterface
+    from transformers.modeling_utils import AttentionInterface
+
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, mask_of)
     config._attn_implementation = NAME

@@ -12,15 +12,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sentence_transformers import SentenceTransformer
 
 from ragadapt.config import EncoderConfig
-from ragadapt.encoder import attention, loading
+from ragadapt.encoder import attention, direct, loading
 from ragadapt.encoder.batches import Ids, token_batches
 from ragadapt.encoder.precision import (
     PROBE_PASSAGES,
@@ -32,10 +31,13 @@ from ragadapt.encoder.precision import (
 )
 from ragadapt.encoder.prefix import Prefix, PrefixCache, layer_list, split
 from ragadapt.encoder.presets import Source, known_prompts, resolve
-from ragadapt.encoder.spec import EncoderSpec, read_spec, write_spec
+from ragadapt.encoder.spec import EncoderSpec, opens_directly, read_spec, write_spec
 from ragadapt.encoder.tower import Tower
 from ragadapt.errors import InvalidInput, NotARetriever, StoreError
 from ragadapt.values import Progress, no_progress
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,12 @@ _FIRST_WINDOW = 512  # texts tokenised before the first batch runs: the model sh
 _WINDOW = 8192  # texts tokenised and sorted together afterwards; bounds the memory that tokens take
 _BUDGET = {"cpu": 2048, "cuda": 131_072, "mps": 16_384}  # tokens per batch
 _RELOAD_COSINE = 0.9999
+_AWKWARD = (
+    "",
+    " ".join(PROBE_PASSAGES) * 12,
+    "\tA\u0301 ½ ﬁ\n漢字かな 😀 [SEP] <s>x</s>  naïve ÅNGSTRÖM \u200b",
+    *PROBE_QUERIES,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +126,30 @@ class Encoder:
                 "precision": precision,
             }
         )
-        encoder = cls._build(Source(str(folder), None, None, True), config, spec)
+        source = Source(str(folder), None, None, True)
+        encoder = cls._open_directly(source, config, spec) or cls._build(source, config, spec)
         adapter = folder / "adapter"
         if adapter.is_dir():
             encoder._finish = lambda target, portable: _copy_adapter(adapter, target)
+        return encoder
+
+    @classmethod
+    def _open_directly(cls, source: Source, config: EncoderConfig, spec: EncoderSpec) -> Self | None:
+        """With torch alone, if saving proved that it gives the same; None where it did not."""
+        folder = Path(source.location)
+        towers = direct.open_towers(folder, spec.max_length) if opens_directly(folder) else None
+        if towers is None:
+            return None
+        device = choose_device(config.device)
+        precision = choose_precision(config.precision, device)
+
+        def restore() -> SentenceTransformer:
+            fresh = loading.open_model(source, config, "cpu")
+            return _prepared(fresh, spec.max_length, spec.query_prompt, spec.passage_prompt)
+
+        query, passage = (tower.to(device) for tower in towers)
+        encoder = cls(spec, config, query, passage, replace(precision, dtype="float32"), restore)
+        encoder._settle(precision, encoder._probe())
         return encoder
 
     @classmethod
@@ -132,18 +160,11 @@ class Encoder:
         length = loading.max_length(model, config, source)
         query_prompt, passage_prompt = _prompts(model, config, source)
 
-        def prepare(model: SentenceTransformer) -> SentenceTransformer:
-            loading.unit_length(model)
-            with suppress(AttributeError):  # models of static vectors read texts of any length
-                model.max_seq_length = length
-            model.prompts = {"query": query_prompt, "document": passage_prompt}
-            model.default_prompt_name = "document" if passage_prompt else None
-            return model
-
         def restore() -> SentenceTransformer:
-            return prepare(loading.open_model(source, config, "cpu"))
+            fresh = loading.open_model(source, config, "cpu")
+            return _prepared(fresh, length, query_prompt, passage_prompt)
 
-        prepare(model)
+        _prepared(model, length, query_prompt, passage_prompt)
         query_chain, passage_chain = loading.sides(model)
         query = loading.build_tower(query_chain, length)
         passage = query if passage_chain == query_chain else loading.build_tower(passage_chain, length)
@@ -162,7 +183,7 @@ class Encoder:
             )
         encoder = cls(spec, config, query, passage, replace(precision, dtype="float32"), restore)
         reference = encoder._reference(model)
-        encoder._settle(precision, reference, model)
+        encoder._settle(precision, reference)
         return encoder
 
     def _reference(self, model: SentenceTransformer) -> tuple[Vectors, Vectors]:
@@ -178,7 +199,7 @@ class Encoder:
         self._generic = model
         return queries, passages
 
-    def _settle(self, wanted: Precision, reference: tuple[Vectors, Vectors], model: SentenceTransformer) -> None:
+    def _settle(self, wanted: Precision, reference: tuple[Vectors, Vectors]) -> None:
         """Run in the wanted precision if it agrees with float32 on the probe, else stay in float32."""
         if wanted.dtype == "float32" or self._generic is not None:
             reason = wanted.reason if self._generic is None else "this model runs in sentence-transformers"
@@ -463,7 +484,28 @@ class Encoder:
                 f"The model saved in {folder} differs from the one in memory (cosine {min(cosine, mine):.5f}, at "
                 f"least {_RELOAD_COSINE} is needed). It must not be used; please report this."
             )
+        if self._same_directly(folder, spec, again, after):
+            write_spec(folder, spec, direct=True)
         return SavedModel(folder, spec.fingerprint, not by_reference, cosine)
+
+    def _same_directly(
+        self, folder: Path, spec: EncoderSpec, model: SentenceTransformer, vectors: tuple[Vectors, Vectors]
+    ) -> bool:
+        """Whether torch alone opens the folder to the same tokens and vectors as the library."""
+        towers = direct.open_towers(folder, spec.max_length)
+        if towers is None:
+            return False
+        for tower, chain in zip(towers, loading.sides(model), strict=True):
+            theirs = loading.build_tower(chain, spec.max_length)
+            if theirs is None:
+                return False
+            pairs = zip(tower.tokenize(_AWKWARD)[0], theirs.tokenize(_AWKWARD)[0], strict=True)
+            if not all(np.array_equal(mine, other) for mine, other in pairs):
+                return False
+        precision = Precision("float32", "cpu", "for comparison")
+        opened = Encoder(spec, self.config, *towers, precision, self._restore)
+        cosine, _ = agreement(vectors, opened._probe())
+        return cosine >= 1 - 1e-5
 
     def export_onnx(self, folder: str | Path) -> float:
         """Write the encoder as ONNX with its tokenizer; see `ragadapt.encoder.export`. Returns the agreement."""
@@ -520,6 +562,18 @@ def _copy_adapter(adapter: Path, target: Path) -> bool:
     if (target / "adapter") != adapter:
         shutil.copytree(adapter, target / "adapter", dirs_exist_ok=True)
     return False
+
+
+def _prepared(
+    model: SentenceTransformer, max_length: int, query_prompt: str, passage_prompt: str
+) -> SentenceTransformer:
+    """The model so that it would save what we return: unit length, our prompts, our max length."""
+    loading.unit_length(model)
+    with suppress(AttributeError):  # models of static vectors read texts of any length
+        model.max_seq_length = max_length
+    model.prompts = {"query": query_prompt, "document": passage_prompt}
+    model.default_prompt_name = "document" if passage_prompt else None
+    return model
 
 
 def _width(model: SentenceTransformer) -> int:

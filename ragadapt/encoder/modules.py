@@ -8,6 +8,8 @@ import torch
 from sentence_transformers.models import Pooling
 from torch import Tensor, nn
 
+from ragadapt.encoder.pooling import weighted_mean
+
 
 class TokenWeightedPooling(Pooling):  # type: ignore[misc]
     """Mean pooling with weights from a LoRA pair: e = sum_i w_i h_i.
@@ -73,22 +75,6 @@ class TokenWeightedPooling(Pooling):  # type: ignore[misc]
         config = cls.load_config(model_name_or_path, subfolder=subfolder, **hub)
         model: Self = cls.load_torch_weights(model_name_or_path, subfolder=subfolder, model=cls(**config), **hub)
         return model
-
-
-def weighted_mean(
-    hidden: Tensor, mask: Tensor, inputs: Tensor, pair: tuple[Tensor, Tensor], sharpness: float
-) -> Tensor:
-    """Sum_i softmax_i(sharpness * ||B A x_i||^2) h_i over the tokens that mask keeps.
-
-    hidden: (B, T, h); mask: (B, T); inputs x: (B, T, h); pair: A (r, h), B (h, r). Returns (B, h) float32.
-    """
-    a, b = pair
-    projected = inputs.float() @ a.float().T  # (B, T, h) x (h, r) -> (B, T, r)
-    gram = b.float().T @ b.float()  # (r, r)
-    strength = ((projected @ gram) * projected).sum(-1)  # (B, T)
-    logits = (sharpness * strength).masked_fill(mask == 0, float("-inf"))
-    weights = logits.softmax(dim=-1)  # (B, T)
-    return (weights.unsqueeze(1) @ hidden.float()).squeeze(1)
 
 
 def fold_adapters(model: nn.Module) -> int:

@@ -67,14 +67,15 @@ class EncoderSpec:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        values = {key: value for key, value in values.items() if key not in ("format", "fingerprint")}
+        values = {key: value for key, value in values.items() if key not in ("format", "fingerprint", "direct")}
         adapter = values.pop("adapter", None)
         values["head"] = tuple(values["head"])
         return cls(**values, adapter=AdapterSpec(**adapter) if adapter else None)
 
 
-def write_spec(folder: Path, spec: EncoderSpec) -> None:
-    text = json.dumps(spec.to_json(), indent=2, ensure_ascii=False) + "\n"
+def write_spec(folder: Path, spec: EncoderSpec, *, direct: bool = False) -> None:
+    """direct: saving proved that the folder opens to the same vectors without sentence-transformers."""
+    text = json.dumps({**spec.to_json(), "direct": direct}, indent=2, ensure_ascii=False) + "\n"
     (folder / SPEC_FILE).write_text(text, encoding="utf-8")
 
 
@@ -99,3 +100,9 @@ def read_spec(folder: Path) -> EncoderSpec | None:
     if spec.fingerprint != values.get("fingerprint"):
         raise StoreCorrupt(f"{path} was changed after it was written (its fingerprint differs). Fit again.")
     return spec
+
+
+def opens_directly(folder: Path) -> bool:
+    """What `write_spec` noted; False where there is no spec."""
+    path = folder / SPEC_FILE
+    return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("direct") is True
