@@ -128,7 +128,7 @@ class TrainingConfig(Stage):
     distill_weight: float = Field(1.0, ge=0)  # of the teacher's part of the loss
     infonce_weight: float = Field(0.1, ge=0)  # beside distillation (methods: a small contrastive term helps)
     patience: int = Field(3, ge=1)  # evaluations on the dev part without gain before stopping
-    evaluations: int = Field(6, ge=1)  # looks at the dev part over the whole run
+    evaluations: int = Field(4, ge=1)  # looks at the dev part over the whole run
     prefix_cache: bool = True  # keep the activations below the trained layers
     prefix_cache_bytes: int = Field(4_000_000_000, ge=0)  # on disk; about 200 kB per 256-token passage at width 384
     compile: bool = False  # torch.compile: slow to start, pays on a GPU in long runs

@@ -249,7 +249,6 @@ class Asked:
     made: dict[str, int]
     kept: dict[str, int]
     documents: dict[str, int]  # part → documents
-    leaked: int
     notes: tuple[str, ...]
 
     @property
@@ -366,7 +365,6 @@ class _Run:
             dev += [query for query in found.queries if query.id in ids["dev"]]
             heldout += [query for query in found.queries if query.id in ids["heldout"]]
         train = _without_held_out_passages(train, heldout, corpus)
-        leaks = count_leaks(train, heldout, chunks)
         return Asked(
             tuple(train),
             tuple(dev),
@@ -375,7 +373,6 @@ class _Run:
             dict(made),
             dict(Counter(query.kind for query in (*train, *dev, *heldout))),
             {"train": len(split.train), "dev": len(split.dev), "heldout": len(split.heldout)},
-            leaks.total,
             tuple(notes),
         )
 
@@ -404,15 +401,17 @@ class _Run:
         return {"train": set(split.train), "dev": set(split.dev), "heldout": set(split.heldout)}
 
     def _round_trip(self, queries: Sequence[Query], encoder: Encoder, base: Searcher) -> list[Query]:
-        """Keep a training query only if its passage comes back in the first k of the untuned hybrid."""
+        """Keep a query that may train only if its passage comes back in the first k of the untuned hybrid."""
         k = self.config.query.round_trip_k
+        crops = [query for query in queries if query.evidence is Evidence.CROP]  # they never train
+        queries = [query for query in queries if query.evidence is not Evidence.CROP]
         if not k or not queries:
-            return list(queries)
+            return [*queries, *crops]
         vectors = encoder.encode_queries([query.text for query in queries], progress=self.progress)
         found = base.rank([query.text for query in queries], vectors, k)
         kept, dropped = round_trip_filter(queries, [ranked.ids for ranked in found], k)
         log.info("round trip: %d of %d training queries kept", len(kept), len(kept) + len(dropped))
-        return list(kept)
+        return [*kept, *crops]
 
     # Learning
 
@@ -582,6 +581,8 @@ class _Run:
         config = self.config
         with self.clock("report"):
             rank, chosen = one_rank(asked.heldout, dict.fromkeys(Evidence, 1), MOST)
+            if rank is Evidence.CROP:
+                chosen = chosen[:: -(-len(chosen) // _CROPS)]
             if plan.judge:
                 rank, chosen = plan.evidence, list(plan.judge)
             arenas: list[Arena | None] = [None, None]
@@ -605,7 +606,7 @@ class _Run:
                 kept=asked.kept,
                 sizes={part: len(getattr(asked, part)) for part in ("train", "dev", "heldout")},
                 documents_by_part=asked.documents,
-                leaked=asked.leaked,
+                leaked=count_leaks(plan.train, plan.judge, corpus.chunks).total if trained else 0,
                 warnings=asked.notes,
                 history=trained.history if trained else (),
                 strengths=trained.strengths if trained else {},

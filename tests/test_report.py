@@ -412,7 +412,7 @@ def test_few_questions_leaks_and_failed_proofs_are_said_aloud() -> None:
     )
     said = words.cautions(report)
     assert [
-        re.match(r"Only 62 questions|3 held-out questions|Not proved: Merged", text) is not None for text in said
+        re.match(r"Only 62 questions|3 training items share|Not proved: Merged", text) is not None for text in said
     ] == [True] * 3
     shown = [each.text for each in BeautifulSoup(page(report), "html.parser").select(".caution")]
     assert shown == [f"Note. {text}" for text in said]
