@@ -122,7 +122,8 @@ def _write_onnx(encoder: Encoder, model: Path, folder: Path) -> float:
     query_chain, passage_chain = sides(opened)
     same = query_chain == passage_chain
     chains = {"model.onnx": passage_chain} if same else {"query.onnx": query_chain, "passage.onnx": passage_chain}
-    tokenizer = tower.tokenizer
+    first: Any = passage_chain[0]
+    tokenizer = first.tokenizer
     tokenizer.save_pretrained(str(folder))
     for name, chain in chains.items():
         _trace(chain, tokenizer, folder / name)
