@@ -128,11 +128,21 @@ class _Encoded(dict[str, Any]):
 # ---------------------------------------------------------------------- the transformer
 
 
+class _Linear(nn.Linear):
+    def reset_parameters(self) -> None:
+        """Nothing: weights are assigned, and drawing random ones first costs seconds."""
+
+
+class _Embedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        """Nothing, likewise."""
+
+
 class _Self(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.query, self.key, self.value = (_Linear(width, width) for _ in range(3))
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         batch, length, width = hidden.shape
@@ -144,7 +154,7 @@ class _Self(nn.Module):
 class _AddNorm(nn.Module):
     def __init__(self, inner: int, width: int, epsilon: float) -> None:
         super().__init__()
-        self.dense = nn.Linear(inner, width)
+        self.dense = _Linear(inner, width)
         self.LayerNorm = nn.LayerNorm(width, eps=epsilon)
 
     def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
@@ -160,7 +170,7 @@ class _Layer(nn.Module):
         self.attention.self = _Self(width, config.num_attention_heads)
         self.attention.output = _AddNorm(width, width, config.layer_norm_eps)
         self.intermediate = nn.Module()
-        self.intermediate.dense = nn.Linear(width, inner)
+        self.intermediate.dense = _Linear(width, inner)
         self.output = _AddNorm(inner, width, config.layer_norm_eps)
         self.activation: Callable[[Tensor], Tensor] = _ACTIVATIONS[config.hidden_act]
 
@@ -175,9 +185,9 @@ class _Layer(nn.Module):
 class _Embeddings(nn.Module):
     def __init__(self, config: SimpleNamespace) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.word_embeddings = _Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = _Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = _Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.first_position = config.pad_token_id + 1 if _FAMILIES[config.model_type] else 0
 
@@ -236,8 +246,7 @@ def _load_bert(folder: Path) -> Bert:
     ):
         raise _Unknown(f"architecture {values.get('model_type')}")
     weights = load_file(folder / "model.safetensors")
-    with torch.device("meta"):
-        model = Bert(SimpleNamespace(**values))
+    model = Bert(SimpleNamespace(**values))
     needed = model.state_dict()
     if not needed.keys() <= weights.keys():
         raise _Unknown(f"weights lack {sorted(needed.keys() - weights.keys())[:3]}")
