@@ -21,10 +21,10 @@ check: .venv/ready  ## format, lint, types, import direction, quick tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto
 
 test: check  ## the same, and the slow tests
-	$(BIN)/python -m pytest tests -m 'slow and not gpu and not network and not requires_server'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto -m 'slow and not gpu and not network and not requires_server'
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .

@@ -131,7 +131,7 @@ class Candidates:
 def _reciprocal_ranks(scores: Floats) -> Floats:
     ranks = np.empty(len(scores), dtype=np.float32)
     ranks[np.argsort(-scores, kind="stable")] = np.arange(1, len(scores) + 1, dtype=np.float32)
-    reciprocal: Floats = 1 / (RRF_K + ranks)
+    reciprocal: Floats = np.reciprocal(RRF_K + ranks, dtype=np.float32)
     return reciprocal
 
 

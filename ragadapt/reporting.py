@@ -152,8 +152,8 @@ def build_report(facts: Facts, base: Arena | None, shipped: Arena | None, corpus
 def _measure(facts: Facts, base: Arena, shipped: Arena, corpus: Corpus) -> dict[str, Any]:
     found = runs(base, corpus, {"base-dense": "dense", "bm25": "lexical", "base-hybrid": "rrf", "base-fused": "hybrid"})
     if facts.decision.adapted:
-        after = runs(shipped, corpus, {"fitted-dense": "dense", "shipped": "hybrid"})
-        found |= after
+        runs_after = runs(shipped, corpus, {"fitted-dense": "dense", "shipped": "hybrid"})
+        found |= runs_after
     else:
         found["shipped"] = found.pop("base-fused")
     qrels = judgements(base, corpus)
@@ -171,7 +171,7 @@ def _measure(facts: Facts, base: Arena, shipped: Arena, corpus: Corpus) -> dict[
     texts = {item.query.id: item.query.text for item in base.judged}
     kinds = {item.query.id: item.query.kind for item in base.judged}
     by_unit = _first_chunks(corpus)
-    sides = [(_LABELS[name], found[name], evaluations[name]) for name in ("base-hybrid", "shipped")]
+    before, after = ((_LABELS[name], found[name], evaluations[name]) for name in ("base-hybrid", "shipped"))
 
     def passage(id: str) -> reports.Passage | None:
         chunk = by_unit.get(id)
@@ -180,9 +180,9 @@ def _measure(facts: Facts, base: Arena, shipped: Arena, corpus: Corpus) -> dict[
     return {
         "systems": tuple(systems),
         "deltas": tuple(deltas),
-        "comparison": build.compare(texts, qrels, *sides, passage, kinds=kinds),
+        "comparison": build.compare(texts, qrels, before, after, passage, kinds=kinds),
         "failures": reports.Failures(
-            worst=build.worst_queries(texts, qrels, *sides, passage, kinds=kinds),
+            worst=build.worst_queries(texts, qrels, before, after, passage, kinds=kinds),
             never_retrieved=build.never_retrieved(found["shipped"], sorted(_units(base, corpus)), passage),
         ),
     }

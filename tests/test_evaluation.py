@@ -232,11 +232,7 @@ def test_cluster_labels_must_match_the_queries() -> None:
 # run files
 
 
-@given(
-    st.dictionaries(
-        st.text(min_size=1), st.dictionaries(st.text(min_size=1), st.floats(-1e6, 1e6), min_size=1)
-    )
-)
+@given(st.dictionaries(st.text(min_size=1), st.dictionaries(st.text(min_size=1), st.floats(-1e6, 1e6), min_size=1)))
 @settings(max_examples=40, deadline=None)
 def test_a_written_run_reads_back_the_same(tmp_path_factory, run) -> None:
     path = tmp_path_factory.mktemp("runs") / "run.trec"

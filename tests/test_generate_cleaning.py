@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from ragadapt.queries.generators.answers import REASONS, Candidate, clean, judge, read_answer
 from ragadapt.queries.generators.cache import Answer
-from ragadapt.queries.generators.prompts import KINDS, chat_text, is_question, looks_like, make_prompt, plain_text
+from ragadapt.queries.generators.prompts import (
+    ENGLISH_EXAMPLES,
+    KINDS,
+    chat_text,
+    is_question,
+    looks_like,
+    make_prompt,
+    plain_text,
+)
 from ragadapt.values import Chunk
 
 PASSAGE = (
@@ -125,6 +133,10 @@ def test_nothing_is_counted_as_empty(answer: str) -> None:
         ("What does it do and why?", "question", "vague"),
         ("money money money money money money", "claim", "degenerate"),
         ("pay back my bill pay back my bill pay back my bill", "problem", "degenerate"),
+        ("I'm not sure how to do this.", "problem", "vague"),
+        ("How do I use this feature?", "question", "vague"),
+        ("Wie bekomme ich mein Geld zurück?", "question", "language"),
+        ("Comment est-ce que je peux avoir les sous?", "question", "language"),
         ("Refund when?", "question", "too_short"),
         ("money", "keywords", "too_short"),
         ("lost bill " + "and one more thing " * 9, "problem", "degenerate"),
@@ -196,6 +208,21 @@ def test_a_chinese_passage_takes_chinese_queries() -> None:
     assert verdict("发票丢了还能拿到钱吗？", "question", chinese) == ("question", "发票丢了还能拿到钱吗？")
     assert verdict("根据本文，谁负责审批？", "question", chinese) == "meta"
     assert verdict("提交人须在十个工作日内补交缺失的收据", "claim", chinese) == "copy"
+
+
+@pytest.mark.parametrize(
+    ("text", "english"),
+    [
+        ("Learn more on the view of being a [public company](/handbook/company/being-a-public-company/).", True),
+        ("mailer.send(message, *, retries=3)", True),
+        ("Die Kette sollte alle 200 km geschmiert werden, und zwar mit wenig Öl für die Ritzel.", False),
+        ("Les reçus des dépenses sont à joindre dans les dix jours.", False),
+        ("被退回的报销单会返回给提交人", False),
+    ],
+)
+def test_examples_are_english_unless_the_passage_is_clearly_not(text: str, english: bool) -> None:
+    prompt = make_prompt(Chunk("c", "c", text), asked=3, seed=1, generator_id="g")
+    assert (prompt.examples == ENGLISH_EXAMPLES) is english
 
 
 def test_repeats_within_a_passage_are_dropped() -> None:

@@ -137,8 +137,8 @@ def cautions(report: Report) -> tuple[str, ...]:
         )
     if report.split is not None and report.split.leaked:
         found.append(
-            f"{report.split.leaked} training items share text with what the held-out questions look for; their figures may be "
-            "too good."
+            f"{report.split.leaked} training items share text with what the held-out questions look for; "
+            "their figures may be too good."
         )
     failed = [check.name for check in report.checks if not check.passed]
     if failed:

@@ -345,13 +345,10 @@ def _is_foreign(text: str, passage: str) -> bool:
     wanted = words.script(passage)
     if wanted and not words.has_script(text, wanted):
         return True
-    return (
-        wanted == "LATIN"
-        and length(passage) >= 20
-        and length(text) >= 4
-        and words.english_share(passage) < 0.01
-        and words.english_share(text) > 0.2
-    )
+    if wanted != "LATIN" or length(passage) < 12 or length(text) < 4:
+        return False
+    spoken, written = words.is_clearly_english(text), words.is_clearly_english(passage)
+    return spoken is not None and written is not None and spoken is not written
 
 
 def _alike(text: str, other: str) -> bool:

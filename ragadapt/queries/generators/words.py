@@ -11,11 +11,18 @@ from ragadapt.queries.text import content_terms, words
 _ENGLISH = frozenset(
     "the of to and is are how what why which does do can my with for when should you it this that".split()  # noqa: SIM905
 )
+_EUROPEAN = frozenset(  # none of them an English word as well
+    """der das und ist nicht mit für auf von zu dem den ein eine einer ich wie wir sie wird wurde kann oder bei nach es zum
+    le les des et est une du dans pour que qui je nous vous pas sur il au aux comment
+    el los las una y por para cómo qué con se del mi su
+    il gli della che di per non sono come è""".split()  # noqa: SIM905
+)
 _GENERIC = frozenset(  # stems of words that need a context: "What is the main purpose of this section?"
     content_terms(
         "purpose main goal topic point subject meaning importance important benefit key information details example "
         "difference section passage text article document page author following mentioned described mean work happen "
-        "explain describe name type kind part different available thing problem question answer"
+        "explain describe name type kind part different available thing problem question answer feature sure know help way "
+        "time good better best understand issue trouble need want try look find something anything everything people"
     )
 )
 
@@ -60,14 +67,27 @@ def has_script(text: str, name: str) -> bool:
     return any(character.isalpha() and _script_of(character) == name for character in text)
 
 
-def english_share(text: str) -> float:
-    """The share of English function words among all words: above .1 in English prose, near 0 in other languages."""
+def function_word_shares(text: str) -> tuple[float, float]:
+    """The share of English function words among all words, and that of German, French, Spanish and Italian ones."""
     said = words(text)
-    return sum(word in _ENGLISH for word in said) / len(said) if said else 0.0
+    if not said:
+        return 0.0, 0.0
+    return sum(word in _ENGLISH for word in said) / len(said), sum(word in _EUROPEAN for word in said) / len(said)
 
 
 def is_english(text: str) -> bool:
-    return script(text) == "LATIN" and english_share(text) >= 0.06
+    """True for Latin script unless another language's function words outnumber the English ones: code and headings
+    without any are taken for English."""
+    english, other = function_word_shares(text)
+    return script(text) == "LATIN" and english >= other
+
+
+def is_clearly_english(text: str) -> bool | None:
+    """None where too few function words speak either way."""
+    english, other = function_word_shares(text)
+    if max(english, other) < 0.1 or min(english, other) > max(english, other) / 2:
+        return None
+    return english > other
 
 
 @lru_cache(maxsize=8192)
