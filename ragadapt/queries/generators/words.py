@@ -11,18 +11,20 @@ from ragadapt.queries.text import content_terms, words
 _ENGLISH = frozenset(
     "the of to and is are how what why which does do can my with for when should you it this that".split()  # noqa: SIM905
 )
-_EUROPEAN = frozenset(  # none of them an English word as well
-    """der das und ist nicht mit für auf von zu dem den ein eine einer ich wie wir sie wird wurde kann oder bei nach es zum
+_EUROPEAN = frozenset(  # hardly ever in English text
+    """der das und ist nicht mit für auf von zu dem den ein eine einer ich wie wir sie wird wurde kann oder bei nach es
+    zum
     le les des et est une du dans pour que qui je nous vous pas sur il au aux comment
-    el los las una y por para cómo qué con se del mi su
-    il gli della che di per non sono come è""".split()  # noqa: SIM905
+    el los las una y por para cómo qué se del mi su
+    il gli della che di non sono come è""".split()  # noqa: SIM905
 )
 _GENERIC = frozenset(  # stems of words that need a context: "What is the main purpose of this section?"
     content_terms(
         "purpose main goal topic point subject meaning importance important benefit key information details example "
         "difference section passage text article document page author following mentioned described mean work happen "
-        "explain describe name type kind part different available thing problem question answer feature sure know help way "
-        "time good better best understand issue trouble need want try look find something anything everything people"
+        "explain describe name type kind part different available thing problem question answer feature sure know "
+        "help way time good better best understand issue trouble need want try look find something anything "
+        "everything people"
     )
 )
 
