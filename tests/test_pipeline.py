@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,11 @@ import pytest
 from tiny_models import sentences, write_tiny_model
 
 from ragadapt.config import FitConfig
-from ragadapt.errors import EmptyCorpus, InvalidInput, NotARetriever
+from ragadapt.errors import EmptyCorpus, InvalidInput, InvalidLabels, NotARetriever
 from ragadapt.pipeline import FitResult, Labels, fit, reindex
 from ragadapt.retriever import Retriever
 from ragadapt.store import open_store
+from ragadapt.values import Chunk, Evidence, Query
 
 DOCUMENTS = 24
 
@@ -239,6 +242,66 @@ def test_without_evidence_the_base_stays_and_the_reason_is_said(docs: Path, mode
     assert not result.decision.adapted
     assert result.verdict == "NO GAIN"
     assert "--queries" in result.decision.reasons[0]
+
+
+def test_a_language_models_queries_train_and_another_kind_of_them_judges(
+    docs: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ragadapt.pipeline as pipeline
+
+    def written(chunks: Sequence[Chunk], config: object, **settings: object) -> list[Query]:
+        """What a language model would have cost: ten queries of two kinds for every chunk."""
+        assert settings["examples"] == []
+        rng, made = random.Random(0), []
+        for chunk in chunks:
+            words = chunk.text.replace(".", "").split()
+            for number in range(10):
+                for kind in ("lm-question", "lm-claim"):
+                    text = " ".join(rng.sample(words, 5)) + f" {number}"
+                    made.append(Query(f"{kind} {chunk.id} {number}", text, kind, Evidence.PARAPHRASE, (chunk.id,)))
+        return made
+
+    monkeypatch.setattr(pipeline, "generate_queries", written)
+    query = {"generator_url": "http://localhost:9", "per_chunk": 30, "max_overlap": 1.0, "round_trip_k": 0}
+    result = fit([docs], tmp_path / "r", settings(model, query=query, training={"epochs": 1}))
+    assert result.report.evidence is not None
+    assert result.report.evidence.tier == "paraphrase"
+    assert result.report.learning
+    judged = result.report.verdict
+    assert judged is not None
+    assert "judge; other kinds train" in judged.steps[0].detail
+
+
+def test_passages_that_were_cut_elsewhere_are_taken_as_they_are(model: Path, tmp_path: Path) -> None:
+    @dataclass
+    class Cut:  # as LangChain's Document looks
+        page_content: str
+        metadata: dict[str, object]
+        id: str
+
+    cut = [Cut(text, {"source": f"file{n // 4}.txt"}, f"piece {n}") for n, text in enumerate(sentences(40, seed=2))]
+    result = fit(cut, tmp_path / "r", settings(model, adapter={"method": "none"}), chunked=True)
+    with Retriever.open(result.path) as retriever:
+        assert [chunk.text for chunk in retriever.chunks] == [item.page_content for item in cut]
+        assert retriever.search(cut[7].page_content, mode="lexical")[0].chunk.source == "file1.txt"
+
+
+def test_two_label_files_with_the_same_ids_do_not_mix(docs: Path, model: Path, labels: Labels, tmp_path: Path) -> None:
+    config = settings(model, adapter={"method": "none"})
+    twice = [Labels(labels.queries, labels.qrels, "eval"), Labels(labels.queries, labels.qrels, "eval")]
+    result = fit([docs], tmp_path / "r", config, labels=twice)
+    assert result.report.evidence is not None
+    assert result.report.evidence.queries == 2 * DOCUMENTS * 4
+
+
+def test_labels_that_are_not_there_are_named_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(InvalidLabels, match=r"no\.jsonl"):
+        Labels(tmp_path / "no.jsonl")
+
+
+def test_an_index_that_cannot_be_saved_is_refused_at_the_door(docs: Path, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="keeps nothing"):
+        fit([docs], tmp_path / "r", settings(model, index={"kind": "qdrant", "url": ":memory:"}))
 
 
 def test_an_empty_folder_is_an_error_and_leaves_nothing(model: Path, tmp_path: Path) -> None:
