@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragadapt.config import QueryConfig
-from ragadapt.errors import GeneratorFailed, InvalidConfiguration, ModelNotFound
+from ragadapt.errors import GeneratorFailed, InvalidConfiguration, MissingExtra, ModelNotFound
 from ragadapt.queries.generate import choose_chunks, estimate, estimate_tokens, generate, generate_queries
 from ragadapt.queries.generators.cache import Answer, AnswerLog, read_answers
 from ragadapt.queries.generators.endpoint import endpoint_id, endpoint_url
@@ -899,6 +899,21 @@ def test_memory_that_ends_halves_the_batch(causal: str, monkeypatch: pytest.Monk
         list(model.answers(_prompts(CHUNKS[:5], config, SEED, ())))
 
 
+@pytest.mark.parametrize(
+    ("package", "extra", "config"),
+    [
+        ("openai", "openai", QueryConfig(generator_url="http://127.0.0.1:9/v1", generator_model="m")),
+        ("gguf", "gguf", QueryConfig(generator="model.gguf")),
+    ],
+)
+def test_a_missing_package_names_its_extra(
+    package: str, extra: str, config: QueryConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtra, match=rf"pip install 'ragadapt\[{extra}\]'"):
+        generate(CHUNKS, config, seed=1, cache_path=tmp_path / "lm.jsonl")
+
+
 def test_an_unknown_device_is_refused(causal: str, tmp_path: Path) -> None:
     config = QueryConfig(generator=causal, generator_device="abacus")
     with pytest.raises(InvalidConfiguration, match="'abacus' is no device"):
@@ -907,6 +922,8 @@ def test_an_unknown_device_is_refused(causal: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["no/such-model", "missing.gguf"])
 def test_a_model_that_is_not_there_says_what_to_give(name: str, tmp_path: Path) -> None:
+    if name.endswith(".gguf"):
+        pytest.importorskip("gguf")
     with pytest.raises(ModelNotFound, match="gguf"):
         generate(CHUNKS, QueryConfig(generator=name), seed=1, cache_path=tmp_path / "lm.jsonl")
 

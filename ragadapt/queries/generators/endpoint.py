@@ -136,6 +136,8 @@ class Endpoint:
                 try:
                     outcomes.put(self._ask(prompt))
                 except Exception as error:  # told to the thread that collects
+                    if isinstance(error, GeneratorFailed):
+                        stop.set()  # true for every other passage as well
                     outcomes.put(error)
 
         for number in range(min(self._config.generator_concurrency, len(prompts))):

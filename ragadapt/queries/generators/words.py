@@ -13,8 +13,7 @@ _ENGLISH = frozenset(
 )
 _EUROPEAN = frozenset(  # hardly ever in English text
     """der das und ist nicht mit für auf von zu dem den ein eine einer ich wie wir sie wird wurde kann oder bei nach es
-    zum
-    le les des et est une du dans pour que qui je nous vous pas sur il au aux comment
+    zum le les des et est une du dans pour que qui je nous vous pas sur il au aux comment
     el los las una y por para cómo qué se del mi su
     il gli della che di non sono come è""".split()  # noqa: SIM905
 )
