@@ -305,3 +305,26 @@ def test_token_weights_equal_the_plain_formula() -> None:
         assert torch.allclose(got[row], torch.softmax(0.1 * strength, 0) @ hidden[row, :n], atol=1e-5)
     uniform = weighted_mean(hidden, mask, x, (a, torch.zeros(8, 3)), 0.1)
     assert torch.allclose(uniform[0], hidden[0, :3].mean(0), atol=1e-6)
+
+
+def test_a_cache_below_adapted_layers_is_never_shared_with_the_base(folder: Path, tmp_path: Path) -> None:
+    base = load(folder)
+    assert base.use_prefix_cache(tmp_path / "cache", top_layers=1)
+    base.encode_queries(TEXTS)
+    adapted = shake(attach(load(folder), settings(layers=2)))
+    assert not adapted.use_prefix_cache(tmp_path / "cache", top_layers=1)
+    merged = adapted.merged()
+    expected = merged.encode_queries(TEXTS)
+    assert merged.use_prefix_cache(tmp_path / "cache", top_layers=1)
+    for _ in range(2):
+        assert np.allclose(merged.encode_queries(TEXTS), expected, atol=1e-6)
+    assert len(list((tmp_path / "cache").glob("*.bin"))) == 2
+
+
+def test_both_sides_of_a_query_adapted_model_share_one_cache(folder: Path, tmp_path: Path) -> None:
+    merged = shake(attach(load(folder), settings(layers=2, adapt="query"))).merged()
+    queries, passages = merged.encode_queries(TEXTS), merged.encode_passages(TEXTS)
+    assert merged.use_prefix_cache(tmp_path / "cache", top_layers=2)
+    assert np.allclose(merged.encode_queries(TEXTS), queries, atol=1e-6)
+    assert np.allclose(merged.encode_passages(TEXTS), passages, atol=1e-6)
+    assert len(list((tmp_path / "cache").glob("*.bin"))) == 1

@@ -308,3 +308,18 @@ def test_damaged_packaged_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("ragadapt.encoder.presets.MINILM_SHA256", "0" * 64)
     with pytest.raises(ModelNotFound, match="force-reinstall"):
         Encoder.load(EncoderConfig.model_validate({"model": "offline"}))
+
+
+def test_threads_take_turns_and_get_their_own_vectors(encoder: Encoder) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    jobs = [sentences(6, seed=seed) for seed in range(8)]
+    expected = [encoder.encode_queries(job) for job in jobs]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(encoder.encode_queries, jobs))
+    assert all(np.allclose(mine, theirs, atol=1e-6) for mine, theirs in zip(got, expected, strict=True))
+
+
+def test_progress_may_use_the_encoder_itself(encoder: Encoder) -> None:
+    vectors = encoder.encode_queries(["the cat"], progress=lambda *_: encoder.count_tokens(["a dog"]) and None)
+    assert np.allclose(vectors, encoder.encode_queries(["the cat"]))

@@ -143,6 +143,9 @@ class AdaptedEncoder(Encoder):
             )
             self.tower.prefix = None
 
+    def _frozen_below(self, top_layers: int) -> bool:
+        return self.layers <= top_layers
+
     # ------------------------------------------------------------------ what is trained
 
     def trainable(self) -> dict[str, nn.Parameter]:

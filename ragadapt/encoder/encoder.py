@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -69,7 +70,7 @@ class Encoder:
     """A bi-encoder: queries and passages in, float32 unit vectors out.
 
     Made by `Encoder.load` (a base model) or `Encoder.open` (a saved folder). The two sides share one tower
-    unless only the query side was adapted. Not safe for use from several threads at once.
+    unless only the query side was adapted. Several threads may share one; they take turns.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Encoder:
         self.passage_tower = passage
         self.precision = precision
         self.truncated = 0
+        self._lock = threading.RLock()
         self._restore = restore
         self._generic = generic
         self._finish: Callable[[Path, bool], bool] = _add_nothing
@@ -271,22 +273,24 @@ class Encoder:
         """Tokens of each text, uncut, without special tokens and without a prompt."""
         texts = _checked(texts)
         counts: list[int] = []
-        for start in range(0, len(texts), _WINDOW):
-            window = texts[start : start + _WINDOW]
-            if not callable(self._tokenizer):  # a bare `tokenizers.Tokenizer`, as static vectors have
-                counts += [len(one.ids) for one in self._tokenizer.encode_batch(window, add_special_tokens=False)]
-                continue
-            encoded = self._tokenizer(
-                window,
-                add_special_tokens=False,
-                truncation=False,
-                padding=False,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-                verbose=False,
-            )
-            counts += [len(row) for row in encoded["input_ids"]]
+        with self._lock:
+            for start in range(0, len(texts), _WINDOW):
+                counts += self._count(texts[start : start + _WINDOW])
         return counts
+
+    def _count(self, texts: list[str]) -> list[int]:
+        if not callable(self._tokenizer):  # a bare `tokenizers.Tokenizer`, as static vectors have
+            return [len(one.ids) for one in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
+        encoded = self._tokenizer(
+            texts,
+            add_special_tokens=False,
+            truncation=False,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        return [len(row) for row in encoded["input_ids"]]
 
     # ------------------------------------------------------------------ encoding
 
@@ -300,21 +304,23 @@ class Encoder:
 
     def _encode(self, texts: Sequence[str], task: str, progress: Progress) -> Vectors:
         texts = _checked(texts)
-        self.truncated = 0
         if not texts:
+            self.truncated = 0
             return np.zeros((0, self.dim), dtype=np.float32)
         positions: dict[str, int] = {}
         inverse = np.fromiter((positions.setdefault(text, len(positions)) for text in texts), np.int64, len(texts))
         unique = list(positions)
         stage = "encode queries" if task == "query" else "encode passages"
         tower = self.query_tower if task == "query" else self.passage_tower
-        if tower is None:
-            assert self._generic is not None
-            vectors = self._by_library(self._generic, unique, task)
-            progress(stage, len(unique), len(unique))
-        else:
-            prompt = self._spec.query_prompt if task == "query" else self._spec.passage_prompt
-            vectors = self._run(tower, unique, prompt, stage, progress)
+        with self._lock:  # the tokenizer and the token-weighted pooling keep state during a batch
+            self.truncated = 0
+            if tower is None:
+                assert self._generic is not None
+                vectors = self._by_library(self._generic, unique, task)
+                progress(stage, len(unique), len(unique))
+            else:
+                prompt = self._spec.query_prompt if task == "query" else self._spec.passage_prompt
+                vectors = self._run(tower, unique, prompt, stage, progress)
         return vectors if len(unique) == len(texts) else vectors[inverse]
 
     def _run(self, tower: Tower, texts: list[str], prompt: str, stage: str, progress: Progress) -> Vectors:
@@ -425,20 +431,32 @@ class Encoder:
         shape gets the same bits.
         """
         towers = {id(tower): tower for tower in (self.query_tower, self.passage_tower) if tower is not None}
+        cuts: list[tuple[Tower, int]] = []
         for tower in towers.values():
             found = layer_list(tower.model)
-            if found is None:
-                log.info("no prefix cache: %s is of a build that is not known", type(tower.model).__name__)
+            count = top_layers or (-(-len(found[1]) // 2) if found else 0)
+            if not self._frozen_below(count):
+                log.info("no prefix cache: layers below the top %d are being trained", count)
                 return False
-            count = top_layers or -(-len(found[1]) // 2)
             if split(tower.model, count) is None or not self._split_is_exact(tower, count):
                 log.info("no prefix cache: %s cannot be cut below layer %d", type(tower.model).__name__, count)
                 return False
-            key = f"{self._spec.base} cut {count} torch {torch.__version__} {tower.device.type}"
-            width = int(tower.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
-            cache = PrefixCache(folder, key, width, tower.dtype, max_bytes)
-            tower.prefix = Prefix(tower.model, count, cache)
+            cuts.append((tower, count))
+        caches: dict[str, PrefixCache] = {}
+        for tower, count in cuts:
+            adapter = self._spec.adapter
+            below_is_base = adapter is None or adapter.layers <= count
+            weights = self._spec.base if below_is_base else f"{self.fingerprint} {tower is self.query_tower}"
+            key = f"{weights} cut {count} torch {torch.__version__} {tower.device.type}"
+            if key not in caches:
+                width = int(tower.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+                caches[key] = PrefixCache(folder, key, width, tower.dtype, max_bytes)
+            tower.prefix = Prefix(tower.model, count, caches[key])
         return bool(towers)
+
+    def _frozen_below(self, top_layers: int) -> bool:
+        """Whether the layers below the top ones stay as they are while this encoder lives."""
+        return True
 
     @staticmethod
     def _split_is_exact(tower: Tower, top_layers: int) -> bool:

@@ -246,7 +246,7 @@ class _Run:
             self.fixed_passages = torch.from_numpy(vectors).to(self.tower.device)
         else:
             self.passage_rows = self._tokens(self.material.passages, spec.passage_prompt)
-        with self._prefix(checkpoint), self._dropout():
+        with self._prefix(checkpoint), self._dropout(), self._compiled():
             if self.tower.prefix is not None:
                 rows = [*self.query_rows, *self.passage_rows]
                 self.tower.prefix.fill(rows, self.tower.pad_id, self.tower.device, self.chunk_tokens, progress)
@@ -291,6 +291,20 @@ class _Run:
         finally:
             for layer in layers:
                 layer.eval()
+
+    @contextlib.contextmanager
+    def _compiled(self) -> Iterator[None]:
+        """The trained layers through torch.compile, if the configuration asks for it."""
+        if not self.training.compile:
+            yield
+            return
+        prefix = self.tower.prefix
+        model = self.tower.model if prefix is None else prefix.upper
+        model.compile(dynamic=True)
+        try:
+            yield
+        finally:
+            model._compiled_call_impl = None
 
     # ------------------------------------------------------------------ one step
 
