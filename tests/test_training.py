@@ -23,7 +23,7 @@ from tiny_models import WORDS, sentences, write_tiny_model
 from ragadapt.adapters import attach
 from ragadapt.config import AdapterConfig, EncoderConfig, TrainingConfig
 from ragadapt.encoder import Encoder
-from ragadapt.errors import InvalidInput, TrainingFailed
+from ragadapt.errors import InvalidConfiguration, InvalidInput, TrainingFailed
 from ragadapt.training import Example, Material, losses, train
 from ragadapt.training.gradients import backward
 from ragadapt.training.loop import _Run, learning_rate
@@ -492,6 +492,21 @@ def test_two_processes_learn_what_one_learns_with_the_joint_batch(folder: Path, 
         assert told["loss"] == pytest.approx([p.loss for p in alone.history], abs=1e-4)
         for name, tensor in alone.encoder.state().tensors.items():
             assert np.allclose(told["weights"][name], tensor.flatten().numpy(), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_training_learns_the_same(folder: Path) -> None:
+    plain, compiled = (
+        train(load(folder), task(24), None, adapter(), config(epochs=1, compile=on), seed=1) for on in (False, True)
+    )
+    assert [p.loss for p in compiled.history] == pytest.approx([p.loss for p in plain.history], abs=1e-3)
+    texts = sentences(6)
+    assert np.allclose(compiled.encoder.encode_queries(texts), plain.encoder.encode_queries(texts), atol=1e-3)
+
+
+def test_compiling_refuses_the_reading_that_watches_layers(folder: Path) -> None:
+    with pytest.raises(InvalidConfiguration, match="do not go together"):
+        train(load(folder), task(16), None, adapter(reweight="tokens"), config(compile=True))
 
 
 def test_attach_and_train_start_from_the_same_weights(folder: Path) -> None:

@@ -106,7 +106,7 @@ def mask_of(**settings: Any) -> Tensor | None:
         general: Tensor | None = eager_mask(**settings)
         return general
     kept = padding.bool()
-    if bool(kept.all()):
+    if not torch.compiler.is_compiling() and bool(kept.all()):
         return None
     dtype: torch.dtype = settings.get("dtype", torch.float32)
     mask = torch.zeros(kept.shape, dtype=dtype).masked_fill_(~kept, torch.finfo(dtype).min)

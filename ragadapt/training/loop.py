@@ -194,6 +194,11 @@ class _Run:
         training: TrainingConfig,
         seed: int,
     ) -> None:
+        if training.compile and adapter.method == "lora" and adapter.reweight == "tokens":
+            raise InvalidConfiguration(
+                "compile and reweight = 'tokens' do not go together: a compiled model hides what its layers receive. "
+                "Choose another re-weighting, or compile = false."
+            )
         self.training = training
         self.seed = seed
         distil, contrast = training.loss != "infonce", training.loss in ("infonce", "both")
