@@ -297,8 +297,10 @@ def test_options_in_the_text_exist(page: str, beside: Path) -> None:
         for parameter in command.get_params(context):
             known |= {*parameter.opts, *parameter.secondary_opts}
     for code in re.findall(r"`([^`\n]+)`", prose(page)):
+        script = re.match(r"python (\S+\.py)", code)
+        spoken = (ROOT / script[1]).read_text(encoding="utf-8") if script else known
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", code):
-            assert option in known, f"{page}: `{code}`"
+            assert option in spoken, f"{page}: `{code}`"
         if match := re.fullmatch(r"--set (\S+)|--(\S+) (\S+)", code):
             assignment = match[1]
             if assignment is not None:
