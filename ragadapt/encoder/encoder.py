@@ -480,7 +480,8 @@ class Encoder:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         model = self._restore()
-        model.save(str(folder), create_model_card=False, safe_serialization=True)
+        with loading.quiet():
+            model.save(str(folder), create_model_card=False, safe_serialization=True)
         by_reference = self._finish(folder, portable)
         spec = self.spec
         write_spec(folder, spec)

@@ -7,6 +7,8 @@ import json
 import logging
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +32,6 @@ def open_model(source: Source, config: EncoderConfig, device: str) -> SentenceTr
 
     Raises ModelNotFound, which says what can be done without a model hub.
     """
-    from sentence_transformers import SentenceTransformer
-
     from ragadapt.encoder.modules import fold_adapters
 
     options: dict[str, Any] = {
@@ -41,11 +41,8 @@ def open_model(source: Source, config: EncoderConfig, device: str) -> SentenceTr
         "model_kwargs": {"dtype": torch.float32},
     }
     try:
-        if source.is_folder and _uses_own_modules(Path(source.location)):
-            # Our own module class is trusted; nothing else in the folder becomes so.
-            model = _open_with_own_modules(source.location, options)
-        else:
-            model = SentenceTransformer(source.location, **options)
+        with quiet() if source.is_folder else nullcontext():  # a download may show how far it is
+            model = _open(source, options)
     except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         named = repr(config.model) if config.model == source.location else f"{config.model!r} ({source.location})"
@@ -56,6 +53,30 @@ def open_model(source: Source, config: EncoderConfig, device: str) -> SentenceTr
         ) from error
     fold_adapters(model)
     return model.eval()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars that transformers draws while it reads and writes weights."""
+    from transformers.utils import logging
+
+    library: Any = logging
+    shown = library.is_progress_bar_enabled()
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            library.enable_progress_bar()
+
+
+def _open(source: Source, options: dict[str, Any]) -> SentenceTransformer:
+    from sentence_transformers import SentenceTransformer
+
+    if source.is_folder and _uses_own_modules(Path(source.location)):
+        # Our own module class is trusted; nothing else in the folder becomes so.
+        return _open_with_own_modules(source.location, options)
+    return SentenceTransformer(source.location, **options)
 
 
 _OWN_MODULE = "ragadapt.encoder.modules.TokenWeightedPooling"
