@@ -121,9 +121,8 @@ def fit(
     """Learn a corpus and write a retriever to `target`, replacing an older one there only when all is done.
 
     sources: files, folders, or LangChain documents / LlamaIndex nodes. chunked: those objects are passages already and
-    are not cut again. portable: copy the base model's weights into
-    the folder (None = only where it is not on the hub). Raises EmptyCorpus, InvalidInput, StoreLocked, ModelNotFound,
-    TrainingFailed.
+    are not cut again. portable: copy the base model's weights into the folder (None = only where it is not on the
+    hub). Raises EmptyCorpus, InvalidInput, StoreLocked, ModelNotFound, TrainingFailed.
     """
     from ragadapt.encoder import Encoder
 
