@@ -36,14 +36,25 @@ _DRIFT_PROBE = 256  # unlabelled passages whose movement is measured
 
 
 def make_examples(
-    queries: Sequence[Query], searcher: Searcher, vectors: Mapping[str, Floats], corpus: Corpus, config: FitConfig
+    queries: Sequence[Query],
+    searcher: Searcher,
+    vectors: Mapping[str, Floats],
+    corpus: Corpus,
+    config: FitConfig,
+    grades: Mapping[str, Mapping[str, int]] | None = None,
 ) -> tuple[list[Example], int]:
-    """Training examples with mined negatives and teacher scores; and how many suspects the margin kept out."""
+    """Training examples with mined negatives and teacher scores, one per positive; and how many suspects the margin
+    kept out.
+
+    grades: query id → document id → grade, where labels name documents: no chunk of a graded document is a negative,
+    whichever of them is the positive.
+    """
     from ragadapt.training import Example
 
     positions = {id: at for at, id in enumerate(corpus.ids)}
     queries = [query for query in queries if any(id in positions for id in query.positives)]
     known = [[positions[id] for id in query.positives if id in positions] for query in queries]
+    relevant = _chunks_of_graded(queries, corpus, grades or {})
     found = searcher.candidates(
         [query.text for query in queries],
         rows_of(vectors, queries),
@@ -59,24 +70,47 @@ def make_examples(
         groups=corpus.groups,
         fusion=Fusion(feedback=0.0),
         config=config.mining,
+        relevant=relevant,
     )
     chunks = corpus.chunks
     examples = []
-    for query, negatives, candidates, teacher in zip(
-        queries, mined.negatives, mined.candidates, mined.teacher, strict=True
-    ):
-        positive = candidates[0]
-        examples.append(
-            Example(
-                query=query.text,
-                positive=masked_passage(query, chunks[positive]),
-                negatives=tuple(chunks[at].passage for at in negatives),
-                candidates=tuple(chunks[at].passage for at in candidates),
-                teacher_scores=teacher,
-                group=corpus.groups[positive],
+    for number, query in enumerate(queries):
+        own, others, teacher = mined.positives[number], mined.candidates[number], mined.teacher[number]
+        answers = {*own, *relevant[number]}
+        for place, positive in enumerate(own):
+            passage = masked_passage(query, chunks[positive])
+            examples.append(
+                Example(
+                    query=query.text,
+                    positive=passage,
+                    negatives=tuple(chunks[at].passage for at in mined.negatives[number]),
+                    candidates=(passage, *(chunks[at].passage for at in others)),
+                    teacher_scores=(teacher[place], *teacher[len(own) :]),
+                    group=corpus.groups[positive],
+                    answers=tuple(chunks[at].passage for at in sorted(answers - {positive})),
+                )
             )
-        )
     return examples, mined.suspects
+
+
+def _chunks_of_graded(
+    queries: Sequence[Query], corpus: Corpus, grades: Mapping[str, Mapping[str, int]]
+) -> list[tuple[int, ...]]:
+    """Per query the positions of all chunks of the documents that its labels call relevant."""
+    wanted = {document for query in queries for document in grades.get(query.id, ())}
+    of_document: dict[str, list[int]] = {}
+    for at, chunk in enumerate(corpus.chunks):
+        if chunk.document_id in wanted:
+            of_document.setdefault(chunk.document_id, []).append(at)
+    return [
+        tuple(
+            at
+            for document, grade in grades.get(query.id, {}).items()
+            if grade > 0
+            for at in of_document.get(document, ())
+        )
+        for query in queries
+    ]
 
 
 @dataclass(frozen=True)

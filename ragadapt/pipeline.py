@@ -456,7 +456,7 @@ class _Run:
             if not stage.finished:
                 narrowed = self._narrow(plan.train, base, searcher, corpus, vectors, asked.grades)
                 query_vectors = encode_query_texts(base, narrowed, self.progress)
-                examples, suspects = make_examples(narrowed, searcher, query_vectors, corpus, config)
+                examples, suspects = make_examples(narrowed, searcher, query_vectors, corpus, config, asked.grades)
                 judges = [query for query in asked.dev if query.evidence is plan.evidence]
                 if plan.evidence is not Evidence.LABELLED:
                     judges = [query for query in judges if query.kind == plan.judge[0].kind]

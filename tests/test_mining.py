@@ -41,7 +41,7 @@ def test_a_negative_is_never_a_positive_nor_its_twin_nor_its_near_duplicate(
 ) -> None:
     texts = [f"text {key}" for key in keys]
     result = mined(scores, tuple(IDS[at] for at in positives), texts, groups)
-    for at in (*result.negatives[0], *result.candidates[0][1:]):
+    for at in (*result.negatives[0], *result.candidates[0]):
         assert at not in positives
         assert texts[at] not in {texts[known] for known in positives}
         assert groups[at] not in {groups[known] for known in positives}
@@ -57,5 +57,29 @@ def test_a_passage_as_close_as_the_positive_is_a_suspect_not_a_negative() -> Non
 def test_the_teacher_scores_the_positive_first() -> None:
     scores = [1.0, 5.0, *[0.0] * 10]
     result = mined(scores, ("c0",), IDS, list(range(12)), candidates=3)
-    assert result.candidates[0][:2] == (0, 1)
+    assert (result.positives[0], result.candidates[0][0]) == ((0,), 1)
     np.testing.assert_allclose(result.teacher[0][:2], [2.0, 10.0])
+
+
+def test_other_chunks_of_a_relevant_document_are_no_negatives() -> None:
+    scores = [1.0, 5.0, 4.0, 0.9, *[0.0] * 8]
+    query = Query("q", "text", "label", Evidence.LABELLED, ("c1",))
+    found = Candidates(np.arange(12), np.zeros(12, np.float32), np.array(scores, np.float32))
+    result = mine_negatives(
+        [query],
+        [found],
+        positions=POSITIONS,
+        text_keys=IDS,
+        groups=list(range(12)),
+        fusion=Fusion(weight=0.0),
+        config=MiningConfig(negatives=2),
+        relevant=[(1, 2)],
+    )
+    assert result.negatives == ((0, 3),)
+    assert 2 not in result.candidates[0]
+
+
+def test_several_positives_come_best_first() -> None:
+    result = mined([1.0, 5.0, 2.0, *[0.0] * 9], ("c0", "c1", "c2"), IDS, list(range(12)))
+    assert result.positives == ((1, 2, 0),)
+    np.testing.assert_allclose(result.teacher[0][:3], [10.0, 4.0, 2.0])

@@ -106,6 +106,12 @@ def test_a_known_answer_is_never_a_negative_even_if_written_differently() -> Non
     assert batch.excluded.tolist() == [[True, False, True], [True, False, True], [True, False, False]]
 
 
+def test_another_examples_passage_is_no_negative_where_it_is_a_known_answer() -> None:
+    made = material([Example("a", "x", answers=("Y", "never seen")), Example("b", "y"), Example("c", "z")])
+    assert made.passages == ["x", "y", "z"]  # answers bring no passages along
+    assert made.batch([0, 1, 2]).excluded.tolist() == [[True, True, False], [False, True, False], [False, False, True]]
+
+
 def test_members_of_a_group_are_not_each_others_negatives() -> None:
     made = material([Example("a", "x", group="d1"), Example("b", "y", group="d1"), Example("c", "z")])
     batch = made.batch([0, 1, 2])

@@ -1,13 +1,14 @@
 """Hard negatives: passages that the untuned hybrid ranks high for a query and that do not answer it.
 
-A passage is never a negative if its normalised text equals a positive's (exclusion by id alone lets repeated text
-through), if it is a near-duplicate of a positive, or if it scores above `margin` times the best positive: that
-close to the positive it is more likely an answer that nobody marked (TopK-PercPos, arXiv 2407.15831).
+A passage is never a negative if it is known to be relevant, if its normalised text equals that of a relevant one
+(exclusion by id alone lets repeated text through), if it is a near-duplicate of one, or if it scores above `margin`
+times the best positive: that close to the positive it is more likely an answer that nobody marked (TopK-PercPos,
+arXiv 2407.15831).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,12 +20,14 @@ from ragadapt.values import Query
 
 @dataclass(frozen=True, slots=True)
 class Mined:
-    """Per query, aligned: negatives and distillation candidates (corpus positions), and the teacher's scores.
+    """Per query, aligned: positives, negatives and distillation candidates (corpus positions), and teacher scores.
 
-    candidates[i][0] is the positive; teacher[i] holds one fused score per candidate. suspects counts passages that
-    the margin kept out.
+    positives[i]: the query's, best first. candidates[i]: passages that are not known to be relevant, best first.
+    teacher[i]: the fused scores of positives[i] followed by candidates[i]. suspects counts passages that the margin
+    kept out.
     """
 
+    positives: tuple[tuple[int, ...], ...]
     negatives: tuple[tuple[int, ...], ...]
     candidates: tuple[tuple[int, ...], ...]
     teacher: tuple[tuple[float, ...], ...]
@@ -40,21 +43,24 @@ def mine_negatives(
     groups: Sequence[int],
     fusion: Fusion,
     config: MiningConfig,
+    relevant: Sequence[Collection[int]] | None = None,
 ) -> Mined:
     """Mine for every query from its candidate list.
 
     positions: chunk id → corpus position. text_keys: normalised text per position. groups: near-duplicate group per
-    position. Deterministic; a query without any negative left gets an empty tuple.
+    position. relevant: per query further positions that are no negatives, such as the other chunks of a document
+    that a label names. Deterministic; a query without any negative left gets an empty tuple.
     """
-    negatives, lists, teacher, suspects = [], [], [], 0
-    for query, found in zip(queries, candidates, strict=True):
-        known = [positions[id] for id in query.positives if id in positions]
+    positives, negatives, lists, teacher, suspects = [], [], [], [], 0
+    for number, (query, found) in enumerate(zip(queries, candidates, strict=True)):
+        own = [positions[id] for id in query.positives if id in positions]
+        known = {*own, *(relevant[number] if relevant is not None else ())}
         known_texts = {text_keys[position] for position in known}
         known_groups = {groups[position] for position in known}
         ranked, scores = found.ranked(fusion, config.depth + len(known))
         score_of = dict(zip(ranked.tolist(), scores.tolist(), strict=True))
-        positive = max(known, key=lambda position: score_of.get(position, -np.inf))
-        ceiling = config.margin * score_of[positive] if positive in score_of else np.inf
+        own.sort(key=lambda position: -score_of.get(position, -np.inf))
+        ceiling = config.margin * score_of[own[0]] if own[0] in score_of else np.inf
         kept: list[int] = []
         others: list[int] = []
         for rank, position in enumerate(ranked.tolist()):
@@ -67,9 +73,10 @@ def mine_negatives(
                 suspects += 1
             elif len(kept) < config.negatives:
                 kept.append(position)
-        chosen = (positive, *others[: config.candidates - 1])
+        others = others[: config.candidates - 1]
+        positives.append(tuple(own))
         negatives.append(tuple(kept))
-        lists.append(chosen)
+        lists.append(tuple(others))
         floor = min(score_of.values(), default=0.0)
-        teacher.append(tuple(score_of.get(position, floor) for position in chosen))
-    return Mined(tuple(negatives), tuple(lists), tuple(teacher), suspects)
+        teacher.append(tuple(score_of.get(position, floor) for position in (*own, *others)))
+    return Mined(tuple(positives), tuple(negatives), tuple(lists), tuple(teacher), suspects)

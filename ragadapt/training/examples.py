@@ -19,7 +19,8 @@ class Example:
 
     negatives: passages that do not. candidates: what the teacher scored for distillation, teacher_scores
     beside them, larger is better (the positive should be among them). group: examples of one group (the same
-    document, say) are never each other's negatives; None = no group. weight: in the loss.
+    document, say) are never each other's negatives; None = no group. weight: in the loss. answers: other passages
+    known to answer the query; where another example of the batch brings one along, it is no negative.
     """
 
     query: str
@@ -29,6 +30,7 @@ class Example:
     teacher_scores: tuple[float, ...] = ()
     group: int | str | None = None
     weight: float = 1.0
+    answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,9 @@ class Material:
             self.negatives_of.append(tuple(number(text, passage_numbers, self.passages) for text in others))
             listed = example.candidates if distil else ()
             self.candidates_of.append(tuple(number(text, passage_numbers, self.passages) for text in listed))
+        for example, query in zip(self.examples, self.query_of, strict=True):
+            keys = map(normalised, example.answers)
+            self.answers[query] |= {passage_numbers[key] for key in keys if key in passage_numbers}
 
     def __len__(self) -> int:
         return len(self.examples)
