@@ -86,16 +86,30 @@ def sync_tree(folder: Path) -> None:
     for root, _, names in os.walk(folder):
         for name in names:
             file = Path(root) / name
-            if file.is_symlink() or not file.is_file():
-                continue
-            # Windows syncs only what is open for writing, others also what is not.
-            with suppress(PermissionError):
-                descriptor = os.open(file, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+            if not file.is_symlink() and file.is_file():
+                _sync_file(file)
         sync_folder(Path(root))
+
+
+def sync_path(path: Path) -> None:
+    """Return once the file, or every file below the folder, and its own name have reached the disk."""
+    if path.is_dir():
+        sync_tree(path)
+    elif path.is_file():
+        _sync_file(path)
+    else:
+        return
+    sync_folder(path.parent)
+
+
+def _sync_file(file: Path) -> None:
+    # Windows syncs only what is open for writing, others also what is not.
+    with suppress(PermissionError):
+        descriptor = os.open(file, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

@@ -53,11 +53,12 @@ from ragadapt.stages import (
     build_vectors,
     check_index,
     encode_query_texts,
+    mutable_parts,
     read_queries,
     searcher_of,
     write_queries,
 )
-from ragadapt.store import Manifest, Stage, Workspace, open_store
+from ragadapt.store import LEDGER, Manifest, Stage, Workspace, open_store
 from ragadapt.tuning import ENOUGH, MOST, LearntFusion, learn_fusion, quality
 from ragadapt.values import Chunk, Document, Evidence, Progress, Query, no_progress
 
@@ -67,7 +68,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_MUTABLE = ("qdrant", "qdrant-edge")  # engines that write to their own folder while they are open
 _CROPS = 300  # crops that the fusion looks at: they can only raise the dense share, and each costs one encoding
 
 
@@ -191,9 +191,10 @@ def reindex(retriever: str | Path, index: IndexConfig, *, progress: Progress = n
                 manifest,
                 fingerprint=encoder.fingerprint,
                 configuration=configuration,
-                mutable=("index",) if index.kind in _MUTABLE else (),
+                mutable=mutable_parts(index),
             ),
             {**kept, "index": built / "index", "background.npz": built / "background.npz"},
+            carry=[LEDGER],
         )
     return old.path
 
@@ -665,10 +666,10 @@ class _Run:
                 "chunks": len(corpus.chunks),
                 "documents": len(corpus.documents),
             },
-            mutable=("index",) if config.index.kind in _MUTABLE else (),
+            mutable=mutable_parts(config.index),
         )
         with self.clock("commit"):
-            self.work.commit(manifest, parts)
+            self.work.commit(manifest, parts, carry=[LEDGER])
         return self.work.target
 
 

@@ -24,7 +24,7 @@ from ragadapt.fusion import Background, Floats, Fusion
 from ragadapt.index import exact_index, open_index
 from ragadapt.lexical import LexicalIndex
 from ragadapt.search import Searcher
-from ragadapt.store import Manifest, Stage
+from ragadapt.store import LEDGER, Manifest, Stage
 from ragadapt.values import Chunk, Document, Evidence, Progress, Query
 
 if TYPE_CHECKING:
@@ -161,6 +161,11 @@ def build_index(
             index.upsert(ids[start:stop], np.asarray(vectors[start:stop]), payloads)
             progress("index", stop, len(ids))
         index.save()
+
+
+def mutable_parts(config: IndexConfig) -> tuple[str, ...]:
+    """What changes in place in a saved folder: the ledger of feedback, and the folders that engines write to."""
+    return (LEDGER, "index") if config.kind in ("qdrant", "qdrant-edge") else (LEDGER,)
 
 
 def background_arrays(vectors: Floats) -> dict[str, Any]:

@@ -5,6 +5,7 @@
       .retriever.build/     stages of a build that has not been committed yet; survives a kill
       .retriever.previous/  the old folder, for the moment between two renames
       .retriever.lock       held by the one writer (an empty file; it stays)
+      .retriever.feedback.lock   held for each write to feedback.sqlite, and while a commit carries it over
 
 All of them are siblings, so that every move is a rename within one file system. A commit renames the old
 folder away and the new one in; if a kill falls between the two renames, whoever opens the folder next
@@ -23,7 +24,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -53,6 +54,7 @@ from ragadapt.files import (
     remove,
     rename,
     sync_folder,
+    sync_path,
     sync_tree,
     to_json,
     write_text,
@@ -63,11 +65,13 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 MANIFEST = "ragadapt.json"
+LEDGER = "feedback.sqlite"  # of every folder that has feedback; each commit carries it over
 Verify = Literal["none", "quick", "full"]
 T = TypeVar("T")
 
 _STAGE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _SETTLE_SECONDS = 5.0  # far longer than two renames take
+_LEDGER_SECONDS = 60.0  # far longer than one write of feedback takes
 
 
 # Manifest ---------------------------------------------------------------------------------------------
@@ -417,8 +421,8 @@ class Workspace:
         parts: path inside the folder → the file or folder that goes there (of a stage, or of the old target,
         which costs no copy where the file system has hard links). carry: mutable parts that are taken over
         from the old target as they are now, where it has them; SQLite files through a backup, so that a
-        writer may be at work. Files in the old target that ragadapt did not write come along.
-        The build's stages are gone afterwards.
+        writer may be at work. From then until the new folder is in place, `ledger_lock` is held. Files in the
+        old target that ragadapt did not write come along. The build's stages are gone afterwards.
         """
         self._check_open()
         if self._running:
@@ -440,8 +444,6 @@ class Workspace:
                 self._place(Path(source), new / name, name, manifest.mutable)
             files = {path: record_file(file) for path, file in list_files(new) if not _covers(manifest.mutable, path)}
             self._check_reused(parts, files)
-            for name in carry:
-                copy_live(self.target / name, new / name)
             written = replace(
                 manifest,
                 format_version=FORMAT_VERSION,
@@ -452,11 +454,17 @@ class Workspace:
                 files=files,
             )
             text = written.to_json()
-            _keep_foreign(self.target, new)
+            _keep_foreign(self.target, new, manifest.mutable)
             sync_tree(new)
-            write_text(new / MANIFEST, text)
-            sync_folder(self.path)
-            _swap(new, self.target)
+            _retire(self.target)  # what an earlier move could not remove
+            with _holding_ledger(self.target) if carry else nullcontext():  # briefly: writers of feedback wait
+                for name in carry:
+                    copy_live(self.target / name, new / name)
+                    sync_path(new / name)
+                write_text(new / MANIFEST, text)
+                sync_folder(self.path)
+                _swap(new, self.target)
+            _retire(self.target)
         self._committed = True
         self.close()
         return Manifest.from_json(text, self.target / MANIFEST)
@@ -521,6 +529,38 @@ class Workspace:
             raise StoreError("This workspace is closed or committed. Open a new one with Workspace.open.")
 
 
+def ledger_lock(path: str | Path) -> FileLock:
+    """The lock that a writer holds for each write to the folder's feedback.sqlite: `with ledger_lock(path): …`.
+
+    path: the retriever's folder. A commit holds it from copying the ledger until the new folder is in place, so a
+    writer that has it must look whether the ledger is still the file that it has open (its inode), and open it
+    again where it is not, or, where the folder is gone for the moment, after `open_store` has healed it. Not
+    re-entrant across two calls: hold it once. Raises StoreError where the lock file cannot be made.
+    """
+    path = Path(path).resolve()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{path.parent} cannot be written to ({error}). Check its permissions.") from error
+    return FileLock(path.with_name(f".{path.name}.feedback.lock"), thread_local=False)
+
+
+@contextmanager
+def _holding_ledger(target: Path) -> Iterator[None]:
+    lock = ledger_lock(target)
+    try:
+        lock.acquire(timeout=_LEDGER_SECONDS)
+    except Timeout as error:
+        raise StoreLocked(
+            f"Another process has been writing feedback to {target} for {_LEDGER_SECONDS:g} seconds. Wait for it, or "
+            f"stop it, and run the same command: it then finishes at once."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 # The move and its healing -----------------------------------------------------------------------------
 
 
@@ -553,7 +593,6 @@ def _previous(target: Path) -> Path:
 def _swap(new: Path, target: Path) -> None:
     previous = _previous(target)
     if target.exists():
-        _retire(target)
         try:
             rename(target, previous)
         except OSError as error:
@@ -569,7 +608,6 @@ def _swap(new: Path, target: Path) -> None:
             rename(previous, target)
         raise
     sync_folder(target.parent)
-    _retire(target)
 
 
 def _heal(target: Path) -> None:
@@ -622,19 +660,19 @@ def _retire(target: Path) -> None:
         logger.warning("could not remove %s: %s", _previous(target), error)
 
 
-def _keep_foreign(old: Path, new: Path) -> None:
+def _keep_foreign(old: Path, new: Path, new_mutable: Sequence[str]) -> None:
     """Give the new folder what somebody else put into the old one (a .git, a note), where names are free."""
     if not (old / MANIFEST).is_file():
         return
     manifest = _read_manifest(old)
-    ours = {MANIFEST, *manifest.files}
+    ours, mutable = {MANIFEST, *manifest.files}, (*manifest.mutable, *new_mutable)
     for root, folders, names in os.walk(old):
         at = Path(root).relative_to(old)
-        folders[:] = [name for name in folders if not _covers(manifest.mutable, (at / name).as_posix())]
+        folders[:] = [name for name in folders if not _covers(mutable, (at / name).as_posix())]
         for name in (*folders, *names):
             path = at / name
             source, to = old / path, new / path
-            if path.as_posix() in ours or _covers(manifest.mutable, path.as_posix()) or os.path.lexists(to):
+            if path.as_posix() in ours or _covers(mutable, path.as_posix()) or os.path.lexists(to):
                 continue
             if source.is_symlink():
                 to.symlink_to(source.readlink())

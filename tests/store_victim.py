@@ -3,6 +3,7 @@
 python store_victim.py loop TARGET LOG       commit generation after generation, forever
 python store_victim.py every TARGET STEP     die at each STEPth file operation of a build in turn (POSIX)
 python store_victim.py hold TARGET           take the lock, say so, and wait
+python store_victim.py hold-ledger TARGET    the same with the ledger's lock
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from contextlib import closing
 from pathlib import Path
 
 from ragadapt.errors import NotARetriever
-from ragadapt.store import Manifest, Workspace, load_store, open_store
+from ragadapt.store import Manifest, Workspace, ledger_lock, load_store, open_store
 
 FILES = 4
 KILLED = 9
@@ -145,8 +146,8 @@ if __name__ == "__main__":
     mode, target = sys.argv[1], Path(sys.argv[2])
     if mode == "every":
         every(target, int(sys.argv[3]))
-    elif mode == "hold":
-        with Workspace.open(target, {}):
+    elif mode.startswith("hold"):
+        with Workspace.open(target, {}) if mode == "hold" else ledger_lock(target):
             print("held", flush=True)
             time.sleep(60)
     else:

@@ -17,6 +17,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -301,6 +302,75 @@ def test_a_carried_ledger_keeps_what_a_live_writer_has_committed(target: Path) -
         assert reader.execute("SELECT id FROM clicks").fetchall() == [(1,), (2,)]
     assert (target / "t.txt").read_text() == "two"
     assert not (target / "absent.sqlite").exists()
+
+
+def keep_ledger(target: Path, text: str) -> None:
+    """Commit a folder whose ledger comes along."""
+    with Workspace.open(target, {}) as work:
+        with work.stage("s", {"text": text}) as stage:
+            (stage.path / "t.txt").write_text(text)
+        work.commit(Manifest("f", mutable=(store.LEDGER,)), {"t.txt": stage.path / "t.txt"}, carry=[store.LEDGER])
+
+
+def test_the_ledger_is_locked_from_its_copy_until_the_new_folder_is_in_place(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_ledger(target, "one")
+    with closing(sqlite3.connect(target / store.LEDGER)) as ledger:
+        ledger.execute("CREATE TABLE clicks (id)")
+    held: list[str] = []
+
+    def spy(name: str, real: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            try:
+                store.ledger_lock(target).acquire(timeout=0, blocking=False)
+            except (filelock.Timeout, RuntimeError):  # RuntimeError: filelock sees that this very thread has it
+                held.append(name)
+            return real(*arguments)
+
+        return call
+
+    for name in ("copy_live", "rename"):
+        monkeypatch.setattr(store, name, spy(name, getattr(store, name)))
+    keep_ledger(target, "two")
+    assert held == ["copy_live", "rename", "rename"]
+    store.ledger_lock(target).acquire(timeout=0).lock.release()  # and free afterwards
+
+
+def test_a_folder_that_got_its_first_feedback_during_a_build_keeps_it(target: Path) -> None:
+    commit(target, "one")  # its manifest knows of no ledger
+    with Workspace.open(target, {}) as work:
+        writer = sqlite3.connect(target / store.LEDGER)
+        writer.execute("PRAGMA journal_mode = WAL")
+        writer.execute("CREATE TABLE clicks (id)")
+        writer.execute("INSERT INTO clicks VALUES (7)")
+        writer.commit()
+        work.commit(Manifest("f", mutable=(store.LEDGER,)), {}, carry=[store.LEDGER])
+    writer.close()
+    assert sorted(path.name for path in target.iterdir()) == [store.LEDGER, MANIFEST]  # no stray -wal of the old one
+    with closing(sqlite3.connect(target / store.LEDGER)) as ledger:
+        assert ledger.execute("SELECT id FROM clicks").fetchall() == [(7,)]
+
+
+def test_a_writer_of_feedback_that_never_ends_stops_a_commit_with_a_reason(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_ledger(target, "one")
+    monkeypatch.setattr(store, "_LEDGER_SECONDS", 0.1)
+    process = subprocess.Popen(
+        [sys.executable, str(VICTIM), "hold-ledger", str(target)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(StoreLocked, match="writing feedback"):
+            keep_ledger(target, "two")
+        assert (target / "t.txt").read_text() == "one"
+    finally:
+        process.kill()
+        process.wait()
+    keep_ledger(target, "two")
+    assert (target / "t.txt").read_text() == "two"
 
 
 def test_parts_of_the_old_folder_can_be_used_again(target: Path) -> None:
