@@ -4,13 +4,15 @@
       retriever/            what readers open; `ragadapt.json` is its manifest
       .retriever.build/     stages of a build that has not been committed yet; survives a kill
       .retriever.previous/  the old folder, for the moment between two renames
+      .retriever.rollback/  the folder that the last commit replaced, where it was told to keep it
       .retriever.lock       held by the one writer (an empty file; it stays)
       .retriever.feedback.lock   held for each write to feedback.sqlite, and while a commit carries it over
 
 All of them are siblings, so that every move is a rename within one file system. A commit renames the old
 folder away and the new one in; if a kill falls between the two renames, whoever opens the folder next
-finishes the move. On Windows a folder with open files cannot be renamed: the commit then fails with
-StoreError, the old folder stays, and the same command commits once the other program has closed it.
+finishes the move. Going back (`roll_back`) is a commit like any other, of the kept folder's files. On
+Windows a folder with open files cannot be renamed: the commit then fails with StoreError, the old folder
+stays, and the same command commits once the other program has closed it.
 """
 
 from __future__ import annotations
@@ -93,6 +95,7 @@ class Manifest:
     sections: Mapping[str, Any] = field(default_factory=dict)
     mutable: tuple[str, ...] = ()
 
+    replaced: str = ""  # build_id of the folder that this one replaced, if that one was to be kept
     format_version: int = FORMAT_VERSION
     library_version: str = __version__
     build_id: str = ""  # differs between any two commits
@@ -415,7 +418,9 @@ class Workspace:
             remove(scratch)
         stage._seal(json_digest(done, name))
 
-    def commit(self, manifest: Manifest, parts: Mapping[str, Path], carry: Sequence[str] = ()) -> Manifest:
+    def commit(
+        self, manifest: Manifest, parts: Mapping[str, Path], carry: Sequence[str] = (), *, keep_rollback: bool = False
+    ) -> Manifest:
         """Replace the target by a folder made of `parts`, in one move; the manifest as it was written.
 
         parts: path inside the folder → the file or folder that goes there (of a stage, or of the old target,
@@ -423,6 +428,8 @@ class Workspace:
         from the old target as they are now, where it has them; SQLite files through a backup, so that a
         writer may be at work. From then until the new folder is in place, `ledger_lock` is held. Files in the
         old target that ragadapt did not write come along. The build's stages are gone afterwards.
+        keep_rollback: the folder that is replaced stays beside the new one, for `roll_back`; what was kept
+        there before goes.
         """
         self._check_open()
         if self._running:
@@ -437,6 +444,7 @@ class Workspace:
             if not Path(source).exists():
                 raise InvalidInput(f"Part {name!r}: there is nothing at {source}.")
         new = self.path / "new"
+        old = _read_manifest(self.target) if (self.target / MANIFEST).is_file() else None
         with explain_full_disk(self.target):
             remove(new)
             new.mkdir(parents=True)
@@ -449,14 +457,15 @@ class Workspace:
                 format_version=FORMAT_VERSION,
                 library_version=__version__,
                 build_id=uuid.uuid4().hex,
-                created=self._created() or _now(),
+                replaced=old.build_id if old is not None and keep_rollback else "",
+                created=old.created if old is not None else _now(),
                 updated=_now(),
                 files=files,
             )
             text = written.to_json()
             _keep_foreign(self.target, new, manifest.mutable)
             sync_tree(new)
-            _retire(self.target)  # what an earlier move could not remove
+            _put_away(self.target)  # what an earlier move could not
             with _holding_ledger(self.target) if carry else nullcontext():  # briefly: writers of feedback wait
                 for name in carry:
                     copy_live(self.target / name, new / name)
@@ -464,7 +473,7 @@ class Workspace:
                 write_text(new / MANIFEST, text)
                 sync_folder(self.path)
                 _swap(new, self.target)
-            _retire(self.target)
+            _put_away(self.target)
         self._committed = True
         self.close()
         return Manifest.from_json(text, self.target / MANIFEST)
@@ -473,7 +482,8 @@ class Workspace:
         if source.is_dir():
             destination.mkdir(parents=True, exist_ok=True)
         # A hard link is safe for what nobody changes in place, and only between folders that are ours.
-        ours = any(source.resolve().is_relative_to(place) for place in (self.path, self.target))
+        places = (self.path, self.target, _rollback(self.target))
+        ours = any(source.resolve().is_relative_to(place) for place in places)
         for path, file in list_files(source) if source.is_dir() else [("", source)]:
             to, inside = (destination / path, f"{name}/{path}") if path else (destination, name)
             to.parent.mkdir(parents=True, exist_ok=True)
@@ -483,13 +493,16 @@ class Workspace:
                 shutil.copyfile(file, to)
 
     def _check_reused(self, parts: Mapping[str, Path], files: Mapping[str, FileRecord]) -> None:
-        """What comes from the old target must still be what its manifest says: damage is not hashed anew."""
+        """What comes from a saved folder must still be what its manifest says: damage is not hashed anew."""
+        known = {
+            folder / path: record
+            for folder in (self.target, _rollback(self.target))
+            if (folder / MANIFEST).is_file()
+            for path, record in _read_manifest(folder).files.items()
+        }
         for name, source in parts.items():
             source = Path(source).resolve()
-            if not source.is_relative_to(self.target) or not (self.target / MANIFEST).is_file():
-                continue
-            for path, expected in _read_manifest(self.target).files.items():
-                old = self.target / path
+            for old, expected in known.items():
                 if old.is_relative_to(source):
                     inside = old.relative_to(source).as_posix()
                     found = files.get(name if inside == "." else f"{name}/{inside}")
@@ -498,9 +511,6 @@ class Workspace:
                             f"{old} has {found.size} bytes, sha256 {found.sha256}; its manifest expects "
                             f"{expected.size}, {expected.sha256}. Restore it from a copy, or build it again."
                         )
-
-    def _created(self) -> str:
-        return _read_manifest(self.target).created if (self.target / MANIFEST).is_file() else ""
 
     def _finished(self, name: str, key_digest: str) -> str | None:
         self._check_open()
@@ -527,6 +537,42 @@ class Workspace:
     def _check_open(self) -> None:
         if not self._open:
             raise StoreError("This workspace is closed or committed. Open a new one with Workspace.open.")
+
+
+def roll_back(target: str | Path, wait_seconds: float = 1) -> Manifest:
+    """Put the folder that the last commit replaced back in its place; its manifest, as it was written anew.
+
+    What stood there is kept in turn, so doing it again returns to it. The feedback ledger of now stays. wait_seconds:
+    how long to wait for another writer. Raises StoreError where nothing was kept, StoreCorrupt, StoreLocked.
+    """
+    with Workspace.open(target, {"command": "rollback"}, wait_seconds) as work:
+        kept = _rollback(work.target)
+        if not (kept / MANIFEST).is_file():
+            raise StoreError(
+                f"Nothing is kept to take {work.target} back to: there is no {kept}. One earlier build is kept when "
+                f"a retriever is replaced."
+            )
+        manifest = _read_manifest(kept)
+        _check_files(kept, manifest, "quick")
+        parts = {name: kept / name for name in (*manifest.files, *manifest.mutable) if (kept / name).exists()}
+        carry = []
+        if work.target.exists():
+            parts.pop(LEDGER, None)
+            carry.append(LEDGER)
+        mutable = tuple(dict.fromkeys((*manifest.mutable, LEDGER)))
+        return work.commit(replace(manifest, mutable=mutable), parts, carry=carry, keep_rollback=True)
+
+
+def kept_build(target: str | Path) -> OpenedStore | None:
+    """What `roll_back` would return to; None where nothing is kept, or it cannot be read.
+
+    After a kill it may be half removed until the next writer, `roll_back` included, has healed the move.
+    """
+    kept = _rollback(Path(target).resolve())
+    try:
+        return OpenedStore(kept, _read_manifest(kept))
+    except RagadaptError:
+        return None
 
 
 def ledger_lock(path: str | Path) -> FileLock:
@@ -590,6 +636,10 @@ def _previous(target: Path) -> Path:
     return target.with_name(f".{target.name}.previous")
 
 
+def _rollback(target: Path) -> Path:
+    return target.with_name(f".{target.name}.rollback")
+
+
 def _swap(new: Path, target: Path) -> None:
     previous = _previous(target)
     if target.exists():
@@ -627,7 +677,7 @@ def _heal(target: Path) -> None:
             break
         else:
             return
-    _retire(target)
+    _put_away(target)
 
 
 def _settle(target: Path) -> None:
@@ -653,11 +703,29 @@ def _settle(target: Path) -> None:
         return
 
 
-def _retire(target: Path) -> None:
+def _put_away(target: Path) -> None:
+    """Keep or remove the folder that was moved aside, whichever the manifest of the new one says."""
+    previous, kept = _previous(target), _rollback(target)
+    if not previous.exists():
+        return
     try:
-        remove(_previous(target))
+        # The mark lies in the new folder itself, so a kill anywhere in here is made good by doing it again.
+        if _is_kept(target, previous):
+            remove(kept)
+            rename(previous, kept)
+            sync_folder(target.parent)
+        else:
+            remove(previous)
     except OSError as error:  # a reader on Windows may hold it; the next writer tries again
-        logger.warning("could not remove %s: %s", _previous(target), error)
+        logger.warning("could not put %s away: %s", previous, error)
+
+
+def _is_kept(target: Path, previous: Path) -> bool:
+    try:
+        replaced = _read_manifest(target).replaced
+        return bool(replaced) and _read_manifest(previous).build_id == replaced
+    except RagadaptError:
+        return False
 
 
 def _keep_foreign(old: Path, new: Path, new_mutable: Sequence[str]) -> None:
