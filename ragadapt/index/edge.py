@@ -239,9 +239,10 @@ class _Conditions:
 
 
 def _condition(filter: Filter | None) -> Any:
-    if filter is None:
-        return None
-    condition = to_qdrant(parse(filter), _Conditions(), (METADATA_KEY,))
+    native: Any = filter
+    if native is None or isinstance(native, edge.Filter):
+        return native
+    condition = to_qdrant(parse(native), _Conditions(), (METADATA_KEY,))
     return condition if isinstance(condition, edge.Filter) else edge.Filter(must=[condition])
 
 

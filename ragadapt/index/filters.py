@@ -6,7 +6,8 @@
 A name with dots walks into nested objects. A field that holds a list passes a test when one of its elements does.
 A field that is missing, null or an empty list has no value: it fails every test but `{"$exists": False}`,
 `None`, and the negations `$ne`, `$nin`, `$not`. Numbers compare by value (3 = 3.0), booleans are not numbers,
-strings compare whole and case-sensitively.
+strings compare whole and case-sensitively. `$text` finds a piece of a string, `$itext` in any case; the last one is
+for the kinds that filter in memory (exact, faiss), engines of the Qdrant family have no such test.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Filter = Mapping[str, Any]
 """What callers write; see the module's docstring."""
 
 OPERATORS = (
-    "$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin", "$contains", "$all", "$text", "$exists",
+    "$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin", "$contains", "$all", "$text", "$itext", "$exists",
 )  # fmt: skip
 _RANGES = ("$gt", "$gte", "$lt", "$lte")
 Path = tuple[str, ...]
@@ -77,10 +78,14 @@ class Between:
 
 @dataclass(frozen=True, slots=True)
 class Substring:
-    """The field has a string in which the text occurs, case-sensitively."""
+    """The field has a string in which the text occurs. fold: in any case."""
 
     path: Path
     text: str
+    fold: bool = False
+
+    def within(self, value: str) -> bool:
+        return self.text.casefold() in value.casefold() if self.fold else self.text in value
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,8 @@ def parse(filter: Filter) -> Node:
     """The filter as a tree of a few node kinds. Raises InvalidFilter naming what is wrong and what is supported."""
     if not isinstance(filter, Mapping):
         raise InvalidFilter(
-            f'A filter is a dict such as {{"lang": "en"}}, not {type(filter).__name__}. '
+            f'A filter is a dict such as {{"lang": "en"}}, not {type(filter).__module__}.{type(filter).__qualname__}. '
+            "Only an index of kind qdrant or qdrant-edge also takes its engine's own filters. "
             f"Operators: {', '.join(OPERATORS)}; $and, $or, $not around them."
         )
     parts: list[Node] = []
@@ -143,10 +149,10 @@ def _parse_field(name: str, condition: Any) -> Node:
             if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or math.isnan(value):
                 raise InvalidFilter(f"{operator} on field {name!r} takes a number, not {value!r}.")
             parts.append(Between(path, **{operator[1:]: float(value)}))
-        elif operator == "$text":
+        elif operator in ("$text", "$itext"):
             if not isinstance(value, str) or not value:
-                raise InvalidFilter(f"$text on field {name!r} takes a text that is not empty, not {value!r}.")
-            parts.append(Substring(path, value))
+                raise InvalidFilter(f"{operator} on field {name!r} takes a text that is not empty, not {value!r}.")
+            parts.append(Substring(path, value, fold=operator == "$itext"))
         elif operator == "$exists":
             if not isinstance(value, bool):
                 raise InvalidFilter(f"$exists on field {name!r} takes True or False, not {value!r}.")
@@ -227,8 +233,8 @@ def _holds(node: Node, metadata: Mapping[str, Any]) -> bool:
                 for value in values_at(metadata, path)
                 if isinstance(value, (int, float)) and not isinstance(value, bool)
             )
-        case Substring(path, text):
-            return any(isinstance(value, str) and text in value for value in values_at(metadata, path))
+        case Substring(path):
+            return any(isinstance(value, str) and node.within(value) for value in values_at(metadata, path))
 
 
 def _within(value: float, bounds: Between) -> bool:
@@ -287,10 +293,10 @@ class Columns:
                 column, mask = self._column(path), np.zeros(n, np.bool_)
                 left, right = "right" if low == gt else "left", "left" if high == lt else "right"
                 mask[self._between(column, low, left, high, right)] = True
-            case Substring(path, text):
+            case Substring(path):
                 column, mask = self._column(path), np.zeros(n, np.bool_)
                 for string, rows in column.strings.items():
-                    if text in string:
+                    if node.within(string):
                         mask[rows] = True
             case Exists(path):
                 mask = np.zeros(n, np.bool_)
@@ -361,7 +367,12 @@ def to_qdrant(node: Node, make: ConditionMaker[C], prefix: Path = ()) -> C:
                 return any_of(tests)
             case Between(path, gt, gte, lt, lte):
                 return make.range(key(path), gt, gte, lt, lte)
-            case Substring(path, text):
+            case Substring(path, text, fold):
+                if fold:
+                    raise InvalidFilter(
+                        f"$itext on field {'.'.join(path)!r}: Qdrant cannot look for a piece of text in any case. Use "
+                        "$text (case-sensitive), store the field in lower case, or take a faiss or exact index."
+                    )
                 return make.substring(key(path), text)
             case Exists(path):
                 return make.filter(None, None, [make.empty(key(path))])

@@ -115,11 +115,11 @@ class QdrantIndex(Closing):
         """
         if url is None and folder is None:
             url = ":memory:"
-        client = _connect(folder, url, timeout_seconds, api_key)
-        where = _shown(url) if url else str(folder)
+        client = connect(folder, url, timeout_seconds, api_key)
+        where = shown(url) if url else str(folder)
 
         def ask(call: Callable[[], T]) -> T:
-            return _asking(call, url)
+            return asking(call, url)
 
         try:
             if ask(lambda: client.collection_exists(collection)):
@@ -151,11 +151,11 @@ class QdrantIndex(Closing):
         return int(self._ask(lambda: self.client.count(self.collection, exact=True)).count)
 
     def ids(self, filter: Filter | None = None) -> list[str]:
-        return [_id_of(record) for record in self._scroll(4096, filter, False)]
+        return [self._id_of(record) for record in self._scroll(4096, filter, False)]
 
     def has(self, ids: Sequence[str]) -> list[bool]:
         found = self._retrieve(check_ids(ids), payload=False, vector=False)
-        return [point_id(id) in found for id in ids]
+        return [self._point_id(id) in found for id in ids]
 
     def upsert(self, ids: Sequence[str], vectors: ArrayLike, payloads: Sequence[Payload] | None = None) -> None:
         new_ids, rows, plain = prepare_upsert(ids, vectors, payloads, self.dim)
@@ -190,26 +190,27 @@ class QdrantIndex(Closing):
 
     def search(self, vectors: ArrayLike, k: int, filter: Filter | None = None) -> list[Ranking]:
         queries, k = check_vectors(vectors, self.dim, "query vectors"), check_k(k)
-        condition = _condition(filter)
+        condition = self._condition(filter)
         results: list[Ranking] = []
         for start in range(0, len(queries), BATCH):
             requests = [
                 models.QueryRequest(
                     query=query.tolist(), using=self.vector_name or None, limit=k, filter=condition,
-                    params=self._parameters, with_payload=[ID_KEY],
+                    params=self._parameters, with_payload=self._id_keys,
                 )
                 for query in queries[start : start + BATCH]
             ]  # fmt: skip
             for response in self._ask(lambda: self.client.query_batch_points(self.collection, requests)):  # noqa: B023
                 points = response.points
-                results.append(by_id_where_equal([_id_of(p) for p in points], np.array([p.score for p in points])))
+                ids = [self._id_of(point) for point in points]
+                results.append(by_id_where_equal(ids, np.array([point.score for point in points])))
         return results
 
     def vectors(self, ids: Sequence[str]) -> Floats:
         found = self._retrieve(check_ids(ids), payload=False, vector=True)
         rows = np.empty((len(ids), self.dim), np.float32)
         for row, id in zip(rows, ids):
-            record = found.get(point_id(id))
+            record = found.get(self._point_id(id))
             if record is None:
                 raise missing_id(id)
             row[:] = self._vector(record)
@@ -219,9 +220,10 @@ class QdrantIndex(Closing):
         found = self._retrieve(check_ids(ids), payload=True, vector=False)
         payloads = []
         for id in ids:
-            if point_id(id) not in found:
+            record = found.get(self._point_id(id))
+            if record is None:
                 raise missing_id(id)
-            payloads.append(dict(found[point_id(id)].payload.get(METADATA_KEY) or {}))
+            payloads.append(self._metadata(record))
         return payloads
 
     def batches(self, size: int = 4096) -> Iterator[tuple[list[str], Floats]]:
@@ -254,14 +256,14 @@ class QdrantIndex(Closing):
     def _describe(self, folder: Path) -> None:
         values = {"kind": self.kind, "dim": self.dim, "fingerprint": self.fingerprint, "collection": self.collection}
         if self.url is not None:
-            values["url"] = _shown(self.url)
+            values["url"] = shown(self.url)
         write_description(folder, values)
 
     def _ask(self, call: Callable[[], T]) -> T:
         if self.url is None or self.url == ":memory:":
             with self._lock:
                 return call()
-        return _asking(call, self.url)
+        return asking(call, self.url)
 
     def _named(self, vector: list[float]) -> Any:
         return {self.vector_name: vector} if self.vector_name else vector
@@ -270,14 +272,14 @@ class QdrantIndex(Closing):
         return record.vector[self.vector_name] if self.vector_name else record.vector
 
     def _batch(self, records: list[Any]) -> tuple[list[str], Floats]:
-        return [_id_of(r) for r in records], np.array([self._vector(r) for r in records], np.float32)
+        return [self._id_of(r) for r in records], np.array([self._vector(r) for r in records], np.float32)
 
-    def _retrieve(self, ids: Sequence[str], payload: bool, vector: bool) -> dict[str, Any]:
+    def _retrieve(self, ids: Sequence[str], payload: bool, vector: bool) -> dict[str | None, Any]:
         """Point id → record, of those that are there."""
-        found: dict[str, Any] = {}
-        points = [point_id(id) for id in ids]
+        found: dict[str | None, Any] = {}
+        points = [point for point in map(self._point_id, ids) if point is not None]
         for start in range(0, len(points), 1024):
-            wanted = list(points[start : start + 1024])
+            wanted: list[Any] = list(points[start : start + 1024])
             names = [self.vector_name] if vector and self.vector_name else vector
             for record in self._ask(
                 lambda: self.client.retrieve(self.collection, wanted, with_payload=payload, with_vectors=names)  # noqa: B023
@@ -286,23 +288,36 @@ class QdrantIndex(Closing):
         return found
 
     def _scroll(self, size: int, filter: Filter | None, vector: bool) -> Iterator[Any]:
-        condition, offset = _condition(filter), None
+        condition, offset = self._condition(filter), None
         names = [self.vector_name] if vector and self.vector_name else vector
         while True:
             records, offset = self._ask(
                 lambda: self.client.scroll(
                     self.collection, scroll_filter=condition, limit=size, offset=offset,  # noqa: B023
-                    with_payload=[ID_KEY], with_vectors=names,
+                    with_payload=self._id_keys, with_vectors=names,
                 )
             )  # fmt: skip
             yield from records
             if offset is None:
                 return
 
+    # What a payload of ours looks like; ragadapt.index.foreign reads those of other programs.
 
-def _id_of(point: Any) -> str:
-    id: str = point.payload[ID_KEY]
-    return id
+    _id_keys: Any = [ID_KEY]  # noqa: RUF012
+
+    def _point_id(self, id: str) -> str | None:
+        """The point that an id stands for; None = no point can have it."""
+        return point_id(id)
+
+    def _id_of(self, point: Any) -> str:
+        id: str = point.payload[ID_KEY]
+        return id
+
+    def _metadata(self, record: Any) -> dict[str, Any]:
+        return dict(record.payload.get(METADATA_KEY) or {})
+
+    def _condition(self, filter: Filter | None) -> Any:
+        return to_condition(filter, (METADATA_KEY,))
 
 
 class _Conditions:
@@ -330,10 +345,12 @@ class _Conditions:
         return models.HasIdCondition(has_id=[])
 
 
-def _condition(filter: Filter | None) -> Any:
-    if filter is None:
-        return None
-    condition = to_qdrant(parse(filter), _Conditions(), (METADATA_KEY,))
+def to_condition(filter: Filter | None, prefix: tuple[str, ...]) -> Any:
+    """A filter as the client's own `models.Filter`; one that is that already passes as it is. Raises InvalidFilter."""
+    native: Any = filter
+    if native is None or isinstance(native, models.Filter):
+        return native
+    condition = to_qdrant(parse(native), _Conditions(), prefix)
     return condition if isinstance(condition, models.Filter) else models.Filter(must=[condition])
 
 
@@ -355,13 +372,13 @@ def _vector_of(info: Any, where: str, collection: str) -> tuple[str, int]:
     return name, int(named[name].size)
 
 
-def _connect(folder: Path | None, url: str | None, timeout_seconds: int, api_key: str | None) -> QdrantClient:
+def connect(folder: Path | None, url: str | None, timeout_seconds: int, api_key: str | None) -> QdrantClient:
     if url == ":memory:":
         return QdrantClient(":memory:", force_disable_check_same_thread=True)
     if url is not None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InvalidInput(f"{_shown(url)!r} is no address of a server; write http://host:6333 or https://….")
+            raise InvalidInput(f"{shown(url)!r} is no address of a server; write http://host:6333 or https://….")
         with warnings.catch_warnings():  # the client's remark about a key over http is ours to make, without the key
             warnings.simplefilter("ignore")
             return QdrantClient(
@@ -408,7 +425,7 @@ def _screen(folder: Path) -> None:
             ) from error
 
 
-def _asking(call: Callable[[], T], url: str | None) -> T:
+def asking(call: Callable[[], T], url: str | None) -> T:
     """Call a server, again after a pause where that can help. Raises IndexUnreachable; never shows the key."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -416,15 +433,15 @@ def _asking(call: Callable[[], T], url: str | None) -> T:
         except UnexpectedResponse as error:
             if error.status_code in (401, 403):
                 raise IndexUnreachable(
-                    f"Qdrant at {_shown(url)} refused access ({error.status_code}). Set the key in {API_KEY}."
+                    f"Qdrant at {shown(url)} refused access ({error.status_code}). Set the key in {API_KEY}."
                 ) from None
             if error.status_code not in _RETRIED or attempt == ATTEMPTS:
                 reason = f"{error.status_code} {error.reason_phrase}"
-                raise IndexUnreachable(f"Qdrant at {_shown(url)} answered {reason}: {_body(error)}") from None
+                raise IndexUnreachable(f"Qdrant at {shown(url)} answered {reason}: {_body(error)}") from None
         except ResponseHandlingException as error:
             if attempt == ATTEMPTS:
                 raise IndexUnreachable(
-                    f"Qdrant at {_shown(url)} does not answer after {ATTEMPTS} tries ({_last_line(error)}). "
+                    f"Qdrant at {shown(url)} does not answer after {ATTEMPTS} tries ({_last_line(error)}). "
                     "Is the server running, and the address right?"
                 ) from None
         time.sleep(0.25 * 2 ** (attempt - 1))
@@ -440,7 +457,7 @@ def _last_line(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _shown(url: str | None) -> str:
+def shown(url: str | None) -> str:
     """The address without user, password and query, which may hold a key."""
     if url is None or url == ":memory:":
         return str(url)
