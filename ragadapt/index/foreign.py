@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 from ragadapt.errors import DimensionMismatch, FingerprintMismatch, IndexFault, InvalidInput
 from ragadapt.index.contract import Floats, Payload, check_vectors
 from ragadapt.index.filters import Filter
-from ragadapt.index.qdrant import BATCH, QdrantIndex, asking, connect, models, shown, to_condition
+from ragadapt.index.qdrant import BATCH, QdrantIndex, _asking, _connect, _shown, models, to_condition
 from ragadapt.lexical.ranking import Ranking
 
 log = logging.getLogger(__name__)
@@ -75,15 +75,15 @@ class ForeignQdrantIndex(QdrantIndex):
             raise InvalidInput(f"layout is {layout!r}; use one of: {', '.join(get_args(Layout))}.")
         if (url is None) == (client is None):
             raise InvalidInput("Give the URL of a Qdrant server, or a client that is connected already.")
-        where = shown(url) if url else "this client"
-        client = client if client is not None else connect(None, url, timeout_seconds, api_key)
-        if not asking(lambda: client.collection_exists(collection), url):
+        where = _shown(url) if url else "this client"
+        client = client if client is not None else _connect(None, url, timeout_seconds, api_key)
+        if not _asking(lambda: client.collection_exists(collection), url):
             raise InvalidInput(f"There is no collection {collection!r} at {where}.")
-        info = asking(lambda: client.get_collection(collection), url)
+        info = _asking(lambda: client.get_collection(collection), url)
         name, params = _dense_vector(info, vector_name, f"{collection!r} at {where}")
         if layout is None:
             layout = _layout_of(
-                asking(lambda: client.scroll(collection, limit=1), url)[0], f"{collection!r} at {where}"
+                _asking(lambda: client.scroll(collection, limit=1), url)[0], f"{collection!r} at {where}"
             )
         return cls(
             client, collection, int(params.size), fingerprint,
@@ -228,11 +228,11 @@ def migrate(
     old collection stays. Raises InvalidInput if `target` exists, IndexUnreachable, IndexFault.
     """
     client, url = source.client, source.url
-    if asking(lambda: client.collection_exists(target), url):
+    if _asking(lambda: client.collection_exists(target), url):
         raise InvalidInput(f"There is a collection {target!r} already. Name a new one.")
-    aliases = asking(lambda: client.get_aliases(), url).aliases
+    aliases = _asking(lambda: client.get_aliases(), url).aliases
     if alias is not None and not any(one.alias_name == alias for one in aliases):
-        collections = [one.name for one in asking(lambda: client.get_collections(), url).collections]
+        collections = [one.name for one in _asking(lambda: client.get_collections(), url).collections]
         if alias in collections:
             raise InvalidInput(
                 f"{alias!r} is a collection, not an alias, and a name can be only one of the two. Let your program "
@@ -242,7 +242,7 @@ def migrate(
     params = models.VectorParams(size=dim, distance=source.distance)
     config: Any = {source.vector_name: params} if source.vector_name else params
     metadata = {"ragadapt": {"format": 1, "fingerprint": fingerprint}}
-    asking(lambda: client.create_collection(target, vectors_config=config, metadata=metadata), url)
+    _asking(lambda: client.create_collection(target, vectors_config=config, metadata=metadata), url)
     copied: dict[str, str] = {}
     for _ in range(_ROUNDS):
         changed = _copy_changes(source, target, encode_passages, copied, progress)
@@ -260,7 +260,7 @@ def migrate(
             operations.append(models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias)))
         create = models.CreateAlias(collection_name=target, alias_name=alias)
         operations.append(models.CreateAliasOperation(create_alias=create))
-        asking(lambda: client.update_collection_aliases(operations), url)
+        _asking(lambda: client.update_collection_aliases(operations), url)
     return ForeignQdrantIndex(
         client, target, dim, fingerprint,
         url=url, vector_name=source.vector_name, layout=source.layout, distance=source.distance,
@@ -295,7 +295,7 @@ def _copy_changes(
                 )
                 for (_, record, _), row in zip(fresh, vectors, strict=True)
             ]
-            asking(lambda: source.client.upsert(target, points, wait=True), source.url)  # noqa: B023
+            _asking(lambda: source.client.upsert(target, points, wait=True), source.url)  # noqa: B023
             copied.update((id, state) for id, _, state in fresh)
         changed += len(fresh)
         done += len(records)
@@ -304,7 +304,7 @@ def _copy_changes(
     gone = [id for id in copied if id not in seen]
     if gone:
         points = [int(id) if id.isdecimal() else id for id in gone]
-        asking(lambda: source.client.delete(target, models.PointIdsList(points=points), wait=True), source.url)
+        _asking(lambda: source.client.delete(target, models.PointIdsList(points=points), wait=True), source.url)
         for id in gone:
             del copied[id]
     return changed + len(gone)

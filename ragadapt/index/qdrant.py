@@ -115,11 +115,11 @@ class QdrantIndex(Closing):
         """
         if url is None and folder is None:
             url = ":memory:"
-        client = connect(folder, url, timeout_seconds, api_key)
-        where = shown(url) if url else str(folder)
+        client = _connect(folder, url, timeout_seconds, api_key)
+        where = _shown(url) if url else str(folder)
 
         def ask(call: Callable[[], T]) -> T:
-            return asking(call, url)
+            return _asking(call, url)
 
         try:
             if ask(lambda: client.collection_exists(collection)):
@@ -256,14 +256,14 @@ class QdrantIndex(Closing):
     def _describe(self, folder: Path) -> None:
         values = {"kind": self.kind, "dim": self.dim, "fingerprint": self.fingerprint, "collection": self.collection}
         if self.url is not None:
-            values["url"] = shown(self.url)
+            values["url"] = _shown(self.url)
         write_description(folder, values)
 
     def _ask(self, call: Callable[[], T]) -> T:
         if self.url is None or self.url == ":memory:":
             with self._lock:
                 return call()
-        return asking(call, self.url)
+        return _asking(call, self.url)
 
     def _named(self, vector: list[float]) -> Any:
         return {self.vector_name: vector} if self.vector_name else vector
@@ -372,13 +372,13 @@ def _vector_of(info: Any, where: str, collection: str) -> tuple[str, int]:
     return name, int(named[name].size)
 
 
-def connect(folder: Path | None, url: str | None, timeout_seconds: int, api_key: str | None) -> QdrantClient:
+def _connect(folder: Path | None, url: str | None, timeout_seconds: int, api_key: str | None) -> QdrantClient:
     if url == ":memory:":
         return QdrantClient(":memory:", force_disable_check_same_thread=True)
     if url is not None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InvalidInput(f"{shown(url)!r} is no address of a server; write http://host:6333 or https://….")
+            raise InvalidInput(f"{_shown(url)!r} is no address of a server; write http://host:6333 or https://….")
         with warnings.catch_warnings():  # the client's remark about a key over http is ours to make, without the key
             warnings.simplefilter("ignore")
             return QdrantClient(
@@ -425,7 +425,7 @@ def _screen(folder: Path) -> None:
             ) from error
 
 
-def asking(call: Callable[[], T], url: str | None) -> T:
+def _asking(call: Callable[[], T], url: str | None) -> T:
     """Call a server, again after a pause where that can help. Raises IndexUnreachable; never shows the key."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -433,15 +433,15 @@ def asking(call: Callable[[], T], url: str | None) -> T:
         except UnexpectedResponse as error:
             if error.status_code in (401, 403):
                 raise IndexUnreachable(
-                    f"Qdrant at {shown(url)} refused access ({error.status_code}). Set the key in {API_KEY}."
+                    f"Qdrant at {_shown(url)} refused access ({error.status_code}). Set the key in {API_KEY}."
                 ) from None
             if error.status_code not in _RETRIED or attempt == ATTEMPTS:
                 reason = f"{error.status_code} {error.reason_phrase}"
-                raise IndexUnreachable(f"Qdrant at {shown(url)} answered {reason}: {_body(error)}") from None
+                raise IndexUnreachable(f"Qdrant at {_shown(url)} answered {reason}: {_body(error)}") from None
         except ResponseHandlingException as error:
             if attempt == ATTEMPTS:
                 raise IndexUnreachable(
-                    f"Qdrant at {shown(url)} does not answer after {ATTEMPTS} tries ({_last_line(error)}). "
+                    f"Qdrant at {_shown(url)} does not answer after {ATTEMPTS} tries ({_last_line(error)}). "
                     "Is the server running, and the address right?"
                 ) from None
         time.sleep(0.25 * 2 ** (attempt - 1))
@@ -457,7 +457,7 @@ def _last_line(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def shown(url: str | None) -> str:
+def _shown(url: str | None) -> str:
     """The address without user, password and query, which may hold a key."""
     if url is None or url == ":memory:":
         return str(url)
