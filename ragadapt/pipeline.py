@@ -581,6 +581,7 @@ class _Run:
         config = self.config
         with self.clock("report"):
             rank, chosen = one_rank(asked.heldout, dict.fromkeys(Evidence, 1), MOST)
+                met=_answer_was_trained(plan, asked.grades),
             if rank is Evidence.CROP:
                 chosen = chosen[:: -(-len(chosen) // _CROPS)]
             if plan.judge:
@@ -606,7 +607,7 @@ class _Run:
                 kept=asked.kept,
                 sizes={part: len(getattr(asked, part)) for part in ("train", "dev", "heldout")},
                 documents_by_part=asked.documents,
-                leaked=count_leaks(plan.train, plan.judge, corpus.chunks).total if trained else 0,
+                leaked=_leaked(plan, corpus) if trained else 0,
                 warnings=asked.notes,
                 history=trained.history if trained else (),
                 strengths=trained.strengths if trained else {},
@@ -696,6 +697,26 @@ def _without_held_out_passages(train: Sequence[Query], heldout: Sequence[Query],
 
 def _renamed(found: LabelledSet, prefix: str) -> LabelledSet:
     """The same labels under ids with a prefix."""
+def _answer_was_trained(plan: gate.Plan, grades: Mapping[str, Mapping[str, int]]) -> list[bool]:
+    """For each judging query whether a training query had one of its answers: a passage, or a document it names."""
+
+    def answers(query: Query) -> set[str]:
+        return {*query.positives, *grades.get(query.id, ())}
+
+    trained = {answer for query in plan.train for answer in answers(query)}
+    return [not trained.isdisjoint(answers(query)) for query in plan.judge]
+
+
+def _leaked(plan: gate.Plan, corpus: Corpus) -> int:
+    """Training items that share text with the held-out part; labelled questions may share answers, not texts."""
+    labelled = [query for query in plan.train if query.evidence is Evidence.LABELLED]
+    if plan.evidence is not Evidence.LABELLED or not labelled:
+        return count_leaks(plan.train, plan.judge, corpus.chunks).total
+    others = [query for query in plan.train if query.evidence is not Evidence.LABELLED]
+    asked = count_leaks(labelled, plan.judge, corpus.chunks)
+    return asked.texts + asked.near_texts + count_leaks(others, plan.judge, corpus.chunks).total
+
+
     return replace(
         found,
         queries=[replace(query, id=prefix + query.id) for query in found.queries],

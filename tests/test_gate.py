@@ -96,6 +96,17 @@ def test_a_gain_that_moved_everything_else_does_not_ship(base: np.ndarray) -> No
     assert "moved by 0.90" in " ".join(decision.reasons)
 
 
+def test_a_gain_on_known_answers_does_not_hide_a_loss_on_new_ones(base: np.ndarray) -> None:
+    met = np.arange(200) < 120
+    settings = {"strength": 1.0, "drift": 0.0, "config": GateConfig(), "seed": 1, "met": met.tolist()}
+    mixed = base + np.where(met, 0.2, -0.05)
+    decision = decide(dense=(mixed, base), search=(mixed, base), **settings)
+    assert decision.verdict is Verdict.REGRESSION_AVOIDED
+    assert "80 ask for what no training question asked for: dense -0.050" in " ".join(decision.reasons)
+    even = base + np.where(met, 0.2, 0.0)
+    assert decide(dense=(even, base), search=(even, base), **settings).adapted
+
+
 def test_a_dense_gain_ships_only_if_the_default_search_does_not_lose(base: np.ndarray) -> None:
     settings = {"strength": 1.0, "drift": 0.0, "config": GateConfig(), "seed": 1}
     flat = base + np.random.default_rng(2).normal(0, 0.01, 200)

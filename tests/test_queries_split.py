@@ -42,9 +42,9 @@ def test_shares_are_near_what_was_asked() -> None:
 @settings(max_examples=30)
 @given(st.integers(0, 10_000), st.text(min_size=1, max_size=8))
 def test_adding_a_document_moves_no_other(seed: int, name: str) -> None:
-    before = split_documents(documents(150), None, CONFIG, seed)
-    after = split_documents([*documents(150), Document(f"new {name}", "x")], None, CONFIG, seed)
-    assert all(before.part(f"d{i}") == after.part(f"d{i}") for i in range(150))
+    before = split_documents(documents(500), None, CONFIG, seed)
+    after = split_documents([*documents(500), Document(f"new {name}", "x")], None, CONFIG, seed)
+    assert all(before.part(f"d{i}") == after.part(f"d{i}") for i in range(500))
 
 
 def test_the_order_of_documents_does_not_matter_and_the_seed_does() -> None:
@@ -101,20 +101,17 @@ def asked(id: str, text: str, *positives: str) -> Query:
     return Query(id, text, "label", Evidence.LABELLED, positives)
 
 
-def test_labelled_queries_stay_with_their_paraphrase_and_their_passage() -> None:
-    queries = [asked(f"{i}{way}", f"{way} topic{i}", f"c{i}") for i in range(60) for way in ("who pays", "when is")]
+def test_labelled_queries_stay_with_their_paraphrase() -> None:
+    queries = [asked(str(i), f"topic{i // 2} question", f"c{i}") for i in range(100)]
     split = split_labelled(queries, CONFIG, 3)
     assert split.unit == "query"
-    assert all(split.part(f"{i}who pays") == split.part(f"{i}when is") for i in range(60))
-    assert "kept together" in split.note
-
-
-def test_labelled_queries_that_all_share_a_passage_are_dealt_by_text() -> None:
-    queries = [asked(str(i), f"topic{i // 2} question", "same") for i in range(100)]
-    split = split_labelled(queries, CONFIG, 3)
     assert all(parts(split))
-    assert "several parts" in split.note
     assert all(split.part(str(2 * i)) == split.part(str(2 * i + 1)) for i in range(50))
+
+
+def test_labelled_queries_with_a_common_answer_may_stand_in_every_part() -> None:
+    queries = [asked(str(i), f"topic{i} question", "same") for i in range(100)]
+    assert all(parts(split_labelled(queries, CONFIG, 3)))
 
 
 def test_queries_go_where_their_passages_are_and_mixed_ones_nowhere() -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+import numpy as np
+
 from ragadapt.config import GateConfig
 from ragadapt.evaluation.significance import Interval, Values, paired_bootstrap
 from ragadapt.values import Evidence, Query
@@ -114,11 +116,14 @@ def decide(
     config: GateConfig,
     seed: int,
     clusters: Sequence[Any] | None = None,
+    met: Sequence[bool] | None = None,
 ) -> Decision:
     """Judge a trained model by its held-out quality per query: (adapted, base) for dense and for the default search.
 
     It ships if the default search is better beyond doubt (interval above 0), or if dense search is and the default
     search did not lose on average. drift: mean 1 − cos between base and adapted vectors of unlabelled passages.
+    met: per query whether training saw its answer, with another question; a model that gains there and loses beyond
+    doubt on the others does not ship.
     """
     settings: dict[str, Any] = {"samples": config.bootstrap_samples, "confidence": config.confidence, "seed": seed}
     in_dense = paired_bootstrap(*dense, clusters=clusters, **settings)
@@ -135,6 +140,15 @@ def decide(
         )
         verdict = Verdict.NO_GAIN if in_search.delta >= 0 else Verdict.REGRESSION_AVOIDED
         return Decision(verdict, 0.0, tuple(reasons), in_dense, in_search)
+    new = _on_new_answers(dense, search, met, settings)
+    if new is not None:
+        reasons.append(
+            f"of these, {new[1].n} ask for what no training question asked for: dense {_signed(new[0])}, default "
+            f"search {_signed(new[1])}"
+        )
+        if new[0].worse or new[1].worse:
+            reasons.append("worse beyond doubt where the answers are new: the base stays")
+            return Decision(Verdict.REGRESSION_AVOIDED, 0.0, tuple(reasons), in_dense, in_search)
     if in_search.better or (in_dense.better and in_search.delta >= 0):
         reasons.append("better beyond doubt: the adapted model ships")
         return Decision(Verdict.WIN, strength, tuple(reasons), in_dense, in_search)
@@ -142,6 +156,22 @@ def decide(
     reasons.append("worse on held-out queries: the base stays" if worse else "no proof of a gain: the base stays")
     verdict = Verdict.REGRESSION_AVOIDED if worse else Verdict.NO_GAIN
     return Decision(verdict, 0.0, tuple(reasons), in_dense, in_search)
+
+
+def _on_new_answers(
+    dense: tuple[Values, Values], search: tuple[Values, Values], met: Sequence[bool] | None, settings: dict[str, Any]
+) -> tuple[Interval, Interval] | None:
+    """The two intervals over queries whose answers training never saw; None where they are all or too few."""
+    if met is None or all(met) or not any(met):
+        return None
+    new = np.flatnonzero(~np.asarray(met, np.bool_))
+    if len(new) < MINIMUM[Evidence.LABELLED]:
+        return None
+
+    def part(values: tuple[Values, Values]) -> tuple[Values, Values]:
+        return np.asarray(values[0], np.float64)[new], np.asarray(values[1], np.float64)[new]
+
+    return paired_bootstrap(*part(dense), **settings), paired_bootstrap(*part(search), **settings)
 
 
 def _signed(interval: Interval) -> str:

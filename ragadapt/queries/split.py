@@ -105,24 +105,16 @@ def split_documents(
 
 
 def split_labelled(queries: Sequence[Query], config: SplitConfig, seed: int) -> Split:
-    """Deal labelled queries: near-equal texts together, and queries with a shared positive where possible.
+    """Deal labelled queries at random, near-equal texts together.
 
-    Documents may have queries in every part. Where shared positives tie too much of the set into one lump
-    (a few documents answer everything), only texts are kept together, and the note says so.
+    Passages may have queries in every part: users ask about what was asked about before, so a random part of their
+    questions stands for the next ones. The gate looks at questions with a new answer by themselves as well.
     """
     if not queries:
         raise InvalidInput("There is nothing to split: pass at least one labelled query.")
     ids = [query.id for query in queries]
     by_text: list[tuple[str, str]] = _chain((f"text {text_key(query.text)}", query.id) for query in queries)
-    by_positive = _chain((f"chunk {chunk}", query.id) for query in queries for chunk in query.positives)
-    components = _components(ids, by_text + by_positive)
-    largest = max(Counter(components.values()).values())
-    note = "queries with a shared relevant passage were kept together"
-    ties = by_text + by_positive
-    if largest > max(2, 0.1 * len(ids)):
-        ties = by_text
-        note = "queries with a shared relevant passage stand in several parts: too many share one"
-    return _deal(ids, ties, config, seed, unit="query", note=note)
+    return _deal(ids, by_text, config, seed, unit="query", note="")
 
 
 def assign_queries(queries: Iterable[Query], chunks: Sequence[Chunk], split: Split) -> dict[str, list[Query]]:
