@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -191,8 +191,7 @@ class Collection:
         if not self._normalise or rows.ndim != 2 or not rows.size:
             return rows
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-        unit: Floats = rows / np.where(lengths > 0, lengths, 1)
-        return unit
+        return np.asarray(rows / np.where(lengths > 0, lengths, 1), np.float32)
 
     def _built(self) -> Searcher:
         from ragadapt.lexical import LexicalIndex
@@ -319,7 +318,8 @@ def only(
     depth, total = max(_DEEPEST * k, 64), max(1, len(passages))
     while True:
         depth = min(depth, total)
-        texts, vectors = None if text is None else [text], None if vector is None else [vector]
+        texts = None if text is None else [text]
+        vectors = None if vector is None else np.asarray(vector, np.float32)[None, :]
         hits = passages.search(texts, vectors, depth, **settings)[0]
         kept = [hit for hit in hits if hit.chunk.id in wanted]
         if len(kept) >= min(k, len(wanted)) or depth == total:
@@ -425,6 +425,3 @@ def _check_query(mode: Mode, texts: Sequence[str] | None, vectors: Floats | None
         raise InvalidInput(f"{mode.capitalize()} search needs the query's vector.")
     if mode != "dense" and texts is None:
         raise InvalidInput(f"{mode.capitalize()} search needs the query's text.")
-
-
-Encode = Callable[[Sequence[str]], Floats]

@@ -1,6 +1,7 @@
 """Text → vectors: the encoder, its spec and its fingerprint."""
 
 from ragadapt.encoder.encoder import Encoder, SavedModel, Vectors
+from ragadapt.encoder.named import open_encoder
 from ragadapt.encoder.precision import Precision
 from ragadapt.encoder.presets import PRESETS, Preset, known_prompts
 from ragadapt.encoder.spec import AdapterSpec, EncoderSpec
@@ -17,4 +18,5 @@ __all__ = [
     "Tower",
     "Vectors",
     "known_prompts",
+    "open_encoder",
 ]

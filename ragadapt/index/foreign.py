@@ -23,8 +23,10 @@ from numpy.typing import ArrayLike
 from ragadapt.errors import DimensionMismatch, FingerprintMismatch, IndexFault, InvalidInput
 from ragadapt.index.contract import Floats, Payload, check_vectors
 from ragadapt.index.filters import Filter
-from ragadapt.index.qdrant import BATCH, QdrantIndex, _asking, _connect, _shown, models, to_condition
+from ragadapt.index.qdrant import BATCH, QdrantIndex, _asking, _connect, _shown, to_condition
 from ragadapt.lexical.ranking import Ranking
+
+from qdrant_client import models  # isort: skip  # after ragadapt.index.qdrant, which says what is missing
 
 log = logging.getLogger(__name__)
 
@@ -303,8 +305,8 @@ def _copy_changes(
             progress("migrate", min(done, total), total)
     gone = [id for id in copied if id not in seen]
     if gone:
-        points = [int(id) if id.isdecimal() else id for id in gone]
-        _asking(lambda: source.client.delete(target, models.PointIdsList(points=points), wait=True), source.url)
+        selector = models.PointIdsList(points=[int(id) if id.isdecimal() else id for id in gone])
+        _asking(lambda: source.client.delete(target, selector, wait=True), source.url)
         for id in gone:
             del copied[id]
     return changed + len(gone)

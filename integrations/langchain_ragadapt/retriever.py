@@ -1,0 +1,218 @@
+"""LoRARetriever: a retriever that `ragadapt fit` saved, as a LangChain retriever."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from langchain_core.callbacks import (
+    AsyncCallbackManager,
+    AsyncCallbackManagerForRetrieverRun,
+    CallbackManager,
+    CallbackManagerForRetrieverRun,
+)
+from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
+from langchain_core.runnables.config import RunnableConfig, get_config_list, run_in_executor
+from pydantic import ConfigDict, Field, SkipValidation, field_validator
+
+from langchain_ragadapt.documents import as_documents
+from langchain_ragadapt.embeddings import LoRAEmbeddings
+from ragadapt.collection import search_with
+from ragadapt.errors import InvalidInput
+from ragadapt.retriever import Retriever
+
+SearchType = Literal["hybrid", "dense", "lexical"]
+
+
+class LoRARetriever(BaseRetriever):
+    """Documents for a question, best first, by the search that was learnt for this corpus.
+
+        retriever = LoRARetriever.from_pretrained("./retriever", k=5)
+        chain = {"context": retriever, "question": RunnablePassthrough()} | prompt | model
+
+    Every field but the first may also be given per call: `retriever.invoke(question, k=20, filter={"lang": "en"})`.
+    A document has its passage's id and a copy of its metadata; `source`, `document_id` and `heading` are added where
+    the metadata lack them, and the score under `score_key`. `batch` and `abatch` encode all questions at once; the
+    async twins work in a thread, so the event loop goes on.
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+
+    retriever: SkipValidation[Retriever] = Field(exclude=True, repr=False)
+    """The opened retriever."""
+    k: int = 5
+    """How many documents."""
+    filter: Any = None
+    """On the metadata, such as {"lang": "en"} or {"year": {"$gte": 2024}}; or the index engine's own filter object."""
+    score_threshold: float | None = None
+    """Leave out what scores less. The scale is the search type's: cosines for dense, any number for the others."""
+    search_type: SearchType = "hybrid"
+    """hybrid = the learnt mix of meaning and words; dense = meaning alone; lexical = words alone."""
+    score_key: str | None = "relevance_score"
+    """Where the score stands in a document's metadata; None = nowhere."""
+
+    @field_validator("retriever", mode="before")
+    @classmethod
+    def _opened(cls, value: Any) -> Any:
+        if not isinstance(value, Retriever):
+            raise InvalidInput(
+                f"retriever is {type(value).__name__}: give an opened ragadapt.Retriever, or use "
+                "LoRARetriever.from_pretrained(folder)."
+            )
+        return value
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, device: str = "auto", precision: str = "auto", **fields: Any) -> Self:
+        """Open a folder that `ragadapt fit` wrote. fields: k, filter, score_threshold …
+
+        Raises NotARetriever, FormatTooNew, StoreCorrupt, FingerprintMismatch, IndexUnreachable, MissingExtra.
+        """
+        return cls(retriever=Retriever.open(path, device=device, precision=precision), **fields)
+
+    @property
+    def embeddings(self) -> LoRAEmbeddings:
+        """The retriever's model as LangChain embeddings; nothing is loaded again."""
+        return LoRAEmbeddings(encoder=self.retriever.encoder)
+
+    def close(self) -> None:
+        """Release files and connections."""
+        self.retriever.close()
+
+    def _get_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,
+        k: int | None = None,
+        filter: Any = None,
+        score_threshold: float | None = None,
+        search_type: SearchType | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        return self._search(
+            [query], k=k, filter=filter, score_threshold=score_threshold, search_type=search_type, **kwargs
+        )[0]
+
+    async def _aget_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,
+        k: int | None = None,
+        filter: Any = None,
+        score_threshold: float | None = None,
+        search_type: SearchType | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        found = await run_in_executor(
+            None, self._search, [query],
+            k=k, filter=filter, score_threshold=score_threshold, search_type=search_type, **kwargs,
+        )  # fmt: skip
+        return found[0]
+
+    def _search(
+        self,
+        queries: Sequence[str],
+        *,
+        k: int | None = None,
+        filter: Any = None,
+        score_threshold: float | None = None,
+        search_type: SearchType | None = None,
+        **unknown: Any,
+    ) -> list[list[Document]]:
+        if unknown:
+            raise InvalidInput(
+                f"{', '.join(sorted(unknown))}: not known here. A call takes k, filter, score_threshold, search_type."
+            )
+        for query in queries:
+            if not isinstance(query, str):
+                raise InvalidInput(f"The query is {type(query).__name__}, a str is needed.")
+        least = self.score_threshold if score_threshold is None else score_threshold
+        found = search_with(
+            self.retriever,
+            queries,
+            self.k if k is None else k,
+            mode=search_type or self.search_type,
+            filter=(self.filter if filter is None else filter) or None,
+        )
+        return [
+            as_documents([hit for hit in hits if least is None or hit.score >= least], self.score_key) for hits in found
+        ]
+
+    # Many questions at once
+
+    def batch(
+        self,
+        inputs: list[str],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[list[Document]]:
+        """`invoke` for many questions: all are encoded in one batch, each has its own events."""
+        if not inputs:
+            return []
+        runs = [
+            self._manager(CallbackManager, one, kwargs).on_retriever_start(None, query, **self._start(one))
+            for query, one in zip(inputs, get_config_list(config, len(inputs)), strict=True)
+        ]
+        try:
+            found = self._search(inputs, **kwargs)
+        except Exception as error:
+            for run in runs:
+                run.on_retriever_error(error)
+            if return_exceptions:
+                return [error] * len(inputs)  # type: ignore[list-item]
+            raise
+        for run, documents in zip(runs, found, strict=True):
+            run.on_retriever_end(documents)
+        return found
+
+    async def abatch(
+        self,
+        inputs: list[str],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any | None,
+    ) -> list[list[Document]]:
+        """`ainvoke` for many questions: all are encoded in one batch in a thread, each has its own events."""
+        if not inputs:
+            return []
+        runs = [
+            await self._manager(AsyncCallbackManager, one, kwargs).on_retriever_start(None, query, **self._start(one))
+            for query, one in zip(inputs, get_config_list(config, len(inputs)), strict=True)
+        ]
+        try:
+            found = await run_in_executor(None, self._search, inputs, **kwargs)
+        except Exception as error:
+            for run in runs:
+                await run.on_retriever_error(error)
+            if return_exceptions:
+                return [error] * len(inputs)  # type: ignore[list-item]
+            raise
+        for run, documents in zip(runs, found, strict=True):
+            await run.on_retriever_end(documents)
+        return found
+
+    def _manager(self, kind: Any, config: RunnableConfig, kwargs: Mapping[str, Any]) -> Any:
+        return kind.configure(
+            config.get("callbacks"),
+            None,
+            inheritable_tags=config.get("tags"),
+            local_tags=self.tags,
+            inheritable_metadata={**(config.get("metadata") or {}), **self._get_ls_params(**kwargs)},
+            local_metadata=self.metadata,
+        )
+
+    def _start(self, config: RunnableConfig) -> dict[str, Any]:
+        return {"name": config.get("run_name") or self.get_name(), "run_id": config.get("run_id")}
+
+    def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
+        params = super()._get_ls_params(**kwargs)
+        params["ls_vector_store_provider"] = self.retriever.searcher.index.kind
+        params["ls_embedding_provider"] = "ragadapt"
+        params["ls_embedding_model"] = self.retriever.encoder.spec.model
+        return params

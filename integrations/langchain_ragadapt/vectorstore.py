@@ -1,0 +1,314 @@
+"""RagAdaptVectorStore: documents in any of our indexes, under any embeddings, as a LangChain vector store."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.runnables.config import run_in_executor
+from langchain_core.vectorstores import VectorStore
+
+from langchain_ragadapt.documents import as_document, origin
+from langchain_ragadapt.embeddings import LoRAEmbeddings
+from ragadapt.collection import Collection, FittedPassages, Passages, diversify, open_collection
+from ragadapt.errors import InvalidInput
+from ragadapt.retriever import Retriever
+from ragadapt.search import Mode
+from ragadapt.values import Chunk, Hit
+
+
+class RagAdaptVectorStore(VectorStore):
+    """Documents with metadata under their ids, searched by meaning, by words, or both.
+
+        store = RagAdaptVectorStore(LoRAEmbeddings.from_pretrained("./retriever"), kind="faiss", folder="./store")
+
+    Adding a document under an id that is there replaces it. Scores are cosines for dense search. `similarity_search`
+    and its kin take `filter` (on the metadata, or the index engine's own), and `search_type` "dense", "hybrid" or
+    "lexical". The async twins work in a thread, so the event loop goes on.
+    """
+
+    def __init__(
+        self,
+        embedding: Embeddings,
+        *,
+        kind: str | None = None,
+        folder: str | Path | None = None,
+        url: str | None = None,
+        collection: str = "ragadapt",
+        passages: Passages | None = None,
+        fingerprint: str | None = None,
+        normalise: bool = True,
+        **settings: Any,
+    ) -> None:
+        """Open a store, or make a new one.
+
+        kind: exact, faiss, qdrant, qdrant-edge; None = what the folder says, else exact. folder: None = in memory.
+        url, collection: of a Qdrant server. passages: something that is open already, instead of all these.
+        fingerprint: names the embeddings, None = their own, or made from their class and model's name; a store opened
+        with others raises FingerprintMismatch. normalise: bring vectors to length 1, so that scores are cosines.
+        settings: of the index (structure, timeout_seconds, api_key …). exact and faiss keep changes in memory until
+        `save_local`.
+
+        Raises DimensionMismatch, FingerprintMismatch, IndexCorrupt, IndexUnreachable, MissingExtra, InvalidInput.
+        """
+        if not isinstance(embedding, Embeddings):
+            raise InvalidInput(f"embedding is {type(embedding).__name__}: give LangChain Embeddings.")
+        self._embedding = embedding
+        if passages is None:
+            ours = isinstance(embedding, LoRAEmbeddings)
+            if url is not None:
+                settings |= {"url": url}
+            passages = open_collection(
+                kind,
+                folder,
+                dim=embedding.dim if isinstance(embedding, LoRAEmbeddings) else len(embedding.embed_query("dimension")),
+                fingerprint=fingerprint or fingerprint_of(embedding),
+                spec=embedding.encoder.spec if ours else None,  # type: ignore[attr-defined]
+                normalise=normalise,
+                collection=collection,
+                **settings,
+            )
+        self.passages = passages
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, *, search_type: Mode = "hybrid", device: str = "auto", precision: str = "auto"
+    ) -> Self:
+        """The passages of a retriever that `ragadapt fit` saved, for reading, searched as it searches."""
+        retriever = Retriever.open(path, device=device, precision=precision)
+        return cls(LoRAEmbeddings(encoder=retriever.encoder), passages=FittedPassages(retriever, search_type))
+
+    @classmethod
+    def from_existing_collection(
+        cls,
+        embedding: Embeddings,
+        url: str | None = None,
+        collection: str = "",
+        *,
+        client: Any = None,
+        verify: bool = True,
+        **settings: Any,
+    ) -> Self:
+        """A Qdrant collection that langchain-qdrant or LlamaIndex filled, opened as it is, for reading.
+
+        embedding: what filled it, or a model fitted from that with `--adapt query`; verify: compare a sample of the
+        stored vectors with what `embedding` makes of their texts. client: a QdrantClient instead of a URL. settings:
+        layout, vector_name, timeout_seconds, api_key. Raises FingerprintMismatch, DimensionMismatch, IndexFault,
+        IndexUnreachable, InvalidInput.
+        """
+        from ragadapt.index.foreign import ForeignQdrantIndex
+
+        index = ForeignQdrantIndex.existing(url, collection, client=client, **settings)
+        if verify:
+            index.check_encoder(lambda texts: np.asarray(embedding.embed_documents(texts), np.float32))
+        return cls(embedding, passages=Collection(index))
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: list[str],
+        embedding: Embeddings,
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """A store with these texts. kwargs: as for the constructor."""
+        store = cls(embedding, **kwargs)
+        store.add_texts(texts, metadatas, ids=ids)
+        return store
+
+    @property
+    def embeddings(self) -> Embeddings:
+        """What makes the vectors."""
+        return self._embedding
+
+    def __len__(self) -> int:
+        return len(self.passages)
+
+    # Changing
+
+    def add_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Add or replace texts; returns their ids (new ones where none are given).
+
+        Raises InvalidInput for unequal lists, what is no text, and metadata that is not JSON.
+        """
+        if isinstance(texts, str):
+            raise InvalidInput("texts is one string; pass a list of texts.")
+        listed = list(texts)
+        metadata = metadatas if metadatas is not None else [{} for _ in listed]
+        named: Sequence[str | None] = ids if ids is not None else [None] * len(listed)
+        if not len(listed) == len(metadata) == len(named):
+            raise InvalidInput(
+                f"Got {len(listed)} texts, {len(metadata)} metadatas and {len(named)} ids; there must be one each."
+            )
+        chosen = [id or str(uuid.uuid4()) for id in named]
+        if listed:
+            vectors = self._embedding.embed_documents(listed)
+            self.passages.add(chosen, listed, np.asarray(vectors, np.float32), metadata)
+        return chosen
+
+    def add_documents(self, documents: list[Document], **kwargs: Any) -> list[str]:
+        """Add or replace documents by id; returns the ids (new ones where none are given)."""
+        ids = kwargs.pop("ids", None)
+        named: Any = ids if ids is not None else [document.id for document in documents]
+        return self.add_texts(
+            [document.page_content for document in documents],
+            [document.metadata for document in documents],
+            ids=named,
+            **kwargs,
+        )
+
+    def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:
+        """Remove documents; missing ids are no error. None = all."""
+        self.passages.delete(self.passages.ids() if ids is None else ids)
+        return True
+
+    def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """The documents that are there, in the order of ids; missing ones are left out."""
+        found = self.passages.get(ids)
+        return [self._document(found[id]) for id in dict.fromkeys(ids) if id in found]
+
+    # Searching
+
+    def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
+        """The k best documents, best first. kwargs: filter, search_type, weight, score_threshold."""
+        return [document for document, _ in self.similarity_search_with_score(query, k, **kwargs)]
+
+    def similarity_search_with_score(self, query: str, k: int = 4, **kwargs: Any) -> list[tuple[Document, float]]:
+        """The k best documents with their scores, larger is better."""
+        return self._scored(self._find(query, k, **kwargs))
+
+    def similarity_search_by_vector(self, embedding: list[float], k: int = 4, **kwargs: Any) -> list[Document]:
+        """The k best documents for a vector."""
+        return [document for document, _ in self.similarity_search_with_score_by_vector(embedding, k, **kwargs)]
+
+    def similarity_search_with_score_by_vector(
+        self, embedding: list[float], k: int = 4, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
+        """The k best documents for a vector, with their cosines."""
+        kwargs.setdefault("search_type", "dense")
+        return self._scored(self._find(None, k, vector=embedding, **kwargs))
+
+    def max_marginal_relevance_search(
+        self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
+    ) -> list[Document]:
+        """k of the `fetch_k` best documents, each unlike those before it; lambda_mult 1 = relevance alone."""
+        return self._diverse(query, self._query_vector(query), k, fetch_k, lambda_mult, **kwargs)
+
+    def max_marginal_relevance_search_by_vector(
+        self, embedding: list[float], k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
+    ) -> list[Document]:
+        """The same for a vector."""
+        kwargs.setdefault("search_type", "dense")
+        return self._diverse(None, embedding, k, fetch_k, lambda_mult, **kwargs)
+
+    def _select_relevance_score_fn(self) -> Callable[[float], float]:
+        """Cosines, cut to 0…1."""
+        return lambda score: min(1.0, max(0.0, float(score)))
+
+    # Async: the same in a thread; the base class has twins for the rest
+
+    async def asimilarity_search_with_score(self, *args: Any, **kwargs: Any) -> list[tuple[Document, float]]:
+        """`similarity_search_with_score` in a thread."""
+        return await run_in_executor(None, self.similarity_search_with_score, *args, **kwargs)
+
+    async def aadd_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """`add_texts` in a thread."""
+        return await run_in_executor(None, self.add_texts, texts, metadatas, ids=ids, **kwargs)
+
+    # Keeping
+
+    def save_local(self, folder: str | Path | None = None) -> None:
+        """Write the store to a folder, or to where it was opened. No pickle. Raises InvalidInput."""
+        self.passages.save(folder)
+
+    @classmethod
+    def load_local(cls, folder: str | Path, embedding: Embeddings, **kwargs: Any) -> Self:
+        """Open what `save_local` wrote. Raises InvalidInput where nothing is, FingerprintMismatch, IndexCorrupt."""
+        if not (Path(folder) / "index.json").is_file():
+            raise InvalidInput(f"There is no store in {folder} (no index.json). Give the folder of `save_local`.")
+        return cls(embedding, folder=folder, **kwargs)
+
+    def close(self) -> None:
+        """Release files and connections; unsaved changes of exact and faiss are lost."""
+        self.passages.close()
+
+    def _query_vector(self, query: str) -> list[float]:
+        if not isinstance(query, str):
+            raise InvalidInput(f"The query is {type(query).__name__}, a str is needed.")
+        return self._embedding.embed_query(query)
+
+    def _find(
+        self,
+        query: str | None,
+        k: int,
+        *,
+        vector: Sequence[float] | None = None,
+        filter: Any = None,
+        search_type: Mode | None = None,
+        weight: float | None = None,
+        score_threshold: float | None = None,
+        **unknown: Any,
+    ) -> list[Hit]:
+        if unknown:
+            raise InvalidInput(
+                f"{', '.join(sorted(unknown))}: not known here. A search takes filter, search_type, weight, "
+                "score_threshold."
+            )
+        mode = search_type or self.passages.default_mode
+        if vector is None and query is not None and mode != "lexical":
+            vector = self._query_vector(query)
+        hits = self.passages.search(
+            None if query is None else [query],
+            None if vector is None else np.asarray([vector], np.float32),
+            k,
+            mode=mode,
+            filter=filter,
+            weight=weight,
+        )[0]
+        return [hit for hit in hits if score_threshold is None or hit.score >= score_threshold]
+
+    def _diverse(
+        self, query: str | None, vector: Sequence[float], k: int, fetch_k: int, lambda_mult: float, **kwargs: Any
+    ) -> list[Document]:
+        hits = self._find(query, max(k, fetch_k), vector=vector, **kwargs)
+        rows = self.passages.vectors([hit.chunk.id for hit in hits]) if hits else np.empty((0, 1), np.float32)
+        return [self._document(hits[row].chunk) for row in diversify(vector, rows, k, lambda_mult)]
+
+    def _document(self, chunk: Chunk) -> Document:
+        return as_document(chunk, origin(chunk) if isinstance(self.passages, FittedPassages) else None)
+
+    def _scored(self, hits: Sequence[Hit]) -> list[tuple[Document, float]]:
+        return [(self._document(hit.chunk), hit.score) for hit in hits]
+
+
+def fingerprint_of(embedding: Embeddings) -> str:
+    """What names embeddings: their own fingerprint, else a hash of their class and their model's name."""
+    own = getattr(embedding, "fingerprint", None)
+    if isinstance(own, str) and own:
+        return own
+    names = (getattr(embedding, name, None) for name in ("model_name", "model", "model_id", "deployment"))
+    kind = type(embedding)
+    parts = [kind.__module__, kind.__qualname__, *(str(name) for name in names if isinstance(name, str))]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

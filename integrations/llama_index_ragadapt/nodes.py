@@ -1,0 +1,43 @@
+"""Passages of ours as LlamaIndex nodes, and nodes as what a passage is stored as."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, NodeWithScore, RelatedNodeInfo, TextNode
+from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
+
+from ragadapt.values import Chunk, Hit
+
+NODE_ID = "_node_id"
+"""The node's id among the metadata, so that filters can name it."""
+
+
+def as_node(chunk: Chunk) -> BaseNode:
+    """The node that was stored; for other passages (a fitted retriever's, another program's) a new TextNode.
+
+    A new node has the passage's id, a copy of its metadata, with `source` and `heading` where the metadata lack them,
+    and its document as the source node.
+    """
+    if isinstance(chunk.metadata.get("_node_content"), str):
+        return metadata_dict_to_node(dict(chunk.metadata), text=chunk.text)
+    heading = " > ".join(part for part in chunk.heading_path if part)
+    origin = {name: value for name, value in {"source": chunk.source, "heading": heading}.items() if value}
+    node = TextNode(id_=chunk.id, text=chunk.text, metadata={**origin, **chunk.metadata})
+    if chunk.end > chunk.start:
+        node.start_char_idx, node.end_char_idx = chunk.start, chunk.end
+    if chunk.document_id != chunk.id:
+        node.relationships[NodeRelationship.SOURCE] = RelatedNodeInfo(node_id=chunk.document_id)
+    return node
+
+
+def as_scored(hits: Sequence[Hit]) -> list[NodeWithScore]:
+    """Hits as nodes with their scores."""
+    return [NodeWithScore(node=as_node(hit.chunk), score=hit.score) for hit in hits]
+
+
+def as_passage(node: BaseNode) -> tuple[str, str, dict[str, Any]]:
+    """(id, text, metadata with the whole node as JSON) of a node."""
+    metadata = node_to_metadata_dict(node, remove_text=True, flat_metadata=False)
+    return node.node_id, node.get_content(metadata_mode=MetadataMode.NONE), {**metadata, NODE_ID: node.node_id}

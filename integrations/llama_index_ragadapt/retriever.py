@@ -1,0 +1,121 @@
+"""LoRARetriever: a retriever that `ragadapt fit` saved, as a LlamaIndex retriever."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.callbacks.base import CallbackManager
+from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index.core.vector_stores.types import MetadataFilters
+
+from llama_index_ragadapt.embedding import LoRAEmbedding
+from llama_index_ragadapt.filters import to_filter
+from llama_index_ragadapt.nodes import as_scored
+from ragadapt.collection import search_with
+from ragadapt.errors import InvalidInput
+from ragadapt.fusion import Floats
+from ragadapt.retriever import Retriever
+from ragadapt.search import Mode
+
+
+class LoRARetriever(BaseRetriever):
+    """Nodes for a question, best first, by the search that was learnt for this corpus.
+
+        retriever = LoRARetriever.from_pretrained("./retriever", similarity_top_k=5)
+        engine = RetrieverQueryEngine.from_args(retriever)
+
+    A node has its passage's id, text and metadata, and its document as source node. A query bundle's own embedding, or
+    its embedding strings, are used where there are any. The async twins work in a thread, so the event loop goes on.
+    """
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        similarity_top_k: int = 5,
+        *,
+        filters: MetadataFilters | Any = None,
+        search_type: Mode = "hybrid",
+        score_threshold: float | None = None,
+        callback_manager: CallbackManager | None = None,
+        verbose: bool = False,
+    ) -> None:
+        """filters: MetadataFilters, a dict of ours, or the index engine's own filter. search_type: hybrid = the learnt
+        mix, dense, lexical. score_threshold: leave out what scores less, on the search type's scale."""
+        if not isinstance(retriever, Retriever):
+            raise InvalidInput(
+                f"retriever is {type(retriever).__name__}: give an opened ragadapt.Retriever, or use "
+                "LoRARetriever.from_pretrained(folder)."
+            )
+        self.retriever = retriever
+        self.similarity_top_k = similarity_top_k
+        self.filters = filters
+        self.search_type: Mode = search_type
+        self.score_threshold = score_threshold
+        super().__init__(callback_manager=callback_manager, verbose=verbose)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        similarity_top_k: int = 5,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        **settings: Any,
+    ) -> Self:
+        """Open a folder that `ragadapt fit` wrote. settings: as for the constructor.
+
+        Raises NotARetriever, FormatTooNew, StoreCorrupt, FingerprintMismatch, IndexUnreachable, MissingExtra.
+        """
+        return cls(Retriever.open(path, device=device, precision=precision), similarity_top_k, **settings)
+
+    @property
+    def embed_model(self) -> LoRAEmbedding:
+        """The retriever's model as a LlamaIndex embedding; nothing is loaded again."""
+        return LoRAEmbedding(encoder=self.retriever.encoder)
+
+    def close(self) -> None:
+        """Release files and connections."""
+        self.retriever.close()
+
+    def retrieve_many(self, queries: list[str]) -> list[list[NodeWithScore]]:
+        """The nodes of many questions, encoded in one batch."""
+        return self._find(queries, None)
+
+    async def aretrieve_many(self, queries: list[str]) -> list[list[NodeWithScore]]:
+        """`retrieve_many` in a thread."""
+        return await asyncio.to_thread(self.retrieve_many, queries)
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return self._find([query_bundle.query_str], self._vectors(query_bundle))[0]
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return await asyncio.to_thread(self._retrieve, query_bundle)
+
+    def _vectors(self, query: QueryBundle) -> Floats | None:
+        """(1, dim) where the bundle brings a vector, or strings other than the query to make it of."""
+        if query.embedding is not None:
+            return np.asarray([query.embedding], np.float32)
+        strings = query.embedding_strs
+        if not strings or strings == [query.query_str]:
+            return None
+        mean = self.retriever.encoder.encode_queries(strings).mean(axis=0)
+        vector: Floats = (mean / max(float(np.linalg.norm(mean)), 1e-12))[None, :]
+        return vector
+
+    def _find(self, queries: list[str], vectors: Floats | None) -> list[list[NodeWithScore]]:
+        filter = to_filter(self.filters) if isinstance(self.filters, MetadataFilters) else self.filters
+        found = search_with(
+            self.retriever,
+            queries,
+            self.similarity_top_k,
+            vectors=vectors,
+            mode=self.search_type,
+            filter=filter or None,
+        )
+        least = self.score_threshold
+        return [as_scored([hit for hit in hits if least is None or hit.score >= least]) for hits in found]

@@ -1,0 +1,334 @@
+"""RagAdaptVectorStore: nodes in any of our indexes, under any embedding, as a LlamaIndex vector store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.schema import BaseNode
+from llama_index.core.vector_stores.types import (
+    BasePydanticVectorStore,
+    MetadataFilters,
+    VectorStoreQuery,
+    VectorStoreQueryMode,
+    VectorStoreQueryResult,
+)
+
+from llama_index_ragadapt.embedding import LoRAEmbedding
+from llama_index_ragadapt.filters import to_filter
+from llama_index_ragadapt.nodes import NODE_ID, as_node, as_passage
+from ragadapt.collection import Collection, FittedPassages, Passages, diversify, only, open_collection
+from ragadapt.errors import InvalidInput
+from ragadapt.retriever import Retriever
+from ragadapt.search import Mode
+from ragadapt.values import Hit
+
+_MODES: dict[VectorStoreQueryMode, Mode | None] = {
+    VectorStoreQueryMode.DEFAULT: None,
+    VectorStoreQueryMode.MMR: None,
+    VectorStoreQueryMode.HYBRID: "hybrid",
+    VectorStoreQueryMode.SEMANTIC_HYBRID: "hybrid",
+    VectorStoreQueryMode.SPARSE: "lexical",
+    VectorStoreQueryMode.TEXT_SEARCH: "lexical",
+}
+_FETCH = 4  # times the wanted number of nodes are looked at for diversity
+
+
+class RagAdaptVectorStore(BasePydanticVectorStore):
+    """Nodes with their texts and metadata, searched by meaning, by words, or both.
+
+        store = RagAdaptVectorStore(kind="faiss", folder="./store", embed_model=embed_model)
+        index = VectorStoreIndex.from_vector_store(store, embed_model=embed_model)
+
+    Modes: default, hybrid (alpha = share of the dense side), sparse and text_search (words alone), mmr (mmr_threshold 1
+    = relevance alone). Adding a node whose id is there replaces it. Scores are cosines for dense search. The async
+    twins work in a thread, so the event loop goes on.
+    """
+
+    stores_text: bool = True
+
+    _passages: Any = PrivateAttr(default=None)
+    _opening: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    def __init__(
+        self,
+        *,
+        kind: str | None = None,
+        folder: str | Path | None = None,
+        url: str | None = None,
+        collection: str = "ragadapt",
+        embed_model: BaseEmbedding | None = None,
+        passages: Passages | None = None,
+        dim: int | None = None,
+        normalise: bool = True,
+        **settings: Any,
+    ) -> None:
+        """Open a store, or make a new one.
+
+        kind: exact, faiss, qdrant, qdrant-edge; None = what the folder says, else exact. folder: None = in memory.
+        url, collection: of a Qdrant server. embed_model: what fills it; a store that another LoRAEmbedding filled then
+        raises FingerprintMismatch. passages: something that is open already, instead of all these. dim: width of the
+        vectors, None = the embed_model's or the first node's. normalise: bring vectors to length 1, so that scores are
+        cosines. settings: of the index (structure, timeout_seconds, api_key …). exact and faiss keep changes in memory
+        until `persist`.
+
+        Raises DimensionMismatch, FingerprintMismatch, IndexCorrupt, IndexUnreachable, MissingExtra, InvalidInput.
+        """
+        super().__init__(stores_text=True)
+        if passages is not None:
+            self._passages = passages
+            return
+        ours = embed_model if isinstance(embed_model, LoRAEmbedding) else None
+        if url is not None:
+            settings |= {"url": url}
+        self._opening = {
+            "kind": kind,
+            "folder": folder,
+            "fingerprint": ours.fingerprint if ours else None,
+            "spec": ours.encoder.spec if ours else None,
+            "normalise": normalise,
+            "collection": collection,
+            **settings,
+        }
+        there = folder is not None and (Path(folder) / "index.json").is_file()
+        if dim is None and ours is not None:
+            dim = ours.dim
+        if dim is not None or there:
+            self._passages = open_collection(dim=dim, **self._opening)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, *, search_type: Mode = "hybrid", device: str = "auto", precision: str = "auto"
+    ) -> Self:
+        """The passages of a retriever that `ragadapt fit` saved, for reading, searched as it searches.
+
+        Give `VectorStoreIndex.from_vector_store` this store and its `embed_model`.
+        """
+        retriever = Retriever.open(path, device=device, precision=precision)
+        return cls(passages=FittedPassages(retriever, search_type))
+
+    @classmethod
+    def from_existing_collection(
+        cls,
+        embed_model: BaseEmbedding,
+        url: str | None = None,
+        collection: str = "",
+        *,
+        client: Any = None,
+        verify: bool = True,
+        **settings: Any,
+    ) -> Self:
+        """A Qdrant collection that LlamaIndex or langchain-qdrant filled, opened as it is, for reading.
+
+        embed_model: what filled it, or a model fitted from that with `--adapt query`; verify: compare a sample of the
+        stored vectors with what `embed_model` makes of their texts. client: a QdrantClient instead of a URL. settings:
+        layout, vector_name, timeout_seconds, api_key. Raises FingerprintMismatch, DimensionMismatch, IndexFault,
+        IndexUnreachable, InvalidInput.
+        """
+        from ragadapt.index.foreign import ForeignQdrantIndex
+
+        index = ForeignQdrantIndex.existing(url, collection, client=client, **settings)
+        if verify:
+            index.check_encoder(lambda texts: np.asarray(embed_model.get_text_embedding_batch(texts), np.float32))
+        return cls(passages=Collection(index))
+
+    @classmethod
+    def from_persist_path(cls, persist_path: str | Path, **settings: Any) -> Self:
+        """Open what `persist` wrote there. settings: as for the constructor, e.g. embed_model. Raises InvalidInput."""
+        folder = persist_folder(persist_path)
+        if not (folder / "index.json").is_file():
+            raise InvalidInput(f"There is no store in {folder} (no index.json). Give the path that persist was given.")
+        return cls(folder=folder, **settings)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "RagAdaptVectorStore"
+
+    @property
+    def client(self) -> Any:
+        """The passages; None before the first node, if no width is known yet."""
+        return self._passages
+
+    @property
+    def embed_model(self) -> LoRAEmbedding:
+        """The model of the fitted retriever behind this store. Raises InvalidInput where there is none."""
+        if not isinstance(self._passages, FittedPassages):
+            raise InvalidInput("Only a store made by from_pretrained brings its own embed_model.")
+        return LoRAEmbedding(encoder=self._passages.retriever.encoder)
+
+    def __len__(self) -> int:
+        return len(self._passages) if self._passages is not None else 0
+
+    # Changing
+
+    def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+        """Add or replace nodes, which have their embeddings; returns their ids. Raises InvalidInput."""
+        if not nodes:
+            return []
+        bare = [node.node_id for node in nodes if node.embedding is None]
+        if bare:
+            raise InvalidInput(
+                f"{len(bare)} of {len(nodes)} nodes have no embedding, the first is {bare[0]!r}. Embed first."
+            )
+        vectors = [node.get_embedding() for node in nodes]
+        if self._passages is None:
+            self._passages = open_collection(dim=len(vectors[0]), **self._opening)
+        ids, texts, metadata = zip(*(as_passage(node) for node in nodes))
+        self._passages.add(list(ids), list(texts), vectors, list(metadata))
+        return list(ids)
+
+    async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+        return await asyncio.to_thread(self.add, nodes, **kwargs)
+
+    def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
+        """Remove all nodes of a document."""
+        if self._passages is not None:
+            self._passages.delete(self._passages.ids({"ref_doc_id": ref_doc_id}))
+
+    async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
+        await asyncio.to_thread(self.delete, ref_doc_id, **delete_kwargs)
+
+    def delete_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
+    ) -> None:
+        """Remove nodes by id, by filter, or those that both name. Raises InvalidInput if neither is given."""
+        if node_ids is None and filters is None:
+            raise InvalidInput("Say which nodes: give node_ids, filters or both. To remove all, use clear().")
+        if self._passages is not None:
+            self._passages.delete(self._named(node_ids, filters))
+
+    async def adelete_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
+    ) -> None:
+        await asyncio.to_thread(self.delete_nodes, node_ids, filters, **delete_kwargs)
+
+    def clear(self) -> None:
+        """Remove all nodes."""
+        if self._passages is not None:
+            self._passages.delete(self._passages.ids())
+
+    async def aclear(self) -> None:
+        await asyncio.to_thread(self.clear)
+
+    # Reading
+
+    def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
+        """Nodes by id, by filter, or those that both name; all if neither is given. Missing ids are left out."""
+        if self._passages is None:
+            return []
+        found = self._passages.get(self._named(node_ids, filters))
+        return [as_node(chunk) for chunk in found.values()]
+
+    async def aget_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
+    ) -> list[BaseNode]:
+        return await asyncio.to_thread(self.get_nodes, node_ids, filters)
+
+    def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        """The best nodes, best first, with scores. kwargs: filter (the index engine's own).
+
+        Raises InvalidInput, InvalidFilter; also for modes that no vector store of ours has.
+        """
+        if query.mode not in _MODES:
+            known = ", ".join(mode.value for mode in _MODES)
+            raise InvalidInput(f"Query mode {query.mode.value!r} is not supported. Use one of: {known}.")
+        if self._passages is None:
+            return VectorStoreQueryResult(nodes=[], similarities=[], ids=[])
+        hits = self._diverse(query, **kwargs) if query.mode == VectorStoreQueryMode.MMR else self._find(query, **kwargs)
+        return VectorStoreQueryResult(
+            nodes=[as_node(hit.chunk) for hit in hits],
+            similarities=[hit.score for hit in hits],
+            ids=[hit.chunk.id for hit in hits],
+        )
+
+    async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        return await asyncio.to_thread(self.query, query, **kwargs)
+
+    # Keeping
+
+    def persist(self, persist_path: str | Path = "./storage/vector_store.json", fs: Any = None) -> None:
+        """Write the store beside `persist_path`, in a folder of that name without ending; or where it was opened.
+
+        A store that was opened with a folder or a server stays there. Raises InvalidInput.
+        """
+        if self._passages is None:
+            raise InvalidInput("The store is empty and has no width yet: there is nothing to write. Add nodes first.")
+        if isinstance(self._passages, FittedPassages) or self._opening.get("url") not in (None, ":memory:"):
+            return
+        if self._opening.get("folder") is not None:
+            self._passages.save()
+        elif self._opening.get("kind") == "qdrant":
+            raise InvalidInput("A store in ':memory:' of Qdrant cannot be written. Give it a folder or a server's URL.")
+        else:
+            self._passages.save(persist_folder(persist_path))
+
+    def close(self) -> None:
+        """Release files and connections; unsaved changes of exact and faiss are lost."""
+        if self._passages is not None:
+            self._passages.close()
+
+    def _named(self, node_ids: Sequence[str] | None, filters: MetadataFilters | None) -> list[str]:
+        passing = self._passages.ids(to_filter(filters)) if filters is not None or node_ids is None else None
+        if node_ids is None:
+            return list(passing or [])
+        allowed = None if passing is None else set(passing)
+        return [id for id in dict.fromkeys(node_ids) if allowed is None or id in allowed]
+
+    def _find(self, query: VectorStoreQuery, k: int | None = None, filter: Any = None) -> list[Hit]:
+        mode = _MODES[query.mode]
+        k = k or self._wanted(query)
+        weight = query.alpha if mode == "hybrid" else None
+        fitted = isinstance(self._passages, FittedPassages)
+        parts = [] if query.filters is None else [to_filter(query.filters)]
+        if not fitted and query.node_ids:
+            parts.append({NODE_ID: {"$in": list(query.node_ids)}})
+        if not fitted and query.doc_ids:
+            parts.append({"doc_id": {"$in": list(query.doc_ids)}})
+        parts = [part for part in parts if part]
+        if filter is not None and parts:
+            raise InvalidInput("Give either filter or the query's own filters, node_ids and doc_ids, not both.")
+        settings = {"mode": mode, "filter": filter or ({"$and": parts} if parts else None), "weight": weight}
+        if fitted and (query.node_ids or query.doc_ids):
+            return only(self._passages, self._wanted_ids(query), query.query_str, query.query_embedding, k, **settings)
+        texts = None if query.query_str is None else [query.query_str]
+        vectors = None if query.query_embedding is None else [query.query_embedding]
+        hits: list[Hit] = self._passages.search(texts, vectors, k, **settings)[0]
+        return hits
+
+    def _wanted_ids(self, query: VectorStoreQuery) -> set[str]:
+        """The passages of a fitted retriever that node_ids and doc_ids allow."""
+        chunks = self._passages.retriever.chunks
+        wanted = set(query.node_ids) if query.node_ids else set(chunks.ids())
+        if query.doc_ids:
+            documents = set(query.doc_ids)
+            wanted &= {id for id, document in zip(chunks.ids(), chunks.document_ids()) if document in documents}
+        return wanted
+
+    @staticmethod
+    def _wanted(query: VectorStoreQuery) -> int:
+        if query.mode == VectorStoreQueryMode.HYBRID and query.hybrid_top_k:
+            return query.hybrid_top_k
+        if query.mode in (VectorStoreQueryMode.SPARSE, VectorStoreQueryMode.TEXT_SEARCH) and query.sparse_top_k:
+            return query.sparse_top_k
+        return query.similarity_top_k
+
+    def _diverse(self, query: VectorStoreQuery, filter: Any = None, mmr_prefetch_k: int | None = None) -> list[Hit]:
+        if query.query_embedding is None:
+            raise InvalidInput("Mode mmr needs the query's embedding.")
+        k = query.similarity_top_k
+        hits = self._find(query, max(k, mmr_prefetch_k or _FETCH * k), filter)
+        if not hits:
+            return []
+        rows = self._passages.vectors([hit.chunk.id for hit in hits])
+        balance = 0.5 if query.mmr_threshold is None else query.mmr_threshold
+        return [hits[row] for row in diversify(query.query_embedding, rows, k, balance)]
+
+
+def persist_folder(persist_path: str | Path) -> Path:
+    """The folder that stands for a persist path: "storage/default__vector_store.json" → "…/default__vector_store"."""
+    return Path(persist_path).with_suffix("")
