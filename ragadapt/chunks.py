@@ -111,13 +111,17 @@ class ChunkStore:
 
     # Writing
 
-    def add(self, documents: Iterable[Document], chunks: Iterable[Chunk]) -> None:
-        """Append documents and their chunks; all of them or, on an error, none.
+    def add(self, documents: Iterable[Document | DocumentRecord], chunks: Iterable[Chunk]) -> None:
+        """Append documents and their chunks; all of them or, on an error, none. A record keeps its hash.
 
         Raises InvalidInput for an id that is there already, a chunk without its document, and metadata that
         is not JSON.
         """
-        document_rows = ((d.id, d.title, d.source, _dump(d.metadata, d.id), document_hash(d)) for d in documents)
+
+        def digest(d: Document | DocumentRecord) -> str:
+            return d.content_hash if isinstance(d, DocumentRecord) else document_hash(d)
+
+        document_rows = ((d.id, d.title, d.source, _dump(d.metadata, d.id), digest(d)) for d in documents)
         chunk_rows = (
             (
                 *(c.id, c.document_id, c.text, json.dumps(c.heading_path, ensure_ascii=False)),

@@ -46,21 +46,22 @@ from ragadapt.reporting import Facts, build_report, model_card
 from ragadapt.search import Searcher
 from ragadapt.stages import (
     Corpus,
-    background_arrays,
     build_chunks,
     build_index,
     build_lexical,
     build_vectors,
     check_index,
+    commit_build,
     encode_query_texts,
     mutable_parts,
     read_queries,
     searcher_of,
     write_queries,
 )
-from ragadapt.store import LEDGER, Manifest, Stage, Workspace, open_store
+from ragadapt.store import Manifest, Stage, Workspace, open_store
 from ragadapt.tuning import ENOUGH, MOST, LearntFusion, learn_fusion, quality
 from ragadapt.values import Chunk, Document, Evidence, Progress, Query, no_progress
+from ragadapt.version import __version__
 
 if TYPE_CHECKING:
     from ragadapt.encoder import Encoder
@@ -127,11 +128,13 @@ def fit(
     from ragadapt.encoder import Encoder
 
     check_index(config.index)
+    if isinstance(sources, (str, Path)):
+        sources = [sources]
     clock = Clock()
     with clock("read"):
-        documents, skipped, chunks = _read(sources, config, chunked, progress)
+        documents, skipped, chunks = read_sources(sources, config, chunked, progress)
     with Workspace.open(target, {"command": "fit"}) as work:
-        run = _Run(work, config, clock, progress, bool(portable))
+        run = _Run(work, config, clock, progress, bool(portable), describe_sources(sources, chunked))
         with clock("load model"):
             encoder = Encoder.load(config.encoder)
 
@@ -173,7 +176,8 @@ def reindex(retriever: str | Path, index: IndexConfig, *, progress: Progress = n
     old = open_store(retriever)
     manifest = old.manifest
     with Workspace.open(old.path, {"command": "index"}) as work:
-        encoder = Encoder.open(old.path / "model")
+        settings = FitConfig.build(dict(manifest.configuration)).encoder
+        encoder = Encoder.open(old.path / "model", device=settings.device, precision=settings.precision)
         with ChunkStore.open(old.path / "chunks.sqlite") as store:
             corpus = Corpus.of(tuple(store))
         key = {"build": manifest.build_id, "encoder": encoder.fingerprint}
@@ -181,12 +185,12 @@ def reindex(retriever: str | Path, index: IndexConfig, *, progress: Progress = n
             vectors = build_vectors(stage, corpus, encoder, progress)
         with work.stage("index", key | {"index": index.model_dump(mode="json")}) as stage:
             if not stage.finished:
-                build_index(stage.path / "index", index, corpus, vectors, encoder.fingerprint, progress)
-                np.savez(stage.path / "background.npz", **background_arrays(vectors))
+                build_index(stage, index, corpus, vectors, encoder.fingerprint, progress)
             built = stage.path
         kept = {name: old.path / name for name in ("chunks.sqlite", "lexical", "model", "report")}
         configuration = {**manifest.configuration, "index": index.model_dump(mode="json")}
-        work.commit(
+        commit_build(
+            work,
             replace(
                 manifest,
                 fingerprint=encoder.fingerprint,
@@ -194,18 +198,27 @@ def reindex(retriever: str | Path, index: IndexConfig, *, progress: Progress = n
                 mutable=mutable_parts(index),
             ),
             {**kept, "index": built / "index", "background.npz": built / "background.npz"},
-            carry=[LEDGER],
         )
     return old.path
 
 
-def _read(
+def are_paths(sources: Sequence[Any]) -> bool:
+    """Whether files and folders were named, rather than objects handed over."""
+    return all(isinstance(source, (str, Path)) for source in sources)
+
+
+def describe_sources(sources: Sequence[Any], chunked: bool) -> dict[str, Any]:
+    """What a refresh has to know of the sources: the names of files and folders (no places), and whether objects
+    were cut already."""
+    paths = [Path(source).resolve() for source in sources] if are_paths(sources) else []
+    return {"chunked": chunked, "roots": [{"name": path.name, "folder": path.is_dir()} for path in paths]}
+
+
+def read_sources(
     sources: Sequence[Any], config: FitConfig, chunked: bool, progress: Progress
 ) -> tuple[list[Document], list[Any], list[Chunk] | None]:
     """Documents, what was skipped, and the chunks where the caller cut them."""
-    if isinstance(sources, (str, Path)):
-        sources = [sources]
-    if not chunked and all(isinstance(source, (str, Path)) for source in sources):
+    if not chunked and are_paths(sources):
         result = read_documents(list(sources), config.read, progress=progress)
         return result.documents, result.skipped, None
     if not chunked:
@@ -275,8 +288,17 @@ class Trained:
 class _Run:
     """One fit at work: the workspace and its stages, in the order in which they are called."""
 
-    def __init__(self, work: Workspace, config: FitConfig, clock: Clock, progress: Progress, portable: bool) -> None:
+    def __init__(
+        self,
+        work: Workspace,
+        config: FitConfig,
+        clock: Clock,
+        progress: Progress,
+        portable: bool,
+        sources: Mapping[str, Any],
+    ) -> None:
         self.work = work
+        self.sources = sources
         self.config = config
         self.clock = clock
         self.progress = progress
@@ -559,6 +581,7 @@ class _Run:
                 drift=moved,
                 config=config.gate,
                 seed=config.seed,
+                met=_answer_was_trained(plan, asked.grades),
             )
         log.info("gate: %s", "; ".join(decision.reasons))
         return decision, replace(trained, fusion=fusion, drift=moved), adapted_vectors
@@ -581,7 +604,6 @@ class _Run:
         config = self.config
         with self.clock("report"):
             rank, chosen = one_rank(asked.heldout, dict.fromkeys(Evidence, 1), MOST)
-                met=_answer_was_trained(plan, asked.grades),
             if rank is Evidence.CROP:
                 chosen = chosen[:: -(-len(chosen) // _CROPS)]
             if plan.judge:
@@ -640,8 +662,7 @@ class _Run:
         index_key = config.index.model_dump(mode="json")
         with self.stage("index", ("chunks",), encoder=encoder.fingerprint, index=index_key) as stage:
             if not stage.finished:
-                build_index(stage.path / "index", config.index, corpus, vectors, encoder.fingerprint, progress)
-                np.savez(stage.path / "background.npz", **background_arrays(vectors))
+                build_index(stage, config.index, corpus, vectors, encoder.fingerprint, progress)
         with self.stage("report", ("queries",), report=report.model_dump(mode="json")) as stage:
             if not stage.finished:
                 write_report(stage.path, report)
@@ -666,12 +687,34 @@ class _Run:
                 "verdict": report.verdict.outcome if report.verdict else None,
                 "chunks": len(corpus.chunks),
                 "documents": len(corpus.documents),
+                "sources": dict(self.sources),
+                "cut_by": __version__,
             },
             mutable=mutable_parts(config.index),
         )
         with self.clock("commit"):
-            self.work.commit(manifest, parts, carry=[LEDGER])
+            commit_build(self.work, manifest, parts)
         return self.work.target
+
+
+def _answer_was_trained(plan: gate.Plan, grades: Mapping[str, Mapping[str, int]]) -> list[bool]:
+    """For each judging query whether a training query had one of its answers: a passage, or a document it names."""
+
+    def answers(query: Query) -> set[str]:
+        return {*query.positives, *grades.get(query.id, ())}
+
+    trained = {answer for query in plan.train for answer in answers(query)}
+    return [not trained.isdisjoint(answers(query)) for query in plan.judge]
+
+
+def _leaked(plan: gate.Plan, corpus: Corpus) -> int:
+    """Training items that share text with the held-out part; labelled questions may share answers, not texts."""
+    labelled = [query for query in plan.train if query.evidence is Evidence.LABELLED]
+    if plan.evidence is not Evidence.LABELLED or not labelled:
+        return count_leaks(plan.train, plan.judge, corpus.chunks).total
+    others = [query for query in plan.train if query.evidence is not Evidence.LABELLED]
+    asked = count_leaks(labelled, plan.judge, corpus.chunks)
+    return asked.texts + asked.near_texts + count_leaks(others, plan.judge, corpus.chunks).total
 
 
 def _without_held_out_passages(train: Sequence[Query], heldout: Sequence[Query], corpus: Corpus) -> list[Query]:
@@ -697,26 +740,6 @@ def _without_held_out_passages(train: Sequence[Query], heldout: Sequence[Query],
 
 def _renamed(found: LabelledSet, prefix: str) -> LabelledSet:
     """The same labels under ids with a prefix."""
-def _answer_was_trained(plan: gate.Plan, grades: Mapping[str, Mapping[str, int]]) -> list[bool]:
-    """For each judging query whether a training query had one of its answers: a passage, or a document it names."""
-
-    def answers(query: Query) -> set[str]:
-        return {*query.positives, *grades.get(query.id, ())}
-
-    trained = {answer for query in plan.train for answer in answers(query)}
-    return [not trained.isdisjoint(answers(query)) for query in plan.judge]
-
-
-def _leaked(plan: gate.Plan, corpus: Corpus) -> int:
-    """Training items that share text with the held-out part; labelled questions may share answers, not texts."""
-    labelled = [query for query in plan.train if query.evidence is Evidence.LABELLED]
-    if plan.evidence is not Evidence.LABELLED or not labelled:
-        return count_leaks(plan.train, plan.judge, corpus.chunks).total
-    others = [query for query in plan.train if query.evidence is not Evidence.LABELLED]
-    asked = count_leaks(labelled, plan.judge, corpus.chunks)
-    return asked.texts + asked.near_texts + count_leaks(others, plan.judge, corpus.chunks).total
-
-
     return replace(
         found,
         queries=[replace(query, id=prefix + query.id) for query in found.queries],

@@ -9,7 +9,8 @@ import importlib.util
 import json
 import re
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +21,12 @@ from ragadapt.chunks import ChunkStore
 from ragadapt.config import ChunkConfig, IndexConfig
 from ragadapt.corpus import chunk_documents, near_duplicate_groups, normalise
 from ragadapt.errors import EmptyCorpus, InvalidConfiguration, MissingExtra, StoreCorrupt
+from ragadapt.files import write_text
 from ragadapt.fusion import Background, Floats, Fusion
-from ragadapt.index import exact_index, open_index
+from ragadapt.index import collection_of, exact_index, open_index
 from ragadapt.lexical import LexicalIndex
 from ragadapt.search import Searcher
-from ragadapt.store import LEDGER, Manifest, Stage
+from ragadapt.store import LEDGER, Manifest, Stage, Workspace, kept_build
 from ragadapt.values import Chunk, Document, Evidence, Progress, Query
 
 if TYPE_CHECKING:
@@ -146,14 +148,24 @@ def check_index(config: IndexConfig) -> None:
 
 
 def build_index(
-    folder: Path, config: IndexConfig, corpus: Corpus, vectors: Floats, fingerprint: str, progress: Progress
+    stage: Stage, config: IndexConfig, corpus: Corpus, vectors: Floats, fingerprint: str, progress: Progress
 ) -> None:
-    """The index that ships, with the chunks' metadata for filters."""
+    """The index that ships, with the chunks' metadata for filters, as index/, and background.npz beside it."""
     ids, batch = corpus.ids, 4096
-    # On a server every build gets a collection of its own: the one in use is not touched before the commit.
-    collection = f"{config.collection}-{uuid.uuid4().hex[:12]}" if config.url else config.collection
+    collection = config.collection
+    if config.url:
+        # On a server every build gets a collection of its own: the one in use is not touched before the commit.
+        note = stage.scratch / "collection"  # a killed build goes on in the one that it began
+        if not note.exists():
+            write_text(note, f"{collection}-{uuid.uuid4().hex[:12]}")
+        collection = note.read_text(encoding="utf-8")
     with open_index(
-        config.kind, folder, dim=vectors.shape[1], fingerprint=fingerprint, url=config.url, collection=collection
+        config.kind,
+        stage.path / "index",
+        dim=vectors.shape[1],
+        fingerprint=fingerprint,
+        url=config.url,
+        collection=collection,
     ) as index:
         for start in range(0, len(ids), batch):
             stop = min(start + batch, len(ids))
@@ -161,6 +173,34 @@ def build_index(
             index.upsert(ids[start:stop], np.asarray(vectors[start:stop]), payloads)
             progress("index", stop, len(ids))
         index.save()
+    np.savez(stage.path / "background.npz", **background_arrays(vectors))
+
+
+def commit_build(work: Workspace, manifest: Manifest, parts: Mapping[str, Path]) -> Manifest:
+    """Replace the retriever: the ledger comes along, the old folder is kept for a rollback, a server follows."""
+    with server_follows(work.target):
+        return work.commit(manifest, parts, carry=[LEDGER], keep_rollback=True)
+
+
+@contextmanager
+def server_follows(target: Path) -> Iterator[None]:
+    """After the block has replaced the folder: on a Qdrant server, point the alias to the collection in use, and
+    delete those that neither the folder nor the kept one needs any more.
+
+    The folder names its collection itself and needs no alias; that one is for other programs. What goes wrong at the
+    server is a warning: the folder is in place by then.
+    """
+    kept = kept_build(target)
+    before = {collection_of(folder / "index") for folder in (target, *([kept.path] if kept else []))}
+    yield
+    kept = kept_build(target)
+    now = collection_of(target / "index")
+    needed = {now, collection_of(kept.path / "index") if kept else None}
+    gone = {collection for collection in before - needed if collection is not None}
+    if now is not None or gone:
+        from ragadapt.index.server import follow
+
+        follow(now, gone)
 
 
 def mutable_parts(config: IndexConfig) -> tuple[str, ...]:

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragadapt.errors import InvalidInput
+from ragadapt.errors import InvalidInput, RagadaptError
 from ragadapt.index.contract import Payload, VectorIndex, check_dim, check_fingerprint, read_description
 from ragadapt.index.filters import Filter, compile_filter
 
 if TYPE_CHECKING:
     from ragadapt.index.exact import ExactIndex
 
-__all__ = ["KINDS", "Filter", "VectorIndex", "compile_filter", "exact_index", "open_index"]
+__all__ = ["KINDS", "Filter", "VectorIndex", "collection_of", "compile_filter", "exact_index", "open_index"]
 
 KINDS = ("exact", "faiss", "qdrant", "qdrant-edge")
 
@@ -91,6 +91,16 @@ def open_index(
         index.close()
         raise
     return index
+
+
+def collection_of(folder: Path) -> tuple[str, str] | None:
+    """(address, name) of the collection that the index in a folder stands for; None where it is no server's."""
+    try:
+        description = read_description(folder) or {}
+    except RagadaptError:
+        return None
+    url, name = description.get("url"), description.get("collection")
+    return (str(url), str(name)) if url and name else None
 
 
 def exact_index(

@@ -5,6 +5,7 @@ Search is exact. One process at a time may have a folder open.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import threading
@@ -39,6 +40,8 @@ try:
 except ImportError as error:
     raise MissingExtra("The embedded Qdrant index", "qdrant-edge") from error
 
+log = logging.getLogger(__name__)
+
 # The same layout as in a Qdrant collection (ragadapt.index.qdrant), so that points can move between them.
 NAMESPACE = uuid.UUID("6b0d9f0e-8a54-5c1e-9a0b-2d6f0d6c3a51")
 ID_KEY, METADATA_KEY, PASSAGE, FEEDBACK = "id", "metadata", "passage", "feedback"
@@ -59,6 +62,7 @@ class EdgeIndex(Closing):
     def __init__(self, shard: Any, folder: Path, dim: int, fingerprint: str | None, temporary: bool) -> None:
         self._shard = shard
         self._folder = folder
+        self._opened = _inode(folder)
         self._temporary = temporary
         self.dim = dim
         self.fingerprint = fingerprint
@@ -192,9 +196,14 @@ class EdgeIndex(Closing):
     def close(self) -> None:
         with self._lock:
             if self._shard is not None:
-                self._shard.flush()
-                self._shard.close()
-                self._shard = None
+                shard, self._shard = self._shard, None
+                try:
+                    shard.flush()
+                    shard.close()
+                except Exception as error:  # the engine finds its files by their path
+                    if _inode(self._folder) == self._opened:
+                        raise IndexFault(f"The index in {self._folder} cannot be closed: {error}") from error
+                    log.debug("%s was replaced while it was open: %s", self._folder, error)
                 if self._temporary:
                     shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -244,6 +253,14 @@ def _condition(filter: Filter | None) -> Any:
         return native
     condition = to_qdrant(parse(native), _Conditions(), (METADATA_KEY,))
     return condition if isinstance(condition, edge.Filter) else edge.Filter(must=[condition])
+
+
+def _inode(folder: Path) -> int | None:
+    """Tells a folder from another one that has taken its place since."""
+    try:
+        return folder.stat().st_ino
+    except OSError:
+        return None
 
 
 def _try(call: Any, folder: Path) -> Any:
