@@ -160,6 +160,19 @@ class FusionConfig(Stage):
     depth: int = Field(200, ge=1)  # candidates taken from each side
 
 
+class PefaConfig(Stage):
+    """What feedback does to search. `ragadapt refresh --tune` sets method, lam, k and the fusion weight anew."""
+
+    method: Literal["xs", "xl"] = "xs"  # xs costs what plain search costs; xl also searches the past queries
+    lam: float = Field(0.5, ge=0, le=1)  # λ: share of the plain retriever; 1 = feedback off
+    k: int = Field(16, ge=1)  # past queries that xl looks at
+    missing: Literal["exact", "zero"] = "exact"  # xl: score of a passage that only past queries brought in
+    half_life_days: float | None = Field(None, gt=0)  # feedback counts half after so long; None = never fades
+    user_cap: float = Field(1.0, gt=0)  # most that one named user's feedback on one passage may weigh in all
+    fusion_weight: float | None = Field(None, ge=0, le=1)  # of hybrid search with feedback; None = as without
+    negative: float = Field(0.5, ge=0)  # how hard negative feedback pushes (Rocchio's γ; ours, not the paper's)
+
+
 class FitConfig(Stage):
     """Everything that decides what `fit` makes of a corpus."""
 
@@ -175,6 +188,7 @@ class FitConfig(Stage):
     gate: GateConfig = GateConfig()
     index: IndexConfig = IndexConfig()
     fusion: FusionConfig = FusionConfig()
+    pefa: PefaConfig = PefaConfig()
 
     @classmethod
     def build(cls, values: dict[str, Any]) -> Self:

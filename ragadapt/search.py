@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,9 @@ from ragadapt.errors import InvalidInput
 from ragadapt.fusion import Background, Candidates, Floats, Fusion, Positions, move_towards, standardise
 
 if TYPE_CHECKING:
-    from ragadapt.index import VectorIndex
+    from ragadapt.index import Filter, VectorIndex
     from ragadapt.lexical import LexicalIndex
+    from ragadapt.lexical.ranking import Ranking
 
 Mode = Literal["dense", "lexical", "hybrid"]
 Mask = NDArray[np.bool_]
@@ -30,6 +31,41 @@ class Ranked:
     ids: list[str]
     scores: Floats
     parts: Mapping[str, Floats] = field(default_factory=dict)
+
+
+class Dense(Protocol):
+    """Scores by vector: what a Searcher fuses with the lexical side."""
+
+    scale: float
+    """How the scores of ordinary passages compare with inner products."""
+
+    def search(self, vectors: Floats, k: int, filter: Filter | None = None) -> list[Ranking]:
+        """For each query of (Q, d) up to k (ids, scores), best first."""
+
+    def scores(self, vector: Floats, ids: Sequence[str]) -> Floats:
+        """(n,) exact scores of one query (d,) for these ids."""
+
+    def vectors(self, ids: Sequence[str]) -> Floats:
+        """(n, d) what stands for these passages, for pseudo-relevance feedback."""
+
+
+class Plain:
+    """The index as it is."""
+
+    scale = 1.0
+
+    def __init__(self, index: VectorIndex) -> None:
+        self.index = index
+
+    def search(self, vectors: Floats, k: int, filter: Filter | None = None) -> list[Ranking]:
+        return self.index.search(vectors, k, filter)
+
+    def scores(self, vector: Floats, ids: Sequence[str]) -> Floats:
+        scores: Floats = self.index.vectors(ids) @ vector
+        return scores
+
+    def vectors(self, ids: Sequence[str]) -> Floats:
+        return self.index.vectors(ids)
 
 
 class Searcher:
@@ -47,6 +83,7 @@ class Searcher:
                 "They must be built from the same chunks; rebuild with: ragadapt index RETRIEVER --rebuild"
             )
         self.index = index
+        self.plain = Plain(index)
         self.lexical = lexical
         self.background = background
         self.fusion = fusion
@@ -63,26 +100,28 @@ class Searcher:
         filter: Mapping[str, Any] | None = None,
         allowed: Mask | None = None,
         fusion: Fusion | None = None,
+        dense: Dense | None = None,
     ) -> list[Ranked]:
         """The best k passages of every query. vectors: (Q, d), the encoded texts.
 
         filter and allowed say the same to the two sides: a metadata filter for the vector index, a mask over the
-        positions for the lexical one.
+        positions for the lexical one. dense: the dense side; None = the plain index.
         """
         if k < 1:
             raise InvalidInput(f"k = {k}: ask for at least one passage.")
         if mode == "dense":
-            return [Ranked(ids, scores, {"dense": scores}) for ids, scores in self.index.search(vectors, k, filter)]
+            found = (dense or self.plain).search(vectors, k, filter)
+            return [Ranked(ids, scores, {"dense": scores}) for ids, scores in found]
         if mode == "lexical":
             return [Ranked(ids, scores, {"lexical": scores}) for ids, scores in self.lexical.search(texts, k, allowed)]
         if mode != "hybrid":
             raise InvalidInput(f"mode = {mode!r}: it is 'dense', 'lexical' or 'hybrid'.")
         fusion = fusion or self.fusion
-        found = self.candidates(
-            texts, vectors, fusion=fusion, filter=filter, allowed=allowed, depth=max(self.depth, 2 * k)
+        gathered = self.candidates(
+            texts, vectors, fusion=fusion, filter=filter, allowed=allowed, depth=max(self.depth, 2 * k), dense=dense
         )
         results = []
-        for candidates in found:
+        for candidates in gathered:
             scores = candidates.fused(fusion)
             order = np.argsort(-scores, kind="stable")[:k]
             results.append(
@@ -104,6 +143,7 @@ class Searcher:
         allowed: Mask | None = None,
         depth: int | None = None,
         include: Sequence[Sequence[int]] | None = None,
+        dense: Dense | None = None,
     ) -> list[Candidates]:
         """Per query the union of both sides' best `depth` passages, with exact z-scores of both sides.
 
@@ -113,17 +153,18 @@ class Searcher:
             raise InvalidInput(f"{len(texts)} texts but {len(vectors)} vectors: one each is needed.")
         fusion = fusion or self.fusion
         depth = depth or self.depth
+        dense = dense or self.plain
         found: list[Candidates] = []
         for start, block in self.lexical.score_blocks(texts):
             stop = start + len(block)
             extra = include[start:stop] if include is not None else [()] * len(block)
-            pass_ = _Block(self, block, vectors[start:stop], filter, allowed, depth, extra)
+            pass_ = _Block(self, block, dense, filter, allowed, depth, extra)
             first = pass_.gather(vectors[start:stop])
             if fusion.feedback > 0 and fusion.method != "rrf":
                 best = []
                 for candidates in first:
                     top, _ = candidates.ranked(fusion, fusion.feedback_depth)
-                    best.append(self.index.vectors([self._ids[position] for position in top]))
+                    best.append(dense.vectors([self._ids[position] for position in top]))
                 first = pass_.gather(move_towards(vectors[start:stop], best, fusion.feedback))
             found += first
         return found
@@ -142,7 +183,7 @@ class _Block:
         self,
         searcher: Searcher,
         rows: Floats,
-        vectors: Floats,
+        dense: Dense,
         filter: Mapping[str, Any] | None,
         allowed: Mask | None,
         depth: int,
@@ -150,6 +191,7 @@ class _Block:
     ) -> None:
         self.searcher = searcher
         self.rows = rows
+        self.dense = dense
         self.filter = filter
         self.depth = depth
         self.means = rows.mean(axis=1, dtype=np.float64).astype(np.float32)
@@ -159,17 +201,16 @@ class _Block:
 
     def gather(self, vectors: Floats) -> list[Candidates]:
         searcher = self.searcher
-        means, deviations = searcher.background.of_scores(vectors)
+        means, deviations = (self.dense.scale * part for part in searcher.background.of_scores(vectors))
         results = []
-        for number, (ids, scores) in enumerate(searcher.index.search(vectors, self.depth, self.filter)):
+        for number, (ids, scores) in enumerate(self.dense.search(vectors, self.depth, self.filter)):
             dense_positions = searcher.positions(ids)
             positions = np.unique(np.concatenate([dense_positions, self.lexical_best[number], self.extra[number]]))
             dense = np.full(len(positions), np.nan, dtype=np.float32)
             dense[np.searchsorted(positions, dense_positions)] = scores
             missing = np.flatnonzero(np.isnan(dense))
             if len(missing):
-                stored = searcher.index.vectors([searcher.id_of(positions[at]) for at in missing])
-                dense[missing] = stored @ vectors[number]
+                dense[missing] = self.dense.scores(vectors[number], [searcher.id_of(positions[at]) for at in missing])
             results.append(
                 Candidates(
                     positions,
