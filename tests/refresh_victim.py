@@ -120,7 +120,8 @@ def forked(work: str, retriever: Path, docs: Path, notes: Path) -> int:
 
 
 def kills(folder: Path, count: int) -> None:
-    """Prints how often each state was found after a kill, and how many refreshes took up what a killed one left."""
+    """Until COUNT children were killed before they were done. Prints how often each state was found after a kill,
+    and how many refreshes took up what a killed one left."""
     # Before the first fork, and without a thread of its own: importing torch takes longer than all the rest.
     import ragadapt.encoder
     import ragadapt.refresh  # noqa: F401
@@ -130,8 +131,11 @@ def kills(folder: Path, count: int) -> None:
     chance = random.Random(13)
     found: Counter[str] = Counter()
     now, before = state_of(retriever), state_of(retriever)
-    lifetime = 2.0
-    for round in range(2, count + 2):
+    lifetime = {"refresh": 0.0, "rollback": 0.0}  # not killed the first time, but timed
+    landed, round = 0, 1
+    while landed < count:
+        round += 1
+        assert round < 4 * count + 9, found
         add_feedback(retriever, round)
         work = "rollback" if round % 5 == 0 else "refresh"
         if work == "refresh":
@@ -141,18 +145,20 @@ def kills(folder: Path, count: int) -> None:
         target = before if work == "rollback" else round_of(docs)
         started = time.monotonic()
         child = forked(work, retriever, docs, notes)
-        time.sleep(chance.uniform(0, lifetime if work == "refresh" else lifetime / 3))
-        os.kill(child, signal.SIGKILL)
+        if lifetime[work]:
+            time.sleep(chance.uniform(0, lifetime[work]))
+            os.kill(child, signal.SIGKILL)
         killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        landed += killed
+        if not killed:
+            lifetime[work] = time.monotonic() - started if not lifetime[work] else lifetime[work]
         state = state_of(retriever)
         assert state in (now, target), (round, state, now, target)
         assert feedback_of(retriever) == list(range(2, round + 1))
         found[f"{work} {'killed' if killed else 'done'}, {'new' if state == target else 'old'}"] += 1
         if state != target:  # the same command goes on
-            started = time.monotonic()
             _, status = os.waitpid(forked(work, retriever, docs, notes), 0)
             assert status == 0, status
-            lifetime = 1.1 * (time.monotonic() - started) if work == "refresh" else lifetime
         assert state_of(retriever) == target
         assert feedback_of(retriever) == list(range(2, round + 1))
         Workspace.open(retriever, {}).close()
