@@ -7,8 +7,10 @@ retriever in the same way, for reading. Both answer with Hits.
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,6 +21,7 @@ from ragadapt.errors import FingerprintMismatch, InvalidInput
 from ragadapt.fusion import Background, Floats, Fusion
 from ragadapt.index import Filter, VectorIndex, open_index
 from ragadapt.index.contract import check_ids
+from ragadapt.pefa import Pefa
 from ragadapt.retriever import Retriever
 from ragadapt.search import Mode, Searcher
 from ragadapt.values import Chunk, Hit
@@ -30,6 +33,7 @@ TEXT_KEY = "_text"
 """Where a passage's text lies in its payload, beside the metadata."""
 
 DOCUMENT_KEYS = ("ref_doc_id", "doc_id", "document_id")
+LEDGER_FILE = "feedback.sqlite"  # beside an index in a folder
 _ABOUT_FILE = "encoder.json"  # beside an index in a folder: what to say when it is opened with another encoder
 _DEEPEST = 4  # how much deeper each further look goes when a filter on ids leaves too few
 
@@ -78,6 +82,20 @@ class Passages(Protocol):
         tenant: str | None = None,
     ) -> list[list[Hit]]: ...
 
+    def add_feedback(self, query: str, id: str, **values: Any) -> str:
+        """This passage answers this query (weight < 0: does not); the key. values: weight, user, tenant, at, key."""
+
+    def withdraw_feedback(
+        self,
+        key: str | None = None,
+        *,
+        query: str | None = None,
+        id: str | None = None,
+        user: str | None = None,
+        tenant: str | None = None,
+    ) -> int:
+        """Take back the feedback that fits all that is given; how many."""
+
     def save(self, folder: str | Path | None = None) -> None: ...
 
     def close(self) -> None: ...
@@ -92,11 +110,41 @@ class Collection:
 
     default_mode: Mode = "dense"
 
-    def __init__(self, index: VectorIndex, *, normalise: bool = True) -> None:
+    def __init__(
+        self,
+        index: VectorIndex,
+        *,
+        normalise: bool = True,
+        feedback: bool | str | Path = False,
+        embed: Callable[[list[str]], ArrayLike] | None = None,
+        fingerprint: str | None = None,
+    ) -> None:
+        """feedback: a file for the ledger; True = beside an index in a folder, else in memory; False = none.
+
+        embed: queries → vectors (n, dim), needed for feedback. fingerprint: of that encoder, None = the index's.
+        """
         self.index = index
         self._normalise = normalise
         self._searcher: Searcher | None = None
         self._lock = threading.RLock()
+        self._pefa: Pefa | None = None
+        self._in_memory = feedback is True
+        if feedback is not False:
+            if embed is None:
+                raise InvalidInput("Feedback needs to embed its queries: give the embedding that fills the store.")
+            self._pefa = Pefa(
+                index,
+                lambda texts: self._prepared(np.asarray(embed(list(texts)), np.float32)),
+                fingerprint=fingerprint or index.fingerprint or "",
+                ledger=None if feedback is True else feedback,
+            )
+
+    @property
+    def pefa(self) -> Pefa:
+        """The feedback of this collection. Raises InvalidInput where it was opened without."""
+        if self._pefa is None:
+            raise InvalidInput("This store was opened without feedback. Open it with feedback=True, or name a file.")
+        return self._pefa
 
     @property
     def dim(self) -> int:
@@ -135,12 +183,17 @@ class Collection:
         payloads = [{**values, TEXT_KEY: text} for text, values in zip(texts, metadata)]
         with self._lock:
             self.index.upsert(ids, self._prepared(vectors), payloads)
-            self._searcher = None
+            self._changed(ids)
 
     def delete(self, ids: Sequence[str]) -> None:
         with self._lock:
             self.index.delete(ids)
-            self._searcher = None
+            self._changed(ids)
+
+    def _changed(self, ids: Sequence[str]) -> None:
+        self._searcher = None
+        if self._pefa is not None and ids:
+            self._pefa.passages_changed(ids)
 
     def search(
         self,
@@ -157,7 +210,8 @@ class Collection:
         """For each query up to k hits, best first.
 
         texts: the Q queries; needed unless mode is "dense". vectors: (Q, dim); needed unless mode is "lexical".
-        weight: share of the dense side in hybrid search, None = one half. Raises InvalidInput, InvalidFilter.
+        weight: share of the dense side in hybrid search, None = one half. lam: λ of the feedback, None = as tuned,
+        1 = off. tenant: whose feedback counts beside that for all. Raises InvalidInput, InvalidFilter.
         """
         mode = mode or self.default_mode
         rows = None if vectors is None else self._prepared(vectors)
@@ -165,26 +219,53 @@ class Collection:
         filter = filter or None
         if mode == "dense":
             assert rows is not None
-            found = self.index.search(rows, k, filter)
+            if self._pefa is None or lam == 1:
+                found = self.index.search(rows, k, filter)
+            else:
+                found = self._pefa.search(rows, k, filter, lam=lam, tenant=tenant or "")
         elif not len(self):
             return [[] for _ in texts or ()]
         else:
             assert texts is not None
-            searcher = self._built()
-            count = len(texts)
-            allowed = None if filter is None else self._mask(searcher, filter)
             fusion = Fusion() if weight is None else Fusion(weight=weight)
-            rows = rows if rows is not None else np.zeros((count, self.dim), np.float32)
-            ranked = searcher.rank(texts, rows, k, mode, filter=filter, allowed=allowed, fusion=fusion)
+            rows = rows if rows is not None else np.zeros((len(texts), self.dim), np.float32)
+            with self._lock:
+                searcher = self._built()
+                allowed = None if filter is None else self._mask(searcher, filter)
+                off = self._pefa is None or lam == 1 or mode == "lexical"
+                dense = None if off else self.pefa.dense(lam, tenant or "")
+                ranked = searcher.rank(texts, rows, k, mode, filter=filter, allowed=allowed, fusion=fusion, dense=dense)
             found = [(one.ids, one.scores) for one in ranked]
         chunks = self.get(list(dict.fromkeys(id for ids, _ in found for id in ids)))
         return [[Hit(chunks[id], float(score)) for id, score in zip(*one) if id in chunks] for one in found]
 
     def save(self, folder: str | Path | None = None) -> None:
         self.index.save(folder)
+        if folder is not None and self._pefa is not None and self._in_memory:
+            ledger, target = self._pefa.ledger.path, Path(folder) / LEDGER_FILE
+            with closing(sqlite3.connect(ledger)) as source, closing(sqlite3.connect(target)) as copy:
+                source.backup(copy)
 
     def close(self) -> None:
+        if self._pefa is not None:
+            self._pefa.close()
         self.index.close()
+
+    def add_feedback(self, query: str, id: str, **values: Any) -> str:
+        """This passage answers this query (weight < 0: does not); the key. values: weight, user, tenant, at, key."""
+        return self.pefa.add(query, id, **values)
+
+    def withdraw_feedback(
+        self,
+        key: str | None = None,
+        *,
+        query: str | None = None,
+        id: str | None = None,
+        user: str | None = None,
+        tenant: str | None = None,
+    ) -> int:
+        """Take back the feedback that fits all that is given; how many."""
+        return self.pefa.withdraw(key, query=query, id=id, user=user, tenant=tenant)
 
     def _prepared(self, vectors: ArrayLike) -> Floats:
         rows = np.asarray(vectors, np.float32)
@@ -280,6 +361,20 @@ class FittedPassages:
     def close(self) -> None:
         self.retriever.close()
 
+    def add_feedback(self, query: str, id: str, **values: Any) -> str:
+        return self.retriever.add_feedback(query, id, **values)
+
+    def withdraw_feedback(
+        self,
+        key: str | None = None,
+        *,
+        query: str | None = None,
+        id: str | None = None,
+        user: str | None = None,
+        tenant: str | None = None,
+    ) -> int:
+        return self.retriever.withdraw_feedback(key, query=query, chunk_id=id, user=user, tenant=tenant)
+
     def _read_only(self) -> InvalidInput:
         return InvalidInput(
             f"The passages of the retriever in {self.retriever.path} come from `ragadapt fit` and are not changed from "
@@ -300,7 +395,8 @@ def search_with(
 ) -> list[list[Hit]]:
     """`Retriever.search_many`, with vectors (Q, dim) in place of encoding where they are given."""
     results = []
-    for ranked in retriever.rank(queries, k, mode=mode, filter=filter, vectors=vectors):
+    extra: dict[str, Any] = {} if lam is None and tenant is None else {"lam": lam, "tenant": tenant}
+    for ranked in retriever.rank(queries, k, mode=mode, filter=filter, vectors=vectors, **extra):
         found = retriever.chunks.find(ranked.ids)
         results.append([Hit(found[id], float(score)) for id, score in zip(ranked.ids, ranked.scores) if id in found])
     return results
@@ -372,11 +468,14 @@ def open_collection(
     fingerprint: str | None = None,
     spec: EncoderSpec | None = None,
     normalise: bool = True,
+    feedback: bool | str | Path = False,
+    embed: Callable[[list[str]], ArrayLike] | None = None,
     **settings: Any,
 ) -> Collection:
     """`open_index` for a collection. kind: None = what the folder says, "exact" for a new one.
 
     spec: of the encoder, if it is one of ours; a folder keeps it to say what differs when another one comes.
+    normalise, feedback, embed: see Collection.
     """
     folder = Path(folder) if folder is not None else None
     if kind is None and (folder is None or not (folder / "index.json").is_file()):
@@ -393,7 +492,13 @@ def open_collection(
         ) from error
     if folder is not None and spec is not None and folder.is_dir():
         (folder / _ABOUT_FILE).write_text(json.dumps(_about(spec), indent=2, ensure_ascii=False), encoding="utf-8")
-    return Collection(index, normalise=normalise)
+    if feedback is True and folder is not None:
+        feedback = folder / LEDGER_FILE
+    try:
+        return Collection(index, normalise=normalise, feedback=feedback, embed=embed, fingerprint=fingerprint)
+    except BaseException:
+        index.close()
+        raise
 
 
 def _about(spec: EncoderSpec) -> dict[str, Any]:

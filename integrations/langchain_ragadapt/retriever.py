@@ -15,7 +15,7 @@ from langchain_core.callbacks import (
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.runnables.config import RunnableConfig, get_config_list, run_in_executor
-from pydantic import ConfigDict, Field, SkipValidation, field_validator
+from pydantic import ConfigDict, Field, SkipValidation
 
 from langchain_ragadapt.documents import as_documents
 from langchain_ragadapt.embeddings import LoRAEmbeddings
@@ -48,20 +48,24 @@ class LoRARetriever(BaseRetriever):
     """On the metadata, such as {"lang": "en"} or {"year": {"$gte": 2024}}; or the index engine's own filter object."""
     score_threshold: float | None = None
     """Leave out what scores less. The scale is the search type's: cosines for dense, any number for the others."""
+    lam: float | None = Field(default=None, ge=0, le=1)
+    """λ, the share of the retriever without feedback; None = as it was tuned, 1 = feedback off."""
+    tenant: str | None = None
+    """Whose feedback counts, beside the feedback that is for all."""
     search_type: SearchType = "hybrid"
     """hybrid = the learnt mix of meaning and words; dense = meaning alone; lexical = words alone."""
     score_key: str | None = "relevance_score"
     """Where the score stands in a document's metadata; None = nowhere."""
 
-    @field_validator("retriever", mode="before")
-    @classmethod
-    def _opened(cls, value: Any) -> Any:
-        if not isinstance(value, Retriever):
+    def __init__(self, **fields: Any) -> None:
+        """Raises InvalidInput for a retriever that is none, and pydantic's error for other fields that don't fit."""
+        opened = fields.get("retriever")
+        if not isinstance(opened, Retriever):
             raise InvalidInput(
-                f"retriever is {type(value).__name__}: give an opened ragadapt.Retriever, or use "
+                f"retriever is {type(opened).__name__}: give an opened ragadapt.Retriever, or use "
                 "LoRARetriever.from_pretrained(folder)."
             )
-        return value
+        super().__init__(**fields)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, device: str = "auto", precision: str = "auto", **fields: Any) -> Self:
@@ -76,6 +80,55 @@ class LoRARetriever(BaseRetriever):
         """The retriever's model as LangChain embeddings; nothing is loaded again."""
         return LoRAEmbeddings(encoder=self.retriever.encoder)
 
+    # Feedback
+
+    def add_feedback(
+        self,
+        query: str,
+        document_id: str | None = None,
+        *,
+        source: str | None = None,
+        quote: str | None = None,
+        weight: float = 1.0,
+        user: str = "",
+        tenant: str | None = None,
+        at: float | None = None,
+        key: str | None = None,
+    ) -> str:
+        """This document answers this question (weight < 0: does not), from now on; the feedback's key.
+
+        document_id: a returned document's `id`; or source and quote name the passage. user: whose influence is capped.
+        tenant: None = the retriever's own. at: Unix seconds, None = now. A key that is known changes nothing. Raises
+        InvalidInput for what is not there.
+        """
+        return self.retriever.add_feedback(
+            query, document_id,
+            source=source, quote=quote, weight=weight, user=user, tenant=self._whose(tenant), at=at, key=key,
+        )  # fmt: skip
+
+    def withdraw_feedback(
+        self,
+        key: str | None = None,
+        *,
+        query: str | None = None,
+        document_id: str | None = None,
+        user: str | None = None,
+        tenant: str | None = None,
+    ) -> int:
+        """Take back the feedback that fits all that is given; how many. Search is then as if it had never been."""
+        return self.retriever.withdraw_feedback(key, query=query, chunk_id=document_id, user=user, tenant=tenant)
+
+    async def aadd_feedback(self, query: str, document_id: str | None = None, **values: Any) -> str:
+        """`add_feedback` in a thread."""
+        return await run_in_executor(None, self.add_feedback, query, document_id, **values)
+
+    async def awithdraw_feedback(self, key: str | None = None, **values: Any) -> int:
+        """`withdraw_feedback` in a thread."""
+        return await run_in_executor(None, self.withdraw_feedback, key, **values)
+
+    def _whose(self, tenant: str | None) -> str:
+        return (self.tenant if tenant is None else tenant) or ""
+
     def close(self) -> None:
         """Release files and connections."""
         self.retriever.close()
@@ -89,11 +142,15 @@ class LoRARetriever(BaseRetriever):
         filter: Any = None,
         score_threshold: float | None = None,
         search_type: SearchType | None = None,
+        lam: float | None = None,
+        tenant: str | None = None,
         **kwargs: Any,
     ) -> list[Document]:
         return self._search(
-            [query], k=k, filter=filter, score_threshold=score_threshold, search_type=search_type, **kwargs
-        )[0]
+            [query],
+            k=k, filter=filter, score_threshold=score_threshold, search_type=search_type, lam=lam, tenant=tenant,
+            **kwargs,
+        )[0]  # fmt: skip
 
     async def _aget_relevant_documents(
         self,
@@ -104,11 +161,14 @@ class LoRARetriever(BaseRetriever):
         filter: Any = None,
         score_threshold: float | None = None,
         search_type: SearchType | None = None,
+        lam: float | None = None,
+        tenant: str | None = None,
         **kwargs: Any,
     ) -> list[Document]:
         found = await run_in_executor(
             None, self._search, [query],
-            k=k, filter=filter, score_threshold=score_threshold, search_type=search_type, **kwargs,
+            k=k, filter=filter, score_threshold=score_threshold, search_type=search_type, lam=lam, tenant=tenant,
+            **kwargs,
         )  # fmt: skip
         return found[0]
 
@@ -120,11 +180,14 @@ class LoRARetriever(BaseRetriever):
         filter: Any = None,
         score_threshold: float | None = None,
         search_type: SearchType | None = None,
+        lam: float | None = None,
+        tenant: str | None = None,
         **unknown: Any,
     ) -> list[list[Document]]:
         if unknown:
             raise InvalidInput(
-                f"{', '.join(sorted(unknown))}: not known here. A call takes k, filter, score_threshold, search_type."
+                f"{', '.join(sorted(unknown))}: not known here. A call takes k, filter, score_threshold, search_type, "
+                "lam, tenant."
             )
         for query in queries:
             if not isinstance(query, str):
@@ -136,6 +199,8 @@ class LoRARetriever(BaseRetriever):
             self.k if k is None else k,
             mode=search_type or self.search_type,
             filter=(self.filter if filter is None else filter) or None,
+            lam=self.lam if lam is None else lam,
+            tenant=self.tenant if tenant is None else tenant,
         )
         return [
             as_documents([hit for hit in hits if least is None or hit.score >= least], self.score_key) for hits in found

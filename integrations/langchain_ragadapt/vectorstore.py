@@ -29,8 +29,9 @@ class RagAdaptVectorStore(VectorStore):
         store = RagAdaptVectorStore(LoRAEmbeddings.from_pretrained("./retriever"), kind="faiss", folder="./store")
 
     Adding a document under an id that is there replaces it. Scores are cosines for dense search. `similarity_search`
-    and its kin take `filter` (on the metadata, or the index engine's own), and `search_type` "dense", "hybrid" or
-    "lexical". The async twins work in a thread, so the event loop goes on.
+    and its kin take `filter` (on the metadata, or the index engine's own), `search_type` "dense", "hybrid" or
+    "lexical", and with feedback `lam` (λ; 1 = off) and `tenant`. The async twins work in a thread, so the event loop
+    goes on.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class RagAdaptVectorStore(VectorStore):
         passages: Passages | None = None,
         fingerprint: str | None = None,
         normalise: bool = True,
+        feedback: bool | str | Path = False,
         **settings: Any,
     ) -> None:
         """Open a store, or make a new one.
@@ -52,8 +54,8 @@ class RagAdaptVectorStore(VectorStore):
         url, collection: of a Qdrant server. passages: something that is open already, instead of all these.
         fingerprint: names the embeddings, None = their own, or made from their class and model's name; a store opened
         with others raises FingerprintMismatch. normalise: bring vectors to length 1, so that scores are cosines.
-        settings: of the index (structure, timeout_seconds, api_key …). exact and faiss keep changes in memory until
-        `save_local`.
+        feedback: a file for what `add_feedback` is told; True = in the folder, else in memory. settings: of the index
+        (structure, timeout_seconds, api_key …). exact and faiss keep changes in memory until `save_local`.
 
         Raises DimensionMismatch, FingerprintMismatch, IndexCorrupt, IndexUnreachable, MissingExtra, InvalidInput.
         """
@@ -71,6 +73,8 @@ class RagAdaptVectorStore(VectorStore):
                 fingerprint=fingerprint or fingerprint_of(embedding),
                 spec=embedding.encoder.spec if ours else None,  # type: ignore[attr-defined]
                 normalise=normalise,
+                feedback=feedback,
+                embed=query_encoder(embedding),
                 collection=collection,
                 **settings,
             )
@@ -93,21 +97,26 @@ class RagAdaptVectorStore(VectorStore):
         *,
         client: Any = None,
         verify: bool = True,
+        feedback: bool | str | Path = False,
         **settings: Any,
     ) -> Self:
         """A Qdrant collection that langchain-qdrant or LlamaIndex filled, opened as it is, for reading.
 
         embedding: what filled it, or a model fitted from that with `--adapt query`; verify: compare a sample of the
-        stored vectors with what `embedding` makes of their texts. client: a QdrantClient instead of a URL. settings:
-        layout, vector_name, timeout_seconds, api_key. Raises FingerprintMismatch, DimensionMismatch, IndexFault,
-        IndexUnreachable, InvalidInput.
+        stored vectors with what `embedding` makes of their texts. client: a QdrantClient instead of a URL. feedback: as
+        for the constructor; the collection itself is not changed by it. settings: layout, vector_name,
+        timeout_seconds, api_key. Raises FingerprintMismatch, DimensionMismatch, IndexFault, IndexUnreachable,
+        InvalidInput.
         """
         from ragadapt.index.foreign import ForeignQdrantIndex
 
         index = ForeignQdrantIndex.existing(url, collection, client=client, **settings)
         if verify:
             index.check_encoder(lambda texts: np.asarray(embedding.embed_documents(texts), np.float32))
-        return cls(embedding, passages=Collection(index))
+        passages = Collection(
+            index, feedback=feedback, embed=query_encoder(embedding), fingerprint=fingerprint_of(embedding)
+        )
+        return cls(embedding, passages=passages)
 
     @classmethod
     def from_texts(
@@ -185,7 +194,7 @@ class RagAdaptVectorStore(VectorStore):
     # Searching
 
     def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
-        """The k best documents, best first. kwargs: filter, search_type, weight, score_threshold."""
+        """The k best documents, best first. kwargs: filter, search_type, weight, score_threshold, lam, tenant."""
         return [document for document, _ in self.similarity_search_with_score(query, k, **kwargs)]
 
     def similarity_search_with_score(self, query: str, k: int = 4, **kwargs: Any) -> list[tuple[Document, float]]:
@@ -237,6 +246,28 @@ class RagAdaptVectorStore(VectorStore):
         """`add_texts` in a thread."""
         return await run_in_executor(None, self.add_texts, texts, metadatas, ids=ids, **kwargs)
 
+    # Feedback
+
+    def add_feedback(self, query: str, document_id: str, **values: Any) -> str:
+        """This document answers this question (weight < 0: does not), from now on; the feedback's key.
+
+        values: weight, user, tenant, at, key. Raises InvalidInput for a document that is not there, and where the store
+        was opened without feedback.
+        """
+        return self.passages.add_feedback(query, document_id, **values)
+
+    def withdraw_feedback(
+        self,
+        key: str | None = None,
+        *,
+        query: str | None = None,
+        document_id: str | None = None,
+        user: str | None = None,
+        tenant: str | None = None,
+    ) -> int:
+        """Take back the feedback that fits all that is given; how many. Search is then as if it had never been."""
+        return self.passages.withdraw_feedback(key, query=query, id=document_id, user=user, tenant=tenant)
+
     # Keeping
 
     def save_local(self, folder: str | Path | None = None) -> None:
@@ -269,12 +300,14 @@ class RagAdaptVectorStore(VectorStore):
         search_type: Mode | None = None,
         weight: float | None = None,
         score_threshold: float | None = None,
+        lam: float | None = None,
+        tenant: str | None = None,
         **unknown: Any,
     ) -> list[Hit]:
         if unknown:
             raise InvalidInput(
                 f"{', '.join(sorted(unknown))}: not known here. A search takes filter, search_type, weight, "
-                "score_threshold."
+                "score_threshold, lam, tenant."
             )
         mode = search_type or self.passages.default_mode
         if vector is None and query is not None and mode != "lexical":
@@ -286,6 +319,8 @@ class RagAdaptVectorStore(VectorStore):
             mode=mode,
             filter=filter,
             weight=weight,
+            lam=lam,
+            tenant=tenant,
         )[0]
         return [hit for hit in hits if score_threshold is None or hit.score >= score_threshold]
 
@@ -301,6 +336,13 @@ class RagAdaptVectorStore(VectorStore):
 
     def _scored(self, hits: Sequence[Hit]) -> list[tuple[Document, float]]:
         return [(self._document(hit.chunk), hit.score) for hit in hits]
+
+
+def query_encoder(embedding: Embeddings) -> Callable[[list[str]], Any]:
+    """Queries → vectors (n, dim), in one batch where the embeddings can."""
+    if isinstance(embedding, LoRAEmbeddings):
+        return embedding.embed_queries
+    return lambda texts: [embedding.embed_query(text) for text in texts]
 
 
 def fingerprint_of(embedding: Embeddings) -> str:

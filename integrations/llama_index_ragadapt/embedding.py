@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.bridge.pydantic import Field, PrivateAttr, field_validator
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
 
 from ragadapt.errors import FingerprintMismatch, InvalidInput
 
@@ -37,6 +37,11 @@ class LoRAEmbedding(BaseEmbedding):
 
     def __init__(self, model_name: str | Path = "", *, encoder: Encoder | None = None, **values: Any) -> None:
         """encoder: one that is open already, e.g. that of a retriever; model_name is then only what it is called."""
+        if values.get("embeddings_cache") is not None:
+            raise InvalidInput(
+                "embeddings_cache is keyed by the text alone: a query would be given a passage's vector, and a new "
+                "adapter an old one's. Leave it out; an IngestionPipeline's own cache is keyed by model and revision."
+            )
         super().__init__(model_name=str(model_name or (encoder.spec.model if encoder else "")), **values)
         if encoder is None:
             from ragadapt.encoder import open_encoder
@@ -56,16 +61,6 @@ class LoRAEmbedding(BaseEmbedding):
             )
         self._encoder = encoder
         self.revision = encoder.fingerprint
-
-    @field_validator("embeddings_cache", mode="before")
-    @classmethod
-    def _no_cache(cls, value: Any) -> Any:
-        if value is not None:
-            raise InvalidInput(
-                "embeddings_cache is keyed by the text alone: a query would be given a passage's vector, and a new "
-                "adapter an old one's. Leave it out; an IngestionPipeline's own cache is keyed by model and revision."
-            )
-        return value
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **settings: Any) -> Self:

@@ -40,11 +40,16 @@ class LoRARetriever(BaseRetriever):
         filters: MetadataFilters | Any = None,
         search_type: Mode = "hybrid",
         score_threshold: float | None = None,
+        lam: float | None = None,
+        tenant: str | None = None,
         callback_manager: CallbackManager | None = None,
         verbose: bool = False,
     ) -> None:
         """filters: MetadataFilters, a dict of ours, or the index engine's own filter. search_type: hybrid = the learnt
-        mix, dense, lexical. score_threshold: leave out what scores less, on the search type's scale."""
+        mix, dense, lexical. score_threshold: leave out what scores less, on the search type's scale. lam: λ, the share
+        of the retriever without feedback, None = as it was tuned, 1 = feedback off. tenant: whose feedback counts,
+        beside the feedback that is for all. All but the first may be changed on the object.
+        """
         if not isinstance(retriever, Retriever):
             raise InvalidInput(
                 f"retriever is {type(retriever).__name__}: give an opened ragadapt.Retriever, or use "
@@ -55,6 +60,8 @@ class LoRARetriever(BaseRetriever):
         self.filters = filters
         self.search_type: Mode = search_type
         self.score_threshold = score_threshold
+        self.lam = lam
+        self.tenant = tenant
         super().__init__(callback_manager=callback_manager, verbose=verbose)
 
     @classmethod
@@ -77,6 +84,50 @@ class LoRARetriever(BaseRetriever):
     def embed_model(self) -> LoRAEmbedding:
         """The retriever's model as a LlamaIndex embedding; nothing is loaded again."""
         return LoRAEmbedding(encoder=self.retriever.encoder)
+
+    def add_feedback(
+        self,
+        query: str,
+        node_id: str | None = None,
+        *,
+        source: str | None = None,
+        quote: str | None = None,
+        weight: float = 1.0,
+        user: str = "",
+        tenant: str | None = None,
+        at: float | None = None,
+        key: str | None = None,
+    ) -> str:
+        """This node answers this question (weight < 0: does not), from now on; the feedback's key.
+
+        node_id: a returned node's; or source and quote name the passage. user: whose influence is capped. tenant: None
+        = the retriever's own. at: Unix seconds, None = now. A key that is known changes nothing. Raises InvalidInput
+        for what is not there.
+        """
+        whose = (self.tenant if tenant is None else tenant) or ""
+        return self.retriever.add_feedback(
+            query, node_id, source=source, quote=quote, weight=weight, user=user, tenant=whose, at=at, key=key
+        )
+
+    def withdraw_feedback(
+        self,
+        key: str | None = None,
+        *,
+        query: str | None = None,
+        node_id: str | None = None,
+        user: str | None = None,
+        tenant: str | None = None,
+    ) -> int:
+        """Take back the feedback that fits all that is given; how many. Search is then as if it had never been."""
+        return self.retriever.withdraw_feedback(key, query=query, chunk_id=node_id, user=user, tenant=tenant)
+
+    async def aadd_feedback(self, query: str, node_id: str | None = None, **values: Any) -> str:
+        """`add_feedback` in a thread."""
+        return await asyncio.to_thread(self.add_feedback, query, node_id, **values)
+
+    async def awithdraw_feedback(self, key: str | None = None, **values: Any) -> int:
+        """`withdraw_feedback` in a thread."""
+        return await asyncio.to_thread(self.withdraw_feedback, key, **values)
 
     def close(self) -> None:
         """Release files and connections."""
@@ -116,6 +167,8 @@ class LoRARetriever(BaseRetriever):
             vectors=vectors,
             mode=self.search_type,
             filter=filter or None,
+            lam=self.lam,
+            tenant=self.tenant,
         )
         least = self.score_threshold
         return [as_scored([hit for hit in hits if least is None or hit.score >= least]) for hits in found]

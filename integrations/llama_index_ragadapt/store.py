@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -51,6 +51,8 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
     """
 
     stores_text: bool = True
+    lam: float | None = None
+    tenant: str | None = None
 
     _passages: Any = PrivateAttr(default=None)
     _opening: dict[str, Any] = PrivateAttr(default_factory=dict)
@@ -66,6 +68,9 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
         passages: Passages | None = None,
         dim: int | None = None,
         normalise: bool = True,
+        feedback: bool | str | Path = False,
+        lam: float | None = None,
+        tenant: str | None = None,
         **settings: Any,
     ) -> None:
         """Open a store, or make a new one.
@@ -74,12 +79,14 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
         url, collection: of a Qdrant server. embed_model: what fills it; a store that another LoRAEmbedding filled then
         raises FingerprintMismatch. passages: something that is open already, instead of all these. dim: width of the
         vectors, None = the embed_model's or the first node's. normalise: bring vectors to length 1, so that scores are
-        cosines. settings: of the index (structure, timeout_seconds, api_key …). exact and faiss keep changes in memory
-        until `persist`.
+        cosines. feedback: a file for what `add_feedback` is told; True = in the folder, else in memory; needs an
+        embed_model. lam: λ, the share of search without feedback, None = as tuned, 1 = feedback off. tenant: whose
+        feedback counts, beside that for all; both may also be given per query, as `vector_store_kwargs`. settings: of
+        the index (structure, timeout_seconds, api_key …). exact and faiss keep changes in memory until `persist`.
 
         Raises DimensionMismatch, FingerprintMismatch, IndexCorrupt, IndexUnreachable, MissingExtra, InvalidInput.
         """
-        super().__init__(stores_text=True)
+        super().__init__(stores_text=True, lam=lam, tenant=tenant)
         if passages is not None:
             self._passages = passages
             return
@@ -92,6 +99,8 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
             "fingerprint": ours.fingerprint if ours else None,
             "spec": ours.encoder.spec if ours else None,
             "normalise": normalise,
+            "feedback": feedback,
+            "embed": None if embed_model is None else query_encoder(embed_model),
             "collection": collection,
             **settings,
         }
@@ -103,14 +112,21 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, search_type: Mode = "hybrid", device: str = "auto", precision: str = "auto"
+        cls,
+        path: str | Path,
+        *,
+        search_type: Mode = "hybrid",
+        lam: float | None = None,
+        tenant: str | None = None,
+        device: str = "auto",
+        precision: str = "auto",
     ) -> Self:
         """The passages of a retriever that `ragadapt fit` saved, for reading, searched as it searches.
 
         Give `VectorStoreIndex.from_vector_store` this store and its `embed_model`.
         """
         retriever = Retriever.open(path, device=device, precision=precision)
-        return cls(passages=FittedPassages(retriever, search_type))
+        return cls(passages=FittedPassages(retriever, search_type), lam=lam, tenant=tenant)
 
     @classmethod
     def from_existing_collection(
@@ -121,21 +137,27 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
         *,
         client: Any = None,
         verify: bool = True,
+        feedback: bool | str | Path = False,
+        lam: float | None = None,
+        tenant: str | None = None,
         **settings: Any,
     ) -> Self:
         """A Qdrant collection that LlamaIndex or langchain-qdrant filled, opened as it is, for reading.
 
         embed_model: what filled it, or a model fitted from that with `--adapt query`; verify: compare a sample of the
-        stored vectors with what `embed_model` makes of their texts. client: a QdrantClient instead of a URL. settings:
-        layout, vector_name, timeout_seconds, api_key. Raises FingerprintMismatch, DimensionMismatch, IndexFault,
-        IndexUnreachable, InvalidInput.
+        stored vectors with what `embed_model` makes of their texts. client: a QdrantClient instead of a URL. feedback,
+        lam, tenant: as for the constructor; the collection itself is not changed. settings: layout, vector_name,
+        timeout_seconds, api_key. Raises FingerprintMismatch, DimensionMismatch, IndexFault, IndexUnreachable,
+        InvalidInput.
         """
         from ragadapt.index.foreign import ForeignQdrantIndex
 
         index = ForeignQdrantIndex.existing(url, collection, client=client, **settings)
         if verify:
             index.check_encoder(lambda texts: np.asarray(embed_model.get_text_embedding_batch(texts), np.float32))
-        return cls(passages=Collection(index))
+        name = embed_model.fingerprint if isinstance(embed_model, LoRAEmbedding) else embed_model.model_name
+        passages = Collection(index, feedback=feedback, embed=query_encoder(embed_model), fingerprint=name)
+        return cls(passages=passages, lam=lam, tenant=tenant)
 
     @classmethod
     def from_persist_path(cls, persist_path: str | Path, **settings: Any) -> Self:
@@ -230,7 +252,7 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
         return await asyncio.to_thread(self.get_nodes, node_ids, filters)
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """The best nodes, best first, with scores. kwargs: filter (the index engine's own).
+        """The best nodes, best first, with scores. kwargs: filter (the index engine's own), lam, tenant.
 
         Raises InvalidInput, InvalidFilter; also for modes that no vector store of ours has.
         """
@@ -248,6 +270,35 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         return await asyncio.to_thread(self.query, query, **kwargs)
+
+    # Feedback
+
+    def add_feedback(self, query: str, node_id: str, **values: Any) -> str:
+        """This node answers this question (weight < 0: does not), from now on; the feedback's key.
+
+        values: weight, user, tenant, at, key. Raises InvalidInput for a node that is not there, and where the store was
+        opened without feedback.
+        """
+        if self._passages is None:
+            raise InvalidInput(f"There is no node {node_id!r}: the store is empty.")
+        values.setdefault("tenant", self.tenant or "")
+        key: str = self._passages.add_feedback(query, node_id, **values)
+        return key
+
+    def withdraw_feedback(
+        self,
+        key: str | None = None,
+        *,
+        query: str | None = None,
+        node_id: str | None = None,
+        user: str | None = None,
+        tenant: str | None = None,
+    ) -> int:
+        """Take back the feedback that fits all that is given; how many. Search is then as if it had never been."""
+        if self._passages is None:
+            return 0
+        count: int = self._passages.withdraw_feedback(key, query=query, id=node_id, user=user, tenant=tenant)
+        return count
 
     # Keeping
 
@@ -279,7 +330,14 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
         allowed = None if passing is None else set(passing)
         return [id for id in dict.fromkeys(node_ids) if allowed is None or id in allowed]
 
-    def _find(self, query: VectorStoreQuery, k: int | None = None, filter: Any = None) -> list[Hit]:
+    def _find(
+        self,
+        query: VectorStoreQuery,
+        k: int | None = None,
+        filter: Any = None,
+        lam: float | None = None,
+        tenant: str | None = None,
+    ) -> list[Hit]:
         mode = _MODES[query.mode]
         k = k or self._wanted(query)
         weight = query.alpha if mode == "hybrid" else None
@@ -292,7 +350,13 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
         parts = [part for part in parts if part]
         if filter is not None and parts:
             raise InvalidInput("Give either filter or the query's own filters, node_ids and doc_ids, not both.")
-        settings = {"mode": mode, "filter": filter or ({"$and": parts} if parts else None), "weight": weight}
+        settings = {
+            "mode": mode,
+            "filter": filter or ({"$and": parts} if parts else None),
+            "weight": weight,
+            "lam": self.lam if lam is None else lam,
+            "tenant": self.tenant if tenant is None else tenant,
+        }
         if fitted and (query.node_ids or query.doc_ids):
             return only(self._passages, self._wanted_ids(query), query.query_str, query.query_embedding, k, **settings)
         texts = None if query.query_str is None else [query.query_str]
@@ -317,16 +381,23 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
             return query.sparse_top_k
         return query.similarity_top_k
 
-    def _diverse(self, query: VectorStoreQuery, filter: Any = None, mmr_prefetch_k: int | None = None) -> list[Hit]:
+    def _diverse(self, query: VectorStoreQuery, mmr_prefetch_k: int | None = None, **kwargs: Any) -> list[Hit]:
         if query.query_embedding is None:
             raise InvalidInput("Mode mmr needs the query's embedding.")
         k = query.similarity_top_k
-        hits = self._find(query, max(k, mmr_prefetch_k or _FETCH * k), filter)
+        hits = self._find(query, max(k, mmr_prefetch_k or _FETCH * k), **kwargs)
         if not hits:
             return []
         rows = self._passages.vectors([hit.chunk.id for hit in hits])
         balance = 0.5 if query.mmr_threshold is None else query.mmr_threshold
         return [hits[row] for row in diversify(query.query_embedding, rows, k, balance)]
+
+
+def query_encoder(embed_model: BaseEmbedding) -> Callable[[list[str]], Any]:
+    """Queries → vectors (n, dim), in one batch where the embedding can."""
+    if isinstance(embed_model, LoRAEmbedding):
+        return embed_model.encoder.encode_queries
+    return lambda texts: [embed_model.get_query_embedding(text) for text in texts]
 
 
 def persist_folder(persist_path: str | Path) -> Path:
