@@ -30,7 +30,7 @@ from ragadapt.tuning import ENOUGH
 from ragadapt.values import Evidence
 
 ROOT = Path(__file__).resolve().parents[1]
-WRITTEN = ("README.md", "docs/getting-started.md", "docs/how-it-works.md", "docs/python.md")
+WRITTEN = ("README.md", "docs/getting-started.md", "docs/how-it-works.md", "docs/python.md", "docs/refresh.md")
 """Pages that people write; docs/cli.md and docs/configuration.md are generated and tested elsewhere."""
 
 PAGES = sorted(

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ragadapt_cli.main import run
 from refresh_victim import PAGES, round_of, state_of, write_pages, write_round
 from tiny_models import sentences, write_tiny_model
 
@@ -545,6 +546,56 @@ def test_a_reader_beside_refreshes_sees_the_old_or_the_new_and_never_a_mix(model
     assert seen[0] == 1
     assert seen[-1] == 7
     assert len(set(seen)) > 2
+
+
+# The command
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    assert run(["refresh", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_command_refreshes_and_goes_back(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    retriever, docs = str(place / "retriever"), str(place / "docs")
+    before = open_store(retriever).manifest.sections["chunks"]
+    change_everything(place / "docs")
+    planned = said(capsys, retriever, "--docs", docs, "--dry-run")
+    assert (planned["dry_run"], planned["changed"]) == (True, True)
+    assert open_store(retriever).manifest.sections["chunks"] == before
+    done = said(capsys, retriever, "--docs", docs)
+    assert done["documents"] == {"added": 1, "changed": 2, "unchanged": 8, "moved": 1, "deleted": 1, "kept": 0}
+    assert (done["documents"], done["chunks"]) == (planned["documents"], planned["chunks"])
+    assert open_store(retriever).manifest.sections["chunks"] == sum(
+        done["chunks"][part] for part in ("added", "kept", "reused")
+    )
+    assert not said(capsys, retriever, "--docs", docs)["changed"]
+    assert said(capsys, retriever, "--rollback")["chunks"] == before
+    assert run(["refresh", retriever, "--docs", docs]) == 0
+    output = capsys.readouterr().out.splitlines()
+    assert output[0] == "Documents   1 added, 2 changed, 1 moved, 1 deleted, 8 unchanged"
+    assert output[-1] == f"Retriever   {retriever}"
+
+
+def test_the_command_says_what_is_wrong(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    retriever, docs = str(place / "retriever"), place / "docs"
+    for arguments in (
+        [],
+        ["--rollback", "--dry-run"],
+        ["--docs", str(docs), "--keep-missing", "--delete-missing"],
+        ["--docs", str(place / "nowhere")],
+    ):
+        assert run(["refresh", retriever, *arguments]) == 2
+    for page in list(docs.iterdir())[:7]:
+        page.unlink()
+    capsys.readouterr()
+    assert run(["refresh", retriever, "--docs", str(docs), "--json"]) == 1
+    problem = json.loads(capsys.readouterr().err)
+    assert "7 of 12 documents" in problem["error"]["message"]
+    shutil.rmtree(place / ".retriever.rollback", ignore_errors=True)
+    assert run(["refresh", retriever, "--rollback"]) == 1
+    assert "Nothing is kept" in capsys.readouterr().err
+    assert run(["refresh", retriever, "--docs", str(docs), "--delete-missing"]) == 0
 
 
 # A server

@@ -21,6 +21,7 @@ COMMANDS = {
     "fit": "Learn a corpus and save a retriever that is shown to be better on it.",
     "search": "Search a retriever: one query, or a file of queries into a TREC run.",
     "eval": "Measure a retriever on judged queries.",
+    "refresh": "Bring a retriever up to date, encoding only what is new.",
     "index": "Show, rebuild or move the vector index of a retriever.",
     "export": "Write the fitted model for other programs.",
     "report": "Show the report of a retriever.",
