@@ -234,18 +234,21 @@ def read_sources(
 
 
 class Clock:
-    """Seconds by stage."""
+    """Seconds by stage; a stage within another counts for itself alone."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._within = 0.0  # seconds of the stages inside the one that is running
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start, outside, self._within = time.perf_counter(), self._within, 0.0
         try:
             yield
         finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+            took = time.perf_counter() - start
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + took - self._within
+            self._within = outside + took
 
 
 @dataclass(frozen=True)
