@@ -118,17 +118,25 @@ class Collection:
         feedback: bool | str | Path = False,
         embed: Callable[[list[str]], ArrayLike] | None = None,
         fingerprint: str | None = None,
+        folder: Path | None = None,
+        spec: EncoderSpec | None = None,
     ) -> None:
-        """feedback: a file for the ledger; True = beside an index in a folder, else in memory; False = none.
+        """feedback: a file for the ledger; True = in the index's folder, else in memory; False = none.
 
         embed: queries → vectors (n, dim), needed for feedback. fingerprint: of that encoder, None = the index's.
+        folder: where the index was opened. spec: of the encoder, written beside an index that is saved.
         """
         self.index = index
         self._normalise = normalise
         self._searcher: Searcher | None = None
         self._lock = threading.RLock()
         self._pefa: Pefa | None = None
+        self._folder, self._spec = folder, spec
+        if feedback is True and folder is not None:
+            feedback = folder / LEDGER_FILE
         self._in_memory = feedback is True
+        if folder is not None and folder.is_dir():
+            self._describe(folder)
         if feedback is not False:
             if embed is None:
                 raise InvalidInput("Feedback needs to embed its queries: give the embedding that fills the store.")
@@ -241,10 +249,18 @@ class Collection:
 
     def save(self, folder: str | Path | None = None) -> None:
         self.index.save(folder)
+        target = Path(folder) if folder is not None else self._folder
+        if target is not None:
+            self._describe(target)
         if folder is not None and self._pefa is not None and self._in_memory:
-            ledger, target = self._pefa.ledger.path, Path(folder) / LEDGER_FILE
-            with closing(sqlite3.connect(ledger)) as source, closing(sqlite3.connect(target)) as copy:
+            ledger, beside = self._pefa.ledger.path, Path(folder) / LEDGER_FILE
+            with closing(sqlite3.connect(ledger)) as source, closing(sqlite3.connect(beside)) as copy:
                 source.backup(copy)
+
+    def _describe(self, folder: Path) -> None:
+        if self._spec is not None:
+            text = json.dumps(_about(self._spec), indent=2, ensure_ascii=False)
+            (folder / _ABOUT_FILE).write_text(text, encoding="utf-8")
 
     def close(self) -> None:
         if self._pefa is not None:
@@ -351,7 +367,7 @@ class FittedPassages:
         if texts is None:  # dense search reads no text, but asks for one query each
             assert rows is not None
             texts = ["vector"] * len(rows)
-        return search_with(self.retriever, texts, k, vectors=rows, mode=mode, filter=filter, lam=lam, tenant=tenant)
+        return self.retriever.search_many(texts, k, vectors=rows, mode=mode, filter=filter, lam=lam, tenant=tenant)
 
     def save(self, folder: str | Path | None = None) -> None:
         """Nothing to do in place; elsewhere it is copied as a folder. Raises InvalidInput."""
@@ -380,26 +396,6 @@ class FittedPassages:
             f"The passages of the retriever in {self.retriever.path} come from `ragadapt fit` and are not changed from "
             "here. Fit again with the new documents, or use a store of your own with this retriever's embeddings."
         )
-
-
-def search_with(
-    retriever: Retriever,
-    queries: Sequence[str],
-    k: int,
-    *,
-    vectors: Floats | None = None,
-    mode: Mode = "hybrid",
-    filter: Filter | None = None,
-    lam: float | None = None,
-    tenant: str | None = None,
-) -> list[list[Hit]]:
-    """`Retriever.search_many`, with vectors (Q, dim) in place of encoding where they are given."""
-    results = []
-    extra: dict[str, Any] = {} if lam is None and tenant is None else {"lam": lam, "tenant": tenant}
-    for ranked in retriever.rank(queries, k, mode=mode, filter=filter, vectors=vectors, **extra):
-        found = retriever.chunks.find(ranked.ids)
-        results.append([Hit(found[id], float(score)) for id, score in zip(ranked.ids, ranked.scores) if id in found])
-    return results
 
 
 def only(
@@ -490,12 +486,16 @@ def open_collection(
             f"The vectors in {folder} were made otherwise than this encoder makes them: {differences}. Open the store "
             "with the encoder that filled it, or fill a new one."
         ) from error
-    if folder is not None and spec is not None and folder.is_dir():
-        (folder / _ABOUT_FILE).write_text(json.dumps(_about(spec), indent=2, ensure_ascii=False), encoding="utf-8")
-    if feedback is True and folder is not None:
-        feedback = folder / LEDGER_FILE
     try:
-        return Collection(index, normalise=normalise, feedback=feedback, embed=embed, fingerprint=fingerprint)
+        return Collection(
+            index,
+            normalise=normalise,
+            feedback=feedback,
+            embed=embed,
+            fingerprint=fingerprint,
+            folder=folder,
+            spec=spec,
+        )
     except BaseException:
         index.close()
         raise

@@ -141,6 +141,16 @@ class TestRetrieverOnQdrantEdge(RetrieverSuite):
     kind = "qdrant-edge"
 
 
+class TestRetrieverOnFaissWithFeedback(RetrieverSuite):
+    kind = "faiss"
+    feedback = True
+
+
+class TestRetrieverOnQdrantWithFeedback(RetrieverSuite):
+    kind = "qdrant"
+    feedback = True
+
+
 class VectorStoreSuite(VectorStoreIntegrationTests):
     kind = "exact"
     settings: dict[str, Any] = {}  # noqa: RUF012
@@ -326,21 +336,22 @@ class Counting(BaseCallbackHandler):
 
 
 QUERIES = ["red fox", "open the file", "bridge over the river"]
+UNSEEN = ["a large tree", "cheap flight at night", "stone by the water"]  # not in the memory of recent queries
 
 
 def test_batch_is_invoke_for_each_with_one_encoding_and_events_for_all(
     opened: Retriever, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     retriever = LoRARetriever(retriever=opened, k=3)
-    singly = [retriever.invoke(query) for query in QUERIES]
     calls: list[int] = []
     encode = opened.encoder.encode_queries
     monkeypatch.setattr(opened.encoder, "encode_queries", lambda texts: calls.append(len(texts)) or encode(texts))
     seen = Counting()
-    together = retriever.batch(QUERIES, {"callbacks": [seen]})
-    assert [[d.id for d in found] for found in together] == [[d.id for d in found] for found in singly]
+    together = retriever.batch(UNSEEN, {"callbacks": [seen]})
     assert calls == [3]
-    assert seen.started == QUERIES
+    singly = [retriever.invoke(query) for query in UNSEEN]
+    assert [[d.id for d in found] for found in together] == [[d.id for d in found] for found in singly]
+    assert seen.started == UNSEEN
     assert seen.ended == [3, 3, 3]
     assert retriever.batch([]) == []
 
@@ -413,8 +424,8 @@ async def test_the_event_loop_goes_on_while_texts_are_encoded(slow: Retriever) -
     retriever = LoRARetriever(retriever=slow)
     store = RagAdaptVectorStore(embeddings)
     works = {
-        "ainvoke": lambda: retriever.ainvoke("red fox"),
-        "abatch": lambda: retriever.abatch(["red fox", "file"]),
+        "ainvoke": lambda: retriever.ainvoke("never asked before"),
+        "abatch": lambda: retriever.abatch(["nor was this", "or this"]),
         "aembed_documents": lambda: embeddings.aembed_documents(["a"]),
         "aembed_query": lambda: embeddings.aembed_query("a"),
         "aadd_texts": lambda: store.aadd_texts(["a", "b"]),
@@ -428,6 +439,38 @@ async def test_the_event_loop_goes_on_while_texts_are_encoded(slow: Retriever) -
         _, pause, turns = await longest_pause(work())
         assert turns > 5, name
         assert pause < 0.3, name
+
+
+def test_retriever_learns_from_feedback_and_forgets_it(tmp_path: Path) -> None:
+    with Retriever.open(fit_pages(tmp_path)) as opened:
+        retriever = LoRARetriever(retriever=opened, k=50, search_type="dense", score_key=None)
+        question = "where is the invoice"
+        before = [document.id for document in retriever.invoke(question)]
+        key = retriever.add_feedback(question, before[-1])
+        assert retriever.invoke(question, lam=0.0)[0].id == before[-1]
+        assert [document.id for document in retriever.invoke(question, lam=1.0)] == before
+        assert [
+            d.id for d in LoRARetriever(retriever=opened, k=50, search_type="dense", lam=1).invoke(question)
+        ] == before
+        hits = opened.search(question, 50, mode="dense")
+        assert [document.id for document in retriever.invoke(question)] == [hit.chunk.id for hit in hits]
+        assert retriever.withdraw_feedback(key) == 1
+        assert [document.id for document in retriever.invoke(question)] == before
+        with pytest.raises(InvalidInput):
+            retriever.add_feedback(question, "no such passage")
+
+
+async def test_feedback_of_a_tenant_and_async_feedback(tmp_path: Path) -> None:
+    with Retriever.open(fit_pages(tmp_path)) as opened:
+        shared = LoRARetriever(retriever=opened, k=50, search_type="dense", lam=0.0)
+        acme = LoRARetriever(retriever=opened, k=50, search_type="dense", lam=0.0, tenant="acme")
+        last = str(shared.invoke("where is the invoice")[-1].id)
+        await acme.aadd_feedback("where is the invoice", last)
+        assert acme.invoke("where is the invoice")[0].id == last
+        assert shared.invoke("where is the invoice")[-1].id == last
+        assert shared.invoke("where is the invoice", tenant="acme")[0].id == last
+        assert await acme.awithdraw_feedback(document_id=last) == 1
+        assert acme.invoke("where is the invoice")[-1].id == last
 
 
 # The vector store
@@ -553,8 +596,12 @@ def test_feedback_changes_search_and_taking_it_back_restores_it(store: RagAdaptV
     before = store.similarity_search_with_score("loaf for breakfast", k=4)
     last = str(before[-1][0].id)
     key = store.add_feedback("loaf for breakfast", last)
-    after = store.similarity_search_with_score("loaf for breakfast", k=4)
-    assert after[0][0].id == last
+    scores = {d.id: score for d, score in before}
+    after = {d.id: score for d, score in store.similarity_search_with_score("loaf for breakfast", k=4, lam=0.5)}
+    assert after[last] == pytest.approx(0.5 * scores[last] + 0.5, abs=1e-4)  # half of the row is the query itself
+    assert {id: after[id] for id in scores if id != last} == {
+        id: pytest.approx(score) for id, score in scores.items() if id != last
+    }
     assert store.similarity_search("loaf for breakfast", k=1, lam=0.0)[0].id == last
     off = store.similarity_search_with_score("loaf for breakfast", k=4, lam=1.0)
     assert [(d.id, s) for d, s in off] == [(d.id, s) for d, s in before]
@@ -568,20 +615,20 @@ def test_feedback_changes_search_and_taking_it_back_restores_it(store: RagAdaptV
 def test_feedback_of_a_tenant_is_seen_by_that_tenant_alone(store: RagAdaptVectorStore) -> None:
     last = str(store.similarity_search("loaf", k=4)[-1].id)
     store.add_feedback("loaf", last, tenant="acme")
-    assert store.similarity_search("loaf", k=4, tenant="acme")[0].id == last
-    assert store.similarity_search("loaf", k=4)[-1].id == last
-    assert store.similarity_search("loaf", k=4, tenant="other")[-1].id == last
+    assert store.similarity_search("loaf", k=4, tenant="acme", lam=0.0)[0].id == last
+    assert store.similarity_search("loaf", k=4, lam=0.0)[-1].id == last
+    assert store.similarity_search("loaf", k=4, tenant="other", lam=0.0)[-1].id == last
 
 
 def test_feedback_follows_a_document_that_is_replaced_or_removed(store: RagAdaptVectorStore) -> None:
     store.add_feedback("loaf", "bread")
     store.add_texts(["the price of flour"], ids=["bread"])
-    first = store.similarity_search("loaf", k=1)[0]
+    first = store.similarity_search("loaf", k=1, lam=0.0)[0]
     assert (first.id, first.page_content) == ("bread", "the price of flour")
     store.delete(["bread"])
     assert "bread" not in {d.id for d in store.similarity_search("loaf", k=9)}
     store.add_texts(TEXTS[2:3], ids=["bread"])
-    assert store.similarity_search("loaf", k=1)[0].id == "bread"
+    assert store.similarity_search("loaf", k=1, lam=0.0)[0].id == "bread"
 
 
 def test_a_store_without_feedback_says_how_to_have_it(opened: Retriever) -> None:
@@ -690,11 +737,11 @@ def test_embeddings_that_ragadapt_never_trained_get_feedback_too(tmp_path: Path)
     store.add_texts(TEXTS, METADATA, ids=IDS)
     last = str(store.similarity_search("loaf", k=4)[-1].id)
     store.add_feedback("loaf", last)
-    assert store.similarity_search("loaf", k=1)[0].id == last
+    assert store.similarity_search("loaf", k=1, lam=0.0)[0].id == last
     store.close()
     again = RagAdaptVectorStore(foreign, kind="faiss", feedback=tmp_path / "clicks.sqlite")
     again.add_texts(TEXTS, METADATA, ids=IDS)
-    assert again.similarity_search("loaf", k=1)[0].id == last
+    assert again.similarity_search("loaf", k=1, lam=0.0)[0].id == last
 
 
 # Indexing

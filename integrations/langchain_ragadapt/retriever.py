@@ -19,7 +19,6 @@ from pydantic import ConfigDict, Field, SkipValidation
 
 from langchain_ragadapt.documents import as_documents
 from langchain_ragadapt.embeddings import LoRAEmbeddings
-from ragadapt.collection import search_with
 from ragadapt.errors import InvalidInput
 from ragadapt.retriever import Retriever
 
@@ -193,8 +192,7 @@ class LoRARetriever(BaseRetriever):
             if not isinstance(query, str):
                 raise InvalidInput(f"The query is {type(query).__name__}, a str is needed.")
         least = self.score_threshold if score_threshold is None else score_threshold
-        found = search_with(
-            self.retriever,
+        found = self.retriever.search_many(
             queries,
             self.k if k is None else k,
             mode=search_type or self.search_type,

@@ -15,7 +15,6 @@ from llama_index.core.vector_stores.types import MetadataFilters
 from llama_index_ragadapt.embedding import LoRAEmbedding
 from llama_index_ragadapt.filters import to_filter
 from llama_index_ragadapt.nodes import as_scored
-from ragadapt.collection import search_with
 from ragadapt.errors import InvalidInput
 from ragadapt.fusion import Floats
 from ragadapt.retriever import Retriever
@@ -160,8 +159,7 @@ class LoRARetriever(BaseRetriever):
 
     def _find(self, queries: list[str], vectors: Floats | None) -> list[list[NodeWithScore]]:
         filter = to_filter(self.filters) if isinstance(self.filters, MetadataFilters) else self.filters
-        found = search_with(
-            self.retriever,
+        found = self.retriever.search_many(
             queries,
             self.similarity_top_k,
             vectors=vectors,
