@@ -31,6 +31,7 @@ CREATE TABLE chunks (
     metadata TEXT NOT NULL, source TEXT NOT NULL, content_hash TEXT NOT NULL
 );
 CREATE INDEX chunks_by_document ON chunks (document_id, start);
+CREATE INDEX chunks_by_content ON chunks (content_hash);
 PRAGMA user_version = {FORMAT_VERSION};
 """
 
@@ -182,14 +183,8 @@ class ChunkStore:
 
     def find(self, ids: Iterable[str]) -> dict[str, Chunk]:
         """The chunks that exist, by id; unknown ids are left out."""
-        wanted = list(dict.fromkeys(ids))
-        found: dict[str, Chunk] = {}
-        for start in range(0, len(wanted), _PAGE):
-            page = wanted[start : start + _PAGE]
-            marks = ",".join("?" * len(page))
-            rows = self._rows(f"SELECT {_COLUMNS} FROM chunks WHERE id IN ({marks})", page)
-            found.update((row[0], _chunk(row)) for row in rows)
-        return found
+        rows = self._pages(f"SELECT {_COLUMNS} FROM chunks WHERE id IN", ids)
+        return {row[0]: _chunk(row) for row in rows}
 
     def of_document(self, document_id: str) -> list[Chunk]:
         """The document's chunks by where they start; empty if it has none or is unknown."""
@@ -213,12 +208,31 @@ class ChunkStore:
         """Chunk id → content hash: equal hashes may share a vector."""
         return dict(self._rows("SELECT id, content_hash FROM chunks ORDER BY position"))
 
+    def hashes(self, ids: Iterable[str]) -> dict[str, str]:
+        """Chunk id → content hash, of those that exist."""
+        return {row[0]: row[1] for row in self._pages("SELECT id, content_hash FROM chunks WHERE id IN", ids)}
+
+    def by_content(self, hashes: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
+        """Content hash → (chunk id, document id) of the chunks with this content, in the order of `ids()`."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        query = "SELECT content_hash, id, document_id, position FROM chunks WHERE content_hash IN"
+        for content, id, document, _ in sorted(self._pages(query, hashes), key=lambda row: row[3]):
+            found.setdefault(content, []).append((id, document))
+        return found
+
     def documents(self) -> list[DocumentRecord]:
         """Every document without its text, by id."""
         rows = self._rows("SELECT id, title, source, metadata, content_hash FROM documents ORDER BY id")
         return [DocumentRecord(id, t, s, json.loads(m), h) for id, t, s, m, h in rows]
 
     # The connection
+
+    def _pages(self, query: str, values: Iterable[str]) -> Iterator[Any]:
+        """The rows of a query that ends in IN, for any number of values."""
+        wanted = list(dict.fromkeys(values))
+        for start in range(0, len(wanted), _PAGE):
+            page = wanted[start : start + _PAGE]
+            yield from self._rows(f"{query} ({','.join('?' * len(page))})", page)
 
     def _rows(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         with self._lock:

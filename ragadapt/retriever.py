@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from ragadapt.chunks import ChunkStore
-from ragadapt.errors import FingerprintMismatch, InvalidInput
+from ragadapt.config import PefaConfig
+from ragadapt.errors import FingerprintMismatch, InvalidInput, RagadaptError
 from ragadapt.fusion import Floats, Fusion
-from ragadapt.search import Mask, Mode, Ranked, Searcher
+from ragadapt.pefa import Feedback, Ledger, Pefa
+from ragadapt.pefa.passages import StoredPassages
+from ragadapt.search import Dense, Mask, Mode, Plain, Ranked, Searcher
 from ragadapt.stages import open_searcher
-from ragadapt.store import Manifest, OpenedStore, load_store
+from ragadapt.store import LEDGER, MANIFEST, Manifest, OpenedStore, ledger_lock, load_store
 from ragadapt.values import Hit
 
 if TYPE_CHECKING:
@@ -25,12 +31,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MASKS = 32  # filters whose allowed chunks are remembered
+_RECENT = 1024  # queries whose vectors are remembered: feedback mostly follows a search
+_LOOK_SECONDS = 1.0  # between two looks whether the folder was replaced
 
 
 class Retriever:
     """A retriever saved by `ragadapt fit`. Open one with `Retriever.open(folder)`.
 
-    Safe for use from several threads: encoding and index access take turns.
+    Safe for use from several threads: encoding and index access take turns. Feedback counts from the next search on,
+    here and in every other process that has the folder open. Where the folder is replaced (`fit`, `refresh`), the next
+    search reads the new one, a whole one always.
     """
 
     def __init__(
@@ -44,6 +54,10 @@ class Retriever:
         self._document_of: list[str] | None = None
         self._masks: dict[str, Mask] = {}
         self._lock = threading.RLock()
+        self._recent: OrderedDict[str, Floats] = OrderedDict()
+        self._pefa: Pefa | None = None
+        self._seen = _identity(path)
+        self._looked = time.monotonic()
 
     @classmethod
     def open(cls, path: str | Path, *, device: str = "auto", precision: str = "auto") -> Self:
@@ -84,8 +98,12 @@ class Retriever:
 
     def close(self) -> None:
         """Release files and connections."""
-        self.searcher.index.close()
-        self.chunks.close()
+        with self._lock:
+            if self._pefa is not None:
+                self._pefa.close()
+                self._pefa = None
+            self.searcher.index.close()
+            self.chunks.close()
 
     def __enter__(self) -> Self:
         return self
@@ -96,15 +114,23 @@ class Retriever:
     # Searching
 
     def search(
-        self, query: str, k: int = 5, *, mode: Mode = "hybrid", filter: Mapping[str, Any] | None = None
+        self,
+        query: str,
+        k: int = 5,
+        *,
+        mode: Mode = "hybrid",
+        filter: Mapping[str, Any] | None = None,
+        lam: float | None = None,
+        tenant: str | None = None,
     ) -> list[Hit]:
         """The best k chunks, best first. mode: "hybrid" (the learnt fusion), "dense" or "lexical".
 
-        filter: on the chunks' metadata, e.g. {"lang": "en"} or {"year": {"$gte": 2024}}. Raises InvalidInput.
+        filter: on the chunks' metadata, e.g. {"lang": "en"} or {"year": {"$gte": 2024}}. lam: λ of the feedback, None
+        = as tuned, 1 = without feedback. tenant: whose feedback counts beside that for all. Raises InvalidInput.
         """
         if not isinstance(query, str):
             raise InvalidInput(f"query is {type(query).__name__}; pass one string, or use search_many for a list.")
-        return self.search_many([query], k, mode=mode, filter=filter)[0]
+        return self.search_many([query], k, mode=mode, filter=filter, lam=lam, tenant=tenant)[0]
 
     def search_many(
         self,
@@ -113,17 +139,21 @@ class Retriever:
         *,
         mode: Mode = "hybrid",
         filter: Mapping[str, Any] | None = None,
+        vectors: Floats | None = None,
+        lam: float | None = None,
+        tenant: str | None = None,
     ) -> list[list[Hit]]:
-        """`search` for many queries at once, encoded in one batch."""
+        """`search` for many queries at once, encoded in one batch. vectors: (Q, d) to use instead of encoding."""
         results = []
-        for ranked in self.rank(queries, k, mode=mode, filter=filter):
-            found = self.chunks.find(ranked.ids)
-            hits = []
-            for at, id in enumerate(ranked.ids):
-                if id in found:
-                    parts = {name: float(values[at]) for name, values in ranked.parts.items()}
-                    hits.append(Hit(found[id], float(ranked.scores[at]), parts))
-            results.append(hits)
+        with self._lock:
+            for ranked in self.rank(queries, k, mode=mode, filter=filter, vectors=vectors, lam=lam, tenant=tenant):
+                found = self.chunks.find(ranked.ids)
+                hits = []
+                for at, id in enumerate(ranked.ids):
+                    if id in found:
+                        parts = {name: float(values[at]) for name, values in ranked.parts.items()}
+                        hits.append(Hit(found[id], float(ranked.scores[at]), parts))
+                results.append(hits)
         return results
 
     def rank(
@@ -134,6 +164,8 @@ class Retriever:
         mode: Mode = "hybrid",
         filter: Mapping[str, Any] | None = None,
         vectors: Floats | None = None,
+        lam: float | None = None,
+        tenant: str | None = None,
     ) -> list[Ranked]:
         """Chunk ids and scores without the texts. vectors: (Q, d) to use instead of encoding the queries."""
         if isinstance(queries, str):
@@ -144,29 +176,186 @@ class Retriever:
         if not queries:
             return []
         with self._lock:
+            self._follow()
             if vectors is None:
                 vectors = self._encode(queries, mode)
             allowed = self._allowed(filter) if filter else None
-            return self.searcher.rank(queries, vectors, k, mode, filter=filter or None, allowed=allowed)
+            dense, fusion = self._with_feedback(lam, tenant)
+            return self.searcher.rank(
+                queries, vectors, k, mode, filter=filter or None, allowed=allowed, fusion=fusion, dense=dense
+            )
 
     def _encode(self, queries: Sequence[str], mode: Mode) -> Floats:
         if mode == "lexical":  # needs no vectors
             return np.zeros((len(queries), self.encoder.dim), dtype=np.float32)
-        return self.encoder.encode_queries(queries)
+        return self._query_vectors(queries)
+
+    def _query_vectors(self, queries: Sequence[str]) -> Floats:
+        """(Q, d), from memory where a query was asked a moment ago."""
+        new = [query for query in dict.fromkeys(queries) if query not in self._recent]
+        fresh = dict(zip(new, self.encoder.encode_queries(new), strict=True)) if new else {}
+        rows: Floats = np.stack([fresh[query] if query in fresh else self._recent[query] for query in queries])
+        for query, vector in list(fresh.items())[-_RECENT:]:
+            self._recent[query] = vector
+            if len(self._recent) > _RECENT:
+                self._recent.popitem(last=False)
+        return rows
+
+    # Feedback
+
+    def add_feedback(
+        self,
+        query: str,
+        chunk_id: str | None = None,
+        *,
+        document_id: str | None = None,
+        source: str | None = None,
+        quote: str | None = None,
+        weight: float = 1.0,
+        user: str = "",
+        tenant: str | None = None,
+        at: float | None = None,
+        key: str | None = None,
+    ) -> str:
+        """This passage answers this query. On disk when this returns, and in every search from then on; its key.
+
+        Name the passage by chunk_id, by document_id (its chunk nearest to the query) or by source and quote. weight:
+        negative = it does not answer. user: whose say on one passage is capped. tenant: None = for all. at: Unix
+        seconds, None = now. key: a second feedback with a known key changes nothing. Raises InvalidInput, StoreLocked,
+        StoreError.
+        """
+        with self._lock:
+            self._follow()
+            if not isinstance(query, str) or not query.strip():
+                raise InvalidInput(f"query is {query!r}: feedback says which passage answers a query.")
+            chunk, level = self.passages().locate(query, chunk_id, document_id, source, quote)
+            one = Feedback(query, chunk.id, weight, user, tenant or "", at, key or "", chunk.content_hash,
+                           chunk.document_id, level, quote or "")  # fmt: skip
+            return self.add_feedback_many([one])[0]
+
+    def add_feedback_many(self, feedback: Sequence[Feedback]) -> list[str]:
+        """Several at once, in one transaction: all of it or nothing. The keys."""
+        with self._lock:
+            self._follow()
+            checked = [one.checked() for one in feedback]
+            return self.feedback(create=True).add_many(
+                checked, list(self._query_vectors([one.query for one in checked])) if checked else None
+            )
+
+    def withdraw_feedback(
+        self,
+        key: str | None = None,
+        *,
+        query: str | None = None,
+        chunk_id: str | None = None,
+        user: str | None = None,
+        tenant: str | None = None,
+    ) -> int:
+        """Take back the feedback that fits all that is given; how many. Search is as if it had never been."""
+        with self._lock:
+            self._follow()
+            return self.feedback(create=True).withdraw(key, query=query, id=chunk_id, user=user, tenant=tenant)
+
+    def remember(self, queries: Sequence[str]) -> None:
+        """Encode queries in one batch, so that feedback on them, one by one, needs no encoding."""
+        asked = [query for query in queries if isinstance(query, str) and query.strip()]
+        if asked:
+            with self._lock:
+                self._query_vectors(asked)
+
+    def locate(self, query: str, **where: str | None) -> Feedback:
+        """Feedback on what is named as in `add_feedback`, not added yet. Raises InvalidInput."""
+        with self._lock:
+            chunk, level = self.passages().locate(query, **where)
+            return Feedback(query, chunk.id, content_hash=chunk.content_hash, document_id=chunk.document_id,
+                            level=level, quote=where.get("quote") or "")  # fmt: skip
+
+    def feedback(self, *, create: bool = False) -> Pefa:
+        """The retriever's feedback. Where there is none yet, create makes its ledger; else InvalidInput is raised."""
+        with self._lock:
+            if self._pefa is None:
+                ledger = Ledger.open(self.path / LEDGER, lock=ledger_lock(self.path), create=create)
+                try:
+                    self._pefa = Pefa(
+                        self.searcher.index,
+                        self._query_vectors,
+                        fingerprint=self.fingerprint,
+                        ledger=ledger,
+                        config=PefaConfig.model_validate(self.manifest.configuration.get("pefa", {})),
+                        passages=self.passages(),
+                    )
+                except BaseException:
+                    ledger.close()
+                    raise
+            return self._pefa
+
+    @property
+    def has_feedback(self) -> bool:
+        """Whether there is a ledger."""
+        return self._pefa is not None or (self.path / LEDGER).exists()
+
+    def passages(self) -> StoredPassages:
+        """Today's chunks, as feedback names them."""
+        return StoredPassages(self.chunks, self.searcher.index, self._query_vectors)
+
+    def _with_feedback(self, lam: float | None, tenant: str | None) -> tuple[Dense | None, Fusion | None]:
+        """The dense side and the fusion of a search; None = the searcher's own."""
+        if lam is not None and (isinstance(lam, bool) or not isinstance(lam, (int, float)) or not 0 <= lam <= 1):
+            raise InvalidInput(f"lam = {lam!r}: λ is a number between 0 (feedback only) and 1 (feedback off).")
+        if lam == 1 or not self.has_feedback:
+            return None, None
+        pefa = self.feedback()
+        dense = pefa.dense(lam, tenant or "")
+        if isinstance(dense, Plain):
+            return None, None
+        weight = pefa.config.fusion_weight
+        return dense, None if weight is None else replace(self.searcher.fusion, weight=weight)
+
+    def _follow(self) -> None:
+        """Read the folder anew if another build stands there. Where that fails the old one goes on."""
+        if time.monotonic() - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        seen = _identity(self.path)
+        if seen is None or seen == self._seen:
+            return
+        try:
+            device, precision = self.encoder.config.device, self.encoder.config.precision
+            fresh = load_store(self.path, lambda opened: type(self)._load(opened, device, precision))
+        except RagadaptError as error:
+            log.warning("%s was replaced and the new folder cannot be read (%s); the old one goes on", self.path, error)
+            self._seen = seen
+            return
+        self.close()
+        for name in ("manifest", "encoder", "searcher", "chunks", "_seen"):
+            setattr(self, name, getattr(fresh, name))
+        self._document_of = None
+        self._masks.clear()
+        self._recent.clear()
+
+    # Runs and measures
 
     def run(
-        self, queries: Mapping[str, str], k: int = 100, *, mode: Mode = "hybrid", level: str = "document"
+        self,
+        queries: Mapping[str, str],
+        k: int = 100,
+        *,
+        mode: Mode = "hybrid",
+        level: str = "document",
+        lam: float | None = None,
+        tenant: str | None = None,
     ) -> dict[str, dict[str, float]]:
         """A run as TREC tools read it: query id → id → score; documents score as their best chunk.
 
-        level: "document" or "chunk". Up to k ids per query.
+        level: "document" or "chunk". Up to k ids per query. lam, tenant: as for `search`.
         """
         if level not in ("document", "chunk"):
             raise InvalidInput(f"level = {level!r}: it is 'document' or 'chunk'.")
         ids = list(queries)
         # Several chunks of one document may stand above the next document: look deeper, as far as needed.
         deep = k if level == "chunk" else min(len(self), 4 * k)
-        rankings = self.rank([queries[id] for id in ids], max(deep, 1), mode=mode) if ids else []
+        texts = [queries[id] for id in ids]
+        rankings = self.rank(texts, max(deep, 1), mode=mode, lam=lam, tenant=tenant) if ids else []
         return {id: self._best(ranked, k, level) for id, ranked in zip(ids, rankings, strict=True)}
 
     def evaluate(
@@ -175,11 +364,14 @@ class Retriever:
         qrels: str | Path | None = None,
         *,
         modes: Sequence[Mode] = ("hybrid", "dense", "lexical"),
+        lam: float | None = None,
+        tenant: str | None = None,
     ) -> dict[str, dict[str, float]]:
         """Mode → metric → mean over the judged queries.
 
         queries and qrels: as for `fit --queries --qrels`. Labels that name documents are judged by document; chunk
-        labels and quotes by chunk, quotes with evidence recall@5 and @10 besides. Raises InvalidLabels.
+        labels and quotes by chunk, quotes with evidence recall@5 and @10 besides. lam, tenant: as for `search`. Raises
+        InvalidLabels.
         """
         from ragadapt.evaluation import evaluate
         from ragadapt.queries import evidence_recall, load_labels
@@ -203,7 +395,7 @@ class Retriever:
         asked = {query.id: query.text for query in labels.queries}
         results: dict[str, dict[str, float]] = {}
         for mode in modes:
-            run = self.run(asked, 100, mode=mode, level="document" if whole else "chunk")
+            run = self.run(asked, 100, mode=mode, level="document" if whole else "chunk", lam=lam, tenant=tenant)
             results[mode] = dict(evaluate(run, judged).mean)
             if labels.evidence:
                 for k in (5, 10):
@@ -230,6 +422,10 @@ class Retriever:
     def _allowed(self, filter: Mapping[str, Any]) -> Mask:
         from ragadapt.index.filters import compile_filter
 
+        if not isinstance(filter, Mapping):  # the index engine's own: only the engine knows what passes
+            mask = np.zeros(len(self.chunks), np.bool_)
+            mask[self.searcher.positions(self.searcher.index.ids(filter))] = True
+            return mask
         key = json.dumps(filter, sort_keys=True, default=str)
         if key not in self._masks:
             matches = compile_filter(filter)
@@ -238,3 +434,12 @@ class Retriever:
                 self._masks.pop(next(iter(self._masks)))
             self._masks[key] = mask
         return self._masks[key]
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Of the folder's manifest: another one after each build."""
+    try:
+        found = (path / MANIFEST).stat()
+    except OSError:  # between the two renames of a commit
+        return None
+    return found.st_ino, found.st_mtime_ns

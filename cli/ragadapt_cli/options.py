@@ -50,6 +50,18 @@ def retriever_argument(function: Function) -> Function:
     return click.argument("retriever", type=RETRIEVER)(function)
 
 
+def feedback_options(function: Function) -> Function:
+    """How feedback counts, for commands that search."""
+    for option in (
+        click.option("--tenant", help="Whose feedback counts, beside that for all."),
+        click.option(
+            "--lam", type=click.FloatRange(0, 1), help="λ of the feedback: 1 = without, 0 = most.  [default: as tuned]"
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 def device_options(function: Function) -> Function:
     """Where and how exactly the encoder runs; for commands that open a saved retriever."""
     for option in (

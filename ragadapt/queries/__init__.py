@@ -4,6 +4,7 @@ from ragadapt.queries.filters import clean_queries, lexical_overlap, replace_pos
 from ragadapt.queries.generate import Estimate, estimate, generate_queries
 from ragadapt.queries.kinds import KINDS, STRUCTURAL, VERBATIM, evidence_of, evidence_rank, masked_passage
 from ragadapt.queries.labels import (
+    MIN_QUOTE_SHARE,
     EvidenceQuote,
     LabelledSet,
     evidence_hits,
@@ -11,6 +12,7 @@ from ragadapt.queries.labels import (
     load_labels,
     narrow_to_best_chunk,
     quote_share,
+    same_source,
 )
 from ragadapt.queries.split import (
     LeakReport,
@@ -21,9 +23,11 @@ from ragadapt.queries.split import (
     split_labelled,
 )
 from ragadapt.queries.structure import Link, structural_queries
+from ragadapt.queries.text import text_key
 
 __all__ = [
     "KINDS",
+    "MIN_QUOTE_SHARE",
     "STRUCTURAL",
     "VERBATIM",
     "Estimate",
@@ -48,7 +52,9 @@ __all__ = [
     "quote_share",
     "replace_positives",
     "round_trip_filter",
+    "same_source",
     "split_documents",
     "split_labelled",
     "structural_queries",
+    "text_key",
 ]

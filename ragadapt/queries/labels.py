@@ -18,7 +18,7 @@ from ragadapt.values import Chunk, Document, Evidence, Query
 
 logger = logging.getLogger(__name__)
 
-MIN_TRIGRAM_SHARE = 0.5
+MIN_QUOTE_SHARE = 0.5
 """A chunk holds a quote if it contains it, or at least this share of its word trigrams."""
 
 
@@ -136,8 +136,11 @@ def narrow_to_best_chunk(
 
 
 def evidence_hits(chunk: Chunk, evidence: EvidenceQuote) -> bool:
-    """Whether the chunk is of the evidence's source and holds its quote (see MIN_TRIGRAM_SHARE)."""
-    return _same_source(evidence.source, chunk) and quote_share(chunk.text, evidence.quote) >= MIN_TRIGRAM_SHARE
+    """Whether the chunk is of the evidence's source and holds its quote (see MIN_QUOTE_SHARE)."""
+    return (
+        same_source(evidence.source, chunk.source, chunk.document_id)
+        and quote_share(chunk.text, evidence.quote) >= MIN_QUOTE_SHARE
+    )
 
 
 def evidence_recall(ranking: Iterable[Chunk], evidence: Sequence[EvidenceQuote], k: int) -> float:
@@ -177,13 +180,12 @@ def _ends_with(long: tuple[str, ...], short: tuple[str, ...]) -> bool:
     return 0 < len(short) <= len(long) and long[-len(short) :] == short
 
 
-def _same_source(source: str, chunk: Chunk) -> bool:
-    if source in (chunk.source, chunk.document_id):
+def same_source(source: str, own_source: str, document_id: str) -> bool:
+    """Whether a label's source names this document: by its source or id, or by the end of its path."""
+    if source in (own_source, document_id):
         return True
     wanted = _path(source)
-    return any(
-        _ends_with(own, wanted) or _ends_with(wanted, own) for own in (_path(chunk.source), _path(chunk.document_id))
-    )
+    return any(_ends_with(own, wanted) or _ends_with(wanted, own) for own in (_path(own_source), _path(document_id)))
 
 
 class _Corpus:
@@ -296,7 +298,7 @@ def _grade_evidence(
             unmatched.append((where, f"no single document is called {quote.source!r}"))
             continue
         shares = [(chunk, quote_share(chunk.text, quote.quote)) for chunk in corpus.of_document[document_id]]
-        holding = [(chunk, share) for chunk, share in shares if share >= MIN_TRIGRAM_SHARE]
+        holding = [(chunk, share) for chunk, share in shares if share >= MIN_QUOTE_SHARE]
         if not holding:
             best = max((share for _, share in shares), default=0.0)
             what = f"no chunk of {quote.source!r} holds the quote {quote.quote[:60]!r}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ragadapt_cli.options import FILE, command, device_options, retriever_argument
+from ragadapt_cli.options import FILE, command, device_options, feedback_options, retriever_argument
 from ragadapt_cli.terminal import Terminal
 
 MODES = ("hybrid", "dense", "lexical")
@@ -26,6 +26,7 @@ MODES = ("hybrid", "dense", "lexical")
     type=click.Choice(MODES),
     help="Which search to measure; may be repeated.  [default: all three]",
 )
+@feedback_options
 @device_options
 def eval_command(
     terminal: Terminal,
@@ -34,6 +35,8 @@ def eval_command(
     qrels: Path | None,
     evidence: Path | None,
     modes: tuple[Any, ...],
+    lam: float | None,
+    tenant: str | None,
     device: str,
     precision: str,
 ) -> None:
@@ -53,7 +56,7 @@ def eval_command(
     from ragadapt.retriever import Retriever
 
     with terminal.progress(), Retriever.open(retriever, device=device, precision=precision) as opened:
-        found = opened.evaluate(file, qrels, modes=modes or MODES)
+        found = opened.evaluate(file, qrels, modes=modes or MODES, lam=lam, tenant=tenant)
         fingerprint = opened.fingerprint
     systems = {name: dict(metrics) for name, metrics in found.items()}
     if terminal.json:

@@ -1,4 +1,4 @@
-"""ragadapt refresh: new, changed and deleted documents into a saved retriever."""
+"""ragadapt refresh: new, changed and deleted documents, and feedback, into a saved retriever."""
 
 from __future__ import annotations
 
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 )
 @click.option("--keep-missing", is_flag=True, help="Leave documents in that --docs does not hold: to add a few files.")
 @click.option("--delete-missing", is_flag=True, help="Delete them even if that is more than half of all documents.")
+@click.option(
+    "--feedback",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
+    help='Lines of {"query", "chunk_id" or "document_id" or "source" and "quote"}; "-" reads standard input.',
+)
+@click.option("--tune", is_flag=True, help="Set λ, k and the fusion weight by cross-validation over the feedback.")
+@click.option("--seed", type=int, default=13, show_default=True, help="Of --tune.")
 @click.option("--rollback", "back", is_flag=True, help="Put the retriever before the last change back; again, the new.")
 @click.option("--dry-run", is_flag=True, help="Read and compare the documents, say what would happen, write nothing.")
 def refresh_command(
@@ -35,30 +42,48 @@ def refresh_command(
     documents: tuple[Path, ...],
     keep_missing: bool,
     delete_missing: bool,
+    feedback: Path | None,
+    tune: bool,
+    seed: int,
     back: bool,
     dry_run: bool,
-) -> None:
-    """Bring a retriever up to date, encoding only what is new.
+) -> int:
+    """Bring a retriever up to date: documents, of which only what is new is encoded, and feedback.
 
     The model and the search stay as fit left them. Searches go on meanwhile: the new folder takes the old one's place
     in one move, and the old one is kept for --rollback. A run that was cut short goes on where it stopped when the
     same command is given again.
 
+    Feedback takes effect at once, also in programs that have the retriever open. Lines that cannot be used are listed,
+    and the exit code is 1 then; the others count. Taking the same file in twice changes nothing.
+
     \b
         ragadapt refresh ./retriever --docs ./docs
+        ragadapt refresh ./retriever --feedback clicks.jsonl
+        ragadapt refresh ./retriever --tune
         ragadapt refresh ./retriever --docs ./new/page.md --keep-missing
         ragadapt refresh ./retriever --rollback
     """
-    if back and (documents or keep_missing or delete_missing or dry_run):
+    if back and (documents or keep_missing or delete_missing or dry_run or feedback or tune):
         raise click.UsageError("--rollback goes alone: it puts the retriever of before back.")
     if keep_missing and delete_missing:
         raise click.UsageError("--keep-missing and --delete-missing contradict each other; give one of them.")
+    if dry_run and (feedback or tune):
+        raise click.UsageError("--dry-run goes with --docs alone: feedback can be taken back, see ragadapt feedback.")
+    if terminal.json and bool(documents) + bool(feedback) + tune > 1:
+        raise click.UsageError(
+            "--json prints one document: give --docs, --feedback and --tune in commands of their own."
+        )
+    if not (back or documents or feedback or tune):
+        raise click.UsageError("Nothing to do: give --docs, --feedback, --tune or --rollback.")
     if back:
         _roll_back(terminal, retriever)
-    elif documents:
+    if documents:
         _documents(terminal, retriever, documents, keep_missing, delete_missing, dry_run)
-    else:
-        raise click.UsageError("Nothing to do: name the documents with --docs, or go back with --rollback.")
+    code = _feedback(terminal, retriever, feedback) if feedback is not None else 0
+    if tune:
+        _tune(terminal, retriever, seed)
+    return code
 
 
 def _documents(
@@ -136,6 +161,59 @@ def _lines(done: Refreshed) -> list[str]:
         "Documents   " + (", ".join(f"{number:,} {what}" for what, number in found if number) or "none"),
         "Passages    " + (", ".join(f"{number:,} {what}" for what, number in passages if number) or "none"),
     ]
+
+
+def _feedback(terminal: Terminal, retriever: Path, file: Path) -> int:
+    from ragadapt.feedback import read_feedback
+    from ragadapt.retriever import Retriever
+
+    started = time.monotonic()
+    with terminal.progress() as progress, Retriever.open(retriever) as opened:
+        taken = read_feedback(opened, file, progress=progress)
+        status = opened.feedback(create=True).status()
+    seconds = time.monotonic() - started
+    if terminal.json:
+        values = {"path": retriever, **asdict(taken), "status": asdict(status), "seconds": round(seconds, 3)}
+        terminal.write_json("refresh", values)
+        return 1 if taken.problems else 0
+    terminal.write(
+        f"Feedback    {taken.added:,} new, {taken.known:,} known already, {taken.withdrawn:,} taken back, "
+        f"{len(taken.problems):,} not usable"
+    )
+    terminal.write(f"In force    {status.active:,} on {status.passages:,} passages from {status.queries:,} questions")
+    if status.inactive:
+        terminal.note(f"{status.inactive:,} are about passages that are gone; they count again when those are back")
+    for problem in taken.problems[:20]:
+        terminal.note(f"line {problem.line}: {problem.reason}")
+    if len(taken.problems) > 20:
+        terminal.note(f"… and {len(taken.problems) - 20:,} more lines; --json lists them all")
+    terminal.note(f"Done in {clock(seconds)}. Tune with: ragadapt refresh {retriever} --tune")
+    return 1 if taken.problems else 0
+
+
+def _tune(terminal: Terminal, retriever: Path, seed: int) -> None:
+    from ragadapt.feedback import REPORT, tune_feedback
+    from ragadapt.retriever import Retriever
+
+    with terminal.progress() as progress, Retriever.open(retriever) as opened:
+        tuned = tune_feedback(opened, seed=seed, progress=progress)
+    page = retriever / REPORT / "report.html"
+    if terminal.json:
+        curve = [{"lam": lam, "nDCG@10": asdict(value)} for lam, value in tuned.curve]
+        values = {"path": retriever, **asdict(tuned), "curve": curve, "page": page if tuned.values else None}
+        terminal.write_json("refresh", values)
+        return
+    if not tuned.values:
+        terminal.write(f"Not tuned: {tuned.reason}.")
+        return
+    settings = ", ".join(f"{_NAMES[name]} {value}" for name, value in tuned.values.items() if value is not None)
+    terminal.write(f"Settings    {settings}")
+    terminal.write(f"nDCG@10     {tuned.plain:.3f} without feedback, {tuned.chosen:.3f} as set")
+    terminal.write(f"Verdict     {tuned.reason}")
+    terminal.write(f"Report      {page}")
+
+
+_NAMES = {"method": "PEFA", "lam": "λ", "k": "k", "fusion_weight": "share of dense search"}
 
 
 def _roll_back(terminal: Terminal, retriever: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ragadapt_cli.options import command, device_options, retriever_argument
+from ragadapt_cli.options import command, device_options, feedback_options, retriever_argument
 from ragadapt_cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ _PIPE_WIDTH = 240  # characters of a snippet where there is no terminal to ask
     show_default=True,
     help="What the run file ranks; a document stands where its best chunk stands.",
 )
+@feedback_options
 @device_options
 def search_command(
     terminal: Terminal,
@@ -56,6 +57,8 @@ def search_command(
     queries: Path | None,
     run_file: Path | None,
     level: str,
+    lam: float | None,
+    tenant: str | None,
     device: str,
     precision: str,
 ) -> None:
@@ -82,7 +85,7 @@ def search_command(
         if run_file is not None:
             from ragadapt.evaluation import write_run
 
-            run = opened.run(asked, k or 100, mode=mode, level=level)
+            run = opened.run(asked, k or 100, mode=mode, level=level, lam=lam, tenant=tenant)
             write_run(run_file, run)
             lines = sum(len(found) for found in run.values())
             if terminal.json:
@@ -90,7 +93,7 @@ def search_command(
             else:
                 terminal.note(f"{lines} lines for {len(run)} queries in {run_file}")
             return
-        found = opened.search_many(list(asked.values()), k or 5, mode=mode, filter=condition)
+        found = opened.search_many(list(asked.values()), k or 5, mode=mode, filter=condition, lam=lam, tenant=tenant)
         if terminal.json:
             results = [
                 {"query_id": id, "query": text, "hits": hits_as_json(hits)}

@@ -1,0 +1,286 @@
+"""λ, k and the fusion weight from the ledger alone, by cross-validation over its queries.
+
+The queries are dealt into folds, those that say the same together. Each fold is searched with the feedback of the
+others, so every query is judged as one that nobody has answered yet. The gain that is reported, and that the gate
+looks at, is cross-validated once more: a fold's setting is the one that is best on the other folds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ragadapt.config import PefaConfig
+from ragadapt.errors import InvalidInput
+from ragadapt.evaluation import Interval, interval, paired_bootstrap
+from ragadapt.evaluation.judging import JudgedQuery
+from ragadapt.fusion import WEIGHTS, Floats, Fusion, normal_surprisal
+from ragadapt.pefa.layer import Pefa
+from ragadapt.pefa.state import SHARED, State
+from ragadapt.pefa.views import ExtraLargeSearch, ExtraShortSearch
+from ragadapt.queries import text_key
+from ragadapt.search import Dense, Plain, Searcher
+from ragadapt.values import Evidence, Progress, Query, no_progress
+
+log = logging.getLogger(__name__)
+
+LAMBDAS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+NEIGHBOURS = (4, 16, 64)
+FOLDS = 5
+FEWEST = 10  # queries below which nothing can be said: the settings stay
+MOST = 1000  # queries judged; the curve is smooth long before. All feedback of the other folds counts
+_DEPTH = 100
+_ALL_WEIGHTS = (*WEIGHTS, 1.0)  # 1: the lexical side is left out, so that adding it never lowers anything
+
+Setting = tuple[str, int, float]
+"""method, k, λ"""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What cross-validation says. values: settings for the ledger; λ = 1 where feedback does not help.
+
+    curve: (λ, mean nDCG@10 with interval) of the chosen method, k and weight, λ = 1 (plain) last. gain: of the
+    default search with feedback over the same search without, on queries that nobody had answered; dense_gain: of
+    dense search. plain, chosen: mean nDCG@10.
+    """
+
+    values: dict[str, Any]
+    helps: bool
+    queries: int
+    plain: float
+    chosen: float
+    gain: Interval | None
+    dense_gain: Interval | None
+    curve: tuple[tuple[float, Interval], ...]
+    reason: str
+
+
+def tune(
+    pefa: Pefa,
+    searcher: Searcher | None = None,
+    *,
+    document_of: Mapping[str, str] | None = None,
+    methods: Sequence[str] = ("xs", "xl"),
+    seed: int = 13,
+    most: int = MOST,
+    progress: Progress = no_progress,
+) -> Tuned:
+    """Cross-validate over the feedback that is for all. Nothing is kept: pass `values` to `Pefa.tune_to`.
+
+    searcher: of the same index, for hybrid search; None = dense search only. document_of: passage id → document id,
+    to judge feedback on documents by document. Raises InvalidInput where there is no feedback.
+    """
+    judged = _judged(pefa, searcher, document_of)
+    if not judged:
+        raise InvalidInput("There is no positive feedback to tune with. Add some first: ragadapt refresh --feedback")
+    if len(judged) < FEWEST:
+        reason = f"only {len(judged)} questions have feedback; with fewer than {FEWEST} the settings stay as they are"
+        return Tuned({}, False, len(judged), float("nan"), float("nan"), None, None, (), reason)
+    folds = _deal([item.query.text for item in judged], seed)
+    rng = np.random.default_rng(seed)
+    asked = np.sort(rng.permutation(len(judged))[:most])
+    table = _Table(pefa, searcher, judged, folds, asked, methods)
+    table.fill(progress)
+    return table.choose(pefa.config, seed)
+
+
+class _Table:
+    """nDCG@10 by setting, fusion weight and query."""
+
+    def __init__(
+        self,
+        pefa: Pefa,
+        searcher: Searcher | None,
+        judged: Sequence[JudgedQuery],
+        folds: NDArray[np.int64],
+        asked: NDArray[np.int64],
+        methods: Sequence[str],
+    ) -> None:
+        self.pefa = pefa
+        self.searcher = searcher
+        self.judged = judged
+        self.folds = folds
+        self.asked = asked
+        self.settings: list[Setting] = [("plain", 0, 1.0)]
+        if "xs" in methods:
+            self.settings += [("xs", 0, lam) for lam in LAMBDAS]
+        if "xl" in methods:
+            self.settings += [("xl", k, lam) for k in NEIGHBOURS for lam in LAMBDAS]
+        self.weights = _ALL_WEIGHTS if searcher is not None else (1.0,)
+        self.quality = np.zeros((len(self.settings), len(self.weights), len(asked)))
+        self.dense = np.zeros((len(self.settings), len(asked)))
+
+    def fill(self, progress: Progress) -> None:
+        total, done = FOLDS * len(self.settings), 0
+        column_of = {query: column for column, query in enumerate(self.asked.tolist())}
+        known = self.pefa.state.queries
+        for fold in range(FOLDS):
+            items = [at for at in self.asked.tolist() if self.folds[at] == fold]
+            if not items:
+                done += len(self.settings)
+                continue
+            held = {known[self.judged[at].query.text] for at in np.flatnonzero(self.folds == fold).tolist()}
+            state = without(self.pefa, held)
+            vectors = self.pefa.state.query_vectors[[known[self.judged[at].query.text] for at in items]]
+            columns = [column_of[at] for at in items]
+            for row, (method, k, lam) in enumerate(self.settings):
+                dense = self._side(state, method, k, lam)
+                for column, at, (mixed, alone) in zip(columns, items, self._ranked(dense, items, vectors), strict=True):
+                    judge = self.judged[at]
+                    self.quality[row, :, column] = [judge.ndcg(positions) for positions in mixed]
+                    self.dense[row, column] = judge.ndcg(alone)
+                done += 1
+                progress("tune", done, total)
+
+    def choose(self, config: PefaConfig, seed: int) -> Tuned:
+        quality, folds = self.quality, self.folds[self.asked]
+        start = self._start()
+        plain = quality[0, start]
+        best = _best(quality)
+        row, weight = best
+        method, k, lam = self.settings[row]
+        # What was gained by choosing so, on folds that had no say in the choice.
+        gained = np.zeros(len(self.asked))
+        in_dense = np.zeros(len(self.asked))
+        for fold in range(FOLDS):
+            inside = folds == fold
+            if not inside.any():
+                continue
+            own = _best(quality[:, :, ~inside]) if (~inside).any() else best
+            gained[inside] = quality[own[0], own[1], inside]
+            in_dense[inside] = self.dense[own[0], inside]
+        gain = paired_bootstrap(gained, plain, seed=seed)
+        dense_gain = paired_bootstrap(in_dense, self.dense[0], seed=seed)
+        helps = method != "plain" and gain.delta > 0
+        curve: tuple[tuple[float, Interval], ...] = ()
+        if method != "plain":
+            curve = tuple(
+                (each[2], interval(quality[at, weight], seed=seed))
+                for at, each in enumerate(self.settings)
+                if each[:2] == (method, k)
+            )
+            curve += ((1.0, interval(quality[0, weight], seed=seed)),)
+        signed = f"{gain.delta:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] nDCG@10 on {gain.n} questions held out in turn"
+        if not helps:
+            values: dict[str, Any] = {"lam": 1.0, "fusion_weight": None}
+            reason = f"feedback does not help new questions ({signed}): λ = 1, it is kept and switched off"
+        else:
+            values = {"method": method, "lam": lam, "fusion_weight": self.weights[weight] if self.searcher else None}
+            if method == "xl":
+                values["k"] = k
+            sure = "beyond doubt" if gain.better else "though not beyond doubt"
+            reason = f"feedback helps, {sure}: {signed}"
+        chosen = float(quality[row, weight].mean()) if helps else float(plain.mean())
+        log.info("feedback tuned to %s: %s", values, reason)
+        return Tuned(values, helps, len(self.asked), float(plain.mean()), chosen, gain, dense_gain, curve, reason)
+
+    def _start(self) -> int:
+        """The weight in use without feedback, as near as the table has it."""
+        if self.searcher is None:
+            return 0
+        wanted = self.searcher.fusion.weight
+        return min(range(len(self.weights)), key=lambda at: abs(self.weights[at] - wanted))
+
+    def _side(self, state: State, method: str, k: int, lam: float) -> Dense:
+        index = self.pefa.index
+        if method == "plain":
+            return Plain(index)
+        if method == "xs":
+            return ExtraShortSearch(index, state, lam)
+        return ExtraLargeSearch(index, state, lam, k, missing=self.pefa.config.missing)
+
+    def _ranked(
+        self, dense: Dense, items: Sequence[int], vectors: Floats
+    ) -> Iterator[tuple[list[NDArray[np.int64]], NDArray[np.int64]]]:
+        """Per query the ranked positions at each fusion weight, and those of dense search."""
+        if self.searcher is None:
+            number_of = self.pefa.state.overlays[SHARED].index
+            for ids, _ in dense.search(vectors, _DEPTH):
+                ranked = np.array([number_of.get(id, -1) for id in ids], np.int64)
+                yield [ranked], ranked
+            return
+        texts = [self.judged[at].query.text for at in items]
+        fusion: Fusion = self.searcher.fusion
+        for found in self.searcher.candidates(texts, vectors, fusion=fusion, dense=dense):
+            side = normal_surprisal(found.dense) if fusion.method == "surprisal" else found.dense
+            mixed = [
+                found.positions[np.argsort(-(weight * side + (1 - weight) * found.lexical), kind="stable")[:_DEPTH]]
+                for weight in self.weights
+            ]
+            yield mixed, found.positions[np.argsort(-found.dense, kind="stable")[:_DEPTH]]
+
+
+def without(pefa: Pefa, held: set[int]) -> State:
+    """The state with all shared feedback but that on these queries (rows of pefa.state.query_vectors)."""
+    whole = pefa.state
+    state = State(whole.dim, pefa.config)
+    state.now = whole.now
+    state.add_queries(list(whole.queries), whole.query_vectors)
+    shared = whole.overlays[SHARED]
+    touched = []
+    for id in shared.ids:
+        entries = [entry for entry in whole.entries(id, SHARED) if entry.query not in held]
+        for entry in entries:
+            state.insert(entry, SHARED)
+        if entries:
+            touched.append(id)
+    rows = [shared.index[id] for id in touched]
+    state.recompute(dict(zip(touched, shared.plain[rows], strict=True)))
+    return state
+
+
+def _judged(pefa: Pefa, searcher: Searcher | None, document_of: Mapping[str, str] | None) -> list[JudgedQuery]:
+    """Every query with positive feedback that is for all, with the passages (or documents) that answer it."""
+    pefa.catch_up()
+    shared = pefa.state.overlays[SHARED]
+    liked: dict[int, dict[str, float]] = {}
+    for id in shared.ids:
+        for entry in pefa.state.entries(id, SHARED):
+            passages = liked.setdefault(entry.query, {})
+            passages[id] = passages.get(id, 0.0) + entry.weight
+    text_of = {row: text for text, row in pefa.state.queries.items()}
+    unit_of, number_of = None, shared.index
+    if searcher is not None:
+        ids = [id for found in liked.values() for id in found]
+        number_of = dict(zip(ids, searcher.positions(ids).tolist(), strict=True))
+        if document_of is not None:
+            numbers: dict[str, int] = {}
+            every = [document_of[searcher.id_of(at)] for at in range(len(searcher.lexical))]
+            unit_of = np.array([numbers.setdefault(document, len(numbers)) for document in every], np.int64)
+    judged = []
+    for row, passages in sorted(liked.items()):
+        relevant = {number_of[id] for id, weight in passages.items() if weight > 0}
+        if unit_of is not None:
+            relevant = {int(unit_of[at]) for at in relevant}
+        if relevant:
+            query = Query(str(row), text_of[row], "feedback", Evidence.LABELLED, tuple(passages))
+            judged.append(JudgedQuery(query, dict.fromkeys(relevant, 1), unit_of))
+    return judged
+
+
+def _deal(texts: Sequence[str], seed: int) -> NDArray[np.int64]:
+    """A fold for every text, equal for texts that say the same."""
+    keys = [text_key(text) for text in texts]
+    distinct = sorted(set(keys))
+    order = np.random.default_rng(seed).permutation(len(distinct))
+    fold_of = {distinct[at]: number % FOLDS for number, at in enumerate(order.tolist())}
+    return np.array([fold_of[key] for key in keys], np.int64)
+
+
+def _best(quality: NDArray[np.float64]) -> tuple[int, int]:
+    """(setting, weight) with the highest mean; of near-equals (a tenth of a standard error) the first, so xs first."""
+    means = quality.mean(axis=2)
+    top = np.unravel_index(int(means.argmax()), means.shape)
+    if quality.shape[2] > 1:
+        paired = quality[top] - quality
+        errors = paired.std(axis=2, ddof=1) / np.sqrt(quality.shape[2])
+        near = means >= means[top] - 0.1 * errors
+        rows = np.flatnonzero(near[:, top[1]])
+        return int(rows[0]), int(top[1])
+    return int(top[0]), int(top[1])
