@@ -25,6 +25,9 @@ from ragadapt.values import Chunk, Hit
 from ragadapt.version import __version__
 
 
+TUNED = {"lam": None, "tenant": None}  # feedback as it was tuned, for all
+
+
 class Result:
     """What fit gives back."""
 
@@ -88,7 +91,10 @@ class Opened:
         self.asked.append((dict(queries), k, rest))
         return {id: {"faq.md": 0.5, "guide/install.md": 0.75} for id in queries}
 
-    def evaluate(self, queries: Path, qrels: Path | None, *, modes: Sequence[str]) -> dict[str, dict[str, float]]:
+    def evaluate(
+        self, queries: Path, qrels: Path | None, *, modes: Sequence[str], **rest: Any
+    ) -> dict[str, dict[str, float]]:
+        assert rest == TUNED
         self.asked.append((queries, qrels, tuple(modes)))
         return {mode: {"nDCG@10": 0.25, "queries": 4} for mode in modes}
 
@@ -160,7 +166,7 @@ def test_completing_a_command_imports_no_command() -> None:
     code = (
         "import sys; from ragadapt_cli.main import main\ntry: main()\nfinally: print('ragadapt.config' in sys.modules)"
     )
-    environment = {**os.environ, "_RAGADAPT_COMPLETE": "bash_complete", "COMP_WORDS": "ragadapt f", "COMP_CWORD": "1"}
+    environment = {**os.environ, "_RAGADAPT_COMPLETE": "bash_complete", "COMP_WORDS": "ragadapt fi", "COMP_CWORD": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.stdout.splitlines() == ["plain,fit", "False"]
 
@@ -456,7 +462,7 @@ def test_search_prints_rank_score_place_and_snippet_without_colours_in_a_pipe(
         "     Passwords expire.",
     ]
     assert err == ""
-    assert opened.asked == [(["reset password"], 5, {"mode": "hybrid", "filter": None}), "closed"]
+    assert opened.asked == [(["reset password"], 5, {"mode": "hybrid", "filter": None, **TUNED}), "closed"]
 
 
 def test_search_marks_the_querys_words_where_colours_are_wanted(
@@ -498,8 +504,10 @@ def test_search_prints_every_field_under_json_and_null_for_what_was_not_computed
 
 def test_search_passes_mode_and_filter_on(opened: Opened) -> None:
     condition = {"year": {"$gte": 2024}}
-    assert run(["search", "r", "x y", "--mode", "dense", "--filter", json.dumps(condition), "-k", "3"]) == 0
-    assert opened.asked[0] == (["x y"], 3, {"mode": "dense", "filter": condition})
+    arguments = ["--mode", "dense", "--filter", json.dumps(condition), "-k", "3", "--lam", "0.25", "--tenant", "acme"]
+    assert run(["search", "r", "x y", *arguments]) == 0
+    expected = {"mode": "dense", "filter": condition, "lam": 0.25, "tenant": "acme"}
+    assert opened.asked[0] == (["x y"], 3, expected)
 
 
 def test_search_writes_a_run_that_reads_back(
@@ -510,7 +518,7 @@ def test_search_writes_a_run_that_reads_back(
     queries = write(tmp_path / "q.jsonl", '{"_id": "q1", "text": "one"}\n\n{"_id": "q2", "text": "two"}\n')
     file = tmp_path / "run.trec"
     assert run(["search", "r", "--queries", queries, "--run", str(file), "-k", "7", "--level", "chunk"]) == 0
-    assert opened.asked[0] == ({"q1": "one", "q2": "two"}, 7, {"mode": "hybrid", "level": "chunk"})
+    assert opened.asked[0] == ({"q1": "one", "q2": "two"}, 7, {"mode": "hybrid", "level": "chunk", **TUNED})
     assert read_run(file)["q2"] == {"faq.md": 0.5, "guide/install.md": 0.75}
     assert capsys.readouterr().out == ""
 
