@@ -141,6 +141,9 @@ class RagAdaptVectorStore(VectorStore):
     def __len__(self) -> int:
         return len(self.passages)
 
+    def __bool__(self) -> bool:
+        return True  # also when empty: frameworks write `store or default`
+
     # Changing
 
     def add_texts(

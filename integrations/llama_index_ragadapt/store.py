@@ -186,6 +186,9 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
     def __len__(self) -> int:
         return len(self._passages) if self._passages is not None else 0
 
+    def __bool__(self) -> bool:
+        return True  # also when empty: frameworks write `store or default`
+
     # Changing
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
@@ -208,9 +211,10 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
         return await asyncio.to_thread(self.add, nodes, **kwargs)
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
-        """Remove all nodes of a document."""
+        """Remove all nodes of a document; also the document itself where it was stored whole, as its own node."""
         if self._passages is not None:
-            self._passages.delete(self._passages.ids({"ref_doc_id": ref_doc_id}))
+            whole = {NODE_ID: ref_doc_id, "ref_doc_id": "None"}
+            self._passages.delete(self._passages.ids({"$or": [{"ref_doc_id": ref_doc_id}, whole]}))
 
     async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         await asyncio.to_thread(self.delete, ref_doc_id, **delete_kwargs)
