@@ -180,7 +180,7 @@ class ForeignQdrantIndex(QdrantIndex):
         )
 
     def _point_id(self, id: str) -> str | None:
-        if id.isdecimal():
+        if id.isdecimal() and len(id) <= 20:  # unsigned 64 bits; 32 digits are a UUID without hyphens
             return id
         try:
             return str(uuid.UUID(id))
