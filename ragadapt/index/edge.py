@@ -210,7 +210,49 @@ class EdgeIndex(Closing):
     def _description(self) -> dict[str, Any]:
         return {"kind": self.kind, "dim": self.dim, "fingerprint": self.fingerprint}
 
-    def _scroll(self, size: int, filter: Filter | None) -> Iterator[Any]:
+    # Feedback inside the engine: see ragadapt.pefa.server
+
+    def put_feedback(self, ids: Sequence[str], vectors: ArrayLike) -> None:
+        """Set the second vector (n, dim) of points that are there."""
+        new_ids, rows, _ = prepare_upsert(ids, vectors, None, self.dim)
+        with self._lock:
+            points = [edge.PointVectors(point_id(id), {FEEDBACK: row}) for id, row in zip(new_ids, rows)]
+            self._shard.update(edge.UpdateOperation.update_vectors(points))
+
+    def delete_feedback(self, ids: Sequence[str]) -> None:
+        """Remove the second vector of these points."""
+        points: list[Any] = [point_id(id) for id in check_ids(ids)]
+        if points:
+            with self._lock:
+                self._shard.update(edge.UpdateOperation.delete_vectors(points, [FEEDBACK]))
+
+    def ids_with_feedback(self) -> list[str]:
+        """The points that have a second vector."""
+        condition = edge.Filter(must=[edge.HasVectorCondition(FEEDBACK)])
+        return [record.payload[ID_KEY] for record in self._scroll(4096, condition)]
+
+    def search_mixed(
+        self, vectors: Floats, k: int, share: float, filter: Filter | None, limit: int
+    ) -> list[list[tuple[str, float]]]:
+        """Per query of (Q, dim) the best k (id, score) by ⟨q, passage⟩ + share·⟨q, feedback⟩."""
+        condition, parameters = _condition(filter), edge.SearchParams(exact=True)
+        variable, constant = edge.Expression.Variable, edge.Expression.Constant
+        mixed = edge.Expression.Sum(
+            [variable("$score[0]"), edge.Expression.Mult([constant(share), variable("$score[1]")])]
+        )
+        formula = edge.Formula(mixed, {"$score[0]": 0.0, "$score[1]": 0.0})
+        results = []
+        for query in vectors:
+            sides = [edge.Query.Nearest(query, using=name) for name in (PASSAGE, FEEDBACK)]
+            lists = [
+                edge.Prefetch(limit=limit, query=side, filter=condition, params=parameters) for side in sides
+            ]  # nested, so that both sides score what either of them holds
+            both = [edge.Prefetch(limit=2 * limit, query=side, prefetches=lists, params=parameters) for side in sides]
+            request = edge.QueryRequest(limit=k, query=formula, prefetches=both, with_payload=[ID_KEY])
+            results.append([(point.payload[ID_KEY], point.score) for point in self._shard.query(request)])
+        return results
+
+    def _scroll(self, size: int, filter: Any) -> Iterator[Any]:
         condition, offset = _condition(filter), None
         while True:
             records, offset = self._shard.scroll(

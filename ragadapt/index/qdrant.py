@@ -6,6 +6,7 @@ Local mode searches by brute force in Python and is meant for tests and small se
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import os
@@ -259,6 +260,62 @@ class QdrantIndex(Closing):
             values["url"] = _shown(self.url)
         write_description(folder, values)
 
+    # Feedback inside the engine: see ragadapt.pefa.server
+
+    def put_feedback(self, ids: Sequence[str], vectors: ArrayLike) -> None:
+        """Set the second vector (n, dim) of points that are there. Raises InvalidInput for a foreign collection."""
+        new_ids, rows, _ = prepare_upsert(ids, vectors, None, self.dim)
+        self._needs_feedback_vector()
+        points = [
+            models.PointVectors(id=point_id(id), vector={FEEDBACK: row.tolist()}) for id, row in zip(new_ids, rows)
+        ]
+        self._ask(lambda: self.client.update_vectors(self.collection, points, wait=True))
+
+    def delete_feedback(self, ids: Sequence[str]) -> None:
+        """Remove the second vector of these points."""
+        points: list[Any] = [point_id(id) for id in check_ids(ids)]
+        if points:
+            self._ask(lambda: self.client.delete_vectors(self.collection, [FEEDBACK], points, wait=True))
+
+    def ids_with_feedback(self) -> list[str]:
+        """The points that have a second vector."""
+        condition = models.Filter(must=[models.HasVectorCondition(has_vector=FEEDBACK)])
+        return [self._id_of(record) for record in self._scroll(4096, condition, False)]
+
+    def search_mixed(
+        self, vectors: Floats, k: int, share: float, filter: Filter | None, limit: int
+    ) -> list[list[tuple[str, float]]]:
+        """Per query of (Q, dim) the best k (id, score) by ⟨q, passage⟩ + share·⟨q, feedback⟩."""
+        condition = self._condition(filter)
+        self._needs_feedback_vector()
+        formula = models.FormulaQuery(
+            formula=models.SumExpression(sum=["$score[0]", models.MultExpression(mult=[share, "$score[1]"])]),
+            defaults={"$score[0]": 0.0, "$score[1]": 0.0},
+        )
+        results = []
+        for query in vectors.tolist():
+            lists = [
+                models.Prefetch(query=query, using=name, limit=limit, filter=condition, params=self._parameters)
+                for name in (PASSAGE, FEEDBACK)
+            ]  # nested, so that both sides score what either of them holds
+            both = [
+                models.Prefetch(query=query, using=name, limit=2 * limit, prefetch=lists, params=self._parameters)
+                for name in (PASSAGE, FEEDBACK)
+            ]
+            request = functools.partial(
+                self.client.query_points, self.collection, query=formula, prefetch=both, limit=k, with_payload=[ID_KEY]
+            )
+            found = self._ask(request)
+            results.append([(self._id_of(point), point.score) for point in found.points])
+        return results
+
+    def _needs_feedback_vector(self) -> None:
+        if self.vector_name != PASSAGE:
+            raise InvalidInput(
+                f"The collection {self.collection!r} was not made by ragadapt: its points have no place for feedback. "
+                "Use Pefa.search, or copy it into an index of ragadapt's."
+            )
+
     def _ask(self, call: Callable[[], T]) -> T:
         if self.url is None or self.url == ":memory:":
             with self._lock:
@@ -287,7 +344,7 @@ class QdrantIndex(Closing):
                 found[str(record.id)] = record
         return found
 
-    def _scroll(self, size: int, filter: Filter | None, vector: bool) -> Iterator[Any]:
+    def _scroll(self, size: int, filter: Any, vector: bool) -> Iterator[Any]:
         condition, offset = self._condition(filter), None
         names = [self.vector_name] if vector and self.vector_name else vector
         while True:

@@ -7,7 +7,7 @@ feedback back leaves no trace.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -226,8 +226,13 @@ def _best(ids: Sequence[str], scores: Floats, k: int) -> Ranking:
 
 def passes(index: VectorIndex, ids: Sequence[str], filter: Filter) -> list[bool]:
     """For each id whether its metadata pass."""
+    if not ids:
+        return []
+    if not isinstance(filter, Mapping):  # an engine's own filter: the engine must say
+        passing = set(index.ids(filter))
+        return [id in passing for id in ids]
     matches = compile_filter(filter)
-    return [matches(payload) for payload in index.payloads(ids)] if ids else []
+    return [matches(payload) for payload in index.payloads(ids)]
 
 
 def view(index: VectorIndex, state: State, config: PefaConfig, lam: float | None = None, tenant: str = SHARED) -> Dense:
