@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = (
     "version", "errors", "values", "config", "files", "corpus", "queries", "lexical", "fusion", "mining", "encoder",
     "adapters", "training", "index", "search", "chunks", "store", "evaluation", "stages", "arena", "tuning",
-    "adaptation", "reporting", "pefa", "retriever", "collection", "feedback", "pipeline", "refresh", "export", "doctor",
+    "adaptation", "reporting", "comparison", "pefa", "retriever", "collection", "feedback", "pipeline", "refresh",
+    "export", "doctor",
 )  # fmt: skip
 """The modules and packages of ragadapt. Each may import those before it, never those behind it."""
 
@@ -204,3 +205,77 @@ def test_help_loads_no_torch(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "ragadapt" in done.stdout
+
+
+# The integrations
+
+
+def test_integrations_are_imported_by_nothing_in_the_core_and_not_by_each_other() -> None:
+    names = {"langchain_ragadapt": "langchain", "llama_index_ragadapt": "llama_index", "llama_index": "llama_index"}
+    found = [
+        f"{module}:{line} imports {name}"
+        for package, own in names.items()
+        for module, path in sources(ROOT / "integrations" / package)
+        for line, name in imported(path.read_text(encoding="utf-8"), module)
+        if name.split(".")[0].startswith(("langchain", "llama_index", "ragadapt_cli"))
+        and not name.split(".")[0].startswith(own)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("name", "public"),
+    [
+        ("langchain_ragadapt", {"LoRAEmbeddings", "LoRARetriever", "RagAdaptVectorStore", "SQLiteRecordManager"}),
+        ("llama_index_ragadapt", {"LoRAEmbedding", "LoRAFinetuneEngine", "LoRARetriever", "RagAdaptVectorStore"}),
+    ],
+)
+def test_public_names_of_the_integrations_load_lazily_and_are_typed(name: str, public: set[str]) -> None:
+    module = importlib.import_module(name)
+    assert set(module.__all__) == public == set(module._HOMES)
+    assert set(dir(module)) >= public
+    for each, home in module._HOMES.items():
+        assert getattr(module, each) is getattr(importlib.import_module(home), each)
+    tree = ast.parse((ROOT / "integrations" / name / "__init__.py").read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If) and isinstance(node.test, ast.Name))
+    typed = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert typed == module._HOMES
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        module.Nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("framework", "code"),
+    [
+        ("langchain_core.retrievers", "from langchain_ragadapt import *"),
+        ("llama_index.core", "from llama_index_ragadapt import *"),
+        (
+            "llama_index.core",
+            "import llama_index.embeddings.ragadapt, llama_index.retrievers.ragadapt",
+        ),
+    ],
+)
+def test_integrations_are_imported_without_torch_in_less_than_a_second_beside_the_framework(
+    framework: str, code: str
+) -> None:
+    measure = (
+        f"import {framework}, os; before = os.times()\n{code}\nafter = os.times()\n"
+        "print(after.user - before.user + after.system - before.system)"
+    )
+    done = subprocess.run([sys.executable, "-c", measure], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1.0
+    assert not loaded(code) & {"torch", "transformers", "sentence_transformers", "faiss"}
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "extra"),
+    [
+        ("langchain_core", "langchain_ragadapt", "langchain"),
+        ("llama_index.core", "llama_index_ragadapt", "llama-index"),
+    ],
+)
+def test_a_missing_framework_is_an_error_that_names_the_extra(package: str, name: str, extra: str) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from {name} import LoRARetriever"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert f"pip install 'ragadapt[{extra}]'" in done.stderr.splitlines()[-1]

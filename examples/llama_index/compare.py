@@ -1,0 +1,52 @@
+"""What you have today beside what you would get: any LlamaIndex retriever, measured on your own questions.
+
+python examples/llama_index/compare.py ./retriever [report folder]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from llama_index.core import Document, VectorStoreIndex
+from llama_index_ragadapt import LoRAEmbedding, LoRARetriever
+from llama_index_ragadapt.evaluation import as_search
+
+from ragadapt.comparison import compare_systems
+from ragadapt.evaluation.report import table, write_report
+
+PAGES = Path(__file__).resolve().parents[1] / "pages"
+QUESTIONS = {
+    "can I get a refund?": "billing.md",
+    "my password is gone": "account.md",
+    "how many calls per minute?": "api.md",
+    "we both edited the same document": "sync.md",
+    "who can restore a deleted file?": "sharing.md",
+    "where do invoices go?": "billing.md",
+    "error 429": "api.md",
+    "working on a train without internet": "sync.md",
+    "may guests see everything?": "sharing.md",
+    "delete my account": "account.md",
+}
+
+
+def main(folder: str, target: str | None = None) -> None:
+    ours = LoRARetriever.from_pretrained(folder, similarity_top_k=20)
+    texts = {page.name: page.read_text(encoding="utf-8") for page in sorted(PAGES.glob("*.md"))}
+    index = VectorStoreIndex.from_documents(  # the index of your application goes here
+        [Document(text=text, id_=name) for name, text in texts.items()], embed_model=LoRAEmbedding("offline")
+    )
+    report = compare_systems(
+        {question: question for question in QUESTIONS},
+        {question: {page: 1} for question, page in QUESTIONS.items()},
+        {"today": as_search(index.as_retriever(similarity_top_k=5)), "ragadapt": as_search(ours)},
+        texts=texts,
+    )
+    print(table(report))
+    if target is not None:
+        print("written:", *write_report(target, report))
+    ours.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,101 @@
+"""The programs in examples/langchain and examples/llama_index run, and show what they promise."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ragadapt.config import EncoderConfig, FitConfig
+from ragadapt.evaluation.report import read_report
+from ragadapt.pipeline import fit
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def retriever(tmp_path_factory: pytest.TempPathFactory) -> str:
+    target = tmp_path_factory.mktemp("examples") / "retriever"
+    return str(fit([EXAMPLES / "pages"], target, FitConfig(encoder=EncoderConfig(model="offline"))).path)
+
+
+def run(name: str, *arguments: str) -> dict[str, str]:
+    """What a program prints, by what stands before the colon; lines without one under themselves."""
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments],
+        capture_output=True, text=True, encoding="utf-8", env=os.environ | {"HF_HUB_OFFLINE": "1"}, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    pairs = [line.partition(":") for line in done.stdout.splitlines() if line.strip()]
+    return {name: rest.strip() for name, _, rest in pairs}
+
+
+def test_every_program_is_run_here_and_named_in_its_readme() -> None:
+    programs = {path.relative_to(EXAMPLES).as_posix() for folder in ("langchain", "llama_index")
+                for path in (EXAMPLES / folder).glob("*.py")}  # fmt: skip
+    source = Path(__file__).read_text(encoding="utf-8")
+    for program in programs:
+        assert f'"{program}"' in source, program
+        readme = EXAMPLES / program.split("/")[0] / "README.md"
+        assert f"examples/{program}" in readme.read_text(encoding="utf-8"), program
+
+
+def test_langchain_chain_answers_and_streams(retriever: str) -> None:
+    out = run("langchain/chain.py", retriever)
+    assert out["answer"] == "Within 30 days, in full."
+    assert "Within 30 days, in full." in out  # streamed
+    assert out["found"].startswith("billing.md")
+    assert out["best for users"].startswith("billing.md")
+
+
+def test_existing_collection_is_used_improved_and_migrated() -> None:
+    out = run("langchain/existing_collection.py")
+    assert out["payloads kept"] == "True"
+    assert out["fitted"] in ("WIN", "NO GAIN", "REGRESSION AVOIDED")
+    assert {out["before feedback"], out["query side"], out["migrated"]} == {"account.md"}
+
+
+def test_feedback_over_any_embeddings_is_learnt_and_taken_back() -> None:
+    out = run("langchain/any_embeddings.py")
+    assert out["before"] != "Refunds"
+    assert out["after"] == out["a similar question"] == "Refunds"
+    assert out["feedback off"] == out["before"]
+    assert out["taken back"] == f"1 {out['before']}"
+
+
+def test_plain_model_needs_no_ragadapt(retriever: str) -> None:
+    out = run("langchain/plain_model.py", retriever)
+    assert out == {"found": "# Billing", "ragadapt loaded": "False"}
+
+
+@pytest.mark.parametrize("name", ["langchain/compare.py", "llama_index/compare.py"])
+def test_any_retriever_is_measured_beside_ours(name: str, retriever: str, tmp_path: Path) -> None:
+    run(name, retriever, str(tmp_path))
+    report = read_report(tmp_path)
+    assert [system.name for system in report.systems] == ["today", "ragadapt"]
+    assert report.delta("ragadapt", "today") is not None
+    assert report.system("ragadapt").metrics["nDCG@10"].value > 0.9  # type: ignore[union-attr]
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+def test_llama_index_serves_a_query_engine(retriever: str) -> None:
+    out = run("llama_index/query_engine.py", retriever)
+    assert out["index"].startswith("billing.md")
+    assert out["retriever"].startswith("billing.md")
+    assert out["best"] == "## Refunds"
+
+
+def test_llama_index_pipeline_follows_its_documents(retriever: str) -> None:
+    out = run("llama_index/ingestion.py", retriever)
+    assert {name for name in out if name.startswith("embedded")} == {
+        "embedded 5 documents, the store holds 5",
+        "embedded 0 documents, the store holds 5",
+        "embedded 1 documents, the store holds 4",
+    }
+    assert out["found"] == "api.md True"
+    assert out["after feedback"] == "api.md"
