@@ -27,6 +27,7 @@ from ragadapt.values import Chunk, Document, Evidence, Progress, Query, no_progr
 if TYPE_CHECKING:
     from ragadapt.corpus import Skipped
     from ragadapt.encoder import Encoder
+    from ragadapt.retriever import Retriever
 
 PASSAGES = 1000  # encoded for the measurement: about a minute on a laptop
 QUERIES = 200
@@ -720,10 +721,21 @@ def _examine_parts(folder: Path, device: str, precision: str) -> Iterable[Check]
         checks.append(Check("counts", len(set(counts.values())) == 1, detail))
         checks.append(_check_vectors(retriever))
         checks.append(_check_adapter(folder / "model", encoder))
+        if retriever.has_feedback:
+            checks.append(_check_feedback(retriever))
         return checks
 
 
-def _check_vectors(retriever: Any) -> Check:
+def _check_feedback(retriever: Retriever) -> Check:
+    pefa = retriever.feedback()
+    problems, status = pefa.problems(), pefa.status()
+    detail = f"{status.active:,} in force on {status.passages:,} passages"
+    if status.inactive:
+        detail += f", {status.inactive:,} about passages that are gone"
+    return Check("feedback", not problems, "; ".join(problems) or f"{detail}; ledger, vectors and search agree")
+
+
+def _check_vectors(retriever: Retriever) -> Check:
     ids = retriever.chunks.ids()
     probe = ids[:: max(1, len(ids) // _PROBES)][:_PROBES]
     fresh = retriever.encoder.encode_passages([chunk.passage for chunk in retriever.chunks.get(probe)])

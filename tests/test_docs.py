@@ -30,7 +30,10 @@ from ragadapt.tuning import ENOUGH
 from ragadapt.values import Evidence
 
 ROOT = Path(__file__).resolve().parents[1]
-WRITTEN = ("README.md", "docs/getting-started.md", "docs/how-it-works.md", "docs/python.md", "docs/refresh.md")
+WRITTEN = (
+    "README.md", "docs/getting-started.md", "docs/how-it-works.md", "docs/langchain.md", "docs/llama-index.md",
+    "docs/python.md", "docs/refresh.md", "docs/feedback.md",
+)  # fmt: skip
 """Pages that people write; docs/cli.md and docs/configuration.md are generated and tested elsewhere."""
 
 PAGES = sorted(
@@ -149,6 +152,8 @@ def lay_out(folder: Path) -> Path:
         "queries.jsonl": next(b for b in blocks("README.md", "jsonl") if '"_id"' in b.text),
         "qrels.tsv": blocks("README.md", "tsv")[0],
         "fit.toml": blocks("docs/getting-started.md", "toml")[0],
+        "clicks.jsonl": blocks("docs/feedback.md", "jsonl")[0],
+        "pairs.jsonl": next(b for b in blocks("docs/getting-started.md", "jsonl") if '"evidence"' in b.text),
     }
     for name, block in shown.items():
         (folder / name).write_text(block.text, encoding="utf-8")
@@ -190,6 +195,12 @@ def test_snippets_that_open_a_retriever_run(
     execute(blocks("README.md", "python"))
     assert "billing.md" in capsys.readouterr().out.splitlines()[0]
     execute(blocks("docs/getting-started.md", "python"))
+    execute(blocks("docs/langchain.md", "python"))
+    out = capsys.readouterr().out.splitlines()
+    assert {"Within 30 days.", "refunds"} <= set(out)
+    assert "{'num_added': 1, 'num_updated': 0, 'num_skipped': 0, 'num_deleted': 0}" in out
+    execute(blocks("docs/llama-index.md", "python"))
+    assert "billing.md" in capsys.readouterr().out
     elsewhere = [page for page in PAGES if page not in WRITTEN and blocks(page, "python")]
     assert elsewhere == [], "run the snippets of these pages too"
 
