@@ -1,6 +1,6 @@
 """What feedback is worth, and what it costs: PEFA beside its peers on collections with human judgements.
 
-    python examples/benchmarks/pefa.py --data DATA [--parts quality,curve,folder,poison,latency,bulk,overhead]
+    python examples/benchmarks/pefa.py --data DATA [--parts quality,curve,few,folder,poison,latency,bulk,overhead]
 
 The train split of a collection is the feedback, its test split judges; nothing is chosen by looking at the test split.
 Every comparison is made in one run. Results go to FOLDER/pefa.json as they come, tables to stdout. NUDGE needs
@@ -29,13 +29,15 @@ from beir import Collection, load, run_of
 from ragadapt import Encoder, EncoderConfig, FitConfig, Retriever, fit
 from ragadapt.config import AdapterConfig, PefaConfig, TrainingConfig
 from ragadapt.evaluation import Evaluation, evaluate, paired_bootstrap
+from ragadapt.evaluation.judging import JudgedQuery
 from ragadapt.evaluation.report import Curve, Report, write_report
-from ragadapt.fusion import Background, Fusion
+from ragadapt.fusion import Background, Fusion, learn_weight
 from ragadapt.index import VectorIndex, exact_index, open_index
 from ragadapt.lexical import LexicalIndex
 from ragadapt.pefa import Feedback, Pefa
 from ragadapt.pefa.tuning import LAMBDAS, Tuned, tune
 from ragadapt.search import Searcher
+from ragadapt.values import Evidence, Query
 
 COLLECTIONS = ("scifact", "stackfaq")
 
@@ -94,11 +96,11 @@ class Bench:
 class Task:
     """One collection with its feedback: dense and hybrid search, judged on the test split."""
 
-    def __init__(self, collection: Collection, vectors: Vectors) -> None:
+    def __init__(self, collection: Collection, vectors: Vectors, lexical: LexicalIndex | None = None) -> None:
         self.collection = collection
         self.vectors = vectors
         self.index = exact_index(collection.ids, vectors.passages)
-        self.lexical = LexicalIndex.build(collection.ids, collection.texts)
+        self.lexical = lexical or LexicalIndex.build(collection.ids, collection.texts)
         self.searcher = Searcher(self.index, self.lexical, Background.of(vectors.passages), Fusion())
         self.asked = collection.asked("test")
         self.test = np.stack([vectors.queries[id] for id in self.asked])
@@ -324,6 +326,84 @@ def curve(bench: Bench, shares: Sequence[float] = (0.01, 0.05, 0.1, 0.25, 1.0), 
         write_report(bench.folder / f"curve-{name}", Report(title=f"Few labels on {name}", curves=(made,)))
 
 
+def few(bench: Bench, sizes: Sequence[int] = (20, 50, 100), draws: int = 5) -> None:
+    """What an hour of labelling gives: the fusion weight, LoRA, PEFA and all of them, from so many labelled questions.
+
+    Nothing here is gated: the table says what each would do. LoRA trains on all the labels, three epochs.
+    """
+    from ragadapt.training import Example, train
+
+    for name in bench.collections:
+        collection = load(bench.data, name)
+        base = Task(collection, bench.vectors(collection))
+        texts = dict(zip(collection.ids, collection.texts, strict=True))
+        ids = sorted(collection.qrels["train"])
+        plain = base.hybrid()
+        for size in sizes:
+            found: dict[str, list[Evaluation]] = {key: [] for key in ("fusion", "PEFA", "LoRA", "all")}
+            for draw in range(draws):
+                rng = np.random.default_rng([bench.seed, size, draw])
+                chosen = [ids[at] for at in rng.permutation(len(ids))[:size]]
+                feedback = base.feedback(chosen)
+                found["fusion"].append(base.hybrid(weight=learnt_weight(base, chosen)))
+                with base.pefa(feedback) as pefa:
+                    tuned = tune(pefa, base.searcher, seed=bench.seed)
+                    pefa.tune_to(tuned.values)
+                    found["PEFA"].append(base.hybrid(pefa, tuned.values.get("fusion_weight")))
+                examples = [Example(one.query, texts[one.chunk_id]) for one in feedback]
+                trained = train(bench.encoder, examples, None, AdapterConfig(), TrainingConfig(), seed=draw)
+                encoder, label = trained.encoder.merged(), f"few-{size}-{draw}"
+                adapted = Task(collection, bench.vectors(collection, encoder, label), base.lexical)
+                (bench.folder / f"{name}-{label}.npz").unlink()
+                found["LoRA"].append(adapted.hybrid(weight=learnt_weight(adapted, chosen)))
+                with adapted.pefa(feedback) as pefa:
+                    tuned = tune(pefa, adapted.searcher, seed=bench.seed)
+                    pefa.tune_to(tuned.values)
+                    found["all"].append(adapted.hybrid(pefa, tuned.values.get("fusion_weight")))
+            for key, evaluations in found.items():
+                values = [evaluation.mean["nDCG@10"] for evaluation in evaluations]
+                pooled = [one for evaluation in evaluations for one in evaluation.per_query["nDCG@10"].values()]
+                against = list(plain.per_query["nDCG@10"].values()) * len(evaluations)
+                clusters = list(plain.per_query["nDCG@10"]) * len(evaluations)
+                gain = paired_bootstrap(pooled, against, seed=bench.seed, clusters=clusters)
+                bench.add(
+                    part="few",
+                    collection=name,
+                    labels=size,
+                    method=key,
+                    plain=plain.mean["nDCG@10"],
+                    mean=float(np.mean(values)),
+                    draws=values,
+                    over_plain=[gain.low, gain.delta, gain.high],
+                )
+        curves = tuple(
+            Curve.through(
+                [(row["labels"], row["mean"]) for row in bench.rows
+                 if (row["part"], row.get("collection"), row.get("method")) == ("few", name, key)],
+                title=f"{key}: {name}", x_label="labelled questions", levels={"untuned": plain.mean["nDCG@10"]},
+            )
+            for key in ("fusion", "PEFA", "LoRA", "all")
+        )  # fmt: skip
+        write_report(bench.folder / f"few-{name}", Report(title=f"Few labels on {name}", curves=curves))
+
+
+def learnt_weight(task: Task, ids: Sequence[str]) -> float:
+    """The dense side's share, learnt from these labelled questions as `fit` does."""
+    collection = task.collection
+    number_of = {id: at for at, id in enumerate(collection.ids)}
+    judges = [
+        JudgedQuery(
+            Query(id, collection.queries[id], "label", Evidence.LABELLED),
+            {number_of[document]: grade for document, grade in collection.qrels["train"][id].items()},
+        )
+        for id in ids
+    ]
+    texts = [item.query.text for item in judges]
+    vectors = np.stack([task.vectors.queries[id] for id in ids])
+    found = task.searcher.candidates(texts, vectors)
+    return learn_weight(found, [item.ndcg for item in judges], start=Fusion()).chosen
+
+
 def folder(bench: Bench) -> None:
     """As a user does it: fit without training, refresh with feedback that names documents, tune, measure."""
     from ragadapt.feedback import read_feedback, tune_feedback
@@ -539,7 +619,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of collections in BEIR layout")
     parser.add_argument("--folder", type=Path, help="where results go")
-    parser.add_argument("--parts", default="quality,curve,folder,poison,latency,bulk,overhead")
+    parser.add_argument("--parts", default="quality,curve,few,folder,poison,latency,bulk,overhead")
+    parser.add_argument("--draws", type=int, default=5, help="random draws of labels in curve and few")
     parser.add_argument("--seed", type=int, default=13)
     parser.add_argument("--collections", default=",".join(COLLECTIONS))
     parser.add_argument("--vectors", type=int, default=1_000_000, help="size of the index in latency and overhead")
@@ -549,7 +630,8 @@ def main() -> None:
     bench = Bench(arguments.data, place, arguments.seed, arguments.collections.split(","))
     parts: dict[str, Callable[[], None]] = {
         "quality": lambda: quality(bench),
-        "curve": lambda: curve(bench),
+        "curve": lambda: curve(bench, draws=arguments.draws),
+        "few": lambda: few(bench, draws=arguments.draws),
         "folder": lambda: folder(bench),
         "poison": lambda: poison(bench),
         "latency": lambda: latency(bench, arguments.vectors),

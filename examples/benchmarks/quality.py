@@ -1,9 +1,10 @@
 """What a fit is worth: shipped retrievers against untuned baselines on collections with human judgements.
 
-    python examples/benchmarks/quality.py --data DATA [--parts zero,handbook,labels,query-side,curve] [--seeds 13]
+    python examples/benchmarks/quality.py --data DATA [--parts zero,handbook,labels,query-side] [--seeds 13]
 
-Every part fits through the public API, without a look at any test label, and scores TREC runs with ir-measures.
-Results go to FOLDER/quality.json as they come (default: a temporary folder), tables to stdout.
+Every part fits through the public API, without a look at any test label, and scores TREC runs with ir-measures. What
+few labels give is in pefa.py (part few). Results go to FOLDER/quality.json as they come (default: a temporary folder),
+tables to stdout.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -159,36 +159,6 @@ def labelled(bench: Bench, name: str, **changes: Any) -> Callable[[], None]:
     return run
 
 
-def curve(bench: Bench, sizes: Sequence[int] = (20, 50, 100), draws: int = 5) -> None:
-    """How much an hour of labelling gives: the fusion tuned on few labels, and training on them where it may ship."""
-    for name in ("scifact", "stackfaq"):
-        collection = load(bench.data, name)
-        untuned = bench.baselines(collection)["RRF"].mean["nDCG@10"]
-        for size in sizes:
-            for method in ("none", "lora"):
-                values = []
-                for draw in range(draws):
-                    rng = random.Random(f"{name}-{size}-{draw}")
-                    ids = rng.sample(sorted(collection.qrels["train"]), size)
-                    files = write_labels(collection, "train", ids, bench.folder / f"labels-{name}-{size}-{draw}")
-                    result, _ = bench.fit(
-                        [collection.corpus], f"curve-{name}", draw, [Labels(*files)], adapter={"method": method}
-                    )
-                    with Retriever.open(result.path) as retriever:
-                        values.append(score(retriever, collection, "hybrid").mean["nDCG@10"])
-                bench.add(
-                    part="curve",
-                    collection=name,
-                    labels=size,
-                    method="fusion only" if method == "none" else "fusion and LoRA",
-                    mean=float(np.mean(values)),
-                    low=min(values),
-                    high=max(values),
-                    draws=values,
-                    untuned_rrf=untuned,
-                )
-
-
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The zero-label rows as a Markdown table, seeds averaged."""
     columns = ("untuned dense", "untuned BM25", "untuned RRF", "shipped hybrid", "over_best", "over_rrf")
@@ -223,7 +193,6 @@ def main() -> None:
         "handbook": lambda: handbook(bench),
         "labels": labelled(bench, "labels"),
         "query-side": labelled(bench, "query-side", adapter={"adapt": "query"}),
-        "curve": lambda: curve(bench),
     }
     for part in arguments.parts.split(","):
         parts[part]()
