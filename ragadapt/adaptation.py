@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_POOL_DEPTH = 20  # candidates of each dev query in the pool that early stopping searches
+_POOL_DEPTH = 8  # candidates of each dev query in the pool that early stopping searches
 _POOL_SIZE = 600
-_DEV_QUERIES = 100
+_DEV_QUERIES = 75
 _FEWEST_DEV = 8  # with fewer, the dev score is noise: no early stopping, full strength
 _DRIFT_PROBE = 256  # unlabelled passages whose movement is measured
 

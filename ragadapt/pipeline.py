@@ -490,19 +490,20 @@ class _Run:
                     build_arena(judges, base, corpus, vectors, self.lexical_folder, asked.grades) if judges else None
                 )
                 pool = dev_pool(arena, seed=config.seed)
-                result = train(
-                    base,
-                    examples,
-                    pool.score if pool else None,
-                    config.adapter,
-                    config.training,
-                    seed=config.seed,
-                    checkpoint=stage.scratch / "checkpoint",
-                    progress=self.progress,
-                )
-                strength, strengths = choose_strength(result.encoder, pool, config)
-                effect = result.encoder.effect()
-                saved = result.encoder.merged().save(stage.path / "model", portable=self.portable)
+                with self._prefix_cache(base, stage.scratch / "prefix"):
+                    result = train(
+                        base,
+                        examples,
+                        pool.score if pool else None,
+                        config.adapter,
+                        config.training,
+                        seed=config.seed,
+                        checkpoint=stage.scratch / "checkpoint",
+                        progress=self.progress,
+                    )
+                    strength, strengths = choose_strength(result.encoder, pool, config)
+                    effect = result.encoder.effect()
+                    saved = result.encoder.merged().save(stage.path / "model", portable=self.portable)
                 record = {
                     "strength": strength,
                     "strengths": sorted(strengths.items()),
@@ -524,6 +525,18 @@ class _Run:
             record["suspects"],
             tuple(record["checks"]),
         )
+
+    @contextmanager
+    def _prefix_cache(self, base: Encoder, folder: Path) -> Iterator[None]:
+        """One cache of the frozen layers for training and for every look at the dev part."""
+        training = self.config.training
+        wanted = training.prefix_cache and training.prefix_cache_bytes > 0 and self.config.adapter.method == "lora"
+        if wanted:
+            base.use_prefix_cache(folder, top_layers=self.config.adapter.layers, max_bytes=training.prefix_cache_bytes)
+        try:
+            yield
+        finally:
+            base.release_prefix_cache()
 
     def _narrow(
         self,

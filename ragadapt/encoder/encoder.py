@@ -454,6 +454,14 @@ class Encoder:
             tower.prefix = Prefix(tower.model, count, caches[key])
         return bool(towers)
 
+    def release_prefix_cache(self) -> None:
+        """Stop using the cache and close its file; the folder stays."""
+        for tower in (self.query_tower, self.passage_tower):
+            if tower is not None and tower.prefix is not None:
+                if tower.prefix.cache is not None:
+                    tower.prefix.cache.close()
+                tower.prefix = None
+
     def _frozen_below(self, top_layers: int) -> bool:
         """Whether the layers below the top ones stay as they are while this encoder lives."""
         return True
