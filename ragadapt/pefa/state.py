@@ -15,6 +15,7 @@ gives the very bits that were there before.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,11 +25,13 @@ from numpy.typing import NDArray
 
 from ragadapt.config import PefaConfig
 from ragadapt.fusion import Floats
+from ragadapt.index import Filter, VectorIndex, compile_filter
 
 SHARED = ""  # the tenant of feedback that is for all
 _BLOCK = 8192  # passages summed at a time: bounds the float64 copies
 _TICKS = 64  # steps of decay in one half-life
 _DAY_SECONDS = 86_400.0
+_FILTERS = 32  # remembered for each overlay
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +52,10 @@ class Overlay:
     def __init__(self, dim: int) -> None:
         self.ids: list[str] = []
         self.index: dict[str, int] = {}
-        self.version = 0
         self._plain = np.empty((0, dim), np.float32)
         self._delta = np.empty((0, dim), np.float32)
         self._mixed: tuple[float, Floats] | None = None
+        self._passing: dict[str, NDArray[np.bool_]] = {}  # filter → which rows pass
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -74,9 +77,21 @@ class Overlay:
             self._mixed = (lam, mixed)
         return self._mixed[1][: len(self.ids)]
 
+    def passing(self, index: VectorIndex, filter: Filter) -> NDArray[np.bool_]:
+        """(F,) which passages pass; remembered until the next change."""
+        key = json.dumps(filter, sort_keys=True, default=repr) if isinstance(filter, Mapping) else ""
+        found = self._passing.get(key) if key else None
+        if found is None:
+            found = np.array(passing(index, self.ids, filter), np.bool_)
+            if key:
+                if len(self._passing) >= _FILTERS:
+                    self._passing.pop(next(iter(self._passing)))
+                self._passing[key] = found
+        return found
+
     def put(self, ids: Sequence[str], plain: Floats, delta: Floats) -> None:
         """Add or replace passages."""
-        self.version += 1
+        self._passing.clear()
         new = [id for id in ids if id not in self.index]
         if len(self.ids) + len(new) > len(self._plain):
             self._grow(max(len(self.ids) + len(new), 2 * len(self._plain), 64))
@@ -94,7 +109,7 @@ class Overlay:
         row = self.index.pop(id, None)
         if row is None:
             return
-        self.version += 1
+        self._passing.clear()
         last = len(self.ids) - 1
         if row != last:
             moved = self.ids[last]
@@ -253,6 +268,17 @@ class State:
                     found[[row for row, _ in effective]] = True
             self._active[tenant] = found
         return found
+
+
+def passing(index: VectorIndex, ids: Sequence[str], filter: Filter) -> list[bool]:
+    """For each id of the index whether its metadata pass."""
+    if not ids:
+        return []
+    if not isinstance(filter, Mapping):  # an engine's own filter: the engine must say
+        fitting = set(index.ids(filter))
+        return [id in fitting for id in ids]
+    matches = compile_filter(filter)
+    return [matches(payload) for payload in index.payloads(ids)]
 
 
 def effective_weights(

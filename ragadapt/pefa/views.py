@@ -7,7 +7,7 @@ feedback back leaves no trace.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from ragadapt.config import PefaConfig
 from ragadapt.errors import InvalidInput
 from ragadapt.fusion import Floats
-from ragadapt.index import Filter, VectorIndex, compile_filter
+from ragadapt.index import Filter, VectorIndex
 from ragadapt.lexical.ranking import Ranking
-from ragadapt.pefa.state import SHARED, Overlay, State
+from ragadapt.pefa.state import SHARED, Overlay, State, passing
 from ragadapt.search import Dense, Plain
 
 _MARGIN = 16  # passages asked of the engine beyond k, for those that feedback moves away
@@ -36,31 +36,31 @@ class ExtraShortSearch:
     def __init__(self, index: VectorIndex, state: State, lam: float, tenant: str = SHARED) -> None:
         self.index = index
         self.lam = lam
-        own = state.overlay(tenant) if tenant != SHARED else None
-        shared = state.overlays[SHARED]
-        hidden = set(own.index) if own is not None else set()
-        self._parts: list[tuple[Overlay, NDArray[np.bool_] | None]] = [(own, None)] if own is not None else []
-        keep = None
-        if hidden:
-            keep = np.array([id not in hidden for id in shared.ids], np.bool_)
-        self._parts.append((shared, keep))
+        shared, own = state.overlays[SHARED], state.overlay(tenant) if tenant != SHARED else None
+        self._parts: list[tuple[Overlay, NDArray[np.bool_] | None]] = [(shared, None)]  # with the rows that count
+        if own is not None:
+            counts = np.ones(len(shared), np.bool_)
+            counts[[shared.index[id] for id in own.ids if id in shared.index]] = False
+            self._parts = [(own, None), (shared, counts)]
 
     def __len__(self) -> int:
-        return sum(len(overlay) if keep is None else int(keep.sum()) for overlay, keep in self._parts)
+        return sum(len(overlay) for overlay, _ in self._parts)
 
     def search(self, vectors: Floats, k: int, filter: Filter | None = None) -> list[Ranking]:
         vectors = np.asarray(vectors, np.float32)
-        if not len(self):
-            return self.index.search(vectors, k, filter)
-        touched, scored = self._touched(filter)
-        plain = untouched(self.index, vectors, k, filter, self._covers, len(self))
-        rows = [overlay.rows(self.lam) for overlay, _ in self._parts]
-        results = []
-        for start in range(0, len(vectors), _BLOCK):
-            block = vectors[start : start + _BLOCK]
-            scores = np.concatenate([block @ part.T for part in rows], axis=1)[:, scored]  # (B, F)
-            for row, ranking in zip(scores, plain[start : start + _BLOCK], strict=True):
-                results.append(merge(ranking, touched, row, k))
+        results = untouched(self.index, vectors, k, filter, self._covers, len(self))
+        for overlay, counts in self._parts:
+            mask = counts
+            if filter is not None:
+                fits = overlay.passing(self.index, filter)
+                mask = fits if counts is None else counts & fits
+            rows = overlay.rows(self.lam)
+            for start in range(0, len(vectors), _BLOCK):
+                scores = vectors[start : start + _BLOCK] @ rows.T  # (B, d) x (d, F) -> (B, F)
+                if mask is not None:
+                    scores[:, ~mask] = -np.inf
+                for at, row in enumerate(scores, start=start):
+                    results[at] = merge(results[at], overlay.ids, row, k)
         return results
 
     def scores(self, vector: Floats, ids: Sequence[str]) -> Floats:
@@ -78,22 +78,6 @@ class ExtraShortSearch:
 
     def _covers(self, id: str) -> bool:
         return any(id in overlay.index for overlay, _ in self._parts)
-
-    def _touched(self, filter: Filter | None) -> tuple[list[str], NDArray[np.int64]]:
-        """The ids with feedback that pass the filter, and their columns in the joined scores."""
-        ids: list[str] = []
-        columns: list[int] = []
-        offset = 0
-        for overlay, keep in self._parts:
-            at = range(len(overlay)) if keep is None else np.flatnonzero(keep).tolist()
-            ids += [overlay.ids[row] for row in at]
-            columns += [offset + row for row in at]
-            offset += len(overlay)
-        if filter is not None:
-            passing = passes(self.index, ids, filter)
-            ids = [id for id, passed in zip(ids, passing, strict=True) if passed]
-            columns = [column for column, passed in zip(columns, passing, strict=True) if passed]
-        return ids, np.array(columns, np.int64)
 
 
 class ExtraLargeSearch:
@@ -122,8 +106,8 @@ class ExtraLargeSearch:
             return [(ids, np.float32(self.lam) * scores) for ids, scores in found]
         if filter is not None:
             known = list(dict.fromkeys(id for found in labels for id in found))
-            passing = dict(zip(known, passes(self.index, known, filter), strict=True))
-            labels = [{id: value for id, value in found.items() if passing[id]} for found in labels]
+            fits = dict(zip(known, passing(self.index, known, filter), strict=True))
+            labels = [{id: value for id, value in found.items() if fits[id]} for found in labels]
         if self.missing == "exact":
             depth = k + max(len(found) for found in labels)
         else:
@@ -152,32 +136,36 @@ class ExtraLargeSearch:
 
     def _labels(self, vectors: Floats) -> Iterator[dict[str, float]]:
         """Per query: passage → (1 − λ)·f_kNN."""
-        active = np.flatnonzero(self.state.active(self.tenant))
-        if not len(active) or self.lam == 1:
+        active = self.state.active(self.tenant)
+        if not active.any() or self.lam == 1:
             yield from ({} for _ in vectors)
             return
-        past = self.state.query_vectors
-        whole = len(active) == len(past)
+        past, whole = self.state.query_vectors, bool(active.all())
         for start in range(0, len(vectors), _BLOCK):
-            block = vectors[start : start + _BLOCK]
-            similar = block @ past.T if whole else block @ past[active].T  # (B, n)
+            similar = vectors[start : start + _BLOCK] @ past.T  # (B, d) x (d, n) -> (B, n)
+            if not whole:
+                similar[:, ~active] = -np.inf
             for row in similar:
                 found: dict[str, float] = {}
-                for at in _nearest(row, self.k):
-                    for passage, weight in self.state.labels(int(active[at]), self.tenant):
+                for at in _nearest(row, self.k).tolist():
+                    for passage, weight in self.state.labels(at, self.tenant):
                         value = (1 - self.lam) / self.k * float(row[at]) * weight
                         found[passage] = found.get(passage, 0.0) + value
                 yield found
 
 
 def _nearest(similar: Floats, k: int) -> NDArray[np.int64]:
-    """The k largest, ties by position."""
-    if k < len(similar):
-        kth = similar[np.argpartition(similar, len(similar) - k)[len(similar) - k]]
-        candidates = np.flatnonzero(similar >= kth)
-    else:
-        candidates = np.arange(len(similar))
+    """The k largest, ties by position; -inf is none."""
+    candidates = _largest(similar, k)
     return candidates[np.argsort(-similar[candidates], kind="stable")[:k]]
+
+
+def _largest(scores: Floats, k: int) -> NDArray[np.int64]:
+    """Where the k largest stand, and more where the last of them ties; -inf is none."""
+    if k < len(scores):
+        kth = scores[np.argpartition(scores, len(scores) - k)[len(scores) - k]]
+        return np.flatnonzero((scores >= kth) & (scores > -np.inf))
+    return np.flatnonzero(scores > -np.inf)
 
 
 def untouched(
@@ -187,19 +175,16 @@ def untouched(
 
     Asks for a few more than k, and for more again only for the queries where that was not enough.
     """
-    total = len(index)
-    if most >= total:
-        return [([], np.empty(0, np.float32)) for _ in vectors]
     results: dict[int, Ranking] = {}
     waiting = list(range(len(vectors)))
     depth = k + min(most, max(_MARGIN, k))
     while waiting:
-        depth = min(depth, total, k + most)
+        depth = min(depth, k + most)
         short = []
         found = index.search(vectors[waiting], depth, filter)
         for number, (ids, scores) in zip(waiting, found, strict=True):
             keep = [at for at, id in enumerate(ids) if not covers(id)][:k]
-            if len(keep) < k and len(ids) == depth and depth < min(total, k + most):
+            if len(keep) < k and len(ids) == depth < k + most:
                 short.append(number)
             else:
                 results[number] = [ids[at] for at in keep], scores[keep]
@@ -208,31 +193,14 @@ def untouched(
 
 
 def merge(ranking: Ranking, ids: Sequence[str], scores: Floats, k: int) -> Ranking:
-    """The best k of a ranking and further (ids, scores (F,)) in any order; ties by id."""
-    if not len(ids):
-        return ranking[0][:k], ranking[1][:k]
-    if k < len(scores):  # only the best of them can matter
-        kth = scores[np.argpartition(scores, len(scores) - k)[len(scores) - k]]
-        at = np.flatnonzero(scores >= kth)
-    else:
-        at = np.arange(len(scores))
+    """The best k of a ranking and further (ids, scores (F,)) in any order; ties by id, -inf is left out."""
+    at = _largest(scores, k)
     return _best([*ranking[0], *(ids[row] for row in at.tolist())], np.concatenate([ranking[1], scores[at]]), k)
 
 
 def _best(ids: Sequence[str], scores: Floats, k: int) -> Ranking:
     order = sorted(zip((-scores).tolist(), ids, strict=True))[:k]
     return [id for _, id in order], np.array([-value for value, _ in order], np.float32)
-
-
-def passes(index: VectorIndex, ids: Sequence[str], filter: Filter) -> list[bool]:
-    """For each id whether its metadata pass."""
-    if not ids:
-        return []
-    if not isinstance(filter, Mapping):  # an engine's own filter: the engine must say
-        passing = set(index.ids(filter))
-        return [id in passing for id in ids]
-    matches = compile_filter(filter)
-    return [matches(payload) for payload in index.payloads(ids)]
 
 
 def view(index: VectorIndex, state: State, config: PefaConfig, lam: float | None = None, tenant: str = SHARED) -> Dense:
