@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from langchain_ragadapt import LoRAEmbeddings, RagAdaptVectorStore
 from llama_index_ragadapt import LoRAEmbedding
 from llama_index_ragadapt import RagAdaptVectorStore as NodeStore
 from qdrant_client import QdrantClient, models
 from tiny_models import write_tiny_model
 
+from ragadapt.adapters import attach
+from ragadapt.config import AdapterConfig
 from ragadapt.encoder import Encoder, open_encoder
 from ragadapt.errors import DimensionMismatch, FingerprintMismatch, IndexFault, IndexUnreachable, InvalidInput
 from ragadapt.index.foreign import ForeignQdrantIndex, migrate
@@ -237,6 +240,26 @@ def test_a_server_that_does_not_answer_is_named_without_its_key(monkeypatch: pyt
         ForeignQdrantIndex.existing("http://user:hush@127.0.0.1:9", "docs", api_key="secret-key", timeout_seconds=1)
     assert "secret" not in str(found.value)
     assert "hush" not in str(found.value)
+
+
+def test_an_adapted_query_side_searches_the_old_vectors(
+    client: QdrantClient, encoders: tuple[Encoder, Encoder], folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base = open_encoder(folders[0], precision="float32")
+    adapted = attach(base, AdapterConfig.model_validate({"rank": 4, "adapt": "query"}))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # as if it had been trained
+        for parameter in adapted.trainable().values():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    adapted.merged().save(tmp_path / "model")
+    embeddings = LoRAEmbeddings(model=str(tmp_path / "model"), precision="float32")
+    query = np.array(embeddings.embed_query("red river"))
+    assert float(query @ encoders[0].encode_queries(["red river"])[0]) < 0.999  # the query side did move
+    store = RagAdaptVectorStore.from_existing_collection(embeddings, client=client, collection="old")
+    expected = encoders[0].encode_passages(TEXTS) @ query
+    found = store.similarity_search_with_score("red river", k=4)
+    assert [document.page_content for document, _ in found] == [TEXTS[row] for row in np.argsort(-expected)]
+    assert [score for _, score in found] == [pytest.approx(score, abs=1e-3) for score in sorted(expected)[::-1]]
 
 
 # Migration

@@ -33,6 +33,8 @@ from small_retriever import fit_pages
 from ragadapt.errors import (
     DimensionMismatch,
     FingerprintMismatch,
+    IndexFault,
+    IndexUnreachable,
     InvalidFilter,
     InvalidInput,
     ModelNotFound,
@@ -701,6 +703,38 @@ def test_adding_nothing_and_searching_an_empty_store_is_fine(opened: Retriever) 
         RagAdaptVectorStore("model")  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="colour: not known here"):
         store.similarity_search("x", colour="red")
+
+
+def test_a_server_that_does_not_answer_is_named_without_its_key(
+    opened: Retriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ragadapt.index.qdrant.time.sleep", lambda seconds: None)
+    with pytest.raises(
+        IndexUnreachable, match=r"Qdrant at http://127\.0\.0\.1:9 does not answer after 4 tries"
+    ) as found:
+        RagAdaptVectorStore(
+            LoRAEmbeddings(encoder=opened.encoder),
+            kind="qdrant", url="http://127.0.0.1:9", api_key="secret-key", timeout_seconds=1,
+        )  # fmt: skip
+    assert "secret" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("width", "distance", "error", "reason"),
+    [(7, "Dot", DimensionMismatch, "holds 7-d vectors"), (32, "Cosine", IndexFault, "compares by Cosine")],
+)
+def test_a_collection_of_another_width_or_distance_is_refused(
+    opened: Retriever, tmp_path: Path, width: int, distance: str, error: type[Exception], reason: str
+) -> None:
+    from qdrant_client import QdrantClient, models
+
+    client = QdrantClient(path=str(tmp_path))
+    client.create_collection(
+        "ragadapt", vectors_config=models.VectorParams(size=width, distance=models.Distance(distance))
+    )
+    client.close()
+    with pytest.raises(error, match=reason):
+        RagAdaptVectorStore(LoRAEmbeddings(encoder=opened.encoder), kind="qdrant", folder=tmp_path)
 
 
 def test_delete_without_ids_removes_all(store: RagAdaptVectorStore) -> None:

@@ -108,7 +108,7 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
         if dim is None and ours is not None:
             dim = ours.dim
         if dim is not None or there:
-            self._passages = open_collection(dim=dim, **self._opening)
+            self._open(dim)
 
     @classmethod
     def from_pretrained(
@@ -202,7 +202,7 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
             )
         vectors = [node.get_embedding() for node in nodes]
         if self._passages is None:
-            self._passages = open_collection(dim=len(vectors[0]), **self._opening)
+            self._open(len(vectors[0]))
         ids, texts, metadata = zip(*(as_passage(node) for node in nodes))
         self._passages.add(list(ids), list(texts), vectors, list(metadata))
         return list(ids)
@@ -326,6 +326,10 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
         """Release files and connections; unsaved changes of exact and faiss are lost."""
         if self._passages is not None:
             self._passages.close()
+
+    def _open(self, dim: int | None) -> None:
+        self._passages = open_collection(dim=dim, **self._opening)
+        self._opening.pop("api_key", None)  # a key is kept no longer than it is needed
 
     def _named(self, node_ids: Sequence[str] | None, filters: MetadataFilters | None) -> list[str]:
         passing = self._passages.ids(to_filter(filters)) if filters is not None or node_ids is None else None
