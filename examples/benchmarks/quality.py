@@ -1,6 +1,6 @@
 """What a fit is worth: shipped retrievers against untuned baselines on collections with human judgements.
 
-    python examples/benchmarks/quality.py --data DATA [--parts zero,handbook,labels,query-side] [--seeds 13]
+    python examples/benchmarks/quality.py --data DATA [--parts zero,handbook,labels,query-side,signals] [--seeds 13]
 
 Every part fits through the public API, without a look at any test label, and scores TREC runs with ir-measures. What
 few labels give is in pefa.py (part few). Results go to FOLDER/quality.json as they come (default: a temporary folder),
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -159,6 +160,69 @@ def labelled(bench: Bench, name: str, **changes: Any) -> Callable[[], None]:
     return run
 
 
+def signals(bench: Bench, most: int = 600) -> None:
+    """What each training signal that needs no labels gives, when it is trained on without asking the gate.
+
+    For every kind of query that the documents offer, dense search on the test split after training on at most `most`
+    such queries; beside it what the gate would have had to judge by.
+    """
+    from ragadapt.corpus import chunk_documents, internal_links, read_documents
+    from ragadapt.queries import clean_queries, masked_passage, structural_queries
+    from ragadapt.training import Example, train
+
+    for name in bench.collections:
+        collection = load(bench.data, name)
+        for seed in bench.seeds:
+            config = FitConfig.build({**BASE, "seed": seed})
+            documents = read_documents([collection.corpus]).documents
+            limit = bench.encoder.max_length - bench.encoder.special_tokens
+            chunks = chunk_documents(documents, config.chunk, bench.encoder.count_tokens, limit)
+            by_id = {chunk.id: chunk for chunk in chunks}
+            queries = structural_queries(documents, chunks, internal_links(documents, chunks), config.query, seed=seed)
+            cleaned = clean_queries(queries, chunks, config.query, seed=seed)
+            kinds = sorted({query.kind for query in cleaned})
+            passages, owners = [chunk.passage for chunk in chunks], [chunk.document_id for chunk in chunks]
+            base = dense(collection, bench.encoder, passages, owners)
+            for kind in kinds:
+                own = [query for query in cleaned if query.kind == kind]
+                if len(own) < 50:
+                    continue
+                chosen = random.Random(seed).sample(own, min(most, len(own)))
+                examples = [Example(query.text, masked_passage(query, by_id[query.positives[0]])) for query in chosen]
+                trained = train(bench.encoder, examples, None, config.adapter, config.training, seed=seed)
+                found = dense(collection, trained.encoder.merged(), passages, owners)
+                ids = list(base.per_query["nDCG@10"])
+                change = paired_bootstrap(
+                    [found.per_query["nDCG@10"][id] for id in ids],
+                    [base.per_query["nDCG@10"][id] for id in ids],
+                    seed=seed,
+                )
+                bench.add(
+                    part="signals",
+                    collection=name,
+                    seed=seed,
+                    kind=kind,
+                    evidence=own[0].evidence.value,
+                    queries=len(chosen),
+                    base=base.mean["nDCG@10"],
+                    trained=found.mean["nDCG@10"],
+                    change=[change.low, change.delta, change.high],
+                )
+
+
+def dense(collection: Collection, encoder: Encoder, passages: list[str], owners: list[str]) -> Evaluation:
+    """Dense search over passages; a document scores as its best one."""
+    asked = collection.asked("test")
+    scores = encoder.encode_queries(list(asked.values())) @ encoder.encode_passages(passages).T
+    run: dict[str, dict[str, float]] = {}
+    for id, row in zip(asked, scores, strict=True):
+        best: dict[str, float] = {}
+        for at in np.argsort(-row, kind="stable")[:400].tolist():
+            best.setdefault(owners[at], float(row[at]))
+        run[id] = best
+    return evaluate(run, collection.qrels["test"])
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The zero-label rows as a Markdown table, seeds averaged."""
     columns = ("untuned dense", "untuned BM25", "untuned RRF", "shipped hybrid", "over_best", "over_rrf")
@@ -192,6 +256,7 @@ def main() -> None:
         "zero": lambda: zero(bench),
         "handbook": lambda: handbook(bench),
         "labels": labelled(bench, "labels"),
+        "signals": lambda: signals(bench),
         "query-side": labelled(bench, "query-side", adapter={"adapt": "query"}),
     }
     for part in arguments.parts.split(","):
