@@ -12,13 +12,14 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ragadapt import profiling
 from ragadapt.adaptation import choose_strength, dev_pool, drift, make_examples, proof
 from ragadapt.arena import Arena, build_arena, one_rank
 from ragadapt.chunks import ChunkStore, document_hash
@@ -117,25 +118,45 @@ def fit(
     labels: Sequence[Labels] = (),
     chunked: bool = False,
     portable: bool | None = None,
+    profile: str | Path | None = None,
     progress: Progress = no_progress,
 ) -> FitResult:
     """Learn a corpus and write a retriever to `target`, replacing an older one there only when all is done.
 
     sources: files, folders, or LangChain documents / LlamaIndex nodes. chunked: those objects are passages already and
     are not cut again. portable: copy the base model's weights into the folder (None = only where it is not on the
-    hub). Raises EmptyCorpus, InvalidInput, StoreLocked, ModelNotFound, TrainingFailed.
+    hub). profile: a JSON file that tells where the time went, by stage and by kind of work; the report shows it too.
+    Raises EmptyCorpus, InvalidInput, StoreLocked, ModelNotFound, TrainingFailed.
     """
-    from ragadapt.encoder import Encoder
-
     check_index(config.index)
     if isinstance(sources, (str, Path)):
         sources = [sources]
-    clock = Clock()
-    with clock("read"):
+    with profiling.profiled() if profile is not None else nullcontext() as taken:
+        clock = Clock(taken)
+        try:
+            return _fit(sources, target, config, labels, chunked, portable, clock, progress)
+        finally:
+            if taken is not None and profile is not None:
+                taken.write(Path(profile), clock.seconds)
+
+
+def _fit(
+    sources: Sequence[Any],
+    target: str | Path,
+    config: FitConfig,
+    labels: Sequence[Labels],
+    chunked: bool,
+    portable: bool | None,
+    clock: Clock,
+    progress: Progress,
+) -> FitResult:
+    from ragadapt.encoder import Encoder
+
+    with clock("read"), profiling.work("read"):
         documents, skipped, chunks = read_sources(sources, config, chunked, progress)
     with Workspace.open(target, {"command": "fit"}) as work:
         run = _Run(work, config, clock, progress, bool(portable), describe_sources(sources, chunked))
-        with clock("load model"):
+        with clock("load model"), profiling.work("load model"):
             encoder = Encoder.load(config.encoder)
 
         corpus = run.chunks(documents, chunks, encoder)
@@ -234,18 +255,24 @@ def read_sources(
 
 
 class Clock:
-    """Seconds by stage; a stage within another counts for itself alone."""
+    """Seconds by stage; a stage within another counts for itself alone. profile: told which stage runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, profile: profiling.Profile | None = None) -> None:
         self.seconds: dict[str, float] = {}
+        self.profile = profile
         self._within = 0.0  # seconds of the stages inside the one that is running
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         start, outside, self._within = time.perf_counter(), self._within, 0.0
+        before = self.profile.stage if self.profile else ""
+        if self.profile:
+            self.profile.stage = stage
         try:
             yield
         finally:
+            if self.profile:
+                self.profile.stage = before
             took = time.perf_counter() - start
             self.seconds[stage] = self.seconds.get(stage, 0.0) + took - self._within
             self._within = outside + took
@@ -368,17 +395,20 @@ class _Run:
     def _ask(self, stage: Stage, corpus: Corpus, encoder: Encoder, base: Searcher, labels: Sequence[Labels]) -> Asked:
         config, seed = self.config, self.config.seed
         documents, chunks = corpus.documents, corpus.chunks
-        links = internal_links(documents, chunks)
-        written = structural_queries(documents, chunks, links, config.query, seed=seed)
+        with profiling.work("queries from documents", len(documents)):
+            links = internal_links(documents, chunks)
+            written = structural_queries(documents, chunks, links, config.query, seed=seed)
         found_labels, notes = self._labels(corpus, labels)
         if config.query.generator or config.query.generator_url:
             cache = stage.scratch / "answers.jsonl"
             examples = [query for found, ids in found_labels for query in found.queries if query.id in ids["train"]]
-            written += generate_queries(
-                chunks, config.query, seed=seed, cache_path=cache, progress=self.progress, examples=examples
-            )
+            with profiling.work("language model"):
+                written += generate_queries(
+                    chunks, config.query, seed=seed, cache_path=cache, progress=self.progress, examples=examples
+                )
         made = Counter(query.kind for query in written)
-        cleaned = clean_queries(written, chunks, config.query, seed=seed)
+        with profiling.work("clean queries", len(written)):
+            cleaned = clean_queries(written, chunks, config.query, seed=seed)
         split = split_documents(chunks, corpus.groups, config.split, seed)
         parts = assign_queries(cleaned, chunks, split)
         train = self._round_trip(parts["train"], encoder, base)
@@ -652,6 +682,7 @@ class _Run:
                 strength=trained.strength if trained else None,
                 checks=trained.checks if trained else (),
                 timings=self.clock.seconds,
+                profile=self.clock.profile,
                 configuration=config.model_dump(mode="json"),
                 seed=config.seed,
                 base_model=base[0].spec.model,
@@ -708,7 +739,7 @@ class _Run:
             },
             mutable=mutable_parts(config.index),
         )
-        with self.clock("commit"):
+        with self.clock("commit"), profiling.work("commit"):
             commit_build(self.work, manifest, parts)
         return self.work.target
 

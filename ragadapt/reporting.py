@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -15,6 +15,7 @@ from ragadapt.evaluation import report as reports
 from ragadapt.evaluation.judging import JudgedQuery
 from ragadapt.evaluation.report import build
 from ragadapt.fusion import Fusion
+from ragadapt.profiling import Profile
 from ragadapt.stages import Corpus
 from ragadapt.tuning import LearntFusion, System, ranking
 from ragadapt.values import Chunk, Document, Evidence
@@ -60,6 +61,7 @@ class Facts:
     base_model: str
     licences: Mapping[str, str]
     peak_memory_bytes: int | None = None
+    profile: Profile | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -138,7 +140,7 @@ def build_report(facts: Facts, base: Arena | None, shipped: Arena | None, corpus
             leaked=facts.leaked,
             documents=dict(facts.documents_by_part),
         ),
-        timings=tuple(reports.Timing(stage=stage, seconds=round(s, 3)) for stage, s in facts.timings.items()),
+        timings=_timings(facts),
         warnings=tuple(warnings),
         configuration=dict(facts.configuration),
         seeds={"seed": facts.seed},
@@ -147,6 +149,20 @@ def build_report(facts: Facts, base: Arena | None, shipped: Arena | None, corpus
         licences=tuple(reports.Licence(what=what, licence=text) for what, text in facts.licences.items()),
         **measured,
     )
+
+
+def _timings(facts: Facts) -> tuple[reports.Timing, ...]:
+    made = []
+    for stage, seconds in facts.timings.items():
+        works = facts.profile.of_stage(stage, seconds) if facts.profile else ()
+        made.append(
+            reports.Timing(
+                stage=stage,
+                seconds=round(seconds, 3),
+                work=tuple(reports.WorkDone(**asdict(done)) for done in works),
+            )
+        )
+    return tuple(made)
 
 
 def _measure(facts: Facts, base: Arena, shipped: Arena, corpus: Corpus) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ragadapt.errors import InvalidInput
 from ragadapt.fusion import Background, Candidates, Floats, Fusion, Positions, move_towards, standardise
+from ragadapt.profiling import work
 
 if TYPE_CHECKING:
     from ragadapt.index import Filter, VectorIndex
@@ -58,10 +59,12 @@ class Plain:
         self.index = index
 
     def search(self, vectors: Floats, k: int, filter: Filter | None = None) -> list[Ranking]:
-        return self.index.search(vectors, k, filter)
+        with work("dense search", len(vectors)):
+            return self.index.search(vectors, k, filter)
 
     def scores(self, vector: Floats, ids: Sequence[str]) -> Floats:
-        scores: Floats = self.index.vectors(ids) @ vector
+        with work("dense search", 1):
+            scores: Floats = self.index.vectors(ids) @ vector
         return scores
 
     def vectors(self, ids: Sequence[str]) -> Floats:

@@ -25,6 +25,7 @@ from ragadapt.files import write_text
 from ragadapt.fusion import Background, Floats, Fusion
 from ragadapt.index import collection_of, exact_index, open_index
 from ragadapt.lexical import LexicalIndex
+from ragadapt.profiling import work
 from ragadapt.search import Searcher
 from ragadapt.store import LEDGER, Manifest, Stage, Workspace, kept_build
 from ragadapt.values import Chunk, Document, Evidence, Progress, Query
@@ -83,13 +84,15 @@ def build_chunks(
         if given is not None:
             chunks = list(given)
         else:
-            chunks = chunk_documents(documents, config, encoder.count_tokens, limit, progress=progress)
+            with work("cut", len(documents)):
+                chunks = chunk_documents(documents, config, encoder.count_tokens, limit, progress=progress)
         if not chunks:
             raise EmptyCorpus(
                 "The documents hold no text to cut into passages. Check what was read with: ragadapt doctor"
             )
-        groups = near_duplicate_groups([chunk.passage for chunk in chunks])
-        with ChunkStore.create(path) as store:
+        with work("near-duplicates", len(chunks)):
+            groups = near_duplicate_groups([chunk.passage for chunk in chunks])
+        with work("passages to disk", len(chunks)), ChunkStore.create(path) as store:
             store.add(documents, chunks)
         np.save(groups_path, np.array(groups, dtype=np.int64))
     keys = tuple(normalise(chunk.passage) for chunk in chunks)
@@ -113,8 +116,9 @@ def build_lexical(stage: Stage, corpus: Corpus, progress: Progress) -> LexicalIn
     if not stage.finished:
         headings = [" > ".join(chunk.heading_path) for chunk in corpus.chunks]
         texts = [lexical_text(chunk.text) for chunk in corpus.chunks]
-        index = LexicalIndex.build(corpus.ids, texts, headings=headings, progress=progress)
-        index.save(folder)
+        with work("lexical index", len(texts)):
+            index = LexicalIndex.build(corpus.ids, texts, headings=headings, progress=progress)
+            index.save(folder)
     return LexicalIndex.open(folder)
 
 
@@ -170,9 +174,11 @@ def build_index(
         for start in range(0, len(ids), batch):
             stop = min(start + batch, len(ids))
             payloads = [dict(chunk.metadata) for chunk in corpus.chunks[start:stop]]
-            index.upsert(ids[start:stop], np.asarray(vectors[start:stop]), payloads)
+            with work("index", stop - start):
+                index.upsert(ids[start:stop], np.asarray(vectors[start:stop]), payloads)
             progress("index", stop, len(ids))
-        index.save()
+        with work("index"):
+            index.save()
     np.savez(stage.path / "background.npz", **background_arrays(vectors))
 
 

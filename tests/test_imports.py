@@ -17,10 +17,10 @@ import ragadapt
 ROOT = Path(__file__).resolve().parents[1]
 
 PARTS = (
-    "version", "errors", "values", "config", "files", "corpus", "queries", "lexical", "fusion", "mining", "encoder",
-    "adapters", "training", "index", "search", "chunks", "store", "evaluation", "stages", "arena", "tuning",
-    "adaptation", "reporting", "comparison", "pefa", "retriever", "collection", "feedback", "pipeline", "refresh",
-    "export", "doctor",
+    "version", "errors", "values", "config", "files", "profiling", "corpus", "queries", "lexical", "fusion",
+    "mining", "encoder", "adapters", "training", "index", "search", "chunks", "store", "evaluation", "stages",
+    "arena", "tuning", "adaptation", "reporting", "comparison", "pefa", "retriever", "collection", "feedback",
+    "pipeline", "refresh", "export", "doctor",
 )  # fmt: skip
 """The modules and packages of ragadapt. Each may import those before it, never those behind it."""
 

@@ -35,6 +35,7 @@ from ragadapt.encoder.presets import Source, known_prompts, resolve
 from ragadapt.encoder.spec import EncoderSpec, opens_directly, read_spec, write_spec
 from ragadapt.encoder.tower import Tower
 from ragadapt.errors import InvalidInput, NotARetriever, StoreError
+from ragadapt.profiling import work
 from ragadapt.values import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -275,7 +276,9 @@ class Encoder:
         counts: list[int] = []
         with self._lock:
             for start in range(0, len(texts), _WINDOW):
-                counts += self._count(texts[start : start + _WINDOW])
+                piece = texts[start : start + _WINDOW]
+                with work("tokenise", len(piece)):
+                    counts += self._count(piece)
         return counts
 
     def _count(self, texts: list[str]) -> list[int]:
@@ -335,7 +338,8 @@ class Encoder:
 
         def tokenise(window: tuple[int, int]) -> tuple[list[Ids], int]:
             piece = texts[window[0] : window[1]]
-            return tower.tokenize([prompt + text for text in piece] if prompt else piece)
+            with work("tokenise", len(piece)):
+                return tower.tokenize([prompt + text for text in piece] if prompt else piece)
 
         done = 0
         with ThreadPoolExecutor(max_workers=1) as pool:
@@ -347,7 +351,8 @@ class Encoder:
                     ahead = pool.submit(tokenise, windows[number + 1])
                 lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
                 for batch in token_batches(lengths, budget):
-                    vectors[start + batch] = _embed(tower, [rows[i] for i in batch], front)
+                    with work("forward", len(batch)):
+                        vectors[start + batch] = _embed(tower, [rows[i] for i in batch], front)
                     done += len(batch)
                     progress(stage, done, len(texts))
         return vectors

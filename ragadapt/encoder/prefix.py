@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from ragadapt.encoder.batches import Ids, pad, token_batches
+from ragadapt.profiling import work
 from ragadapt.values import Progress, no_progress
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,8 @@ class Prefix:
     @torch.no_grad()
     def below(self, ids: Tensor, mask: Tensor) -> Tensor:
         """(B, T) → (B, T, h): what the upper part reads. Never cached."""
-        hidden: Tensor = self.lower(input_ids=ids, attention_mask=mask).last_hidden_state
+        with work("frozen layers", len(ids)):
+            hidden: Tensor = self.lower(input_ids=ids, attention_mask=mask).last_hidden_state
         return hidden
 
     def hidden(self, rows: list[Ids], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -119,15 +121,18 @@ class Prefix:
         missing = [position for position, place in enumerate(places) if place is None]
         if len(missing) == len(rows):
             computed = self.below(torch.from_numpy(ids_array).to(device), mask)
-            self.cache.add(rows, computed)
+            with work("cache writes", len(rows)):
+                self.cache.add(rows, computed)
             return computed, mask
         width = ids_array.shape[1]
-        hidden = self.cache.gather(places, width)
+        with work("cache reads", len(rows) - len(missing)):
+            hidden = self.cache.gather(places, width)
         if missing:
             some = self.below(
                 torch.from_numpy(ids_array[missing]).to(device), torch.from_numpy(mask_array[missing]).to(device)
             )
-            self.cache.add([rows[position] for position in missing], some)
+            with work("cache writes", len(missing)):
+                self.cache.add([rows[position] for position in missing], some)
             hidden[missing] = some.cpu()
         return hidden.to(device, non_blocking=True), mask
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ragadapt.errors import FormatTooNew, IndexCorrupt, InvalidInput
 from ragadapt.lexical.ranking import Ranking, best_first
 from ragadapt.lexical.tokens import word_analyser, words
+from ragadapt.profiling import work
 from ragadapt.values import Progress, no_progress
 
 FORMAT = 1
@@ -101,7 +102,10 @@ class LexicalIndex:
         """(number of the first query, dense scores (B, N)) in blocks of about block_bytes."""
         size = max(1, block_bytes // (4 * max(1, len(self))))
         for start in range(0, len(queries), size):
-            yield start, self.scores(queries[start : start + size])
+            piece = queries[start : start + size]
+            with work("lexical search", len(piece)):
+                scores = self.scores(piece)
+            yield start, scores
 
     def scores_of(self, query: str, positions: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """The scores of one query for chosen positions (n,)."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from ragadapt.config import MiningConfig
 from ragadapt.fusion import Candidates, Fusion
+from ragadapt.profiling import work
 from ragadapt.values import Query
 
 
@@ -34,6 +35,7 @@ class Mined:
     suspects: int
 
 
+@work("mining")
 def mine_negatives(
     queries: Sequence[Query],
     candidates: Sequence[Candidates],

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ragadapt.encoder.batches import Ids, token_batches
+from ragadapt.profiling import work
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def backward(
     for number, chunk in enumerate(chunks):
         held += len(chunk) * int(lengths[chunk].max())
         keep = held <= held_tokens or len(chunks) == 1
-        with torch.set_grad_enabled(keep):
+        with work("forward", len(chunk)), torch.set_grad_enabled(keep):
             out = embed([rows[i] for i in chunk], number)  # (B, d)
         graphs.append(out if keep else None)
         pieces.append(out.detach())
@@ -100,13 +101,18 @@ def backward(
     local[torch.from_numpy(position_of[order])] = torch.cat(pieces)
 
     vectors = processes.gather(local, lengths).requires_grad_(True)  # (n, d)
-    loss = loss_of(vectors)
-    value = float(loss.detach())
-    if not np.isfinite(value):
-        return value
-    (gradient,) = torch.autograd.grad(loss, vectors)  # (n, d)
+    with work("loss"):
+        loss = loss_of(vectors)
+        value = float(loss.detach())
+        if not np.isfinite(value):
+            return value
+        (gradient,) = torch.autograd.grad(loss, vectors)  # (n, d)
     for number, (chunk, graph) in enumerate(zip(chunks, graphs, strict=True)):
-        out = embed([rows[i] for i in chunk], number) if graph is None else graph
-        torch.autograd.backward(out, gradient[torch.from_numpy(chunk)])
+        if graph is None:
+            with work("forward again", len(chunk)):
+                graph = embed([rows[i] for i in chunk], number)
+        with work("backward", len(chunk)):
+            torch.autograd.backward(graph, gradient[torch.from_numpy(chunk)])
+        del graph
         graphs[number] = None
     return value

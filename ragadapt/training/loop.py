@@ -24,6 +24,7 @@ from ragadapt.encoder.batches import Ids
 from ragadapt.encoder.loading import tensors_sha256
 from ragadapt.encoder.prefix import Prefix, PrefixCache, split
 from ragadapt.errors import InvalidConfiguration, InvalidInput, TrainingFailed
+from ragadapt.profiling import work
 from ragadapt.training import losses
 from ragadapt.training.checkpoint import load_checkpoint, save_checkpoint
 from ragadapt.training.examples import Batch, Example, Material
@@ -260,7 +261,9 @@ class _Run:
     def _tokens(self, texts: list[str], prompt: str) -> list[Ids]:
         rows: list[Ids] = []
         for start in range(0, len(texts), 8192):
-            rows += self.tower.tokenize([prompt + text for text in texts[start : start + 8192]])[0]
+            piece = texts[start : start + 8192]
+            with work("tokenise", len(piece)):
+                rows += self.tower.tokenize([prompt + text for text in piece])[0]
         return rows
 
     @contextlib.contextmanager
@@ -325,11 +328,12 @@ class _Run:
                 self._back_off(error)
         if not np.isfinite(loss):
             return loss
-        self.processes.sum_gradients(self.parameters)
-        torch.nn.utils.clip_grad_norm_(self.parameters, _MAX_GRADIENT_NORM)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        with work("optimizer"):
+            self.processes.sum_gradients(self.parameters)
+            torch.nn.utils.clip_grad_norm_(self.parameters, _MAX_GRADIENT_NORM)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
         return loss
 
     def _gradient(self, batch: Batch, step: int) -> float:

@@ -50,6 +50,11 @@ if TYPE_CHECKING:
     help="Copy the base model along, or name it.  [default: copy only what is not on the hub]",
 )
 @click.option("--fail-on-no-gain", is_flag=True, help="Exit with 3 unless the verdict is WIN.")
+@click.option(
+    "--profile",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write where the time went, by stage and kind of work, to this JSON file; the report shows it too.",
+)
 @click.option("--dry-run", is_flag=True, help="Read and cut the documents, say what would happen, write nothing.")
 def fit_command(
     terminal: Terminal,
@@ -60,6 +65,7 @@ def fit_command(
     uses: tuple[str, ...],
     portable: bool | None,
     fail_on_no_gain: bool,
+    profile: Path | None,
     dry_run: bool,
     config: FitConfig,
 ) -> int | None:
@@ -82,7 +88,9 @@ def fit_command(
     labels = [Labels(queries, qrels, use) for queries, qrels, use in pairs]
     started = time.monotonic()
     with terminal.progress() as progress:
-        result = fit(list(documents), output, config, labels=labels, portable=portable, progress=progress)
+        result = fit(
+            list(documents), output, config, labels=labels, portable=portable, profile=profile, progress=progress
+        )
     seconds = time.monotonic() - started
     page = result.path / "report" / "report.html"
     if terminal.json:

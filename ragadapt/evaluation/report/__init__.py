@@ -45,6 +45,7 @@ from ragadapt.evaluation.report.values import (
     System,
     Timing,
     Verdict,
+    WorkDone,
 )
 from ragadapt.evaluation.report.words import headline
 
@@ -75,6 +76,7 @@ __all__ = [
     "System",
     "Timing",
     "Verdict",
+    "WorkDone",
     "compare",
     "differences",
     "headline",

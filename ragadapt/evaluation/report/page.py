@@ -661,7 +661,50 @@ def _time(report: Report) -> Markup | None:
                 for t in timings
             ],
         ),
+        _work(report),
     )
+
+
+def _work(report: Report) -> list[Child]:
+    """What a profile saw: time by kind of work, and which stage spent it on what."""
+    works = [(timing.stage, each) for timing in report.timings for each in timing.work]
+    if not works:
+        return []
+    totals: dict[str, list[float]] = {}
+    for _, each in works:
+        sums = totals.setdefault(each.kind, [0.0, 0, 0, 0.0])
+        for place, value in enumerate((each.seconds, each.calls, each.items, each.beside_seconds)):
+            sums[place] += value
+    ordered = sorted(totals.items(), key=lambda pair: (-pair[1][0], -pair[1][3]))
+    rows = [
+        (kind, "all stages", *(seconds, int(calls), int(items), beside))
+        for kind, (seconds, calls, items, beside) in ordered
+    ]
+    rows += [(each.kind, stage, each.seconds, each.calls, each.items, each.beside_seconds) for stage, each in works]
+    return [
+        tag("h3", "By kind of work"),
+        tag(
+            "p",
+            "Until this report was written. Beside: what another thread did meanwhile, such as tokenising the next "
+            "batch; it cost no time of its own.",
+        ),
+        _figure(
+            charts.bar_chart(
+                [(kind, sums[0], duration(sums[0])) for kind, sums in ordered if sums[0] > 0],
+                title="Time by kind of work",
+            )
+        ),
+        _table(
+            ["work", "stage", "time", "calls", "items", "beside"],
+            [
+                [kind, stage, duration(seconds), count(calls), count(items), duration(beside) if beside else "–"]
+                for kind, stage, seconds, calls, items, beside in rows
+            ],
+            caption="Time by kind of work and stage.",
+            numeric=range(2, 6),
+            sort_values=[list(row) for row in rows],
+        ),
+    ]
 
 
 def _details(report: Report) -> Markup | None:

@@ -294,14 +294,25 @@ class Check(Part):
     detail: Text = ""
 
 
+class WorkDone(Part):
+    """One kind of work within a stage, from a profile; see ragadapt.profiling.Work."""
+
+    kind: Text
+    seconds: float
+    calls: int = 0
+    items: int = 0
+    beside_seconds: float = 0.0
+
+
 class Timing(Part):
-    """Where the time went. items in unit: what was worked on, for a rate."""
+    """Where the time went. items in unit: what was worked on, for a rate. work: of a run that was profiled."""
 
     stage: Text
     seconds: float
     items: int | None = None
     unit: Text = ""
     peak_memory_bytes: int | None = None
+    work: tuple[WorkDone, ...] = ()
 
 
 class Licence(Part):
