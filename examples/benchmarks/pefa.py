@@ -16,6 +16,7 @@ import platform
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -453,8 +454,8 @@ def poison(bench: Bench, users: int = 1000, attackers: int = 10) -> None:
             Feedback(one.query, one.chunk_id, user=f"user {rng.integers(users - attackers)}") for one in task.feedback()
         ]
         questions = list(dict.fromkeys(one.query for one in honest))
-        judged = {document for found in collection.qrels["test"].values() for document in found}
-        spam = next(id for id in collection.ids if id not in judged)
+        judged = Counter(document for found in collection.qrels["test"].values() for document in found)
+        spam = min(collection.ids, key=lambda id: judged[id])  # as good as never the answer
         attack = [
             Feedback(question, spam, user=f"attacker {number}") for number in range(attackers) for question in questions
         ]
