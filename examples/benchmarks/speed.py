@@ -1,0 +1,799 @@
+"""How fast it is: encoding, training, mining and whole fits beside sentence-transformers, with quality beside speed.
+
+    python examples/benchmarks/speed.py --data DATA [--folder FOLDER] [--parts encode,train,cache,mining,growth,cli,gpu]
+
+Both sides run in one go, their repeats interleaved; medians count. What is judged by its memory runs in a process of
+its own. Results go to FOLDER/speed.json as they come; parts that are run later into the same FOLDER join those that are
+there. Tables go to stdout, --table prints them again without measuring. Without CUDA the rows of the part gpu say
+"not measured". The peers of train and mining need `pip install '.[benchmarks]'`. --smoke runs every part at a size of
+seconds: its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+from beir import Collection, load, plain_bm25, run_of
+from synthetic import mixed_lengths, tiny_model, write_corpus
+
+HERE = Path(__file__).resolve().parent
+PARTS = ("encode", "train", "cache", "mining", "growth", "cli", "gpu")
+GIB = 1024**3
+ENCODING = ("base-vectors", "adapted-vectors")  # stages of a fit
+MEMORY_BOUND = 6 * 10**9  # bytes, of a whole fit over 100,000 chunks
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured. documents: of the collection that judges quality; None = all."""
+
+    repeats: int = 5
+    texts: int = 512
+    documents: int | None = None
+    examples: int = 128  # training examples of a timed run
+    train_repeats: int = 3
+    train_epochs: int = 1  # of a timed run; the first one also fills the cache of frozen layers
+    epochs: float = 1  # of the training whose quality is compared
+    chunks: int = 100_000  # of the mining
+    queries: int = 20_000
+    mining_repeats: int = 3
+    growth: tuple[int, ...] = (1_000, 10_000, 100_000)
+    labels: int = 400  # judged queries of the fits with training
+    cli_repeats: int = 7
+
+
+SMOKE = Sizes(
+    repeats=2, texts=24, documents=60, examples=32, train_repeats=1, chunks=1500, queries=200, mining_repeats=1,
+    growth=(100, 300), labels=60, cli_repeats=2,
+)  # fmt: skip
+
+
+class Bench:
+    """Where results go, and what the parts share."""
+
+    def __init__(self, data: Path, folder: Path, sizes: Sizes, model: str, seed: int, device: str) -> None:
+        self.data = data
+        self.folder = folder
+        self.sizes = sizes
+        self.model = model
+        self.seed = seed
+        self.device = device
+        self.file = folder / "speed.json"
+        self.rows: list[Row] = []
+        if self.file.exists():
+            self.rows = json.loads(self.file.read_text(encoding="utf-8"))["rows"]
+
+    def forget(self, part: str) -> None:
+        """A part that is measured again replaces what was there."""
+        self.rows = [row for row in self.rows if row["part"] != part]
+
+    def add(self, part: str, what: str, **values: Any) -> None:
+        """Keep one result, on disk at once."""
+        row = {"part": part, "what": what, **values}
+        if hasattr(os, "getloadavg"):
+            row["load"] = os.getloadavg()[0]  # above the number of cores, others were at work too
+        self.rows.append(row)
+        about = {
+            "date": date.today().isoformat(),
+            "machine": f"{platform.machine()}, {platform.system()}, python {platform.python_version()}",
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "base": self.model,
+            "seed": self.seed,
+        }
+        text = json.dumps({"about": about, "rows": self.rows}, indent=2, default=float)
+        self.file.write_text(text, encoding="utf-8")
+        print(json.dumps(row, default=float)[:400], flush=True)
+
+    def worker(self, name: str, **options: Any) -> Row:
+        """A measurement in a process of its own."""
+        command = [sys.executable, str(HERE / "speed_workers.py"), name, json.dumps(options, default=str)]
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+        if done.returncode:
+            raise RuntimeError(f"{name} {options} exited with {done.returncode}:\n{done.stderr[-3000:]}")
+        found: Row = json.loads(done.stdout.strip().splitlines()[-1])
+        return found
+
+    def collection(self) -> Collection:
+        return load(self.data, "scifact")
+
+    def judged(self) -> Collection:
+        """The collection for quality; with fewer documents the relevant ones come first, so that queries can be met."""
+        whole = self.collection()
+        if self.sizes.documents is None:
+            return whole
+        relevant = {id for grades in whole.qrels["test"].values() for id in grades}
+        order = sorted(range(len(whole.ids)), key=lambda at: whole.ids[at] not in relevant)[: self.sizes.documents]
+        return replace(whole, ids=[whole.ids[at] for at in order], texts=[whole.texts[at] for at in order])
+
+
+def processor() -> str:
+    """The name of the processor, and what of it speeds up bfloat16."""
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor()
+    lines = dict(line.split(":", 1) for line in info.read_text(encoding="utf-8").splitlines() if ":" in line)
+    values = {key.strip(): value.strip() for key, value in lines.items()}
+    known = [flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if flag in values.get("flags", "").split()]
+    return f"{values.get('model name', 'unknown')} ({', '.join(known)})"
+
+
+# Encoding
+
+Encode = Callable[[Sequence[str]], np.ndarray]
+
+
+@contextmanager
+def encoders(model: str, device: str) -> Iterator[dict[str, Encode]]:
+    """Every contender, loaded."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    from ragadapt import Encoder, EncoderConfig
+    from ragadapt.encoder.presets import resolve
+
+    location = resolve(EncoderConfig(model=model)).location
+    plain = SentenceTransformer(location, device=device, model_kwargs={"dtype": torch.float32})
+    half = SentenceTransformer(location, device=device, model_kwargs={"dtype": torch.bfloat16})
+
+    def peer(one: Any, autocast: bool = False) -> Encode:
+        def encode(texts: Sequence[str]) -> np.ndarray:
+            with torch.autocast(device.split(":")[0], torch.bfloat16) if autocast else nullcontext():
+                found = one.encode(
+                    list(texts), convert_to_numpy=True, normalize_embeddings=True, show_progress_bar=False
+                )
+            return np.asarray(found, dtype=np.float32)
+
+        return encode
+
+    def ours(precision: str) -> Encode:
+        values = {"model": model, "device": device, "precision": precision}
+        return Encoder.load(EncoderConfig.model_validate(values)).encode_passages
+
+    yield {
+        "sentence-transformers float32 (default)": peer(plain),
+        "sentence-transformers bf16 autocast": peer(plain, autocast=True),
+        "sentence-transformers bf16 weights": peer(half),
+        "ragadapt float32": ours("float32"),
+        "ragadapt auto": ours("auto"),
+    }
+
+
+def encode(bench: Bench, part: str = "encode", device: str = "cpu") -> None:
+    """Passages per second on passages as they are and on texts of mixed length; nDCG@10 of every contender."""
+    import torch
+
+    sizes, collection, judged = bench.sizes, bench.collection(), bench.judged()
+    rng = np.random.default_rng(bench.seed)
+    unique = list(dict.fromkeys(collection.texts))
+    passages = [unique[at] for at in rng.permutation(len(unique))[: sizes.texts]]
+    sets = {"passages": passages, "mixed lengths": mixed_lengths(unique, sizes.texts, seed=bench.seed)}
+    with encoders(bench.model, device) as contenders:
+        for encode_one in contenders.values():
+            encode_one(passages[:16])
+        for name, texts in sets.items():
+            seconds: dict[str, list[float]] = {side: [] for side in contenders}
+            vectors: dict[str, np.ndarray] = {}
+            memory: dict[str, int] = {}
+            for _ in range(sizes.repeats):
+                for side, encode_one in contenders.items():
+                    if device.startswith("cuda"):
+                        torch.cuda.reset_peak_memory_stats()
+                    started = time.perf_counter()
+                    vectors[side] = encode_one(texts)
+                    seconds[side].append(time.perf_counter() - started)
+                    if device.startswith("cuda"):
+                        memory[side] = int(torch.cuda.max_memory_allocated())
+            reference = vectors["sentence-transformers float32 (default)"]
+            for side in contenders:
+                bench.add(
+                    part, "speed", side=side, texts=name, device=device, count=len(texts),
+                    per_second=len(texts) / median(seconds[side]), seconds=seconds[side],
+                    least_cosine=float(np.min(np.sum(vectors[side] * reference, axis=1))),
+                    gpu_peak_bytes=memory.get(side), threads=torch.get_num_threads(),
+                )  # fmt: skip
+        from ragadapt.evaluation import evaluate
+
+        asked, qrels = judged.asked("test"), judged.qrels["test"]
+        for side, encode_one in contenders.items():
+            scores = encode_one(list(asked.values())) @ encode_one(judged.texts).T  # (Q, d) x (D, d) -> (Q, D)
+            found = evaluate(run_of(scores, list(asked), judged.ids, 100), qrels).mean["nDCG@10"]
+            bench.add(part, "quality", side=side, device=device, ndcg=found, documents=len(judged.ids))
+
+
+# Training
+
+
+def write_triples(bench: Bench) -> Path:
+    """Query, answer and the best wrong document by BM25, for every judgement of the train split, shuffled."""
+    path = bench.folder / "triples.jsonl"
+    if path.exists():
+        return path
+    collection = bench.collection()
+    asked = collection.asked("train")
+    place = {id: at for at, id in enumerate(collection.ids)}
+    scores = plain_bm25(collection.texts, list(asked.values()))
+    rows = []
+    for row, id in zip(scores, asked, strict=True):
+        right = {place[document] for document in collection.qrels["train"][id]}
+        wrong = next(at for at in np.argsort(-row, kind="stable") if int(at) not in right)
+        for at in sorted(right):
+            texts = {"positive": collection.texts[at], "negative": collection.texts[int(wrong)]}
+            rows.append({"query": asked[id], **texts})
+    order = np.random.default_rng(bench.seed).permutation(len(rows))
+    path.write_text("".join(json.dumps(rows[at]) + "\n" for at in order), encoding="utf-8")
+    return path
+
+
+TRAINERS: dict[str, tuple[str, dict[str, str]]] = {
+    "sentence-transformers float32 (default)": ("train-peer", {"precision": "float32"}),
+    "sentence-transformers bf16": ("train-peer", {"precision": "bfloat16"}),
+    "ragadapt": ("train-ours", {"precision": "auto"}),
+}
+
+
+def train(bench: Bench, part: str = "train", device: str = "cpu") -> None:
+    """Examples per second and peak memory with the same LoraConfig, loss, batch and data; then nDCG@10 of both."""
+    from ragadapt.evaluation import paired_bootstrap
+
+    shared = {
+        "triples": write_triples(bench),
+        "model": bench.model,
+        "device": device,
+        "seed": bench.seed,
+    }
+    for layers in ("upper", "all"):
+        runs: dict[str, list[Row]] = {side: [] for side in TRAINERS}
+        for _ in range(bench.sizes.train_repeats):
+            for side, (name, options) in TRAINERS.items():
+                timed = {"layers": layers, "epochs": bench.sizes.train_epochs, "examples": bench.sizes.examples}
+                runs[side].append(bench.worker(name, **shared, **timed, **options))
+        if len({found["trainable"] for rows in runs.values() for found in rows}) != 1:
+            raise RuntimeError(f"the two sides train different numbers of weights: {runs}")
+        for side, rows in runs.items():
+            bench.add(
+                part, "speed", side=side, layers=layers, device=device, examples=bench.sizes.examples,
+                epochs=bench.sizes.train_epochs,
+                per_second=median(found["examples_per_second"] for found in rows),
+                each=[found["examples_per_second"] for found in rows],
+                peak_bytes=median(found["peak_bytes"] for found in rows),
+                gpu_peak_bytes=rows[-1].get("gpu_peak_bytes"),
+                precision=rows[-1]["precision"], trainable=rows[-1]["trainable"],
+            )  # fmt: skip
+    whole = {"layers": "upper", "epochs": bench.sizes.epochs, "quality": True}
+    if bench.sizes.documents is not None:
+        whole["examples"] = bench.sizes.examples
+    judged = {"data": bench.data, "collection": "scifact", "documents": bench.sizes.documents}
+    quality = {
+        side: bench.worker(name, **shared, **whole, **judged, **options) for side, (name, options) in TRAINERS.items()
+    }
+    reference = quality["sentence-transformers float32 (default)"]["ndcg"]
+    for side, found in quality.items():
+        mine = [found["ndcg"][query] for query in reference]
+        interval = paired_bootstrap(mine, list(reference.values()), seed=bench.seed)
+        bench.add(
+            part, "quality", side=side, device=device, ndcg=float(np.mean(mine)), epochs=bench.sizes.epochs,
+            over_default=[interval.low, interval.delta, interval.high], seconds=found["seconds"],
+            peak_bytes=found["peak_bytes"],
+        )  # fmt: skip
+
+
+def cache(bench: Bench) -> None:
+    """Second epoch, and a second run with other settings, against the first epoch, which fills the cache."""
+    options = {
+        "triples": write_triples(bench), "model": bench.model, "device": "cpu", "examples": bench.sizes.examples,
+    }  # fmt: skip
+    rows = [bench.worker("cache", **options) for _ in range(bench.sizes.train_repeats)]
+    middle = {key: median(row[key] for row in rows) for key in rows[0]}
+    bench.add(
+        "cache", "speed", side="ragadapt", examples=bench.sizes.examples, each=rows, **middle,
+        second_epoch=middle["first_epoch_seconds"] / middle["second_epoch_seconds"],
+        second_run=middle["first_epoch_seconds"] / middle["second_run_seconds"],
+    )  # fmt: skip
+
+
+# Mining
+
+MINERS = {
+    "sentence-transformers mine_hard_negatives": "peer",
+    "sentence-transformers mine_hard_negatives, faiss": "peer-faiss",
+    "ragadapt, dense": "dense",
+    "ragadapt, hybrid": "hybrid",
+}
+
+
+def mining(bench: Bench) -> None:
+    """Hard negatives for many queries from vectors at hand: time, peak memory, and agreement with the peer."""
+    sizes = bench.sizes
+    with tempfile.TemporaryDirectory(dir=bench.folder, prefix="mining-") as name:
+        folder = Path(name)
+        _mining_input(bench, folder)
+        runs: dict[str, list[Row]] = {side: [] for side in MINERS}
+        shared = {"input": folder, "model": str(tiny_model(bench.folder / "tiny"))}
+        bench.worker("mine", **shared, side="hybrid")  # writes the lexical index, which is not what is measured
+        for _ in range(sizes.mining_repeats):
+            for side, key in MINERS.items():
+                runs[side].append(bench.worker("mine", **shared, side=key))
+        mined = {side: np.load(folder / f"mined-{key}.npz") for side, key in MINERS.items()}
+        reference = mined["sentence-transformers mine_hard_negatives"]
+        for side, rows in runs.items():
+            pairs = [(set(reference[key].tolist()), set(mined[side][key].tolist())) for key in reference.files]
+            shared_share = [len(theirs & ours) / len(theirs) for theirs, ours in pairs if theirs]
+            bench.add(
+                "mining", "speed", side=side, chunks=sizes.chunks, queries=sizes.queries,
+                seconds=median(found["seconds"] for found in rows), each=[found["seconds"] for found in rows],
+                peak_bytes=median(found["peak_bytes"] for found in rows), input_bytes=rows[-1]["input_bytes"],
+                mined=rows[-1]["mined"], same_as_peer=float(np.mean(shared_share)) if shared_share else None,
+            )  # fmt: skip
+
+
+def _mining_input(bench: Bench, folder: Path) -> None:
+    """Real sentences mixed into passages; vectors around 1,000 topics, queries near their passage."""
+    sizes, rng = bench.sizes, np.random.default_rng(bench.seed)
+    corpus = folder / "corpus.jsonl"
+    write_corpus(bench.collection().texts, sizes.chunks, corpus, seed=bench.seed)
+    rows = [json.loads(line) for line in corpus.open(encoding="utf-8")]
+    texts = [f"{row['title']} {row['text']}" for row in rows]
+    assert len(set(texts)) == len(texts)
+    positives = rng.choice(sizes.chunks, size=min(sizes.queries, sizes.chunks), replace=False)
+    topics = rng.standard_normal((1000, 384), dtype=np.float32)
+    passages = topics[rng.integers(1000, size=sizes.chunks)]
+    passages = _unit(passages + rng.standard_normal(passages.shape, dtype=np.float32))
+    queries = _unit(passages[positives] + 0.04 * rng.standard_normal((len(positives), 384), dtype=np.float32))
+    np.savez(folder / "vectors.npz", passages=passages, queries=queries, positives=positives)
+    asked = [f"{number} {' '.join(texts[at].split()[:12])}" for number, at in enumerate(positives)]
+    (folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
+    (folder / "queries.json").write_text(json.dumps(asked), encoding="utf-8")
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+# Growth
+
+
+def growth(bench: Bench) -> None:
+    """Time and peak memory of whole fits at several sizes, without and with training; exponents and two charts."""
+    model = str(tiny_model(bench.folder / "tiny"))
+    index = "faiss" if importlib.util.find_spec("faiss") else "exact"
+    texts = bench.collection().texts
+    for size in bench.sizes.growth:
+        for method in ("none", "lora"):
+            with tempfile.TemporaryDirectory(dir=bench.folder, prefix="growth-") as name:
+                corpus = Path(name) / "corpus.jsonl"
+                write_corpus(texts, size, corpus, labels=bench.sizes.labels, seed=bench.seed)
+                found = bench.worker(
+                    "fit", corpus=corpus, target=Path(name) / "retriever", model=model, method=method, index=index
+                )
+            bench.add("growth", "fit", size=size, method=method, index=index, **found)
+    fits = [row for row in bench.rows if row["part"] == "growth" and row["what"] == "fit"]
+    for method in ("none", "lora"):
+        mine = sorted((row for row in fits if row["method"] == method), key=lambda row: row["chunks"])
+        for measure in ("seconds", "peak_bytes"):
+            overall, last = exponents([row["chunks"] for row in mine], [row[measure] for row in mine])
+            bench.add("growth", "exponent", method=method, measure=measure, overall=overall, last=last)
+    for path in draw_growth(fits, bench.folder):
+        print(f"chart: {path}")
+
+
+def exponents(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
+    """The power of the size with which the values grow: fitted through all points, and between the last two.
+
+    What does not grow (loading a model) pulls the first one down; the second hardly feels it.
+    """
+    x, y = np.log(np.asarray(sizes, dtype=float)), np.log(np.asarray(values, dtype=float))
+    overall = float(np.polyfit(x, y, 1)[0])
+    return overall, float((y[-1] - y[-2]) / (x[-1] - x[-2]))
+
+
+def draw_growth(fits: Sequence[Row], folder: Path) -> list[Path]:
+    """growth-time.svg and growth-memory.svg."""
+    from ragadapt.evaluation.report.charts import Series, line_chart
+
+    labels = {"none": "--method none", "lora": "with training"}
+    written = []
+    for name, measure, unit, y_label in (
+        ("time", "seconds", 60.0, "minutes"),
+        ("memory", "peak_bytes", 1e9, "GB at most"),
+    ):
+        series = []
+        for method, label in labels.items():
+            rows = sorted((row for row in fits if row["method"] == method), key=lambda row: row["chunks"])
+            series.append(Series(label, [row["chunks"] for row in rows], [row[measure] / unit for row in rows]))
+        chart = line_chart(series, title=f"Growth of a fit: {name}", x_label="passages", y_label=y_label)
+        path = folder / f"growth-{name}.svg"
+        path.write_text(standalone(str(chart)), encoding="utf-8")
+        written.append(path)
+    return written
+
+
+def standalone(chart: str) -> str:
+    """A chart of the report as a file of its own: with name space and colours."""
+    style = (
+        "svg{font-family:system-ui,sans-serif;background:#fff}text{fill:#17202b;font-size:12px}"
+        ".tick,.axis-label{fill:#566374;font-size:11px}.grid{stroke:#dfe4ea}.axis{stroke:#566374}"
+        ".line{fill:none;stroke-width:2.2}.s0.line{stroke:#1b5fc1}.s1.line{stroke:#c2571a;stroke-dasharray:6 4}"
+        ".point{stroke:#fff;stroke-width:1.5}.s0.point{fill:#1b5fc1}.s1.point{fill:#c2571a}"
+    )
+    opening, rest = chart.split(">", 1)
+    return f'{opening} xmlns="http://www.w3.org/2000/svg"><style>{style}</style>{rest}\n'
+
+
+# The command line
+
+
+def cli(bench: Bench) -> None:
+    """Wall-clock seconds of `ragadapt --help`, `import ragadapt` and a search on a warm cache."""
+    with tempfile.TemporaryDirectory(dir=bench.folder, prefix="cli-") as name:
+        retriever = Path(name) / "retriever"
+        program = [sys.executable, "-m", "ragadapt_cli"]
+        pages = HERE.parent / "pages"
+        _wall([*program, "fit", str(pages), "-o", str(retriever), "--model", bench.model, "--method", "none", "-q"])
+        commands = {
+            "ragadapt --help": [*program, "--help"],
+            "import ragadapt": [sys.executable, "-c", "import ragadapt"],
+            "ragadapt search": [*program, "search", str(retriever), "how do I get my money back?"],
+            "python alone": [sys.executable, "-c", "pass"],
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in commands}
+        for command in commands.values():
+            _wall(command)
+        for _ in range(bench.sizes.cli_repeats):
+            for name, command in commands.items():
+                seconds[name].append(_wall(command))
+        for name, found in seconds.items():
+            bench.add("cli", "speed", side=name, seconds=median(found), each=found)
+
+
+def _wall(command: Sequence[str]) -> float:
+    started = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} exited with {done.returncode}:\n{done.stderr[-2000:]}")
+    return time.perf_counter() - started
+
+
+# The GPU
+
+
+def gpu(bench: Bench) -> None:
+    """Encoding and training again on CUDA: passages, examples and pairs per second, memory."""
+    import torch
+
+    if not torch.cuda.is_available():
+        for what in ("encode", "train"):
+            bench.add("gpu", what, measured=None, reason="no CUDA device")
+        return
+    bench.add("gpu", "device", name=torch.cuda.get_device_name(0))
+    encode(bench, part="gpu-encode", device=bench.device)
+    train(bench, part="gpu-train", device=bench.device)
+
+
+# Tables
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table. met: None = not measured."""
+
+    what: str
+    bar: str
+    measured: str = "not measured"
+    met: bool | None = None
+
+
+def lines(rows: Sequence[Row]) -> list[Line]:
+    """Every bar with what was measured."""
+    return [
+        *_encode_lines(rows),
+        *_train_lines(rows),
+        *_cache_lines(rows),
+        *_mining_lines(rows),
+        *_growth_lines(rows),
+        *_cli_lines(rows),
+        *_gpu_lines(rows),
+    ]
+
+
+def _pick(rows: Sequence[Row], part: str, what: str, **wanted: Any) -> Row | None:
+    found = [
+        row
+        for row in rows
+        if row["part"] == part and row["what"] == what and all(row.get(key) == value for key, value in wanted.items())
+    ]
+    return found[-1] if found else None
+
+
+DEFAULT = "sentence-transformers float32 (default)"
+
+
+def _encode_lines(rows: Sequence[Row]) -> list[Line]:
+    made = []
+    ours, theirs = (_pick(rows, "encode", "quality", side=side) for side in ("ragadapt auto", DEFAULT))
+    for texts, against, factor in (
+        ("passages", DEFAULT, 3.0),
+        ("mixed lengths", "sentence-transformers bf16 weights", 1.2),
+    ):
+        what = f"encode, {texts}, against {against}"
+        bar = f"≥ {factor:g}×" + (", nDCG@10 within .002" if factor == 3 else "")
+        mine = _pick(rows, "encode", "speed", side="ragadapt auto", texts=texts)
+        other = _pick(rows, "encode", "speed", side=against, texts=texts)
+        if mine is None or other is None or (factor == 3 and (ours is None or theirs is None)):
+            made.append(Line(what, bar))
+            continue
+        ratio = mine["per_second"] / other["per_second"]
+        text = f"{ratio:.2f}× ({mine['per_second']:.1f} and {other['per_second']:.1f} passages/s)"
+        met = ratio >= factor
+        if factor == 3 and ours is not None and theirs is not None:
+            text += f", nDCG@10 {ours['ndcg']:.4f} and {theirs['ndcg']:.4f}"
+            met = met and abs(ours["ndcg"] - theirs["ndcg"]) <= 0.002
+        made.append(Line(what, bar, text, met))
+    return made
+
+
+def _train_lines(rows: Sequence[Row], part: str = "train", bars: bool = True) -> list[Line]:
+    made = []
+    for against, factor in ((DEFAULT, 4.0), ("sentence-transformers bf16", 2.5)):
+        for layers in ("upper", "all"):
+            what = f"LoRA training, {'upper half' if layers == 'upper' else 'all layers'}, against {against}"
+            bar = f"≥ {factor:g}×, memory ≤ half" if bars and layers == "upper" else "reported"
+            mine = _pick(rows, part, "speed", side="ragadapt", layers=layers)
+            other = _pick(rows, part, "speed", side=against, layers=layers)
+            if mine is None or other is None:
+                made.append(Line(what, bar))
+                continue
+            ratio = mine["per_second"] / other["per_second"]
+            memory = mine["peak_bytes"] / other["peak_bytes"]
+            text = f"{ratio:.2f}× ({mine['per_second']:.2f} and {other['per_second']:.2f} examples/s)"
+            text += f", peak {mine['peak_bytes'] / GIB:.2f} and {other['peak_bytes'] / GIB:.2f} GiB ({memory:.2f})"
+            met = (ratio >= factor and memory <= 0.5) if bar != "reported" else None
+            made.append(Line(what, bar, text, met))
+    found = _pick(rows, part, "quality", side="ragadapt")
+    what, bar = "LoRA training, quality", "0 within the interval, or better"
+    if found is None:
+        made.append(Line(what, bar))
+    else:
+        low, delta, high = found["over_default"]
+        text = f"nDCG@10 {found['ndcg']:.4f}, {delta:+.4f} [{low:+.4f}, {high:+.4f}] over the default's"
+        made.append(Line(what, bar, text, high >= 0))
+    return made
+
+
+def _cache_lines(rows: Sequence[Row]) -> list[Line]:
+    found = _pick(rows, "cache", "speed")
+    made = []
+    for key, what in (("second_epoch", "second epoch"), ("second_run", "second run, other settings")):
+        if found is None:
+            made.append(Line(what, "≥ 1.5× the first epoch"))
+            continue
+        text = f"{found[key]:.2f}× ({found['first_epoch_seconds']:.1f} s and {found[f'{key}_seconds']:.1f} s)"
+        made.append(Line(what, "≥ 1.5× the first epoch", text, found[key] >= 1.5))
+    return made
+
+
+def _mining_lines(rows: Sequence[Row]) -> list[Line]:
+    theirs = _pick(rows, "mining", "speed", side="sentence-transformers mine_hard_negatives")
+    made = []
+    for side in ("ragadapt, dense", "ragadapt, hybrid"):
+        mine = _pick(rows, "mining", "speed", side=side)
+        bar = "faster, memory ≤ half"
+        if mine is None or theirs is None:
+            made.append(Line(f"mining, {side}", bar))
+            continue
+        memory = mine["peak_bytes"] / theirs["peak_bytes"]
+        text = f"{mine['seconds']:.0f} s and {theirs['seconds']:.0f} s, peak {mine['peak_bytes'] / GIB:.2f} and "
+        text += f"{theirs['peak_bytes'] / GIB:.2f} GiB ({memory:.2f}), same negatives {mine['same_as_peer'] or 0:.3f}"
+        what = f"mining {mine['chunks']:,} × {mine['queries']:,}, {side}"
+        made.append(Line(what, bar, text, mine["seconds"] < theirs["seconds"] and memory <= 0.5))
+    return made
+
+
+def _growth_lines(rows: Sequence[Row]) -> list[Line]:
+    made = []
+    for method, label in (("none", "fit --method none"), ("lora", "fit with training")):
+        for measure, word in (("seconds", "time"), ("peak_bytes", "memory")):
+            what, bar = f"growth, {label}, {word}", "exponent ≤ 1.1"
+            found = _pick(rows, "growth", "exponent", method=method, measure=measure)
+            if found is None:
+                made.append(Line(what, bar))
+                continue
+            text = f"{found['overall']:.2f} over all sizes, {found['last']:.2f} between the last two"
+            made.append(Line(what, bar, text, max(found["overall"], found["last"]) <= 1.1))
+        found = _pick(rows, "growth", "fit", method=method, size=100_000)
+        what, bar = f"{label} over 100,000 documents", "< 6 GB"
+        if found is None:
+            made.append(Line(what, bar))
+            continue
+        text = f"{found['peak_bytes'] / 1e9:.2f} GB, {found['seconds'] / 60:.1f} minutes, {found['chunks']:,} passages"
+        made.append(Line(what, bar, text, found["peak_bytes"] < MEMORY_BOUND))
+    return made
+
+
+def _cli_lines(rows: Sequence[Row]) -> list[Line]:
+    made = []
+    alone = _pick(rows, "cli", "speed", side="python alone")
+    for side, bound in (("ragadapt --help", 0.3), ("import ragadapt", 0.2), ("ragadapt search", 3.0)):
+        found = _pick(rows, "cli", "speed", side=side)
+        if found is None:
+            made.append(Line(side, f"≤ {bound:g} s"))
+            continue
+        text = f"{found['seconds']:.2f} s" + (f" (python alone {alone['seconds']:.2f} s)" if alone else "")
+        made.append(Line(side, f"≤ {bound:g} s", text, found["seconds"] <= bound))
+    return made
+
+
+def _gpu_lines(rows: Sequence[Row]) -> list[Line]:
+    made = []
+    for side in ("ragadapt auto", "sentence-transformers bf16 weights"):
+        found = _pick(rows, "gpu-encode", "speed", side=side, texts="passages")
+        what = f"GPU, encode, {side}"
+        if found is None:
+            made.append(Line(what, "reported"))
+            continue
+        memory = (found["gpu_peak_bytes"] or 0) / GIB
+        made.append(Line(what, "reported", f"{found['per_second']:.0f} passages/s, {memory:.2f} GiB"))
+    for side in TRAINERS:
+        found = _pick(rows, "gpu-train", "speed", side=side, layers="upper")
+        what = f"GPU, LoRA training, {side}"
+        if found is None:
+            made.append(Line(what, "reported"))
+            continue
+        memory = (found["gpu_peak_bytes"] or 0) / GIB
+        # A query meets its positive and its negative: two pairs an example.
+        text = f"{found['per_second']:.1f} examples/s, {2 * found['per_second']:.1f} pairs/s, {memory:.2f} GiB"
+        made.append(Line(what, "reported", text))
+    return made
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The bars as Markdown."""
+    words = {True: "yes", False: "**no**", None: ""}
+    made = ["| what | bar | measured | met |", "|---|---|---|---|"]
+    made += [f"| {line.what} | {line.bar} | {line.measured} | {words[line.met]} |" for line in lines(rows)]
+    return "\n".join(made)
+
+
+def estimate(rows: Sequence[Row], cores: int, price: float) -> str:
+    """10 million and 1 billion passages, by the formulas of docs/speed.md over the measured rates, as Markdown.
+
+    cores: of the machine that was measured. price: of a core for an hour.
+    """
+    rate = _pick(rows, "encode", "speed", side="ragadapt auto", texts="passages")
+    on_gpu = _pick(rows, "gpu-encode", "speed", side="ragadapt auto", texts="passages")
+    fits = [row for row in rows if row["part"] == "growth" and row["what"] == "fit" and row["method"] == "none"]
+    largest = max(fits, key=lambda row: row["chunks"], default=None)
+    header = ["| what | engine | 10 million passages | 1 billion passages |", "|---|---|---|---|"]
+
+    def line(what: str, engine: str, value: Callable[[float], str] | None) -> str:
+        cells = [value(count) if value else "not measured" for count in (1e7, 1e9)]
+        return f"| {what} | {engine} | {cells[0]} | {cells[1]} |"
+
+    def core_hours(per_core_second: float) -> Callable[[float], str]:
+        def text(count: float) -> str:
+            hours = count / per_core_second / 3600
+            return f"{hours:,.0f} core-hours ({hours * price:,.0f} at {price:g} each)"
+
+        return text
+
+    def size(bytes_each: float) -> Callable[[float], str]:
+        return lambda count: f"{count * bytes_each / 1e9:,.0f} GB"
+
+    encode_cpu = core_hours(rate["per_second"] / cores) if rate else None
+    encode_gpu = (lambda count: f"{count / on_gpu['per_second'] / 3600:,.1f} GPU-hours") if on_gpu else None
+    made = [
+        line("encode on CPUs", "`ragadapt encode --engine ray`", encode_cpu),
+        line("encode on GPUs", "`ragadapt encode --engine ray`", encode_gpu),
+        line("vectors, float32, 384 wide", "shards of .npy", size(4 * 384)),
+        line("Qdrant in memory, float32", "Qdrant cluster", size(1.5 * 4 * 384)),
+        line("Qdrant in memory, int8, originals on disk", "Qdrant cluster", size(1.5 * 384)),
+        line("BM25", "one folder a shard", size(largest["sizes"]["lexical"] / largest["chunks"]) if largest else None),
+        line(
+            "passages (SQLite)",
+            "one file a shard",
+            size(largest["sizes"]["chunks.sqlite"] / largest["chunks"]) if largest else None,
+        ),
+        line("all but encoding", "`fit`, one machine", _rest(fits, cores, core_hours)),
+    ]
+    trained = _pick(rows, "train", "speed", side="ragadapt", layers="upper")
+    if trained is not None:
+        hours = 3 * 20_000 / (trained["per_second"] / cores) / 3600
+        text = f"{hours:,.0f} core-hours, whatever the size (3 epochs, 20,000 queries)"
+        made.append(f"| train | `accelerate launch` | {text} | the same |")
+    return "\n".join(header + made)
+
+
+def _rest(fits: Sequence[Row], cores: int, core_hours: Callable[[float], Callable[[float], str]]) -> Any:
+    """What each further passage costs beside its encoding: the slope between the two largest fits."""
+    if len(fits) < 2:
+        return None
+    small, large = sorted(fits, key=lambda row: row["chunks"])[-2:]
+
+    def without_encoding(row: Row) -> float:
+        return float(row["seconds"] - sum(row["stages"].get(stage, 0.0) for stage in ENCODING))
+
+    seconds = (without_encoding(large) - without_encoding(small)) / (large["chunks"] - small["chunks"])
+    return core_hours(1 / seconds / cores) if seconds > 0 else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of collections in BEIR layout; scifact is used")
+    parser.add_argument("--folder", type=Path, help="where results go; parts join those that are there")
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument(
+        "--table", action="store_true", help="print the tables of FOLDER/speed.json and measure nothing"
+    )
+    parser.add_argument("--smoke", action="store_true", help="every part at a size of seconds")
+    parser.add_argument("--model", default="offline")
+    parser.add_argument("--seed", type=int, default=13)
+    parser.add_argument("--device", default="cuda", help="of the part gpu")
+    parser.add_argument("--price", type=float, default=0.04, help="of a core-hour, in the estimate")
+    for name, kind in Sizes.__annotations__.items():
+        help = f"{kind}; default {getattr(Sizes(), name)}"
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=f"size_{name}", help=help)
+    arguments = parser.parse_args()
+    place = arguments.folder or Path(tempfile.mkdtemp(prefix="ragadapt-speed-"))
+    place.mkdir(parents=True, exist_ok=True)
+    bench = Bench(arguments.data, place, sizes_of(arguments), arguments.model, arguments.seed, arguments.device)
+    failed = []
+    if not arguments.table:
+        if arguments.data is None:
+            parser.error("--data is needed to measure")
+        if importlib.util.find_spec("datasets") is None:
+            parser.error("sentence-transformers trains and mines with datasets: pip install '.[benchmarks]'")
+        functions = (encode, train, cache, mining, growth, cli, gpu)
+        parts: dict[str, Callable[[Bench], None]] = dict(zip(PARTS, functions, strict=True))
+        chosen = arguments.parts.split(",")
+        if unknown := set(chosen) - set(parts):
+            parser.error(f"unknown parts {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+        for part in chosen:
+            for name in (part, f"{part}-encode", f"{part}-train"):
+                bench.forget(name)
+            try:
+                parts[part](bench)
+            except Exception:  # a part that fails must not cost the others' hours
+                traceback.print_exc()
+                failed.append(part)
+    print("\n" + table(bench.rows) + "\n")
+    print(estimate(bench.rows, os.cpu_count() or 1, arguments.price) + "\n")
+    print(f"written: {bench.file}")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def sizes_of(arguments: argparse.Namespace) -> Sizes:
+    """The defaults or the smoke sizes, with what the options change."""
+    base = SMOKE if arguments.smoke else Sizes()
+    changes: dict[str, Any] = {}
+    for name in Sizes.__annotations__:
+        text = getattr(arguments, f"size_{name}")
+        if text is not None:
+            numbers = [float(part) if name == "epochs" else int(part) for part in text.split(",")]
+            changes[name] = tuple(numbers) if name == "growth" else numbers[0]
+    return replace(base, **changes)
+
+
+if __name__ == "__main__":
+    main()
