@@ -150,6 +150,7 @@ class IndexConfig(Stage):
     kind: Literal["exact", "faiss", "qdrant", "qdrant-edge"] = "faiss"  # qdrant is a server, the others files
     url: str | None = None  # Qdrant server; or ":memory:"
     collection: str = "ragadapt"  # name at the Qdrant server
+    upload_workers: int = Field(4, ge=1, le=64)  # requests at a time to a Qdrant server while an index is built
 
 
 class FusionConfig(Stage):

@@ -170,6 +170,7 @@ def build_index(
         fingerprint=fingerprint,
         url=config.url,
         collection=collection,
+        **({"upload_workers": config.upload_workers} if config.kind == "qdrant" else {}),
     ) as index:
         for start in range(0, len(ids), batch):
             stop = min(start + batch, len(ids))

@@ -32,7 +32,7 @@ from ragadapt.values import Evidence
 ROOT = Path(__file__).resolve().parents[1]
 WRITTEN = (
     "README.md", "docs/getting-started.md", "docs/how-it-works.md", "docs/langchain.md", "docs/llama-index.md",
-    "docs/python.md", "docs/refresh.md", "docs/feedback.md",
+    "docs/python.md", "docs/refresh.md", "docs/feedback.md", "docs/speed.md",
 )  # fmt: skip
 """Pages that people write; docs/cli.md and docs/configuration.md are generated and tested elsewhere."""
 
@@ -152,6 +152,7 @@ def lay_out(folder: Path) -> Path:
         "queries.jsonl": next(b for b in blocks("README.md", "jsonl") if '"_id"' in b.text),
         "qrels.tsv": blocks("README.md", "tsv")[0],
         "fit.toml": blocks("docs/getting-started.md", "toml")[0],
+        "passages.jsonl": blocks("docs/speed.md", "jsonl")[0],
         "clicks.jsonl": blocks("docs/feedback.md", "jsonl")[0],
         "pairs.jsonl": next(b for b in blocks("docs/getting-started.md", "jsonl") if '"evidence"' in b.text),
     }
@@ -199,6 +200,7 @@ def test_snippets_that_open_a_retriever_run(
     out = capsys.readouterr().out.splitlines()
     assert {"Within 30 days.", "refunds"} <= set(out)
     assert "{'num_added': 1, 'num_updated': 0, 'num_skipped': 0, 'num_deleted': 0}" in out
+    execute(blocks("docs/speed.md", "python"))
     execute(blocks("docs/llama-index.md", "python"))
     assert "billing.md" in capsys.readouterr().out
     elsewhere = [page for page in PAGES if page not in WRITTEN and blocks(page, "python")]

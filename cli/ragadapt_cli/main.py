@@ -25,6 +25,7 @@ COMMANDS = {
     "feedback": "List, undo or export the feedback of a retriever.",
     "index": "Show, rebuild or move the vector index of a retriever.",
     "export": "Write the fitted model for other programs.",
+    "encode": "Encode files of texts into shards of vectors, on one machine or on many.",
     "report": "Show the report of a retriever.",
     "doctor": "Before a fit: will tuning pay? After one: is the retriever sound?",
     "completion": "Print the shell's completion script.",

@@ -16,7 +16,8 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -84,8 +85,14 @@ class QdrantIndex(Closing):
         folder: Path | None = None,
         vector_name: str = PASSAGE,
         exact: bool = False,
+        upload_workers: int = 1,
     ) -> None:
-        """Wrap a collection that exists. exact: ask the server for exhaustive search instead of its graph."""
+        """Wrap a collection that exists. exact: ask the server for exhaustive search instead of its graph.
+
+        upload_workers: requests at a time in `upsert`; local mode takes one after the other whatever it says.
+        """
+        if upload_workers < 1:
+            raise InvalidInput(f"upload_workers = {upload_workers}: at least one is needed.")
         self.client = client
         self.collection = collection
         self.dim = dim
@@ -93,6 +100,7 @@ class QdrantIndex(Closing):
         self.url = url
         self.vector_name = vector_name
         self._folder = folder
+        self._workers = 1 if url in (None, ":memory:") else upload_workers
         self._parameters = models.SearchParams(exact=True) if exact and url not in (None, ":memory:") else None
         # Local mode is not made for several threads.
         self._lock: Any = threading.RLock()
@@ -109,6 +117,7 @@ class QdrantIndex(Closing):
         timeout_seconds: int = 30,
         exact: bool = False,
         api_key: str | None = None,
+        upload_workers: int = 1,
     ) -> Self:
         """Open a collection, or make it if dim is given. api_key: None = from QDRANT_API_KEY.
 
@@ -128,8 +137,9 @@ class QdrantIndex(Closing):
                 name, stored_dim = _vector_of(info, where, collection)
                 stored = ((info.config.metadata or {}).get("ragadapt") or {}).get("fingerprint")
                 return cls(
-                    client, collection, stored_dim, stored, url=url, folder=folder, vector_name=name, exact=exact
-                )
+                    client, collection, stored_dim, stored, url=url, folder=folder, vector_name=name, exact=exact,
+                    upload_workers=upload_workers,
+                )  # fmt: skip
             if dim is None or dim < 1:
                 raise InvalidInput(f"There is no collection {collection!r} at {where}; to make one, give dim.")
             params = models.VectorParams(size=dim, distance=models.Distance.DOT)
@@ -140,7 +150,10 @@ class QdrantIndex(Closing):
                     metadata={"ragadapt": {"format": 1, "fingerprint": fingerprint}},
                 )
             )
-            index = cls(client, collection, dim, fingerprint, url=url, folder=folder, exact=exact)
+            index = cls(
+                client, collection, dim, fingerprint, url=url, folder=folder, exact=exact,
+                upload_workers=upload_workers,
+            )  # fmt: skip
             if folder is not None:
                 index._describe(folder)
             return index
@@ -160,15 +173,44 @@ class QdrantIndex(Closing):
 
     def upsert(self, ids: Sequence[str], vectors: ArrayLike, payloads: Sequence[Payload] | None = None) -> None:
         new_ids, rows, plain = prepare_upsert(ids, vectors, payloads, self.dim)
-        for start in range(0, len(new_ids), BATCH):
+
+        def send(start: int) -> None:
             part = slice(start, start + BATCH)
-            points = [
-                models.PointStruct(
-                    id=point_id(id), vector=self._named(row.tolist()), payload={ID_KEY: id, METADATA_KEY: payload}
-                )
-                for id, row, payload in zip(new_ids[part], rows[part], plain[part])
-            ]
-            self._ask(lambda: self.client.upsert(self.collection, points, wait=True))  # noqa: B023
+            self._send(new_ids[part], rows[part], plain[part])
+
+        in_parallel(send, range(0, len(new_ids), BATCH), self._workers)
+
+    def upsert_many(self, batches: Iterable[tuple[Sequence[str], ArrayLike]]) -> int:
+        """Upsert (ids, vectors (n, dim)) batches from a stream, without metadata; how many vectors that were.
+
+        A batch is read from the stream only when a worker can soon take it, so a slow server slows the reading and
+        memory holds few batches. An id must not come in two batches: they are written in any order. Batches up to 256
+        rows are one request each; larger ones are cut.
+        """
+        sent = 0
+
+        def pieces() -> Iterator[tuple[list[str], Floats]]:
+            nonlocal sent
+            for ids, vectors in batches:
+                new_ids, rows, _ = prepare_upsert(ids, vectors, None, self.dim)
+                for start in range(0, len(new_ids), BATCH):
+                    yield new_ids[start : start + BATCH], rows[start : start + BATCH]
+                sent += len(new_ids)
+
+        def send(piece: tuple[list[str], Floats]) -> None:
+            self._send(*piece, [{} for _ in piece[0]])
+
+        in_parallel(send, pieces(), self._workers)
+        return sent
+
+    def _send(self, ids: Sequence[str], rows: Floats, payloads: Sequence[Payload]) -> None:
+        points = [
+            models.PointStruct(
+                id=point_id(id), vector=self._named(row.tolist()), payload={ID_KEY: id, METADATA_KEY: payload}
+            )
+            for id, row, payload in zip(ids, rows, payloads, strict=True)
+        ]
+        self._ask(lambda: self.client.upsert(self.collection, points, wait=True))
 
     def update_vectors(self, ids: Sequence[str], vectors: ArrayLike) -> None:
         new_ids, rows, _ = prepare_upsert(ids, vectors, None, self.dim)
@@ -503,6 +545,32 @@ def _asking(call: Callable[[], T], url: str | None) -> T:
                 ) from None
         time.sleep(0.25 * 2 ** (attempt - 1))
     raise AssertionError("the loop returns or raises")
+
+
+def in_parallel(call: Callable[[T], None], items: Iterable[T], workers: int) -> None:
+    """Call it for every item, `workers` at a time; of the items, at most twice as many are taken ahead.
+
+    The first error stops the taking, and is raised once the calls under way have ended.
+    """
+    if workers == 1:
+        for item in items:
+            call(item)
+        return
+    pending: set[Future[None]] = set()
+    with ThreadPoolExecutor(workers, thread_name_prefix="upload") as pool:
+        try:
+            for item in items:
+                if len(pending) >= 2 * workers:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    for one in done:
+                        one.result()
+                pending.add(pool.submit(call, item))
+            for one in pending:
+                one.result()
+        except BaseException:
+            for one in pending:
+                one.cancel()
+            raise
 
 
 def _body(error: UnexpectedResponse) -> str:
