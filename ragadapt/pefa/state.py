@@ -141,7 +141,7 @@ class State:
         self._vectors = np.empty((0, dim), np.float32)
         self.overlays: dict[str, Overlay] = {SHARED: Overlay(dim)}
         self._entries: dict[str, dict[str, dict[int, Entry]]] = {}  # passage → tenant → seq → entry
-        self._effective: dict[tuple[str, str], list[tuple[int, float]]] = {}  # (tenant, passage) → (query, weight)
+        self._effective: dict[tuple[str, str], dict[int, float]] = {}  # (tenant, passage) → query → weight
         self.passages_of: dict[int, dict[str, int]] = {}  # query → passage → how many entries
         self._active: dict[str, NDArray[np.bool_]] = {}
 
@@ -246,17 +246,19 @@ class State:
         ends = np.cumsum(counts)
         for passage, end, count in zip(passages, ends.tolist(), counts.tolist(), strict=True):
             part = slice(end - count, end)
-            self._effective[tenant, passage] = list(zip(rows[part].tolist(), weights[part].tolist(), strict=True))
+            summed: dict[int, float] = {}
+            for row, weight in zip(rows[part].tolist(), weights[part].tolist(), strict=True):
+                summed[row] = summed.get(row, 0.0) + weight
+            self._effective[tenant, passage] = summed
 
     # For PEFA-XL
 
     def labels(self, query: int, tenant: str) -> Iterator[tuple[str, float]]:
         """(passage, Y) of one query for a tenant: the summed weights of its feedback."""
         for passage in self.passages_of.get(query, ()):
-            effective = self._effective.get((tenant, passage)) or self._effective.get((SHARED, passage)) or []
-            values = [weight for row, weight in effective if row == query]
-            if values:
-                yield passage, float(np.sum(values))
+            seen = self._effective.get((tenant, passage)) or self._effective.get((SHARED, passage)) or {}
+            if query in seen:
+                yield passage, seen[query]
 
     def active(self, tenant: str) -> NDArray[np.bool_]:
         """(n,) which of the query vectors have feedback that this tenant sees."""
@@ -265,7 +267,7 @@ class State:
             found = np.zeros(len(self.queries), np.bool_)
             for (owner, _), effective in self._effective.items():
                 if owner in (SHARED, tenant):
-                    found[[row for row, _ in effective]] = True
+                    found[list(effective)] = True
             self._active[tenant] = found
         return found
 

@@ -96,6 +96,7 @@ class ExtraLargeSearch:
         self.k = k
         self.tenant = tenant
         self.missing = missing
+        self._last: tuple[Floats, dict[str, float]] | None = None  # the query scored last, and its labels
         self.scale = max(lam, 0.05)  # of the spread that fusion reckons with; λ = 0 leaves none
 
     def search(self, vectors: Floats, k: int, filter: Filter | None = None) -> list[Ranking]:
@@ -126,7 +127,9 @@ class ExtraLargeSearch:
         return _best(ids, np.float32(self.lam) * np.concatenate([plain[1], scores]) + added, k)
 
     def scores(self, vector: Floats, ids: Sequence[str]) -> Floats:
-        (found,) = self._labels(vector[None, :])
+        if self._last is None or not np.array_equal(self._last[0], vector):
+            self._last = vector, next(self._labels(vector[None, :]))
+        found = self._last[1]
         added = np.array([found.get(id, 0.0) for id in ids], np.float32)
         scores: Floats = np.float32(self.lam) * (self.index.vectors(ids) @ vector) + added
         return scores
