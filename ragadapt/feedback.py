@@ -138,7 +138,8 @@ def export_pairs(retriever: Retriever, path: str | Path, *, tenant: str | None =
     chunks = retriever.chunks.find(chunk for _, chunk in balance)
     for (query, id), weight in balance.items():
         if weight > 0:
-            source = chunks[id].source or chunks[id].document_id
+            # A document's id names it alone; rows of one file share their source.
+            source = chunks[id].document_id
             answers.setdefault(query, []).append({"source": source, "quote": chunks[id].text})
     _write_lines(path, ({"text": query, "evidence": quotes} for query, quotes in answers.items()))
     return len(answers)
