@@ -294,7 +294,7 @@ def _report(retriever: Retriever, tuned: Tuned, seed: int) -> Report:
         systems=(
             System(name="plain", label="without feedback", metrics={"nDCG@10": Measure(value=tuned.plain)},
                    shipped=not tuned.helps),
-            System(name="feedback", label=f"with feedback ({setting})" if tuned.helps else "with feedback",
+            System(name="feedback", label="with feedback", note=setting if tuned.helps else "",
                    metrics={"nDCG@10": Measure(value=tuned.chosen)}, shipped=tuned.helps),
         ),
         deltas=(Delta(system="feedback", against="plain", metric="nDCG@10", interval=tuned.gain),),
