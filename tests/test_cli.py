@@ -24,7 +24,6 @@ from ragadapt.evaluation.report import Measure, Report, System, Verdict
 from ragadapt.values import Chunk, Hit
 from ragadapt.version import __version__
 
-
 TUNED = {"lam": None, "tenant": None}  # feedback as it was tuned, for all
 
 
