@@ -115,6 +115,15 @@ class Bench:
         found: Row = json.loads(done.stdout.strip().splitlines()[-1])
         return found
 
+    def attempt(self, part: str, side: str, name: str, **options: Any) -> Row | None:
+        """A measurement that may fail, for lack of memory say, without costing the others; None then."""
+        try:
+            return self.worker(name, **options)
+        except RuntimeError as error:
+            print(error, file=sys.stderr)
+            self.add(part, "failed", side=side, reason=str(error)[-500:])
+            return None
+
     def collection(self) -> Collection:
         return load(self.data, "scifact")
 
@@ -334,11 +343,14 @@ def mining(bench: Bench) -> None:
         bench.worker("mine", **shared, side="hybrid")  # writes the lexical index, which is not what is measured
         for _ in range(sizes.mining_repeats):
             for side, key in MINERS.items():
-                runs[side].append(bench.worker("mine", **shared, side=key))
-        mined = {side: np.load(folder / f"mined-{key}.npz") for side, key in MINERS.items()}
-        reference = mined["sentence-transformers mine_hard_negatives"]
+                found = bench.attempt("mining", side, "mine", **shared, side=key)
+                if found is not None:
+                    runs[side].append(found)
+        runs = {side: rows for side, rows in runs.items() if rows}
+        mined = {side: np.load(folder / f"mined-{MINERS[side]}.npz") for side in runs}
+        reference = mined.get("sentence-transformers mine_hard_negatives", {})
         for side, rows in runs.items():
-            pairs = [(set(reference[key].tolist()), set(mined[side][key].tolist())) for key in reference.files]
+            pairs = [(set(reference[key].tolist()), set(mined[side][key].tolist())) for key in reference]
             shared_share = [len(theirs & ours) / len(theirs) for theirs, ours in pairs if theirs]
             bench.add(
                 "mining", "speed", side=side, chunks=sizes.chunks, queries=sizes.queries,
@@ -384,13 +396,15 @@ def growth(bench: Bench) -> None:
             with tempfile.TemporaryDirectory(dir=bench.folder, prefix="growth-") as name:
                 corpus = Path(name) / "corpus.jsonl"
                 write_corpus(texts, size, corpus, labels=bench.sizes.labels, seed=bench.seed)
-                found = bench.worker(
-                    "fit", corpus=corpus, target=Path(name) / "retriever", model=model, method=method, index=index
-                )
-            bench.add("growth", "fit", size=size, method=method, index=index, **found)
+                options = {"corpus": corpus, "target": Path(name) / "retriever", "model": model, "index": index}
+                found = bench.attempt("growth", f"{method} {size}", "fit", **options, method=method)
+            if found is not None:
+                bench.add("growth", "fit", size=size, method=method, index=index, **found)
     fits = [row for row in bench.rows if row["part"] == "growth" and row["what"] == "fit"]
     for method in ("none", "lora"):
         mine = sorted((row for row in fits if row["method"] == method), key=lambda row: row["chunks"])
+        if len(mine) < 2:
+            continue
         for measure in ("seconds", "peak_bytes"):
             overall, last = exponents([row["chunks"] for row in mine], [row[measure] for row in mine])
             bench.add("growth", "exponent", method=method, measure=measure, overall=overall, last=last)
