@@ -176,7 +176,9 @@ def read_on(retriever: Path) -> None:
     stop = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
     seen: list[int] = []
-    while not stop.is_set():
+    last = False
+    while not last:
+        last = stop.is_set()  # one more round after that: it sees what stood there at the end
         with Retriever.open(retriever, precision="float32") as opened:
             hits = opened.search("red water tree river", k=200)
             rounds = {int(n) for hit in hits for n in re.findall(r"Round (\d+)", hit.chunk.passage)}

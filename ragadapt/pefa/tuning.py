@@ -142,7 +142,7 @@ class _Table:
         quality, folds = self.quality, self.folds[self.asked]
         start = self._start()
         plain = quality[0, start]
-        best = _best(quality)
+        best = _best(quality, start)
         row, weight = best
         method, k, lam = self.settings[row]
         # What was gained by choosing so, on folds that had no say in the choice.
@@ -152,7 +152,7 @@ class _Table:
             inside = folds == fold
             if not inside.any():
                 continue
-            own = _best(quality[:, :, ~inside]) if (~inside).any() else best
+            own = _best(quality[:, :, ~inside], start) if (~inside).any() else best
             gained[inside] = quality[own[0], own[1], inside]
             in_dense[inside] = self.dense[own[0], inside]
         gain = paired_bootstrap(gained, plain, seed=seed)
@@ -273,14 +273,19 @@ def _deal(texts: Sequence[str], seed: int) -> NDArray[np.int64]:
     return np.array([fold_of[key] for key in keys], np.int64)
 
 
-def _best(quality: NDArray[np.float64]) -> tuple[int, int]:
-    """(setting, weight) with the highest mean; of near-equals (a tenth of a standard error) the first, so xs first."""
+def _best(quality: NDArray[np.float64], start: int) -> tuple[int, int]:
+    """(setting, weight). Of near-equal settings (a tenth of a standard error) the first, so xs before xl; of weights
+    within one standard error of the best the one nearest to `start`, the weight without feedback: with few questions
+    the curve is noise, and moving the weight by it would make search worse."""
     means = quality.mean(axis=2)
-    top = np.unravel_index(int(means.argmax()), means.shape)
-    if quality.shape[2] > 1:
-        paired = quality[top] - quality
-        errors = paired.std(axis=2, ddof=1) / np.sqrt(quality.shape[2])
-        near = means >= means[top] - 0.1 * errors
-        rows = np.flatnonzero(near[:, top[1]])
-        return int(rows[0]), int(top[1])
-    return int(top[0]), int(top[1])
+    row, column = (int(at) for at in np.unravel_index(int(means.argmax()), means.shape))
+    count = quality.shape[2]
+    if count < 2:
+        return row, start
+    paired = quality[row, column] - quality
+    errors = paired.std(axis=2, ddof=1) / np.sqrt(count)
+    row = int(np.flatnonzero(means[:, column] >= means[row, column] - 0.1 * errors[:, column])[0])
+    paired = quality[row, column] - quality[row]
+    errors = paired.std(axis=1, ddof=1) / np.sqrt(count)
+    near = np.flatnonzero(means[row] >= means[row, column] - errors)
+    return row, int(near[np.argmin(np.abs(near - start))])
