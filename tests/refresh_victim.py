@@ -11,12 +11,10 @@ import os
 import random
 import re
 import signal
-import sqlite3
 import sys
 import threading
 import time
 from collections import Counter
-from contextlib import closing
 from pathlib import Path
 
 PAGES = 12
@@ -81,22 +79,21 @@ def round_of(docs: Path) -> State:
 
 
 def add_feedback(retriever: Path, id: int) -> None:
-    """One row into the ledger, on disk when this returns."""
+    """One feedback into the ledger, on disk when this returns."""
+    from ragadapt.pefa import Feedback, Ledger
     from ragadapt.store import LEDGER, ledger_lock, open_store
 
     open_store(retriever, "none")  # heals a move that a kill cut short
-    with ledger_lock(retriever), closing(sqlite3.connect(retriever / LEDGER)) as ledger:
-        ledger.execute("PRAGMA journal_mode = WAL")
-        ledger.execute("CREATE TABLE IF NOT EXISTS feedback (id)")
-        ledger.execute("INSERT INTO feedback VALUES (?)", (id,))
-        ledger.commit()
+    with Ledger.open(retriever / LEDGER, lock=ledger_lock(retriever)) as ledger:
+        ledger.add([Feedback(f"question {id}", "gone", key=str(id))])
 
 
 def feedback_of(retriever: Path) -> list[int]:
+    from ragadapt.pefa import Ledger
     from ragadapt.store import LEDGER
 
-    with closing(sqlite3.connect(retriever / LEDGER)) as ledger:
-        return [row[0] for row in ledger.execute("SELECT id FROM feedback ORDER BY id")]
+    with Ledger.open(retriever / LEDGER, create=False) as ledger:
+        return sorted(int(one.key) for one in ledger.find())
 
 
 def forked(work: str, retriever: Path, docs: Path, notes: Path) -> int:
