@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ragadapt.errors import InvalidInput
+from ragadapt.evaluation.files import write_atomically
 from ragadapt.evaluation.report import (
     Curve,
     Delta,
@@ -27,12 +28,12 @@ from ragadapt.evaluation.report import (
 from ragadapt.pefa import Feedback
 from ragadapt.pefa.tuning import Tuned, tune
 from ragadapt.retriever import Retriever
+from ragadapt.store import FEEDBACK_REPORT
 from ragadapt.values import Evidence, Progress, no_progress
 from ragadapt.version import __version__
 
 log = logging.getLogger(__name__)
 
-REPORT = "feedback-report"  # folder inside the retriever's, written by tune_feedback
 _PAGE = 512  # lines encoded and written at a time: each page is one transaction
 _FIELDS = {
     "query", "chunk_id", "document_id", "source", "quote", "weight", "withdraw", "user", "tenant", "at", "key",
@@ -117,7 +118,7 @@ def tune_feedback(retriever: Retriever, *, seed: int = 13, progress: Progress = 
     tuned = tune(pefa, retriever.searcher, document_of=document_of, seed=seed, progress=progress)
     if tuned.values:
         pefa.tune_to(tuned.values)
-        write_report(retriever.path / REPORT, _report(retriever, tuned, seed))
+        write_report(retriever.path / FEEDBACK_REPORT, _report(retriever, tuned, seed))
     return tuned
 
 
@@ -263,12 +264,11 @@ def _write_lines(path: str | Path, lines: Iterable[Mapping[str, Any]]) -> None:
         for line in lines:
             sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
         return
-    target = Path(path)
-    partial = target.with_name(target.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
-        for line in lines:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    partial.replace(target)
+    pieces = (json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    try:
+        write_atomically(Path(path), pieces)
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be written ({error}). Name a file in a folder that is there.") from error
 
 
 def _report(retriever: Retriever, tuned: Tuned, seed: int) -> Report:

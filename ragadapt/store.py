@@ -68,6 +68,7 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 MANIFEST = "ragadapt.json"
 LEDGER = "feedback.sqlite"  # of every folder that has feedback; each commit carries it over
+FEEDBACK_REPORT = "feedback-report"  # folder beside it: what tuning with the feedback found
 Verify = Literal["none", "quick", "full"]
 T = TypeVar("T")
 

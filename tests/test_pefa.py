@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ragadapt.config import PefaConfig
 from ragadapt.errors import FormatTooNew, InvalidInput, StoreCorrupt, StoreError
 from ragadapt.index import VectorIndex, open_index
-from ragadapt.pefa import Feedback, Ledger, Pefa, server
+from ragadapt.pefa import Feedback, Ledger, Pefa, engine
 
 DIM = 12
 KINDS = ("exact", "faiss", "qdrant", "qdrant-edge")
@@ -449,12 +449,12 @@ def test_the_engine_s_own_formula_gives_the_same_search(kind: str, tmp_path: Pat
             [Feedback(f"query {at % 20}", ids[rng.integers(300)], float(rng.choice([1, 1, -1]))) for at in range(60)]
         )
         for _ in range(2):
-            assert server.push(pefa) == len(pefa.state.overlays[""])
+            assert engine.push(pefa) == len(pefa.state.overlays[""])
             for lam in (0.0, 0.4, 1.0):
                 for filter in (None, {"even": True}):
                     own = pefa.search(queries, 100, filter, lam=lam)
-                    engine = server.search(index, queries, 100, lam, filter)
-                    for (one, scores), (other, peers) in zip(own, engine, strict=True):
+                    inside = engine.search(index, queries, 100, lam, filter)
+                    for (one, scores), (other, peers) in zip(own, inside, strict=True):
                         np.testing.assert_allclose(scores, peers, atol=1e-5)
                         assert len(set(one) ^ set(other)) <= 2  # ties within 1e-5 at the cut
             pefa.withdraw_keys(keys[::2])
@@ -465,11 +465,11 @@ def test_a_baked_index_needs_no_pefa_at_a_fixed_lambda(tmp_path: Path) -> None:
     queries = embed(["query 1", "elsewhere"])
     with make_index("exact", None, 60) as index, Pefa(index, embed) as pefa, open_index("exact", dim=DIM) as target:
         pefa.add_many([Feedback(f"query {at % 4}", ids[at]) for at in range(30)])
-        server.bake(pefa, target, 0.3)
+        engine.bake(pefa, target, 0.3)
         for (one, scores), (other, peers) in zip(
             target.search(queries, 60, {"even": True}), pefa.search(queries, 60, {"even": True}, lam=0.3), strict=True
         ):
             assert one == other
             np.testing.assert_allclose(scores, peers, atol=1e-6)
         with pytest.raises(InvalidInput, match="kind 'qdrant'"):
-            server.push(pefa)
+            engine.push(pefa)

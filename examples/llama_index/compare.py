@@ -5,6 +5,7 @@ python examples/llama_index/compare.py ./retriever [report folder]
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -16,18 +17,7 @@ from ragadapt.comparison import compare_systems
 from ragadapt.evaluation.report import table, write_report
 
 PAGES = Path(__file__).resolve().parents[1] / "pages"
-QUESTIONS = {
-    "can I get a refund?": "billing.md",
-    "my password is gone": "account.md",
-    "how many calls per minute?": "api.md",
-    "we both edited the same document": "sync.md",
-    "who can restore a deleted file?": "sharing.md",
-    "where do invoices go?": "billing.md",
-    "error 429": "api.md",
-    "working on a train without internet": "sync.md",
-    "may guests see everything?": "sharing.md",
-    "delete my account": "account.md",
-}
+QUESTIONS = json.loads(PAGES.with_name("pages-questions.json").read_text(encoding="utf-8"))  # question → page
 
 
 def main(folder: str, target: str | None = None) -> None:

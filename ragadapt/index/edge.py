@@ -210,7 +210,7 @@ class EdgeIndex(Closing):
     def _description(self) -> dict[str, Any]:
         return {"kind": self.kind, "dim": self.dim, "fingerprint": self.fingerprint}
 
-    # Feedback inside the engine: see ragadapt.pefa.server
+    # Feedback inside the engine: see ragadapt.pefa.engine
 
     def put_feedback(self, ids: Sequence[str], vectors: ArrayLike) -> None:
         """Set the second vector (n, dim) of points that are there."""

@@ -302,7 +302,7 @@ class QdrantIndex(Closing):
             values["url"] = _shown(self.url)
         write_description(folder, values)
 
-    # Feedback inside the engine: see ragadapt.pefa.server
+    # Feedback inside the engine: see ragadapt.pefa.engine
 
     def put_feedback(self, ids: Sequence[str], vectors: ArrayLike) -> None:
         """Set the second vector (n, dim) of points that are there. Raises InvalidInput for a foreign collection."""

@@ -118,6 +118,8 @@ def _undo(terminal: Terminal, retriever: Retriever, found: list[Any]) -> None:
         )
         return
     terminal.write(f"Taken back: {number:,}")
+    if not number:
+        terminal.note(f"Nothing that counts fits. See what there is: ragadapt feedback list {retriever.path}")
 
 
 def _export(terminal: Terminal, retriever: Retriever, output: Path, form: str, tenant: str | None) -> None:

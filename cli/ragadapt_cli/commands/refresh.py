@@ -167,6 +167,7 @@ def _feedback(terminal: Terminal, retriever: Path, file: Path) -> int:
     from ragadapt.feedback import read_feedback
     from ragadapt.retriever import Retriever
 
+    terminal.resume = True  # what was taken in is known then
     started = time.monotonic()
     with terminal.progress() as progress, Retriever.open(retriever) as opened:
         taken = read_feedback(opened, file, progress=progress)
@@ -181,6 +182,8 @@ def _feedback(terminal: Terminal, retriever: Path, file: Path) -> int:
         f"{len(taken.problems):,} not usable"
     )
     terminal.write(f"In force    {status.active:,} on {status.passages:,} passages from {status.queries:,} questions")
+    if not taken.lines:
+        terminal.note(f'{file} is empty. A line is {{"query": "…", "chunk_id": "…"}}; see docs/feedback.md')
     if status.inactive:
         terminal.note(f"{status.inactive:,} are about passages that are gone; they count again when those are back")
     for problem in taken.problems[:20]:
@@ -192,12 +195,13 @@ def _feedback(terminal: Terminal, retriever: Path, file: Path) -> int:
 
 
 def _tune(terminal: Terminal, retriever: Path, seed: int) -> None:
-    from ragadapt.feedback import REPORT, tune_feedback
+    from ragadapt.feedback import tune_feedback
     from ragadapt.retriever import Retriever
+    from ragadapt.store import FEEDBACK_REPORT
 
     with terminal.progress() as progress, Retriever.open(retriever) as opened:
         tuned = tune_feedback(opened, seed=seed, progress=progress)
-    page = retriever / REPORT / "report.html"
+    page = retriever / FEEDBACK_REPORT / "report.html"
     if terminal.json:
         curve = [{"lam": lam, "nDCG@10": asdict(value)} for lam, value in tuned.curve]
         values = {"path": retriever, **asdict(tuned), "curve": curve, "page": page if tuned.values else None}

@@ -19,7 +19,7 @@ def report_command(terminal: Terminal, retriever: Path, in_browser: bool) -> Non
     Prints its table and the path of the page with charts, wins and losses.
     """
     from ragadapt.evaluation.report import read_report, table
-    from ragadapt.store import open_store
+    from ragadapt.store import FEEDBACK_REPORT, open_store
 
     folder = open_store(retriever).path / "report"
     report = read_report(folder)
@@ -30,6 +30,9 @@ def report_command(terminal: Terminal, retriever: Path, in_browser: bool) -> Non
         terminal.write(table(report))
         terminal.write()
         terminal.write(f"Report:    {page}")
+        tuned = folder.with_name(FEEDBACK_REPORT) / "report.html"
+        if tuned.is_file():
+            terminal.write(f"Feedback:  {tuned}")
     if in_browser:
         import webbrowser
 
