@@ -83,7 +83,7 @@ class Background:
         """Mean and standard deviation, each (Q,), of every query's inner products with all passages."""
         queries = np.asarray(query_vectors, dtype=np.float64)
         means = queries @ self.mean
-        variances = np.einsum("qd,de,qe->q", queries, self.covariance, queries)
+        variances = np.einsum("qd,qd->q", queries @ self.covariance, queries)
         return means.astype(np.float32), np.sqrt(np.maximum(variances, 1e-12)).astype(np.float32)
 
 

@@ -88,7 +88,7 @@ def unit_name(item: JudgedQuery, unit: int, arena: Arena, corpus: Corpus) -> str
     """A document's or a chunk's id."""
     if item.unit_names is not None:
         return item.unit_names[unit]
-    return arena.searcher.id_of(unit)
+    return arena.searcher.ids_of([unit])[0]
 
 
 def build_report(facts: Facts, base: Arena | None, shipped: Arena | None, corpus: Corpus) -> reports.Report:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ragadapt.errors import InvalidInput
 from ragadapt.fusion import Background, Candidates, Floats, Fusion, Positions, move_towards, standardise
+from ragadapt.lexical.ranking import best_positions, moments
 from ragadapt.profiling import work
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class Searcher:
             order = np.argsort(-scores, kind="stable")[:k]
             results.append(
                 Ranked(
-                    [self._ids[position] for position in candidates.positions[order]],
+                    self.ids_of(candidates.positions[order]),
                     scores[order],
                     {"dense": candidates.dense[order], "lexical": candidates.lexical[order]},
                 )
@@ -167,7 +168,7 @@ class Searcher:
                 best = []
                 for candidates in first:
                     top, _ = candidates.ranked(fusion, fusion.feedback_depth)
-                    best.append(dense.vectors([self._ids[position] for position in top]))
+                    best.append(dense.vectors(self.ids_of(top)))
                 first = pass_.gather(move_towards(vectors[start:stop], best, fusion.feedback))
             found += first
         return found
@@ -175,8 +176,8 @@ class Searcher:
     def positions(self, ids: Sequence[str]) -> Positions:
         return self.lexical.positions(ids)
 
-    def id_of(self, position: int) -> str:
-        return self._ids[position]
+    def ids_of(self, positions: Positions | Sequence[int]) -> list[str]:
+        return [self._ids[position] for position in np.asarray(positions).tolist()]
 
 
 class _Block:
@@ -197,8 +198,7 @@ class _Block:
         self.dense = dense
         self.filter = filter
         self.depth = depth
-        self.means = rows.mean(axis=1, dtype=np.float64).astype(np.float32)
-        self.deviations = rows.std(axis=1, dtype=np.float64).astype(np.float32)
+        self.means, self.deviations = moments(rows)
         self.lexical_best = [_best(row, depth, allowed) for row in rows]
         self.extra = [np.asarray(positions, dtype=np.int64) for positions in extra]
 
@@ -213,7 +213,8 @@ class _Block:
             dense[np.searchsorted(positions, dense_positions)] = scores
             missing = np.flatnonzero(np.isnan(dense))
             if len(missing):
-                dense[missing] = self.dense.scores(vectors[number], [searcher.id_of(positions[at]) for at in missing])
+                names = searcher.ids_of(positions[missing])
+                dense[missing] = self.dense.scores(vectors[number], names)
             results.append(
                 Candidates(
                     positions,
@@ -225,7 +226,5 @@ class _Block:
 
 
 def _best(row: Floats, depth: int, allowed: Mask | None) -> Positions:
-    found = np.flatnonzero(row > 0 if allowed is None else (row > 0) & allowed)
-    if len(found) > depth:
-        found = found[np.argpartition(-row[found], depth - 1)[:depth]]
-    return found.astype(np.int64)
+    best = best_positions(row if allowed is None else np.where(allowed, row, 0), depth)
+    return best[row[best] > 0] if allowed is None else best[(row[best] > 0) & allowed[best]]

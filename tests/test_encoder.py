@@ -15,7 +15,7 @@ from tiny_models import sentences, write_tiny_model
 
 from ragadapt.config import EncoderConfig
 from ragadapt.encoder import Encoder, known_prompts
-from ragadapt.encoder.batches import pad, token_batches
+from ragadapt.encoder.batches import pad, padded_length, token_batches
 from ragadapt.encoder.precision import PROBE_PASSAGES, agreement
 from ragadapt.encoder.spec import EncoderSpec
 from ragadapt.errors import (
@@ -287,12 +287,21 @@ def test_batches_hold_every_position_once_within_the_budget(lengths: list[int], 
     array = np.array(lengths, dtype=np.int64)
     batches = token_batches(array, budget)
     assert sorted(int(i) for batch in batches for i in batch) == list(range(len(lengths)))
-    assert all(len(batch) == 1 or len(batch) * int(array[batch].max()) <= budget for batch in batches)
+    assert all(len(batch) == 1 or len(batch) * padded_length(int(array[batch].max())) <= budget for batch in batches)
 
 
-def test_padding_is_on_the_right_and_masked() -> None:
-    ids, mask = pad([np.array([5, 6], np.int32), np.array([7], np.int32)], pad_id=9)
-    assert ids.tolist() == [[5, 6], [7, 9]] and mask.tolist() == [[1, 1], [1, 0]]
+def test_padding_is_on_the_right_masked_and_never_beyond_the_longest_that_is_allowed() -> None:
+    rows = [np.array([5, 6], np.int32), np.array([7], np.int32)]
+    ids, mask = pad(rows, pad_id=9, max_length=3)
+    assert ids.tolist() == [[5, 6, 9], [7, 9, 9]] and mask.tolist() == [[1, 1, 0], [1, 0, 0]]
+    assert pad(rows, pad_id=9, max_length=64)[0].shape == (2, 8)
+
+
+def test_texts_of_all_lengths_run_in_few_shapes() -> None:
+    lengths = np.arange(1, 513, dtype=np.int64)
+    shapes = {(len(batch), padded_length(int(lengths[batch].max()))) for batch in token_batches(lengths, 2048)}
+    assert len({padded for _, padded in shapes}) <= 36
+    assert all(length <= padded_length(int(length)) < length + 16 for length in lengths)
 
 
 def test_packaged_model_loads_and_ranks_sensibly() -> None:

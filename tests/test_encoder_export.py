@@ -14,7 +14,6 @@ from tiny_models import sentences, write_tiny_model
 from ragadapt.adapters import attach
 from ragadapt.config import AdapterConfig, EncoderConfig
 from ragadapt.encoder import Encoder
-from ragadapt.encoder.batches import pad
 from ragadapt.encoder.export import export_onnx
 from ragadapt.errors import MissingExtra
 
@@ -35,7 +34,7 @@ def adapted(tmp_path: Path, **settings: object) -> Encoder:
 
 def run(path: Path, encoder: Encoder, texts: list[str]) -> np.ndarray:
     assert encoder.query_tower is not None
-    ids, mask = pad(encoder.query_tower.tokenize(texts)[0], encoder.query_tower.pad_id)
+    ids, mask = encoder.query_tower.pad(encoder.query_tower.tokenize(texts)[0])
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return np.asarray(session.run(None, {"input_ids": ids, "attention_mask": mask})[0])
 

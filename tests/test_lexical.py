@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from ragadapt.errors import FormatTooNew, IndexCorrupt, InvalidInput
 from ragadapt.lexical import LexicalIndex, best_first, tokenise
+from ragadapt.lexical.ranking import best_positions, moments
 from ragadapt.lexical.tokens import word_analyser, words
 
 TEXTS = [
@@ -188,6 +189,35 @@ def test_best_first_is_the_sorted_list_cut_at_k(values: list[int], k: int) -> No
     expected = sorted(zip((-v for v in values), ids))[:k]
     found, scores = best_first(np.array(values, np.float32), k, ids)
     assert list(zip((-scores).tolist(), found)) == expected
+
+
+@pytest.mark.parametrize("kind", ["spread", "sparse", "few values", "falling"])
+def test_many_scores_are_cut_as_few_are(kind: str) -> None:
+    rng = np.random.default_rng(3)
+    scores = rng.normal(size=20_000).astype(np.float32)
+    if kind == "sparse":
+        scores[rng.permutation(20_000)[:19_990]] = 0
+    elif kind == "few values":
+        scores = rng.integers(0, 3, 20_000).astype(np.float32)
+    elif kind == "falling":  # the sample sees every largest one
+        scores = -np.arange(20_000, dtype=np.float32)
+    ids = [f"{at:05}" for at in range(20_000)]
+    for k in (1, 7, 100, 4000):
+        order = np.argsort(-scores, kind="stable")[:k]
+        found, best = best_first(scores, k, ids)
+        assert found == [ids[at] for at in order]
+        np.testing.assert_array_equal(best, scores[order])
+        np.testing.assert_array_equal(best_positions(scores, k), np.sort(order))
+
+
+def test_moments_of_equal_scores_have_no_spread() -> None:
+    rows = np.full((2, 30_011), 17.3, np.float32)
+    rows[1] += np.random.default_rng(0).normal(size=30_011).astype(np.float32)
+    means, deviations = moments(rows)
+    np.testing.assert_allclose(means, rows.mean(1, dtype=np.float64), rtol=1e-6)
+    assert deviations[0] < 1e-6
+    assert deviations[1] == pytest.approx(rows[1].std(dtype=np.float64), rel=1e-5)
+    assert moments(np.empty((2, 0), np.float32))[0].tolist() == [0, 0]
 
 
 def test_moments_are_those_of_all_documents_and_blocks_join_to_the_whole() -> None:

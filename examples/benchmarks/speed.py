@@ -106,7 +106,7 @@ class Bench:
         self.file.write_text(text, encoding="utf-8")
         print(json.dumps(row, default=float)[:400], flush=True)
 
-    def worker(self, name: str, **options: Any) -> Row:
+    def worker(self, name: str, /, **options: Any) -> Row:
         """A measurement in a process of its own."""
         command = [sys.executable, str(HERE / "speed_workers.py"), name, json.dumps(options, default=str)]
         done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
@@ -115,13 +115,13 @@ class Bench:
         found: Row = json.loads(done.stdout.strip().splitlines()[-1])
         return found
 
-    def attempt(self, part: str, side: str, name: str, **options: Any) -> Row | None:
+    def attempt(self, part: str, label: str, name: str, /, **options: Any) -> Row | None:
         """A measurement that may fail, for lack of memory say, without costing the others; None then."""
         try:
             return self.worker(name, **options)
         except RuntimeError as error:
             print(error, file=sys.stderr)
-            self.add(part, "failed", side=side, reason=str(error)[-500:])
+            self.add(part, "failed", side=label, reason=str(error)[-500:])
             return None
 
     def collection(self) -> Collection:

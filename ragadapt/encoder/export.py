@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ragadapt.encoder import loading
-from ragadapt.encoder.batches import pad
 from ragadapt.encoder.precision import PROBE_PASSAGES, PROBE_QUERIES
 from ragadapt.encoder.tower import Tower
 from ragadapt.errors import InvalidInput, MissingExtra, StoreError
@@ -77,7 +76,7 @@ def export_onnx(encoder: Encoder, folder: str | Path) -> float:
             onnx.checker.check_model(str(path))
             tower.tokenizer.save_pretrained(str(folder))
         rows, _ = tower.tokenize([prompt + text for text in texts])
-        ids, mask = pad(rows, tower.pad_id)
+        ids, mask = tower.pad(rows)
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         (vectors,) = session.run(None, {"input_ids": ids, "attention_mask": mask})
         least = min(least, float(np.min(np.sum(vectors * tower.embed(rows), axis=1))))
@@ -99,7 +98,7 @@ def export_onnx(encoder: Encoder, folder: str | Path) -> float:
 
 def _write(tower: Tower, path: Path) -> None:
     rows, _ = tower.tokenize(PROBE_PASSAGES[:3])
-    ids, mask = (torch.from_numpy(array) for array in pad(rows, tower.pad_id))
+    ids, mask = (torch.from_numpy(array) for array in tower.pad(rows))
     axes = {0: "batch", 1: "length"}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer warns about every shape that it follows

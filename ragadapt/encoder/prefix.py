@@ -11,7 +11,7 @@ import copy
 import hashlib
 import logging
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,11 +21,13 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-from ragadapt.encoder.batches import Ids, pad, token_batches
+from ragadapt.encoder.batches import Ids, Padded, token_batches
 from ragadapt.profiling import work
 from ragadapt.values import Progress, no_progress
 
 log = logging.getLogger(__name__)
+
+Pad = Callable[[list[Ids]], Padded]
 
 _LAYER_LISTS = ("encoder.layer", "transformer.layer", "layers")
 _EMBEDDINGS = ("embeddings", "embed_tokens")
@@ -111,9 +113,9 @@ class Prefix:
             hidden: Tensor = self.lower(input_ids=ids, attention_mask=mask).last_hidden_state
         return hidden
 
-    def hidden(self, rows: list[Ids], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def hidden(self, rows: list[Ids], pad: Pad, device: torch.device) -> tuple[Tensor, Tensor]:
         """((B, T, h) hidden states, (B, T) mask) of token rows, from the cache where they are known."""
-        ids_array, mask_array = pad(rows, pad_id)
+        ids_array, mask_array = pad(rows)
         mask = torch.from_numpy(mask_array).to(device)
         if self.cache is None:
             return self.below(torch.from_numpy(ids_array).to(device), mask), mask
@@ -139,7 +141,7 @@ class Prefix:
     def fill(
         self,
         rows: Sequence[Ids],
-        pad_id: int,
+        pad: Pad,
         device: torch.device,
         budget_tokens: int,
         progress: Progress = no_progress,
@@ -151,7 +153,7 @@ class Prefix:
         lengths = np.fromiter((len(row) for row in unknown), np.int64, len(unknown))
         done = 0
         for batch in token_batches(lengths, budget_tokens):
-            self.hidden([unknown[position] for position in batch], pad_id, device)
+            self.hidden([unknown[position] for position in batch], pad, device)
             done += len(batch)
             progress("frozen layers", done, len(unknown))
             if self.cache.full:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ragadapt.encoder.batches import Ids, pad
+from ragadapt.encoder.batches import Ids, Padded, pad
 from ragadapt.encoder.prefix import Prefix
 
 
@@ -79,9 +79,13 @@ class Tower(nn.Module):
         ids = self.tokenizer(prompt)["input_ids"]
         return len(ids) - (1 if ids and ids[-1] in set(self.tokenizer.all_special_ids) else 0)
 
+    def pad(self, rows: list[Ids]) -> Padded:
+        """(ids, mask), (B, T) each, of one batch of token rows."""
+        return pad(rows, self.pad_id, self.max_length)
+
     def to_tensors(self, rows: list[Ids]) -> tuple[Tensor, Tensor]:
         """Padded (ids, mask), (B, T) each, on the tower's device."""
-        ids, mask = (torch.from_numpy(array) for array in pad(rows, self.pad_id))
+        ids, mask = (torch.from_numpy(array) for array in self.pad(rows))
         device = self.device
         if device.type == "cuda":
             ids, mask = (tensor.pin_memory().to(device, non_blocking=True) for tensor in (ids, mask))
@@ -113,7 +117,7 @@ class Tower(nn.Module):
         """(B, d) float32 unit vectors of one batch of token rows; gradients reach the trained layers."""
         if self.prefix is None:
             return self(*self.to_tensors(rows), prompt_length)  # type: ignore[no-any-return]
-        hidden, mask = self.prefix.hidden(rows, self.pad_id, self.device)
+        hidden, mask = self.prefix.hidden(rows, self.pad, self.device)
         with self._precision():
             above = self.prefix.upper(inputs_embeds=hidden, attention_mask=mask).last_hidden_state  # (B, T, h)
         return self.pool(above, mask, prompt_length)

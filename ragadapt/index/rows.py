@@ -53,7 +53,7 @@ class Rows:
         """The row of each id. Raises InvalidInput for one that is missing."""
         numbers = self.numbers
         try:
-            return [numbers[id] for id in ids]
+            return list(map(numbers.__getitem__, ids))
         except KeyError as error:
             raise missing_id(error.args[0]) from None
 

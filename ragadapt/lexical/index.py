@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragadapt.errors import FormatTooNew, IndexCorrupt, InvalidInput
-from ragadapt.lexical.ranking import Ranking, best_first
+from ragadapt.lexical.ranking import Ranking, best_first, moments
 from ragadapt.lexical.tokens import word_analyser, words
 from ragadapt.profiling import work
 from ragadapt.values import Progress, no_progress
@@ -84,7 +84,7 @@ class LexicalIndex:
         """The position of each id. Raises InvalidInput for an unknown one."""
         table = self._table()
         try:
-            return np.array([table[id_] for id_ in ids], np.int64)
+            return np.array(list(map(table.__getitem__, ids)), np.int64)
         except KeyError as error:
             raise InvalidInput(f"The lexical index holds no {error.args[0]!r}.") from error
 
@@ -131,9 +131,8 @@ class LexicalIndex:
         rankings: list[Ranking] = []
         means, deviations = np.zeros(len(queries), np.float32), np.zeros(len(queries), np.float32)
         for start, block in self.score_blocks(queries):
-            if len(self):
-                means[start : start + len(block)] = block.mean(axis=1, dtype=np.float64)
-                deviations[start : start + len(block)] = block.std(axis=1, dtype=np.float64)
+            stop = start + len(block)
+            means[start:stop], deviations[start:stop] = moments(block)
             for row in block:
                 found = np.flatnonzero(row if allowed is None else (row > 0) & allowed)
                 rankings.append(best_first(row[found], k, _Picked(self._ids, found)))
@@ -208,6 +207,8 @@ class LexicalIndex:
             engine = bm25s.BM25.load(folder, mmap=mmap, allow_pickle=False)
             frequencies = np.load(folder / "frequencies.npy", mmap_mode=mode, allow_pickle=False)
             lengths = np.load(folder / "lengths.npy", mmap_mode=mode, allow_pickle=False)
+            for name in ("data", "indices", "indptr"):
+                engine.scores[name] = np.asarray(engine.scores[name])  # still mapped, but cheap to slice
             postings = int(engine.scores["indptr"][-1])
             sizes = {len(engine.scores["data"]), len(engine.scores["indices"]), len(frequencies)}
             if sizes != {postings} or not len(ids) == len(lengths) == int(engine.scores["num_docs"]):

@@ -251,7 +251,7 @@ def _judged(pefa: Pefa, searcher: Searcher | None, document_of: Mapping[str, str
         number_of = dict(zip(ids, searcher.positions(ids).tolist(), strict=True))
         if document_of is not None:
             numbers: dict[str, int] = {}
-            every = [document_of[searcher.id_of(at)] for at in range(len(searcher.lexical))]
+            every = [document_of[id] for id in searcher.lexical.ids()]
             unit_of = np.array([numbers.setdefault(document, len(numbers)) for document in every], np.int64)
     judged = []
     for row, passages in sorted(liked.items()):

@@ -255,7 +255,7 @@ class _Run:
         with self._prefix(checkpoint), self._dropout(), self._compiled():
             if self.tower.prefix is not None:
                 rows = [*self.query_rows, *self.passage_rows]
-                self.tower.prefix.fill(rows, self.tower.pad_id, self.tower.device, self.chunk_tokens, progress)
+                self.tower.prefix.fill(rows, self.tower.pad, self.tower.device, self.chunk_tokens, progress)
             yield
 
     def _tokens(self, texts: list[str], prompt: str) -> list[Ids]:
