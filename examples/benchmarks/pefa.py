@@ -334,6 +334,7 @@ def few(bench: Bench, sizes: Sequence[int] = (20, 50, 100), draws: int = 5) -> N
     """
     from ragadapt.training import Example, train
 
+    bench.encoder.use_prefix_cache(bench.folder / "prefix")  # the frozen layers of the corpus, once for all draws
     for name in bench.collections:
         collection = load(bench.data, name)
         base = Task(collection, bench.vectors(collection))
@@ -386,6 +387,7 @@ def few(bench: Bench, sizes: Sequence[int] = (20, 50, 100), draws: int = 5) -> N
             for key in ("fusion", "PEFA", "LoRA", "all")
         )  # fmt: skip
         write_report(bench.folder / f"few-{name}", Report(title=f"Few labels on {name}", curves=curves))
+    bench.encoder.release_prefix_cache()
 
 
 def learnt_weight(task: Task, ids: Sequence[str]) -> float:

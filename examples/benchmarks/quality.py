@@ -1,6 +1,7 @@
 """What a fit is worth: shipped retrievers against untuned baselines on collections with human judgements.
 
-    python examples/benchmarks/quality.py --data DATA [--parts zero,handbook,labels,query-side,signals] [--seeds 13]
+    python examples/benchmarks/quality.py --data DATA [--parts zero,handbook,labels,query-side,signals,choices]
+        [--seeds 13]
 
 Every part fits through the public API, without a look at any test label, and scores TREC runs with ir-measures. What
 few labels give is in pefa.py (part few). Results go to FOLDER/quality.json as they come (default: a temporary folder),
@@ -16,6 +17,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,14 @@ import numpy as np
 from beir import QUALITY, Collection, baselines, load, write_labels
 
 from ragadapt import Encoder, EncoderConfig, FitConfig, Labels, Retriever, fit
+from ragadapt.adaptation import make_examples
 from ragadapt.evaluation import Evaluation, evaluate, paired_bootstrap
+from ragadapt.lexical import LexicalIndex
+from ragadapt.stages import Corpus, encode_query_texts, searcher_of
+from ragadapt.training import Example, train
+from ragadapt.values import Chunk, Evidence, Query, no_progress
+
+LABELS = {"scifact": "train", "stackfaq": "train", "cosqa": "dev"}  # collections with judged queries beside the test's
 
 BASE: dict[str, Any] = {"encoder": {"model": "offline"}, "index": {"kind": "exact"}}
 
@@ -126,36 +135,44 @@ def handbook(bench: Bench) -> None:
         )
 
 
-def labelled(bench: Bench, name: str, **changes: Any) -> Callable[[], None]:
-    """scifact with its train labels; nothing of the test split is read before scoring."""
+def labelled(bench: Bench, part: str, **changes: Any) -> Callable[[], None]:
+    """Fits with judged queries that are not the test's; nothing of the test split is read before scoring.
+
+    What ships beside the untuned baselines, and so what the gate's decision was worth.
+    """
 
     def run() -> None:
-        collection = load(bench.data, "scifact")
-        untuned = bench.baselines(collection)
-        folder = bench.folder / "labels-scifact"
-        files = write_labels(collection, "train", list(collection.qrels["train"]), folder)
-        for seed in bench.seeds:
-            result, seconds = bench.fit(
-                [collection.corpus], f"{name}-scifact-{seed}", seed, [Labels(*files)], **changes
-            )
-            with Retriever.open(result.path) as retriever:
-                shipped = {mode: score(retriever, collection, mode) for mode in ("hybrid", "dense")}
-                fusion = retriever.fusion.as_dict()
-            rrf = list(untuned["RRF"].per_query["nDCG@10"].values())
-            mine = [shipped["hybrid"].per_query["nDCG@10"][query] for query in untuned["RRF"].per_query["nDCG@10"]]
-            interval = paired_bootstrap(mine, rrf, seed=seed)
-            bench.add(
-                part=name,
-                seed=seed,
-                **{f"untuned {key}": evaluation.mean["nDCG@10"] for key, evaluation in untuned.items()},
-                **{f"shipped {mode}": evaluation.mean["nDCG@10"] for mode, evaluation in shipped.items()},
-                over_rrf=[interval.low, interval.delta, interval.high],
-                verdict=result.verdict,
-                reasons=result.decision.reasons,
-                strength=result.decision.strength,
-                fusion=fusion,
-                seconds=seconds,
-            )
+        for name in [name for name in bench.collections if name in LABELS]:
+            collection = load(bench.data, name)
+            untuned = bench.baselines(collection)
+            split, folder = LABELS[name], bench.folder / f"labels-{name}"
+            files = write_labels(collection, split, list(collection.qrels[split]), folder)
+            for seed in bench.seeds:
+                result, seconds = bench.fit(
+                    [collection.corpus], f"{part}-{name}-{seed}", seed, [Labels(*files)], **changes
+                )
+                with Retriever.open(result.path) as retriever:
+                    shipped = {mode: score(retriever, collection, mode) for mode in ("hybrid", "dense")}
+                    fusion = retriever.fusion.as_dict()
+                over = {
+                    other: paired_bootstrap(values_of(shipped[mode]), values_of(untuned[other]), seed=seed)
+                    for mode, other in (("hybrid", "RRF"), ("dense", "dense"))
+                }
+                seen = {"dense": result.decision.dense, "search": result.decision.search}
+                bench.add(
+                    part=part,
+                    collection=name,
+                    seed=seed,
+                    **{f"untuned {key}": evaluation.mean["nDCG@10"] for key, evaluation in untuned.items()},
+                    **{f"shipped {mode}": evaluation.mean["nDCG@10"] for mode, evaluation in shipped.items()},
+                    **{f"over {other}": [one.low, one.delta, one.high] for other, one in over.items()},
+                    **{f"gate saw {key}": [one.low, one.delta, one.high] for key, one in seen.items() if one},
+                    verdict=result.verdict,
+                    reasons=result.decision.reasons,
+                    strength=result.decision.strength,
+                    fusion=fusion,
+                    seconds=seconds,
+                )
 
     return run
 
@@ -168,7 +185,6 @@ def signals(bench: Bench, most: int = 600) -> None:
     """
     from ragadapt.corpus import chunk_documents, internal_links, read_documents
     from ragadapt.queries import clean_queries, masked_passage, structural_queries
-    from ragadapt.training import Example, train
 
     for name in bench.collections:
         collection = load(bench.data, name)
@@ -208,6 +224,91 @@ def signals(bench: Bench, most: int = 600) -> None:
                     trained=found.mean["nDCG@10"],
                     change=[change.low, change.delta, change.high],
                 )
+
+
+CHOICES: dict[str, dict[str, dict[str, Any]]] = {
+    "default": {},
+    "loss infonce": {"training": {"loss": "infonce"}},
+    "loss both": {"training": {"loss": "both"}},
+    "loss distill": {"training": {"loss": "distill"}},
+    "reweight none": {"adapter": {"reweight": "none"}},
+    "reweight vector": {"adapter": {"reweight": "vector"}},
+    "reweight vector, gamma 4": {"adapter": {"reweight": "vector", "gamma": 4.0}},
+    "reweight tokens": {"adapter": {"reweight": "tokens"}},
+    "reweight dims": {"adapter": {"reweight": "dims"}},
+    "layers 1": {"adapter": {"layers": 1}},
+    "layers 2": {"adapter": {"layers": 2}},
+    "layers 3": {"adapter": {"layers": 3}},
+    "layers 4": {"adapter": {"layers": 4}},
+    "layers 6": {"adapter": {"layers": 6}},
+}
+
+
+def choices(bench: Bench, labels: int = 300, documents: int = 2500) -> None:
+    """What each setting of the training gives, every other one at its default: the reasons behind the defaults.
+
+    Trained on `labels` judged queries drawn by the seed, never on the test split; dense search over the relevant
+    documents of the test split and others, `documents` in all. A choice that repeats the default is not run again.
+    """
+    for name in [name for name in bench.collections if name in LABELS]:
+        collection = sample(load(bench.data, name), documents, seed=0)
+        chunks = tuple(Chunk(id, id, text) for id, text in zip(collection.ids, collection.texts, strict=True))
+        corpus = Corpus((), chunks, tuple(range(len(chunks))), tuple(collection.texts))
+        vectors = bench.encoder.encode_passages(collection.texts)
+        lexical = LexicalIndex.build(collection.ids, collection.texts)
+        searcher = searcher_of(corpus, vectors, lexical)
+        base = dense(collection, bench.encoder, collection.texts, collection.ids)
+        split = LABELS[name]
+        for seed in bench.seeds:
+            asked = [id for id, found in collection.qrels[split].items() if set(found) & set(collection.ids)]
+            drawn = random.Random(seed).sample(sorted(asked), min(labels, len(asked)))
+            queries = [
+                Query(id, collection.queries[id], "label", Evidence.LABELLED, tuple(collection.qrels[split][id]))
+                for id in drawn
+            ]
+            encoded = encode_query_texts(bench.encoder, queries, no_progress)
+            done: dict[str, Evaluation] = {}
+            known: dict[str, tuple[Evaluation, float]] = {}
+            for choice, changes in CHOICES.items():
+                config = FitConfig.build({**BASE, "seed": seed, **changes})
+                key = json.dumps([config.adapter.model_dump(), config.training.model_dump()])
+                if key not in known:
+                    examples, _ = make_examples(queries, searcher, encoded, corpus, config)
+                    trained = train(bench.encoder, examples, None, config.adapter, config.training, seed=seed)
+                    found = dense(collection, trained.encoder.merged(), collection.texts, collection.ids)
+                    known[key] = found, trained.examples_per_second
+                done[choice], speed = known[key]
+                over_base, over_default = (
+                    paired_bootstrap(values_of(done[choice]), values_of(other), seed=seed)
+                    for other in (base, done["default"])
+                )
+                bench.add(
+                    part="choices",
+                    collection=name,
+                    seed=seed,
+                    choice=choice,
+                    labels=len(drawn),
+                    ndcg=done[choice].mean["nDCG@10"],
+                    base=base.mean["nDCG@10"],
+                    over_base=[over_base.low, over_base.delta, over_base.high],
+                    over_default=[over_default.low, over_default.delta, over_default.high],
+                    examples_per_second=speed,
+                )
+
+
+def sample(collection: Collection, count: int, seed: int) -> Collection:
+    """The collection with `count` documents: the relevant ones of every split, and others at random."""
+    relevant = {id for split in collection.qrels.values() for found in split.values() for id in found}
+    rest = [at for at, id in enumerate(collection.ids) if id not in relevant]
+    random.Random(seed).shuffle(rest)
+    judged = [at for at, id in enumerate(collection.ids) if id in relevant]
+    chosen = sorted([*judged, *rest[: max(0, count - len(judged))]])
+    return replace(collection, ids=[collection.ids[at] for at in chosen], texts=[collection.texts[at] for at in chosen])
+
+
+def values_of(evaluation: Evaluation) -> list[float]:
+    """nDCG@10 per query, always in the same order."""
+    return [evaluation.per_query["nDCG@10"][id] for id in sorted(evaluation.per_query["nDCG@10"])]
 
 
 def dense(collection: Collection, encoder: Encoder, passages: list[str], owners: list[str]) -> Evaluation:
@@ -257,6 +358,7 @@ def main() -> None:
         "handbook": lambda: handbook(bench),
         "labels": labelled(bench, "labels"),
         "signals": lambda: signals(bench),
+        "choices": lambda: choices(bench),
         "query-side": labelled(bench, "query-side", adapter={"adapt": "query"}),
     }
     for part in arguments.parts.split(","):
