@@ -228,19 +228,18 @@ def signals(bench: Bench, most: int = 600) -> None:
 
 CHOICES: dict[str, dict[str, dict[str, Any]]] = {
     "default": {},
-    "loss infonce": {"training": {"loss": "infonce"}},
-    "loss both": {"training": {"loss": "both"}},
-    "loss distill": {"training": {"loss": "distill"}},
+    "layers 2": {"adapter": {"layers": 2}},
+    "layers 3": {"adapter": {"layers": 3}},
+    "layers 1": {"adapter": {"layers": 1}},
+    "layers 4": {"adapter": {"layers": 4}},
+    "layers 6": {"adapter": {"layers": 6}},
     "reweight none": {"adapter": {"reweight": "none"}},
     "reweight vector": {"adapter": {"reweight": "vector"}},
     "reweight vector, gamma 4": {"adapter": {"reweight": "vector", "gamma": 4.0}},
     "reweight tokens": {"adapter": {"reweight": "tokens"}},
     "reweight dims": {"adapter": {"reweight": "dims"}},
-    "layers 1": {"adapter": {"layers": 1}},
-    "layers 2": {"adapter": {"layers": 2}},
-    "layers 3": {"adapter": {"layers": 3}},
-    "layers 4": {"adapter": {"layers": 4}},
-    "layers 6": {"adapter": {"layers": 6}},
+    "loss infonce": {"training": {"loss": "infonce"}},
+    "loss both": {"training": {"loss": "both"}},
 }
 
 
