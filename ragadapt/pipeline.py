@@ -160,7 +160,9 @@ def _fit(
             encoder = Encoder.load(config.encoder)
 
         corpus = run.chunks(documents, chunks, encoder)
-        vectors = run.vectors("base-vectors", corpus, encoder)
+        may_train = bool(labels or config.query.generator or config.query.generator_url)
+        with run.frozen_layers(encoder) if may_train else nullcontext():
+            vectors = run.vectors("base-vectors", corpus, encoder)
         lexical = run.lexical(corpus)
         base = searcher_of(corpus, vectors, lexical)
 
@@ -520,7 +522,7 @@ class _Run:
                     build_arena(judges, base, corpus, vectors, self.lexical_folder, asked.grades) if judges else None
                 )
                 pool = dev_pool(arena, seed=config.seed)
-                with self._prefix_cache(base, stage.scratch / "prefix"):
+                with self.frozen_layers(base):
                     result = train(
                         base,
                         examples,
@@ -557,16 +559,18 @@ class _Run:
         )
 
     @contextmanager
-    def _prefix_cache(self, base: Encoder, folder: Path) -> Iterator[None]:
-        """One cache of the frozen layers for training and for every look at the dev part."""
-        training = self.config.training
-        wanted = training.prefix_cache and training.prefix_cache_bytes > 0 and self.config.adapter.method == "lora"
-        if wanted:
-            base.use_prefix_cache(folder, top_layers=self.config.adapter.layers, max_bytes=training.prefix_cache_bytes)
+    def frozen_layers(self, encoder: Encoder) -> Iterator[None]:
+        """One cache of what the frozen layers give, for every encoding of this fit: base vectors, training, looks at
+        the dev part, adapted vectors."""
+        training, folder = self.config.training, self.work.path / "frozen-layers"
+        if training.prefix_cache and training.prefix_cache_bytes > 0 and self.config.adapter.method == "lora":
+            encoder.use_prefix_cache(
+                folder, top_layers=self.config.adapter.layers, max_bytes=training.prefix_cache_bytes
+            )
         try:
             yield
         finally:
-            base.release_prefix_cache()
+            encoder.release_prefix_cache()
 
     def _narrow(
         self,
@@ -608,7 +612,8 @@ class _Run:
         if config.adapter.adapt == "query":
             adapted_vectors = vectors
         else:
-            adapted_vectors = self.vectors("adapted-vectors", corpus, trained.encoder, ("chunks", "train"))
+            with self.frozen_layers(trained.encoder):
+                adapted_vectors = self.vectors("adapted-vectors", corpus, trained.encoder, ("chunks", "train"))
         rank, chosen = one_rank([q for q in asked.dev if q.evidence is plan.evidence], ENOUGH, MOST)
         folder, grades = self.lexical_folder, asked.grades
         with self.clock("gate"):

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tiny_models import sentences, write_tiny_model
 
 from ragadapt.config import FitConfig
+from ragadapt.encoder.batches import Ids
 from ragadapt.errors import EmptyCorpus, InvalidInput, InvalidLabels, NotARetriever
 from ragadapt.pipeline import FitResult, Labels, fit, reindex
 from ragadapt.retriever import Retriever
@@ -171,6 +173,41 @@ def test_the_same_seed_gives_the_same_retriever(
     first, second = open_store(fitted.path).manifest, open_store(again.path).manifest
     assert first.fingerprint == second.fingerprint
     assert first.sections["fusion"] == second.sections["fusion"]
+
+
+def test_the_frozen_layers_read_every_text_once_for_a_whole_fit(
+    docs: Path, model: Path, labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ragadapt.encoder.prefix import Prefix, PrefixCache
+
+    computed, kept = 0, 0
+    below, add = Prefix.below, PrefixCache.add
+
+    def counting(self: Prefix, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        nonlocal computed
+        computed += len(ids)
+        return below(self, ids, mask)
+
+    def counted(self: PrefixCache, rows: list[Ids], hidden: torch.Tensor) -> None:
+        nonlocal kept
+        before = len(self)
+        add(self, rows, hidden)
+        kept += len(self) - before
+
+    monkeypatch.setattr(Prefix, "below", counting)
+    monkeypatch.setattr(PrefixCache, "add", counted)
+    results = {}
+    for cached in (True, False):
+        training = {"epochs": 4, "batch_size": 16, "learning_rate": 3e-3, "evaluations": 2, "prefix_cache": cached}
+        target = tmp_path / f"cached {cached}"
+        results[cached] = fit([docs], target, settings(model, training=training), labels=[labels])
+        if cached:
+            assert results[cached].report.learning and kept >= 2 * DOCUMENTS
+            assert computed <= kept + 20  # beside the probe that proves the cut to be exact
+    assert results[True].decision == results[False].decision
+    with Retriever.open(results[True].path) as one, Retriever.open(results[False].path) as other:
+        ids = one.searcher.index.ids()
+        np.testing.assert_allclose(one.searcher.index.vectors(ids), other.searcher.index.vectors(ids), atol=1e-4)
 
 
 def test_query_side_adaptation_leaves_passage_vectors_as_the_base_made_them(

@@ -233,6 +233,8 @@ CHOICES: dict[str, dict[str, dict[str, Any]]] = {
     "layers 1": {"adapter": {"layers": 1}},
     "layers 4": {"adapter": {"layers": 4}},
     "layers 6": {"adapter": {"layers": 6}},
+    "layers 2, twice the rate": {"adapter": {"layers": 2}, "training": {"learning_rate": 1e-3}},
+    "twice the rate": {"training": {"learning_rate": 1e-3}},
     "reweight none": {"adapter": {"reweight": "none"}},
     "reweight vector": {"adapter": {"reweight": "vector"}},
     "reweight vector, gamma 4": {"adapter": {"reweight": "vector", "gamma": 4.0}},

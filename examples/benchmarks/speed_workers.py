@@ -187,7 +187,8 @@ def cache(options: dict[str, Any]) -> dict[str, Any]:
     values = {"model": options["model"], "device": options["device"]}
     encoder = Encoder.load(EncoderConfig.model_validate(values))
     examples = [Example(row["query"], row["positive"], (row["negative"],)) for row in _triples(options)]
-    adapter = AdapterConfig(rank=RANK, reweight="none")
+    layers = options.get("layers")
+    adapter = AdapterConfig(rank=RANK, layers=layers, reweight="none")
     training = TrainingConfig(epochs=2, batch_size=BATCH, learning_rate=RATE, temperature=TEMPERATURE)
     one = training.model_copy(update={"epochs": 1})
     train(encoder, examples[:BATCH], None, adapter, one.model_copy(update={"prefix_cache": False}))
@@ -196,14 +197,14 @@ def cache(options: dict[str, Any]) -> dict[str, Any]:
     plain = train(encoder, examples, None, adapter, one.model_copy(update={"prefix_cache": False}))
     without = time.perf_counter() - started
     with tempfile.TemporaryDirectory(prefix="ragadapt-speed-") as folder:
-        assert encoder.use_prefix_cache(folder)
+        assert encoder.use_prefix_cache(folder, top_layers=layers)
         result = train(encoder, examples, None, adapter, training)
         per_epoch = len(result.history) // 2
         first = result.history[per_epoch - 1].seconds
         second = result.history[-1].seconds - first
         started = time.perf_counter()
         train(
-            encoder, examples, None, AdapterConfig(rank=2 * RANK, reweight="vector"),
+            encoder, examples, None, AdapterConfig(rank=2 * RANK, layers=layers, reweight="vector"),
             one.model_copy(update={"learning_rate": RATE / 2}), seed=1,
         )  # fmt: skip
         again = time.perf_counter() - started
