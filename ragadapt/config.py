@@ -148,6 +148,9 @@ class IndexConfig(Stage):
     """Where vectors live."""
 
     kind: Literal["exact", "faiss", "qdrant", "qdrant-edge"] = "faiss"  # qdrant is a server, the others files
+    structure: Literal["auto", "flat", "hnsw", "ivf"] = (
+        "auto"  # of FAISS: exact below a million vectors, then HNSW, IVF
+    )
     url: str | None = None  # Qdrant server; or ":memory:"
     collection: str = "ragadapt"  # name at the Qdrant server
     upload_workers: int = Field(4, ge=1, le=64)  # requests at a time to a Qdrant server while an index is built

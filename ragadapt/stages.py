@@ -147,6 +147,8 @@ def check_index(config: IndexConfig) -> None:
             "index.url = ':memory:' keeps nothing, and a saved retriever needs its index. Leave the URL out for a "
             "folder, or name a server."
         )
+    if config.structure != "auto" and config.kind != "faiss":
+        raise InvalidConfiguration(f"index.structure is for kind 'faiss', not {config.kind!r}.")
     if config.url is not None and config.kind != "qdrant":
         raise InvalidConfiguration(f"index.url is for kind 'qdrant', not {config.kind!r}.")
 
@@ -179,6 +181,10 @@ def build_index(
                 index.upsert(ids[start:stop], np.asarray(vectors[start:stop]), payloads)
             progress("index", stop, len(ids))
         with work("index"):
+            if config.kind == "faiss":
+                from ragadapt.index.faiss import restructure
+
+                restructure(index, config.structure)
             index.save()
     np.savez(stage.path / "background.npz", **background_arrays(vectors))
 

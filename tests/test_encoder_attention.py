@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,43 @@ def test_mask_is_left_out_without_padding_and_small_with_it() -> None:
     causal = ours.mask_of(**settings, mask_function=causal_mask_function, attention_mask=padding().bool())
     assert causal is not None and causal.shape == (3, 1, 7, 7)
     assert causal[1, 0, 2, 3] < -1e30 and causal[1, 0, 3, 2] == 0
+
+
+def test_packed_attention_equals_the_masked_one_wherever_there_is_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def by_text(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: torch.Tensor, *rest: object, scale: float):  # type: ignore[no-untyped-def]
+        calls.append(len(q))
+        parts = []
+        for start, end in pairwise(ends.tolist()):
+            one = (side[start:end].transpose(0, 1) for side in (q, k, v))
+            parts.append(nn.functional.scaled_dot_product_attention(*one, scale=scale).transpose(0, 1))
+        return torch.cat(parts)
+
+    monkeypatch.setattr(ours, "variable_length_attention", lambda: by_text)
+    settings = {"attention_mask": padding(), "kv_length": 7, "batch_size": 3, "q_length": 7}
+    mask = ours.mask_of(**settings, mask_function=bidirectional_mask_function, dtype=torch.float32)
+    assert mask is not None
+    results = []
+    kept = padding().bool()
+    for packed in (True, False):
+        q, k, v = inputs()
+        if packed:
+            out = ours.packed_attention(q, k, v, mask, 0.5)
+            assert out.is_contiguous() and not out[~kept].any()
+        else:
+            out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.5).transpose(1, 2)
+        out[kept].square().sum().backward()
+        results.append((out[kept], q.grad, k.grad, v.grad))
+    assert calls == [int(kept.sum())]
+    for mine, theirs in zip(*results, strict=True):
+        assert mine is not None and theirs is not None
+        assert torch.allclose(mine, theirs, atol=1e-5)
+
+
+def test_without_a_gpu_nothing_is_packed() -> None:
+    if not torch.cuda.is_available():
+        assert ours.variable_length_attention() is None
 
 
 def test_what_is_not_plain_goes_to_the_fused_kernel() -> None:

@@ -20,7 +20,7 @@ from tiny_models import sentences, write_tiny_model
 
 from ragadapt.config import FitConfig
 from ragadapt.encoder.batches import Ids
-from ragadapt.errors import EmptyCorpus, InvalidInput, InvalidLabels, NotARetriever
+from ragadapt.errors import EmptyCorpus, InvalidConfiguration, InvalidInput, InvalidLabels, NotARetriever
 from ragadapt.pipeline import FitResult, Labels, fit, reindex
 from ragadapt.retriever import Retriever
 from ragadapt.store import open_store
@@ -236,6 +236,25 @@ def test_the_index_can_be_rebuilt_as_another_kind(fitted: FitResult, tmp_path: P
     with Retriever.open(copy) as retriever:
         assert [hit.chunk.id for hit in retriever.search("bridge over the river", k=5)] == before
         assert retriever.searcher.index.kind == kind
+
+
+@pytest.mark.parametrize(("structure", "built"), [("auto", "hnsw"), ("flat", "flat")])
+def test_a_large_faiss_index_gets_the_structure_for_its_size_or_the_one_asked_for(
+    docs: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, structure: str, built: str
+) -> None:
+    monkeypatch.setattr("ragadapt.index.faiss.FLAT_LIMIT", DOCUMENTS)
+    index = {"kind": "faiss", "structure": structure}
+    result = fit([docs], tmp_path / "r", settings(model, adapter={"method": "none"}, index=index))
+    assert json.loads((result.path / "index" / "index.json").read_text())["structure"] == built
+    with Retriever.open(result.path) as retriever:
+        stored = retriever.searcher.index
+        ids = stored.ids()
+        assert [found[0][0] for found in stored.search(stored.vectors(ids), 1)] == ids
+
+
+def test_a_structure_is_refused_for_another_kind_of_index(docs: Path, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfiguration, match="faiss"):
+        fit([docs], tmp_path / "r", settings(model, index={"kind": "exact", "structure": "hnsw"}))
 
 
 def test_an_interrupted_fit_goes_on_where_it_stopped(

@@ -1,19 +1,25 @@
-"""Attention for bfloat16 on CPUs.
+"""Attention in 16 bits: batched products on CPUs, no padding on GPUs.
 
-PyTorch's fused kernel computes it in float32 on the CPU and its backward is slow for the short sequences and
-narrow heads of retrieval models. Plain batched products in bfloat16 are faster there, the more so backwards;
-what it costs in accuracy is part of the agreement with float32 that is measured at load.
+On a CPU, PyTorch's fused kernel computes in float32 and its backward is slow for the short sequences and narrow
+heads of retrieval models. Plain batched products in bfloat16 are faster there, the more so backwards. On a GPU a
+mask shuts out the flash kernel, so the tokens of a padded batch are packed and the variable-length one is used.
+What either costs in accuracy is part of the agreement with float32 that is measured at load.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-NAME = "ragadapt_bf16_cpu"
+NAME = "ragadapt"
+log = logging.getLogger(__name__)
+
 _LONGEST = 512  # beyond it the (T, T) weights outgrow the caches, and the fused kernel wins
 
 
@@ -46,10 +52,13 @@ def two_sided_attention(
 ) -> Tensor:
     """(B, H, T, d) each, additive mask (B, 1, 1 or T, T) → (B, T, H, d), contiguous.
 
-    Batched products for short sequences in bfloat16 on a CPU, PyTorch's fused kernel for the rest.
+    Batched products for short sequences in bfloat16 on a CPU, packed tokens for padded ones in 16 bits on a GPU,
+    PyTorch's fused kernel for the rest.
     """
     length, width = query.shape[2:]
     scaling = width**-0.5 if scaling is None else scaling
+    if query.is_cuda and mask is not None and _can_pack(query, mask):
+        return packed_attention(query, key, value, mask, scaling)
     if query.dtype != torch.bfloat16 or query.device.type != "cpu" or length > _LONGEST:
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
         return out.transpose(1, 2).contiguous()
@@ -65,6 +74,56 @@ def batched_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | 
     flat = (tensor.reshape(folded, length, width) for tensor in (query, key, value))
     made: Tensor = _Attention.apply(*flat, mask, scaling)  # type: ignore[no-untyped-call]
     return made.view(batch, heads, length, width).transpose(1, 2).contiguous()
+
+
+def packed_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """The same over the tokens that are not padding, back to back; padding gets zeros. mask (B, 1, 1, T)."""
+    batch, heads, length, width = query.shape
+    places, ends = _packing(mask)
+    q, k, v = (side.transpose(1, 2).reshape(batch * length, heads, width)[places] for side in (query, key, value))
+    attend = variable_length_attention()
+    assert attend is not None
+    out = attend(q, k, v, ends, ends, length, length, scale=scaling)  # (tokens, H, d)
+    whole = out.new_zeros(batch * length, heads, width).index_copy(0, places, out)
+    return whole.view(batch, length, heads, width)
+
+
+def _packing(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """(positions of the tokens in the flattened batch, where each text ends, from 0), once for all layers."""
+    known: tuple[Tensor, Tensor] | None = getattr(mask, "ragadapt_packing", None)
+    if known is None:
+        kept = mask[:, 0, 0] == 0  # (B, T)
+        ends = nn.functional.pad(kept.sum(1).cumsum(0), (1, 0)).to(torch.int32)  # (B + 1,)
+        known = kept.flatten().nonzero().squeeze(1), ends
+        mask.ragadapt_packing = known  # type: ignore[attr-defined]
+    return known
+
+
+def _can_pack(query: Tensor, mask: Tensor) -> bool:
+    return (
+        query.dtype in (torch.bfloat16, torch.float16)
+        and mask.shape[1:3] == (1, 1)
+        and query.shape[-1] % 8 == 0
+        and query.shape[-1] <= 256
+        and not torch.compiler.is_compiling()
+        and variable_length_attention() is not None
+    )
+
+
+@cache
+def variable_length_attention() -> Callable[..., Tensor] | None:
+    """PyTorch's attention over packed texts; None where this build or this GPU has none."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+
+        one = torch.zeros(1, 1, 8, dtype=torch.float16, device="cuda")
+        ends = torch.tensor([0, 1], dtype=torch.int32, device="cuda")
+        varlen_attn(one, one, one, ends, ends, 1, 1)
+    except (ImportError, RuntimeError, NotImplementedError, AssertionError) as error:
+        log.info("no attention over packed texts: %s", str(error).splitlines()[0] if str(error) else error)
+        return None
+    attend: Any = varlen_attn  # gives a pair only when asked for more than the output
+    return attend  # type: ignore[no-any-return]
 
 
 def attention(

@@ -211,7 +211,7 @@ class Encoder:
         towers = {id(tower): tower for tower in (self.query_tower, self.passage_tower) if tower is not None}
         for tower in towers.values():
             tower.model.to(wanted.torch_dtype)
-            if wanted.dtype == "bfloat16" and tower.device.type == "cpu":
+            if tower.device.type == "cuda" or (wanted.dtype == "bfloat16" and tower.device.type == "cpu"):
                 attention.use(tower.model)
         cosine, ranks = agreement(reference, self._probe())
         measured = replace(wanted, min_cosine=cosine, rank_agreement=ranks)

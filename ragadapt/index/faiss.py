@@ -8,7 +8,7 @@
 
 Flat scans everything, so its time grows with the size; a graph of many millions takes hours to build.
 `choose_structure` applies the limits. Fill a flat index and call `restructure` once: IVF places its lists by the
-vectors that it sees first.
+vectors that it sees first. A build does so.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from ragadapt.index.contract import (
     Closing,
     Floats,
     Payload,
+    VectorIndex,
     by_id_where_equal,
     check_ids,
     check_k,
@@ -67,6 +68,12 @@ except ImportError as error:
 def choose_structure(count: int) -> Structure:
     """The structure for this many vectors, by the limits of the module's docstring."""
     return "flat" if count < FLAT_LIMIT else "hnsw" if count < HNSW_LIMIT else "ivf"
+
+
+def restructure(index: VectorIndex, wanted: Structure | Literal["auto"]) -> None:
+    """Move a FAISS index that was filled into the wanted structure; auto = the one for its size."""
+    assert isinstance(index, FaissIndex)
+    index.restructure(choose_structure(len(index)) if wanted == "auto" else wanted)
 
 
 class FaissIndex(Closing):
@@ -220,7 +227,7 @@ class FaissIndex(Closing):
                 yield self._rows.ids[start:end], self._read(range(start, end))
 
     def restructure(self, structure: Structure) -> None:
-        """Move all vectors into another structure, e.g. choose_structure(len(index))."""
+        """Move all vectors into another structure."""
         with self._lock:
             if structure == self.structure and not self.tombstones:
                 return
