@@ -160,8 +160,8 @@ def _fit(
             encoder = Encoder.load(config.encoder)
 
         corpus = run.chunks(documents, chunks, encoder)
-        may_train = bool(labels or config.query.generator or config.query.generator_url)
-        with run.frozen_layers(encoder) if may_train else nullcontext():
+        may_train = labels or config.query.generator or config.query.generator_url
+        with run.frozen_layers(encoder) if may_train and config.adapter.adapt == "both" else nullcontext():
             vectors = run.vectors("base-vectors", corpus, encoder)
         lexical = run.lexical(corpus)
         base = searcher_of(corpus, vectors, lexical)

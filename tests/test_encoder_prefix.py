@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -87,6 +88,33 @@ def test_cache_stays_within_its_size_and_vectors_stay_right(tmp_path: Path) -> N
     for _ in range(2):
         assert np.allclose(encoder.encode_passages(texts), plain.encode_passages(texts), atol=1e-6)
     assert 0 < sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.bin")) <= limit
+
+
+def test_a_full_disk_ends_the_growth_and_spoils_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = PrefixCache(tmp_path, "k", 2, torch.float32, 10_000)
+    first, second = ([np.array([seed, 2, 3], np.int32)] for seed in (1, 2))
+    cache.add(first, torch.ones(1, 3, 2))
+
+    class Full:
+        def seek(self, place: int) -> None: ...
+
+        def write(self, data: bytes) -> int:
+            raise OSError(28, "No space left on device")
+
+    values = cache._values
+    monkeypatch.setattr(cache, "_values", Full())
+    cache.add(second, torch.ones(1, 3, 2))
+    assert cache.full and len(cache) == 1 and cache.find(second[0]) is None
+    assert torch.equal(cache.gather([cache.find(first[0])], 3)[0], torch.ones(3, 2))
+    monkeypatch.setattr(cache, "_values", values)
+    cache.close()
+
+
+def test_a_cache_takes_half_of_the_free_disk_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ragadapt.encoder.prefix.shutil.disk_usage", lambda _: SimpleNamespace(free=100))
+    cache = PrefixCache(tmp_path, "k", 2, torch.float32, 10_000)
+    assert cache.max_bytes == 50
+    cache.close()
 
 
 def test_a_torn_index_loses_only_the_torn_record(tmp_path: Path) -> None:

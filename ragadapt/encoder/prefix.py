@@ -10,10 +10,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+import shutil
 import struct
 from collections.abc import Callable, Sequence
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -172,7 +174,10 @@ class PrefixCache:
     """
 
     def __init__(self, folder: str | Path, key: str, width: int, dtype: torch.dtype, max_bytes: int) -> None:
-        """key: everything that decides the values (weights, layer, precision). width: of the hidden states."""
+        """key: everything that decides the values (weights, layer, precision). width: of the hidden states.
+
+        max_bytes: of the values; half of what is free on the disk if that is less.
+        """
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         name = hashlib.sha256(f"{key} {width} {dtype}".encode()).hexdigest()[:24]
@@ -180,13 +185,14 @@ class PrefixCache:
         self.index_path = self.folder / f"prefix-{name}.idx"
         self.width = width
         self.dtype = dtype
-        self.max_bytes = max_bytes
+        written = self.values_path.stat().st_size if self.values_path.exists() else 0
+        self.max_bytes = min(max_bytes, written + shutil.disk_usage(self.folder).free // 2)
         self._storage = torch.float32 if dtype == torch.float32 else torch.int16  # numpy has no bfloat16
         self._item: np.dtype[Any] = np.dtype(np.float32 if dtype == torch.float32 else np.int16)
         self._known: dict[bytes, tuple[int, int]] = {}
         self._map: npt.NDArray[Any] | None = None
-        self._values: BinaryIO | None = None
-        self._index: BinaryIO | None = None
+        self._values: FileIO | None = None
+        self._index: FileIO | None = None
         self._lock = FileLock(str(self.values_path) + ".lock")
         try:
             self._lock.acquire(timeout=0)
@@ -206,8 +212,9 @@ class PrefixCache:
             self._known[digest] = (offset, tokens)
             self._end = max(self._end, end)
         if self._lock.is_locked:
-            self._values = self.values_path.open("r+b" if self.values_path.exists() else "w+b")
-            self._index = self.index_path.open("r+b" if self.index_path.exists() else "w+b")
+            # Unbuffered: a batch is written whole or, on a full disk, reported at once.
+            self._values = self.values_path.open("r+b" if self.values_path.exists() else "w+b", buffering=0)
+            self._index = self.index_path.open("r+b" if self.index_path.exists() else "w+b", buffering=0)
             self._index.truncate(len(self._known) * _RECORD.size)
             self._index.seek(0, 2)
 
@@ -236,20 +243,28 @@ class PrefixCache:
         if self._values is None or self._index is None:
             return
         values = hidden.detach().to(self.dtype).cpu().contiguous().view(self._storage).numpy()
-        records = bytearray()
-        self._values.seek(self._end * self._item.itemsize)
+        data, records = bytearray(), bytearray()
+        added: dict[bytes, tuple[int, int]] = {}
+        end = self._end
         for position, row in enumerate(rows):
             digest, tokens = _digest(row), len(row)
-            end = self._end + tokens * self.width
-            if digest in self._known or end * self._item.itemsize > self.max_bytes:
+            after = end + tokens * self.width
+            if digest in self._known or digest in added or after * self._item.itemsize > self.max_bytes:
                 continue
-            self._values.write(values[position, :tokens].tobytes())
-            records += _RECORD.pack(digest, self._end, tokens)
-            self._known[digest] = (self._end, tokens)
-            self._end = end
-        self._values.flush()
-        self._index.write(records)
-        self._index.flush()
+            data += values[position, :tokens].tobytes()
+            records += _RECORD.pack(digest, end, tokens)
+            added[digest] = (end, tokens)
+            end = after
+        try:
+            self._values.seek(self._end * self._item.itemsize)
+            if self._values.write(data) != len(data) or self._index.write(records) != len(records):
+                raise OSError("the disk is full")
+        except OSError as error:  # what was kept before stays good
+            log.warning("the cache of frozen layers stops growing: %s", error)
+            self.max_bytes = 0
+            return
+        self._known |= added
+        self._end = end
 
     def gather(self, places: Sequence[tuple[int, int] | None], width: int) -> Tensor:
         """(B, width, h) on the CPU: each place's values, then zeros; a None place is all zeros."""
