@@ -160,8 +160,9 @@ def _fit(
             encoder = Encoder.load(config.encoder)
 
         corpus = run.chunks(documents, chunks, encoder)
-        may_train = labels or config.query.generator or config.query.generator_url
-        with run.frozen_layers(encoder) if may_train and config.adapter.adapt == "both" else nullcontext():
+        taught = any(label.use != "eval" for label in labels) or config.query.generator or config.query.generator_url
+        # Half of the room: training has the other for what the first half does not hold.
+        with run.frozen_layers(encoder, room=0.5) if taught and config.adapter.adapt == "both" else nullcontext():
             vectors = run.vectors("base-vectors", corpus, encoder)
         lexical = run.lexical(corpus)
         base = searcher_of(corpus, vectors, lexical)
@@ -559,14 +560,14 @@ class _Run:
         )
 
     @contextmanager
-    def frozen_layers(self, encoder: Encoder) -> Iterator[None]:
+    def frozen_layers(self, encoder: Encoder, room: float = 1.0) -> Iterator[None]:
         """One cache of what the frozen layers give, for every encoding of this fit: base vectors, training, looks at
-        the dev part, adapted vectors."""
+        the dev part, adapted vectors. room: share of its size up to which it may grow now; 0 = it is only read."""
         training, folder = self.config.training, self.work.path / "frozen-layers"
         if training.prefix_cache and training.prefix_cache_bytes > 0 and self.config.adapter.method == "lora":
-            encoder.use_prefix_cache(
-                folder, top_layers=self.config.adapter.layers, max_bytes=training.prefix_cache_bytes
-            )
+            limit = int(room * training.prefix_cache_bytes)
+            if encoder.use_prefix_cache(folder, top_layers=self.config.adapter.layers, max_bytes=limit):
+                encoder.forget_other_prefixes(folder)
         try:
             yield
         finally:
@@ -612,7 +613,7 @@ class _Run:
         if config.adapter.adapt == "query":
             adapted_vectors = vectors
         else:
-            with self.frozen_layers(trained.encoder):
+            with self.frozen_layers(trained.encoder, room=0):
                 adapted_vectors = self.vectors("adapted-vectors", corpus, trained.encoder, ("chunks", "train"))
         rank, chosen = one_rank([q for q in asked.dev if q.evidence is plan.evidence], ENOUGH, MOST)
         folder, grades = self.lexical_folder, asked.grades

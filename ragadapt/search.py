@@ -1,6 +1,7 @@
 """Ranking passages: the dense index, the lexical index and their fusion, for one query or many.
 
-The same Searcher is measured during `fit` and shipped in the saved folder, so what was proved is what runs.
+The same Searcher is measured during `fit`, over exact vectors, and shipped in the saved folder: what was proved is what
+runs, but for an approximate index, where one was asked for or a million passages need one.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def test_a_cut_query_is_not_found_by_its_own_words(encoder: Encoder, vectors: Fl
     arena = build_arena(queries, encoder, CORPUS, vectors, lexical, {})
     for query, item in zip(queries, arena.judged, strict=True):
         (position,) = item.relevant
-        assert arena.searcher.id_of(position) == query.positives[0]
+        assert arena.searcher.ids_of([position])[0] == query.positives[0]
         assert query.text not in arena.passages[position]
         own = arena.searcher.lexical.scores_of(query.text, [position])[0]
         whole = LexicalIndex.open(lexical)

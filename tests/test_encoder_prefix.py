@@ -90,7 +90,10 @@ def test_cache_stays_within_its_size_and_vectors_stay_right(tmp_path: Path) -> N
     assert 0 < sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.bin")) <= limit
 
 
-def test_a_full_disk_ends_the_growth_and_spoils_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("which", ["_values", "_index"])
+def test_a_full_disk_ends_the_growth_and_spoils_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
     cache = PrefixCache(tmp_path, "k", 2, torch.float32, 10_000)
     first, second = ([np.array([seed, 2, 3], np.int32)] for seed in (1, 2))
     cache.add(first, torch.ones(1, 3, 2))
@@ -98,16 +101,46 @@ def test_a_full_disk_ends_the_growth_and_spoils_nothing(tmp_path: Path, monkeypa
     class Full:
         def seek(self, place: int) -> None: ...
 
-        def write(self, data: bytes) -> int:
+        def write(self, data: memoryview) -> int:
+            if len(data) > 1:
+                return 1
             raise OSError(28, "No space left on device")
 
-    values = cache._values
-    monkeypatch.setattr(cache, "_values", Full())
+    real = getattr(cache, which)
+    monkeypatch.setattr(cache, which, Full())
     cache.add(second, torch.ones(1, 3, 2))
     assert cache.full and len(cache) == 1 and cache.find(second[0]) is None
     assert torch.equal(cache.gather([cache.find(first[0])], 3)[0], torch.ones(3, 2))
-    monkeypatch.setattr(cache, "_values", values)
+    monkeypatch.setattr(cache, which, real)
     cache.close()
+
+
+def test_a_system_that_takes_little_at_a_time_gets_it_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = PrefixCache(tmp_path, "k", 2, torch.float32, 10_000)
+    row, values, real = [np.array([1, 2, 3], np.int32)], torch.randn(1, 3, 2), cache._values
+    assert real is not None
+    monkeypatch.setattr(
+        cache, "_values", SimpleNamespace(seek=real.seek, write=lambda data: real.write(data[:5]), close=real.close)
+    )
+    cache.add(row, values)
+    assert torch.equal(cache.gather([cache.find(row[0])], 3), values)
+    cache.close()
+
+
+def test_caches_of_other_cuts_are_deleted_unless_in_use(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "m", layers=4)
+    others = [load(folder), load(folder)]
+    for top, encoder in enumerate(others, start=1):
+        encoder.use_prefix_cache(tmp_path / "cache", top_layers=top)
+        encoder.encode_passages(sentences(3))
+    others[0].release_prefix_cache()
+    mine = load(folder)
+    mine.use_prefix_cache(tmp_path / "cache", top_layers=3)
+    mine.encode_passages(sentences(3))
+    mine.forget_other_prefixes(tmp_path / "cache")
+    assert len(list((tmp_path / "cache").glob("*.bin"))) == 2  # its own, and the one that is open
+    for encoder in (others[1], mine):
+        encoder.release_prefix_cache()
 
 
 def test_a_cache_takes_half_of_the_free_disk_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

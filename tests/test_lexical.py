@@ -217,6 +217,9 @@ def test_moments_of_equal_scores_have_no_spread() -> None:
     np.testing.assert_allclose(means, rows.mean(1, dtype=np.float64), rtol=1e-6)
     assert deviations[0] < 1e-6
     assert deviations[1] == pytest.approx(rows[1].std(dtype=np.float64), rel=1e-5)
+    sparse = np.zeros((1, 1_000_000), np.float32)
+    sparse[0, ::1000] = np.random.default_rng(1).exponential(4, 1000)
+    assert moments(sparse)[1][0] == pytest.approx(sparse.std(dtype=np.float64), rel=1e-6)
     assert moments(np.empty((2, 0), np.float32))[0].tolist() == [0, 0]
 
 

@@ -3,9 +3,9 @@
     python examples/benchmarks/quality.py --data DATA [--parts zero,handbook,labels,query-side,signals,choices]
         [--seeds 13]
 
-Every part fits through the public API, without a look at any test label, and scores TREC runs with ir-measures. What
-few labels give is in pefa.py (part few). Results go to FOLDER/quality.json as they come (default: a temporary folder),
-tables to stdout.
+Without a look at any test label; runs are scored with ir-measures. `zero`, `handbook`, `labels` and `query-side` fit
+through the public API; `signals` and `choices` train directly. What few labels give is in pefa.py (part few). Results
+go to FOLDER/quality.json as they come (default: a temporary folder), tables to stdout.
 """
 
 from __future__ import annotations
@@ -229,7 +229,6 @@ def signals(bench: Bench, most: int = 600) -> None:
 CHOICES: dict[str, dict[str, dict[str, Any]]] = {
     "default": {},
     "layers 2": {"adapter": {"layers": 2}},
-    "layers 3": {"adapter": {"layers": 3}},
     "layers 1": {"adapter": {"layers": 1}},
     "layers 4": {"adapter": {"layers": 4}},
     "layers 6": {"adapter": {"layers": 6}},
@@ -249,7 +248,7 @@ def choices(bench: Bench, labels: int = 300, documents: int = 2500) -> None:
     """What each setting of the training gives, every other one at its default: the reasons behind the defaults.
 
     Trained on `labels` judged queries drawn by the seed, never on the test split; dense search over the relevant
-    documents of the test split and others, `documents` in all. A choice that repeats the default is not run again.
+    documents of all splits and others, `documents` in all. Choices with equal settings are run once.
     """
     for name in [name for name in bench.collections if name in LABELS]:
         collection = sample(load(bench.data, name), documents, seed=0)

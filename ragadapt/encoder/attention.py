@@ -80,7 +80,10 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sc
     """The same over the tokens that are not padding, back to back; padding gets zeros. mask (B, 1, 1, T)."""
     batch, heads, length, width = query.shape
     places, ends = _packing(mask)
-    q, k, v = (side.transpose(1, 2).reshape(batch * length, heads, width)[places] for side in (query, key, value))
+    q, k, v = (
+        side.transpose(1, 2).reshape(batch * length, heads, width).index_select(0, places)
+        for side in (query, key, value)
+    )
     attend = variable_length_attention()
     assert attend is not None
     out = attend(q, k, v, ends, ends, length, length, scale=scaling)  # (tokens, H, d)
@@ -102,6 +105,7 @@ def _packing(mask: Tensor) -> tuple[Tensor, Tensor]:
 def _can_pack(query: Tensor, mask: Tensor) -> bool:
     return (
         query.dtype in (torch.bfloat16, torch.float16)
+        and mask.is_floating_point()
         and mask.shape[1:3] == (1, 1)
         and query.shape[-1] % 8 == 0
         and query.shape[-1] <= 256
@@ -116,10 +120,12 @@ def variable_length_attention() -> Callable[..., Tensor] | None:
     try:
         from torch.nn.attention.varlen import varlen_attn
 
-        one = torch.zeros(1, 1, 8, dtype=torch.float16, device="cuda")
+        one = torch.zeros(1, 1, 8, dtype=torch.float16, device="cuda", requires_grad=True)
         ends = torch.tensor([0, 1], dtype=torch.int32, device="cuda")
-        varlen_attn(one, one, one, ends, ends, 1, 1)
-    except (ImportError, RuntimeError, NotImplementedError, AssertionError) as error:
+        with torch.enable_grad():
+            tried: Any = varlen_attn(one, one, one, ends, ends, 1, 1, scale=1.0)
+            tried.sum().backward()
+    except (ImportError, RuntimeError, TypeError, NotImplementedError, AssertionError) as error:
         log.info("no attention over packed texts: %s", str(error).splitlines()[0] if str(error) else error)
         return None
     attend: Any = varlen_attn  # gives a pair only when asked for more than the output
@@ -168,13 +174,18 @@ def mask_of(**settings: Any) -> Tensor | None:
     if not torch.compiler.is_compiling() and bool(kept.all()):
         return None
     dtype: torch.dtype = settings.get("dtype", torch.float32)
-    mask = torch.zeros(kept.shape, dtype=dtype).masked_fill_(~kept, torch.finfo(dtype).min)
+    mask = torch.zeros(kept.shape, dtype=dtype, device=kept.device).masked_fill_(~kept, torch.finfo(dtype).min)
     return mask[:, None, None, :]
 
 
 def use(model: nn.Module) -> bool:
-    """Let a transformers model use this attention; False where its architecture does not let one choose."""
+    """Let a transformers model use this attention; False where its architecture does not let one choose.
+
+    On a GPU, causal models keep PyTorch's own, whose flash kernel knows their mask without having it written out.
+    """
     config: Any = model.config
+    if next(model.parameters()).is_cuda and any(getattr(module, "is_causal", False) for module in model.modules()):
+        return False
     if getattr(config, "_attn_implementation", None) != "sdpa":
         return False
     from transformers.masking_utils import AttentionMaskInterface

@@ -467,6 +467,15 @@ class Encoder:
                     tower.prefix.cache.close()
                 tower.prefix = None
 
+    def forget_other_prefixes(self, folder: str | Path) -> None:
+        """Delete what caches under this folder hold for other models or cuts, unless another process writes it."""
+        towers = (self.query_tower, self.passage_tower)
+        caches = [tower.prefix.cache for tower in towers if tower is not None and tower.prefix is not None]
+        used = {cache.values_path.stem for cache in caches if cache is not None}
+        for path in Path(folder).glob("prefix-*.bin"):
+            if path.stem not in used:
+                PrefixCache.delete(path)
+
     def _frozen_below(self, top_layers: int) -> bool:
         """Whether the layers below the top ones stay as they are while this encoder lives."""
         return True

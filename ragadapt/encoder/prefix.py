@@ -218,6 +218,17 @@ class PrefixCache:
             self._index.truncate(len(self._known) * _RECORD.size)
             self._index.seek(0, 2)
 
+    @staticmethod
+    def delete(values_path: Path) -> None:
+        """Delete a cache by its file of values, if nobody has it open."""
+        lock = FileLock(str(values_path) + ".lock")
+        try:
+            with lock.acquire(timeout=0):
+                for path in (values_path.with_suffix(".idx"), values_path):
+                    path.unlink(missing_ok=True)
+        except (Timeout, OSError):
+            log.info("%s is in use: left alone", values_path)
+
     def close(self) -> None:
         self._map = None
         for file in (self._values, self._index):
@@ -240,7 +251,7 @@ class PrefixCache:
 
     def add(self, rows: list[Ids], hidden: Tensor) -> None:
         """Keep the hidden states (B, T, h) of these rows, as far as there is room."""
-        if self._values is None or self._index is None:
+        if self._values is None or self._index is None or self.full:
             return
         values = hidden.detach().to(self.dtype).cpu().contiguous().view(self._storage).numpy()
         data, records = bytearray(), bytearray()
@@ -257,8 +268,8 @@ class PrefixCache:
             end = after
         try:
             self._values.seek(self._end * self._item.itemsize)
-            if self._values.write(data) != len(data) or self._index.write(records) != len(records):
-                raise OSError("the disk is full")
+            _write_whole(self._values, data)
+            _write_whole(self._index, records)
         except OSError as error:  # what was kept before stays good
             log.warning("the cache of frozen layers stops growing: %s", error)
             self.max_bytes = 0
@@ -276,6 +287,16 @@ class PrefixCache:
                 offset, tokens = place
                 batch[position, :tokens] = self._map[offset : offset + tokens * self.width].reshape(tokens, -1)
         return torch.from_numpy(batch).view(self.dtype)
+
+
+def _write_whole(file: FileIO, data: bytearray) -> None:
+    """Write all of it: the system takes as much at a time as it likes. Raises OSError where it takes nothing."""
+    rest = memoryview(data)
+    while rest:
+        taken = file.write(rest)
+        if not taken:
+            raise OSError("the disk is full")
+        rest = rest[taken:]
 
 
 def _digest(row: Ids) -> bytes:

@@ -29,7 +29,7 @@ def best_first(scores: NDArray[np.float32], k: int, ids: Sequence[str]) -> Ranki
 
 
 def best_positions(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Positions, ascending, of the k largest of scores (N,), all where N ≤ k; of equals at the cut the first ones."""
+    """Positions, ascending, of the k >= 1 largest of scores (N,), all where N ≤ k; at the cut the first equals."""
     if k >= len(scores):
         return np.arange(len(scores))
     found, kth = _at_least_kth(scores, k)
@@ -70,5 +70,6 @@ def moments(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.
         off = row - centre
         rest = float(off.sum()) / count  # what rounding left in the mean
         means[number] = float(centre) + rest
-        deviations[number] = max(float(off @ off) / count - rest * rest, 0.0) ** 0.5
+        squares = float(np.square(off, out=off).sum()) / count
+        deviations[number] = max(squares - rest * rest, 0.0) ** 0.5
     return means, deviations

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ragadapt.encoder.batches import Ids, token_batches
+from ragadapt.encoder.batches import Ids, padded_length, token_batches
 from ragadapt.profiling import work
 
 
@@ -90,7 +90,7 @@ def backward(
     pieces: list[Tensor] = []
     held = 0
     for number, chunk in enumerate(chunks):
-        held += len(chunk) * int(lengths[chunk].max())
+        held += len(chunk) * padded_length(int(lengths[chunk].max()))
         keep = held <= held_tokens or len(chunks) == 1
         with work("forward", len(chunk)), torch.set_grad_enabled(keep):
             out = embed([rows[i] for i in chunk], number)  # (B, d)

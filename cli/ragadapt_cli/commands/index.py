@@ -18,11 +18,22 @@ from ragadapt_cli.terminal import Terminal
     type=click.Choice(["exact", "faiss", "qdrant", "qdrant-edge"]),
     help="Move the vectors into an index of this kind.",
 )
+@click.option(
+    "--structure",
+    type=click.Choice(["auto", "flat", "hnsw", "ivf"]),
+    help="Of --kind faiss: flat is exact; auto takes a graph from a million passages on, which a refresh builds anew.",
+)
 @click.option("--url", help="Qdrant server, for --kind qdrant.  [default: a folder inside the retriever]")
 @click.option("--collection", help="Name of the Qdrant collection.")
 @click.option("--rebuild", is_flag=True, help="Encode the passages again and build the same index anew.")
 def index_command(
-    terminal: Terminal, retriever: Path, kind: str | None, url: str | None, collection: str | None, rebuild: bool
+    terminal: Terminal,
+    retriever: Path,
+    kind: str | None,
+    structure: str | None,
+    url: str | None,
+    collection: str | None,
+    rebuild: bool,
 ) -> None:
     """Show, rebuild or move the vector index of a retriever.
 
@@ -37,9 +48,8 @@ def index_command(
 
     manifest = open_store(retriever).manifest
     now = IndexConfig.model_validate(manifest.configuration.get("index", {}))
-    wanted: dict[str, Any] = {
-        key: value for key, value in (("kind", kind), ("url", url), ("collection", collection)) if value is not None
-    }
+    options = {"kind": kind, "structure": structure, "url": url, "collection": collection}
+    wanted: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     if not wanted and not rebuild:
         values = {"retriever": retriever, "fingerprint": manifest.fingerprint, **now.model_dump(mode="json")}
         if terminal.json:
