@@ -167,7 +167,12 @@ def test_feedback_lies_over_a_collection_without_changing_it(
         assert learnt[last] == pytest.approx(0.5 * plain[-1][1] + 0.5, abs=1e-3)
     assert store.similarity_search("loaf", k=1, lam=0.0)[0].id == last
     assert [d.id for d in store.similarity_search("loaf", k=4, lam=1.0)] == [d.id for d, _ in plain]
-    assert client.scroll("old", with_vectors=True, limit=9)[0] == before
+    after = client.scroll("old", with_vectors=True, limit=9)[0]
+    assert [(record.id, record.payload) for record in after] == [(record.id, record.payload) for record in before]
+    # The client's local mode brings stored vectors to length 1 once more with every search: the last bit may move.
+    for one, other in zip(after, before, strict=True):
+        rows = [next(iter(r.vector.values())) if isinstance(r.vector, dict) else r.vector for r in (one, other)]
+        np.testing.assert_allclose(*rows, atol=1e-6)
     again = RagAdaptVectorStore.from_existing_collection(embedding, client=client, collection="old", feedback=ledger)
     assert again.similarity_search("loaf", k=1, lam=0.0)[0].id == last
 
