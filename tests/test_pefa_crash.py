@@ -85,9 +85,12 @@ def test_threads_and_processes_at_once_leave_what_a_serial_replay_gives(tmp_path
         seen = watcher.search(queries, 100, lam=0.3)
         events = list(watcher.ledger.find())
         assert {one.key for one in events} == added - withdrawn
+        fed = sorted({one.chunk_id for one in events})
+        rows = watcher.dense(lam=0.3).vectors(fed)
     with Pefa(pefa_victim.index(), pefa_victim.embed) as serial:
         for one in events:
             serial.add_many([Feedback(one.query, one.chunk_id, one.weight, one.user, at=one.at, key=one.key)])
-        for (ids, scores), (expected, wanted) in zip(seen, serial.search(queries, 100, lam=0.3), strict=True):
-            assert ids == expected
-            np.testing.assert_array_equal(scores, wanted)
+        np.testing.assert_array_equal(rows, serial.dense(lam=0.3).vectors(fed))  # to the bit
+        # Scores come out of matrix products, whose last bit depends, with some kernels, on where in it a row stands.
+        for (_, scores), (_, wanted) in zip(seen, serial.search(queries, 100, lam=0.3), strict=True):
+            np.testing.assert_allclose(scores, wanted, atol=1e-6)
