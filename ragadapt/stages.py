@@ -148,7 +148,7 @@ def check_index(config: IndexConfig) -> None:
             "folder, or name a server."
         )
     if config.structure != "auto" and config.kind != "faiss":
-        raise InvalidConfiguration(f"index.structure is for kind 'faiss', not {config.kind!r}.")
+        raise InvalidConfiguration(f"index.structure is for kind 'faiss', not {config.kind!r}: leave it out.")
     if config.url is not None and config.kind != "qdrant":
         raise InvalidConfiguration(f"index.url is for kind 'qdrant', not {config.kind!r}.")
 
@@ -182,9 +182,10 @@ def build_index(
             progress("index", stop, len(ids))
         with work("index"):
             if config.kind == "faiss":
-                from ragadapt.index.faiss import restructure
+                from ragadapt.index.faiss import FaissIndex
 
-                restructure(index, config.structure)
+                assert isinstance(index, FaissIndex)
+                index.restructure(config.structure)
             index.save()
     np.savez(stage.path / "background.npz", **background_arrays(vectors))
 

@@ -630,6 +630,8 @@ def main() -> None:
     parser.add_argument("--collections", default=",".join(COLLECTIONS))
     parser.add_argument("--vectors", type=int, default=1_000_000, help="size of the index in latency and overhead")
     arguments = parser.parse_args()
+    if not arguments.data.is_dir():
+        parser.error(f"there is no folder at {arguments.data}: give one with collections in BEIR layout")
     place = arguments.folder or Path(tempfile.mkdtemp(prefix="ragadapt-pefa-"))
     place.mkdir(parents=True, exist_ok=True)
     bench = Bench(arguments.data, place, arguments.seed, arguments.collections.split(","))
@@ -643,7 +645,10 @@ def main() -> None:
         "bulk": lambda: bulk(bench),
         "overhead": lambda: overhead(bench, arguments.vectors),
     }
-    for part in arguments.parts.split(","):
+    chosen = arguments.parts.split(",")
+    if unknown := set(chosen) - set(parts):
+        parser.error(f"unknown parts {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
+    for part in chosen:
         parts[part]()
     print(table(bench.rows))
     print(f"written: {place / 'pefa.json'}")

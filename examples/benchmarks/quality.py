@@ -349,6 +349,8 @@ def main() -> None:
     parser.add_argument("--seeds", default="13")
     parser.add_argument("--collections", default=",".join(QUALITY))
     arguments = parser.parse_args()
+    if not arguments.data.is_dir():
+        parser.error(f"there is no folder at {arguments.data}: give one with collections in BEIR layout")
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="ragadapt-quality-"))
     folder.mkdir(parents=True, exist_ok=True)
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
@@ -361,7 +363,10 @@ def main() -> None:
         "choices": lambda: choices(bench),
         "query-side": labelled(bench, "query-side", adapter={"adapt": "query"}),
     }
-    for part in arguments.parts.split(","):
+    chosen = arguments.parts.split(",")
+    if unknown := set(chosen) - set(parts):
+        parser.error(f"unknown parts {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
+    for part in chosen:
         parts[part]()
     print(table(bench.rows))
     print(f"written: {folder / 'quality.json'}")

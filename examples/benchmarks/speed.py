@@ -784,6 +784,8 @@ def main() -> None:
     if not arguments.table:
         if arguments.data is None:
             parser.error("--data is needed to measure")
+        if not arguments.data.is_dir():
+            parser.error(f"there is no folder at {arguments.data}: give one with collections in BEIR layout")
         if importlib.util.find_spec("datasets") is None:
             parser.error("sentence-transformers trains and mines with datasets: pip install '.[benchmarks]'")
         functions = (encode, train, cache, mining, growth, cli, gpu)

@@ -125,7 +125,8 @@ def variable_length_attention() -> Callable[..., Tensor] | None:
         with torch.enable_grad():
             tried: Any = varlen_attn(one, one, one, ends, ends, 1, 1, scale=1.0)
             tried.sum().backward()
-    except (ImportError, RuntimeError, TypeError, NotImplementedError, AssertionError) as error:
+    except (ImportError, RuntimeError, TypeError, AssertionError) as error:
+        # Without the module, the GPU, the kernel for it, this signature, or CUDA in the build at all.
         log.info("no attention over packed texts: %s", str(error).splitlines()[0] if str(error) else error)
         return None
     attend: Any = varlen_attn  # gives a pair only when asked for more than the output

@@ -31,7 +31,6 @@ from ragadapt.index.contract import (
     Closing,
     Floats,
     Payload,
-    VectorIndex,
     by_id_where_equal,
     check_ids,
     check_k,
@@ -68,12 +67,6 @@ except ImportError as error:
 def choose_structure(count: int) -> Structure:
     """The structure for this many vectors, by the limits of the module's docstring."""
     return "flat" if count < FLAT_LIMIT else "hnsw" if count < HNSW_LIMIT else "ivf"
-
-
-def restructure(index: VectorIndex, wanted: Structure | Literal["auto"]) -> None:
-    """Move a FAISS index that was filled into the wanted structure; auto = the one for its size."""
-    assert isinstance(index, FaissIndex)
-    index.restructure(choose_structure(len(index)) if wanted == "auto" else wanted)
 
 
 class FaissIndex(Closing):
@@ -226,9 +219,11 @@ class FaissIndex(Closing):
             with self._lock:
                 yield self._rows.ids[start:end], self._read(range(start, end))
 
-    def restructure(self, structure: Structure) -> None:
-        """Move all vectors into another structure."""
+    def restructure(self, structure: Structure | Literal["auto"]) -> None:
+        """Move all vectors into another structure; auto = the one for their number."""
         with self._lock:
+            if structure == "auto":
+                structure = choose_structure(len(self))
             if structure == self.structure and not self.tombstones:
                 return
             if structure not in get_args(Structure):

@@ -56,7 +56,7 @@ def index_command(
             terminal.write_json("index", values)
         else:
             for name, value in values.items():
-                terminal.write(f"{name:<12}{'-' if value is None else value}")
+                terminal.write(f"{name:<16}{'-' if value is None else value}")
         return
 
     from ragadapt.pipeline import reindex
