@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from ragadapt.version import __version__
 
 if TYPE_CHECKING:
+    from ragadapt.asking import Labels
     from ragadapt.config import EncoderConfig, FitConfig, load_config
     from ragadapt.encoder import Encoder
     from ragadapt.errors import RagadaptError
-    from ragadapt.pipeline import FitResult, Labels, fit, reindex
+    from ragadapt.pipeline import FitResult, fit, reindex
     from ragadapt.retriever import Retriever
     from ragadapt.values import Chunk, Document, Hit, Query
 
@@ -43,7 +44,7 @@ _HOMES = {
     "FitConfig": "ragadapt.config",
     "FitResult": "ragadapt.pipeline",
     "Hit": "ragadapt.values",
-    "Labels": "ragadapt.pipeline",
+    "Labels": "ragadapt.asking",
     "Query": "ragadapt.values",
     "RagadaptError": "ragadapt.errors",
     "Retriever": "ragadapt.retriever",

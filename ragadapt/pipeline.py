@@ -9,40 +9,22 @@ from __future__ import annotations
 
 import json
 import logging
-import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from ragadapt import profiling
 from ragadapt.adaptation import choose_strength, dev_pool, drift, make_examples, proof
 from ragadapt.arena import Arena, build_arena, one_rank
+from ragadapt.asking import Asked, Labels, answer_was_trained, ask, leaked, narrowed
 from ragadapt.chunks import ChunkStore, document_hash
 from ragadapt.config import FitConfig, IndexConfig
-from ragadapt.corpus import chunks_from, documents_from, internal_links, read_documents
-from ragadapt.errors import InvalidLabels
+from ragadapt.corpus.sources import describe_sources, read_sources
 from ragadapt.evaluation import gate
 from ragadapt.evaluation.report import Report, write_report
-from ragadapt.files import record_file
 from ragadapt.fusion import Floats
-from ragadapt.queries import (
-    LabelledSet,
-    assign_queries,
-    clean_queries,
-    count_leaks,
-    generate_queries,
-    load_labels,
-    narrow_to_best_chunk,
-    round_trip_filter,
-    split_documents,
-    split_labelled,
-    structural_queries,
-)
 from ragadapt.reporting import Facts, build_report, model_card
 from ragadapt.search import Searcher
 from ragadapt.stages import (
@@ -55,9 +37,7 @@ from ragadapt.stages import (
     commit_build,
     encode_query_texts,
     mutable_parts,
-    read_queries,
     searcher_of,
-    write_queries,
 )
 from ragadapt.store import Manifest, Stage, Workspace, open_store
 from ragadapt.tuning import ENOUGH, MOST, LearntFusion, learn_fusion, quality
@@ -71,28 +51,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CROPS = 300  # crops that the fusion looks at: they can only raise the dense share, and each costs one encoding
-
-
-@dataclass(frozen=True)
-class Labels:
-    """The user's own judged queries. use: learn from them, be measured on them, or both (split by query).
-
-    queries: BEIR queries.jsonl with qrels, or a jsonl of {"text", "evidence": [{"source", "quote"}]}.
-    """
-
-    queries: Path
-    qrels: Path | None = None
-    use: Literal["both", "train", "eval"] = "both"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "queries", Path(self.queries))
-        if self.qrels is not None:
-            object.__setattr__(self, "qrels", Path(self.qrels))
-        for path in (self.queries, self.qrels):
-            if path is not None and not path.is_file():
-                raise InvalidLabels(f"There is no file at {path}. Give the path of your labelled questions.")
-        if self.use not in ("both", "train", "eval"):
-            raise InvalidLabels(f"use = {self.use!r}: labels are for 'both', 'train' or 'eval'.")
 
 
 @dataclass(frozen=True)
@@ -132,7 +90,7 @@ def fit(
     if isinstance(sources, (str, Path)):
         sources = [sources]
     with profiling.profiled() if profile is not None else nullcontext() as taken:
-        clock = Clock(taken)
+        clock = profiling.Clock(taken)
         try:
             return _fit(sources, target, config, labels, chunked, portable, clock, progress)
         finally:
@@ -147,13 +105,13 @@ def _fit(
     labels: Sequence[Labels],
     chunked: bool,
     portable: bool | None,
-    clock: Clock,
+    clock: profiling.Clock,
     progress: Progress,
 ) -> FitResult:
     from ragadapt.encoder import Encoder
 
     with clock("read"), profiling.work("read"):
-        documents, skipped, chunks = read_sources(sources, config, chunked, progress)
+        documents, skipped, chunks = read_sources(sources, config.read, chunked, progress)
     with Workspace.open(target, {"command": "fit"}) as work:
         run = _Run(work, config, clock, progress, bool(portable), describe_sources(sources, chunked))
         with clock("load model"), profiling.work("load model"):
@@ -226,83 +184,6 @@ def reindex(retriever: str | Path, index: IndexConfig, *, progress: Progress = n
     return old.path
 
 
-def are_paths(sources: Sequence[Any]) -> bool:
-    """Whether files and folders were named, rather than objects handed over."""
-    return all(isinstance(source, (str, Path)) for source in sources)
-
-
-def describe_sources(sources: Sequence[Any], chunked: bool) -> dict[str, Any]:
-    """What a refresh has to know of the sources: the names of files and folders (no places), and whether objects
-    were cut already."""
-    paths = [Path(source).resolve() for source in sources] if are_paths(sources) else []
-    return {"chunked": chunked, "roots": [{"name": path.name, "folder": path.is_dir()} for path in paths]}
-
-
-def read_sources(
-    sources: Sequence[Any], config: FitConfig, chunked: bool, progress: Progress
-) -> tuple[list[Document], list[Any], list[Chunk] | None]:
-    """Documents, what was skipped, and the chunks where the caller cut them."""
-    if not chunked and are_paths(sources):
-        result = read_documents(list(sources), config.read, progress=progress)
-        return result.documents, result.skipped, None
-    if not chunked:
-        return documents_from(sources), [], None
-    chunks = chunks_from(sources)
-    texts: dict[str, list[Chunk]] = {}
-    for chunk in chunks:
-        texts.setdefault(chunk.document_id, []).append(chunk)
-    documents = [
-        Document(id, "\n\n".join(part.text for part in parts), source=parts[0].source) for id, parts in texts.items()
-    ]
-    return documents, [], chunks
-
-
-class Clock:
-    """Seconds by stage; a stage within another counts for itself alone. profile: told which stage runs."""
-
-    def __init__(self, profile: profiling.Profile | None = None) -> None:
-        self.seconds: dict[str, float] = {}
-        self.profile = profile
-        self._within = 0.0  # seconds of the stages inside the one that is running
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start, outside, self._within = time.perf_counter(), self._within, 0.0
-        before = self.profile.stage if self.profile else ""
-        if self.profile:
-            self.profile.stage = stage
-        try:
-            yield
-        finally:
-            if self.profile:
-                self.profile.stage = before
-            took = time.perf_counter() - start
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + took - self._within
-            self._within = outside + took
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The queries of a fit by part, with what is known about them.
-
-    grades: for labels that name documents. made and kept: counts by kind, before and after cleaning.
-    """
-
-    train: tuple[Query, ...]
-    dev: tuple[Query, ...]
-    heldout: tuple[Query, ...]
-    grades: dict[str, dict[str, int]]
-    made: dict[str, int]
-    kept: dict[str, int]
-    documents: dict[str, int]  # part → documents
-    notes: tuple[str, ...]
-
-    @property
-    def fusion_queries(self) -> tuple[Query, ...]:
-        """What the fusion may learn from: everything that is not held out."""
-        return (*self.train, *self.dev)
-
-
 @dataclass(frozen=True)
 class Trained:
     """A trained encoder at its chosen strength, and how it came about."""
@@ -325,7 +206,7 @@ class _Run:
         self,
         work: Workspace,
         config: FitConfig,
-        clock: Clock,
+        clock: profiling.Clock,
         progress: Progress,
         portable: bool,
         sources: Mapping[str, Any],
@@ -375,101 +256,19 @@ class _Run:
 
     def queries(self, corpus: Corpus, encoder: Encoder, base: Searcher, labels: Sequence[Labels]) -> Asked:
         """Write, read, clean and split the queries."""
-        config, seed = self.config, self.config.seed
-        label_key = [
-            [record_file(label.queries).sha256, record_file(label.qrels).sha256 if label.qrels else "", label.use]
-            for label in labels
-        ]
+        config = self.config
         settings = {"query": config.query.model_dump(mode="json"), "split": config.split.model_dump(mode="json")}
         with self.stage(
-            "queries", ("base-vectors", "lexical"), settings=settings, labels=label_key, seed=seed
+            "queries",
+            ("base-vectors", "lexical"),
+            settings=settings,
+            labels=[label.key() for label in labels],
+            seed=config.seed,
         ) as stage:
             if not stage.finished:
-                asked = self._ask(stage, corpus, encoder, base, labels)
-                for part in ("train", "dev", "heldout"):
-                    write_queries(stage.path / f"{part}.jsonl", getattr(asked, part))
-                rest = {k: v for k, v in asdict(asked).items() if k not in ("train", "dev", "heldout")}
-                (stage.path / "asked.json").write_text(json.dumps(rest, ensure_ascii=False), encoding="utf-8")
-            values: dict[str, Any] = json.loads((stage.path / "asked.json").read_text(encoding="utf-8"))
-            for part in ("train", "dev", "heldout"):
-                values[part] = tuple(read_queries(stage.path / f"{part}.jsonl"))
-            return Asked(**values | {"notes": tuple(values["notes"])})
-
-    def _ask(self, stage: Stage, corpus: Corpus, encoder: Encoder, base: Searcher, labels: Sequence[Labels]) -> Asked:
-        config, seed = self.config, self.config.seed
-        documents, chunks = corpus.documents, corpus.chunks
-        with profiling.work("queries from documents", len(documents)):
-            links = internal_links(documents, chunks)
-            written = structural_queries(documents, chunks, links, config.query, seed=seed)
-        found_labels, notes = self._labels(corpus, labels)
-        if config.query.generator or config.query.generator_url:
-            cache = stage.scratch / "answers.jsonl"
-            examples = [query for found, ids in found_labels for query in found.queries if query.id in ids["train"]]
-            with profiling.work("language model"):
-                written += generate_queries(
-                    chunks, config.query, seed=seed, cache_path=cache, progress=self.progress, examples=examples
-                )
-        made = Counter(query.kind for query in written)
-        with profiling.work("clean queries", len(written)):
-            cleaned = clean_queries(written, chunks, config.query, seed=seed)
-        split = split_documents(chunks, corpus.groups, config.split, seed)
-        parts = assign_queries(cleaned, chunks, split)
-        train = self._round_trip(parts["train"], encoder, base)
-        dev, heldout = list(parts["dev"]), list(parts["heldout"])
-        grades: dict[str, dict[str, int]] = {}
-        for found, ids in found_labels:
-            grades |= _document_grades(found, corpus)
-            train += [query for query in found.queries if query.id in ids["train"]]
-            dev += [query for query in found.queries if query.id in ids["dev"]]
-            heldout += [query for query in found.queries if query.id in ids["heldout"]]
-        train = _without_held_out_passages(train, heldout, corpus)
-        return Asked(
-            tuple(train),
-            tuple(dev),
-            tuple(heldout),
-            grades,
-            dict(made),
-            dict(Counter(query.kind for query in (*train, *dev, *heldout))),
-            {"train": len(split.train), "dev": len(split.dev), "heldout": len(split.heldout)},
-            tuple(notes),
-        )
-
-    def _labels(
-        self, corpus: Corpus, labels: Sequence[Labels]
-    ) -> tuple[list[tuple[LabelledSet, dict[str, set[str]]]], list[str]]:
-        """Every labelled set with the ids of its parts, and what could not be matched."""
-        sets, notes, seen = [], [], set[str]()
-        for number, label in enumerate(labels, start=1):
-            found = load_labels(label.queries, label.qrels, chunks=corpus.chunks, documents=corpus.documents)
-            if seen & {query.id for query in found.queries}:  # two files may both number from 1
-                found = _renamed(found, f"{number}:")
-            seen |= {query.id for query in found.queries}
-            if found.unmatched:
-                notes.append(f"{len(found.unmatched)} labels of {label.queries.name} could not be used")
-            sets.append((found, self._split_labels(found.queries, label.use)))
-        return sets, notes
-
-    def _split_labels(self, queries: Sequence[Query], use: str) -> dict[str, set[str]]:
-        if use == "eval":
-            return {"train": set(), "dev": set(), "heldout": {query.id for query in queries}}
-        settings = self.config.split if use == "both" else self.config.split.model_copy(update={"heldout": 0.0})
-        if not queries:
-            return {"train": set(), "dev": set(), "heldout": set()}
-        split = split_labelled(queries, settings, self.config.seed)
-        return {"train": set(split.train), "dev": set(split.dev), "heldout": set(split.heldout)}
-
-    def _round_trip(self, queries: Sequence[Query], encoder: Encoder, base: Searcher) -> list[Query]:
-        """Keep a query that may train only if its passage comes back in the first k of the untuned hybrid."""
-        k = self.config.query.round_trip_k
-        crops = [query for query in queries if query.evidence is Evidence.CROP]  # they never train
-        queries = [query for query in queries if query.evidence is not Evidence.CROP]
-        if not k or not queries:
-            return [*queries, *crops]
-        vectors = encoder.encode_queries([query.text for query in queries], progress=self.progress)
-        found = base.rank([query.text for query in queries], vectors, k)
-        kept, dropped = round_trip_filter(queries, [ranked.ids for ranked in found], k)
-        log.info("round trip: %d of %d training queries kept", len(kept), len(kept) + len(dropped))
-        return [*kept, *crops]
+                cache = stage.scratch / "answers.jsonl"
+                ask(corpus, encoder, base, labels, config, cache=cache, progress=self.progress).write(stage.path)
+            return Asked.read(stage.path)
 
     # Learning
 
@@ -513,9 +312,9 @@ class _Run:
             "train", ("queries",), settings=settings, encoder=base.fingerprint, queries=ids, portable=self.portable
         ) as stage:
             if not stage.finished:
-                narrowed = self._narrow(plan.train, base, searcher, corpus, vectors, asked.grades)
-                query_vectors = encode_query_texts(base, narrowed, self.progress)
-                examples, suspects = make_examples(narrowed, searcher, query_vectors, corpus, config, asked.grades)
+                trainers = narrowed(plan.train, base, corpus, vectors, asked.grades, self.progress)
+                query_vectors = encode_query_texts(base, trainers, self.progress)
+                examples, suspects = make_examples(trainers, searcher, query_vectors, corpus, config, asked.grades)
                 judges = [query for query in asked.dev if query.evidence is plan.evidence]
                 if plan.evidence is not Evidence.LABELLED:
                     judges = [query for query in judges if query.kind == plan.judge[0].kind]
@@ -573,31 +372,6 @@ class _Run:
         finally:
             encoder.release_prefix_cache()
 
-    def _narrow(
-        self,
-        queries: Sequence[Query],
-        base: Encoder,
-        searcher: Searcher,
-        corpus: Corpus,
-        vectors: Floats,
-        grades: Mapping[str, Mapping[str, int]],
-    ) -> list[Query]:
-        """Labels that name a document: of its chunks, the one that the base's vectors put nearest to the query."""
-        whole = [query for query in queries if query.id in grades]
-        if not whole:
-            return list(queries)
-        at = {id: position for position, id in enumerate(corpus.ids)}
-        query_vectors = encode_query_texts(base, whole, self.progress)
-        document_of = {chunk.id: chunk.document_id for chunk in corpus.chunks}
-
-        def score(query: Query, ids: Sequence[str]) -> list[float]:
-            rows = np.asarray(vectors[[at[id] for id in ids]])
-            scores: list[float] = (rows @ query_vectors[query.id]).tolist()
-            return scores
-
-        narrowed = {query.id: query for query in narrow_to_best_chunk(whole, score, document_of=document_of)}
-        return [narrowed.get(query.id, query) for query in queries]
-
     def judge(
         self,
         trained: Trained,
@@ -633,7 +407,7 @@ class _Run:
                 drift=moved,
                 config=config.gate,
                 seed=config.seed,
-                met=_answer_was_trained(plan, asked.grades),
+                met=answer_was_trained(plan, asked.grades),
             )
         log.info("gate: %s", "; ".join(decision.reasons))
         return decision, replace(trained, fusion=fusion, drift=moved), adapted_vectors
@@ -681,7 +455,7 @@ class _Run:
                 kept=asked.kept,
                 sizes={part: len(getattr(asked, part)) for part in ("train", "dev", "heldout")},
                 documents_by_part=asked.documents,
-                leaked=_leaked(plan, corpus) if trained else 0,
+                leaked=leaked(plan, corpus) if trained else 0,
                 warnings=asked.notes,
                 history=trained.history if trained else (),
                 strengths=trained.strengths if trained else {},
@@ -748,74 +522,6 @@ class _Run:
         with self.clock("commit"), profiling.work("commit"):
             commit_build(self.work, manifest, parts)
         return self.work.target
-
-
-def _answer_was_trained(plan: gate.Plan, grades: Mapping[str, Mapping[str, int]]) -> list[bool]:
-    """For each judging query whether a training query had one of its answers: a passage, or a document it names."""
-
-    def answers(query: Query) -> set[str]:
-        return {*query.positives, *grades.get(query.id, ())}
-
-    trained = {answer for query in plan.train for answer in answers(query)}
-    return [not trained.isdisjoint(answers(query)) for query in plan.judge]
-
-
-def _leaked(plan: gate.Plan, corpus: Corpus) -> int:
-    """Training items that share text with the held-out part; labelled questions may share answers, not texts."""
-    labelled = [query for query in plan.train if query.evidence is Evidence.LABELLED]
-    if plan.evidence is not Evidence.LABELLED or not labelled:
-        return count_leaks(plan.train, plan.judge, corpus.chunks).total
-    others = [query for query in plan.train if query.evidence is not Evidence.LABELLED]
-    asked = count_leaks(labelled, plan.judge, corpus.chunks)
-    return asked.texts + asked.near_texts + count_leaks(others, plan.judge, corpus.chunks).total
-
-
-def _without_held_out_passages(train: Sequence[Query], heldout: Sequence[Query], corpus: Corpus) -> list[Query]:
-    """Drop queries made from passages (or near-duplicates of passages) that answer a held-out labelled query.
-
-    Labelled training queries stay: users ask about the same passages again, and their split is by query.
-    """
-    at = {id: position for position, id in enumerate(corpus.ids)}
-    answers = {
-        corpus.groups[at[id]]
-        for query in heldout
-        if query.evidence is Evidence.LABELLED
-        for id in query.positives
-        if id in at
-    }
-    return [
-        query
-        for query in train
-        if query.evidence is Evidence.LABELLED
-        or not any(corpus.groups[at[id]] in answers for id in query.positives if id in at)
-    ]
-
-
-def _renamed(found: LabelledSet, prefix: str) -> LabelledSet:
-    """The same labels under ids with a prefix."""
-    return replace(
-        found,
-        queries=[replace(query, id=prefix + query.id) for query in found.queries],
-        grades={prefix + id: value for id, value in found.grades.items()},
-        document_positives={prefix + id: value for id, value in found.document_positives.items()},
-        evidence={prefix + id: value for id, value in found.evidence.items()},
-    )
-
-
-def _document_grades(found: LabelledSet, corpus: Corpus) -> dict[str, dict[str, int]]:
-    """Query id → document id → grade, for labels that name whole documents."""
-    document_of = {chunk.id: chunk.document_id for chunk in corpus.chunks}
-    grades: dict[str, dict[str, int]] = {}
-    for query, documents in found.document_positives.items():
-        whole = set(documents)
-        if not whole:
-            continue
-        grades[query] = dict.fromkeys(documents, 1)
-        for chunk, grade in found.grades.get(query, {}).items():
-            document = document_of[chunk]
-            if document in whole:
-                grades[query][document] = max(grades[query][document], int(grade))
-    return grades
 
 
 def _licences(encoder: Encoder, config: FitConfig) -> dict[str, str]:

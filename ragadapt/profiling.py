@@ -104,6 +104,30 @@ class Profile:
         write_text(path, json.dumps(self.report(stages), indent=2) + "\n")
 
 
+class Clock:
+    """Seconds by stage; a stage within another counts for itself alone. profile: told which stage runs."""
+
+    def __init__(self, profile: Profile | None = None) -> None:
+        self.seconds: dict[str, float] = {}
+        self.profile = profile
+        self._within = 0.0  # seconds of the stages inside the one that is running
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start, outside, self._within = time.perf_counter(), self._within, 0.0
+        before = self.profile.stage if self.profile else ""
+        if self.profile:
+            self.profile.stage = stage
+        try:
+            yield
+        finally:
+            if self.profile:
+                self.profile.stage = before
+            took = time.perf_counter() - start
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + took - self._within
+            self._within = outside + took
+
+
 _active: Profile | None = None
 
 

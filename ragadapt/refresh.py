@@ -24,6 +24,7 @@ import numpy as np
 from ragadapt.chunks import ChunkStore, DocumentRecord, document_hash
 from ragadapt.config import FitConfig
 from ragadapt.corpus import chunk_documents
+from ragadapt.corpus.sources import are_paths, describe_sources, read_sources
 from ragadapt.errors import (
     EmptyCorpus,
     FingerprintMismatch,
@@ -35,7 +36,7 @@ from ragadapt.errors import (
 )
 from ragadapt.fusion import Floats
 from ragadapt.index import VectorIndex, open_index
-from ragadapt.pipeline import Clock, are_paths, describe_sources, read_sources
+from ragadapt.profiling import Clock
 from ragadapt.stages import Corpus, build_index, build_lexical, check_index, commit_build, mutable_parts, server_follows
 from ragadapt.store import Manifest, OpenedStore, Stage, Workspace, open_store, roll_back
 from ragadapt.values import Chunk, Document, Progress, no_progress
@@ -202,7 +203,7 @@ class _Refresh:
                 f"{self.path} was made from passages that were cut already (chunked=True), and files have to be cut. "
                 "Pass such passages, or build the retriever anew."
             )
-        return read_sources(sources, self.config, chunked, self.progress)
+        return read_sources(sources, self.config.read, chunked, self.progress)
 
     def plan(self, documents: Sequence[Document], given: Sequence[Chunk] | None, keep_missing: bool) -> _Plan:
         """Compare with what is there, and cut what changed."""

@@ -20,9 +20,10 @@ import pytest
 import torch
 from tiny_models import sentences, write_tiny_model
 
+from ragadapt.asking import Labels
 from ragadapt.config import FitConfig
 from ragadapt.errors import EmptyCorpus, InvalidConfiguration, InvalidInput, InvalidLabels, NotARetriever
-from ragadapt.pipeline import FitResult, Labels, fit, reindex
+from ragadapt.pipeline import FitResult, fit, reindex
 from ragadapt.retriever import Retriever
 from ragadapt.store import open_store
 from ragadapt.values import Chunk, Evidence, Query
@@ -180,7 +181,7 @@ def test_the_frozen_layers_read_every_text_once_for_a_whole_fit(
     docs: Path, model: Path, labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ragadapt.encoder.prefix import Prefix
-    from ragadapt.pipeline import Clock
+    from ragadapt.profiling import Clock
 
     computed: Counter[str] = Counter()  # texts by stage
     stage = ""
@@ -311,7 +312,7 @@ def test_without_evidence_the_base_stays_and_the_reason_is_said(docs: Path, mode
 def test_a_language_models_queries_train_and_another_kind_of_them_judges(
     docs: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ragadapt.pipeline as pipeline
+    import ragadapt.asking as asking
 
     def written(chunks: Sequence[Chunk], config: object, **settings: object) -> list[Query]:
         """What a language model would have cost: ten queries of two kinds for every chunk."""
@@ -325,7 +326,7 @@ def test_a_language_models_queries_train_and_another_kind_of_them_judges(
                     made.append(Query(f"{kind} {chunk.id} {number}", text, kind, Evidence.PARAPHRASE, (chunk.id,)))
         return made
 
-    monkeypatch.setattr(pipeline, "generate_queries", written)
+    monkeypatch.setattr(asking, "generate_queries", written)
     query = {"generator_url": "http://localhost:9", "per_chunk": 30, "max_overlap": 1.0, "round_trip_k": 0}
     result = fit([docs], tmp_path / "r", settings(model, query=query, training={"epochs": 1}))
     assert result.report.evidence is not None
@@ -394,7 +395,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_pipeline import settings
-from ragadapt.pipeline import Labels, fit
+from ragadapt.asking import Labels
+from ragadapt.pipeline import fit
 fit([{docs!r}], {target!r}, settings(Path({model!r})), labels=[Labels(Path({queries!r}), Path({qrels!r}))])
 """
 

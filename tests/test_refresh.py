@@ -24,7 +24,8 @@ from ragadapt.config import FitConfig, IndexConfig
 from ragadapt.encoder import Encoder
 from ragadapt.errors import EmptyCorpus, IndexUnreachable, InvalidInput, NotARetriever, StoreError, StoreLocked
 from ragadapt.lexical import LexicalIndex
-from ragadapt.pipeline import Clock, fit, reindex
+from ragadapt.pipeline import fit, reindex
+from ragadapt.profiling import Clock
 from ragadapt.refresh import ChunkChanges, DocumentChanges, refresh_documents, rollback
 from ragadapt.retriever import Retriever
 from ragadapt.store import LEDGER, Workspace, ledger_lock, open_store
@@ -553,7 +554,7 @@ def test_a_reader_beside_refreshes_sees_the_old_or_the_new_and_never_a_mix(model
 
 def test_a_clock_gives_a_stage_within_another_its_own_seconds_only(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([0.0, 1.0, 4.0, 5.0, 7.0, 10.0])
-    monkeypatch.setattr("ragadapt.pipeline.time.perf_counter", lambda: next(ticks))
+    monkeypatch.setattr("ragadapt.profiling.time.perf_counter", lambda: next(ticks))
     clock = Clock()
     with clock("outer"):
         with clock("inner"):

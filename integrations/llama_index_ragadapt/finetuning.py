@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from llama_index_ragadapt.embedding import LoRAEmbedding
 from llama_index_ragadapt.retriever import LoRARetriever
+from ragadapt.asking import Labels
 from ragadapt.config import FitConfig
 from ragadapt.errors import InvalidInput, InvalidLabels
-from ragadapt.pipeline import FitResult, Labels, fit
+from ragadapt.pipeline import FitResult, fit
 from ragadapt.values import Chunk
 
 

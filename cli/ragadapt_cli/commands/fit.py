@@ -82,7 +82,8 @@ def fit_command(
     if dry_run:
         _announce(terminal, documents, output, pairs, config)
         return None
-    from ragadapt.pipeline import Labels, fit
+    from ragadapt.asking import Labels
+    from ragadapt.pipeline import fit
 
     terminal.resume = True
     labels = [Labels(queries, qrels, use) for queries, qrels, use in pairs]
