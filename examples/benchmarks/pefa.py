@@ -330,14 +330,15 @@ def curve(bench: Bench, shares: Sequence[float] = (0.01, 0.05, 0.1, 0.25, 1.0), 
 def few(bench: Bench, sizes: Sequence[int] = (20, 50, 100), draws: int = 5) -> None:
     """What an hour of labelling gives: the fusion weight, LoRA, PEFA and all of them, from so many labelled questions.
 
-    Nothing here is gated: the table says what each would do. LoRA trains on all the labels, three epochs.
+    Nothing here is gated: the table says what each would do. LoRA trains on all the labels, three epochs; its search
+    keeps the weight, and its PEFA the settings, that were learnt before training, for after it the same questions
+    flatter the dense side.
     """
     from ragadapt.training import Example, train
 
     for name in bench.collections:
-        bench.encoder.use_prefix_cache(
-            bench.folder / f"prefix-{name}"
-        )  # the corpus's frozen layers, once for all draws
+        # The corpus's frozen layers, once for all draws.
+        bench.encoder.use_prefix_cache(bench.folder / f"prefix-{name}", top_layers=AdapterConfig().layers)
         collection = load(bench.data, name)
         base = Task(collection, bench.vectors(collection))
         texts = dict(zip(collection.ids, collection.texts, strict=True))
@@ -349,7 +350,8 @@ def few(bench: Bench, sizes: Sequence[int] = (20, 50, 100), draws: int = 5) -> N
                 rng = np.random.default_rng([bench.seed, size, draw])
                 chosen = [ids[at] for at in rng.permutation(len(ids))[:size]]
                 feedback = base.feedback(chosen)
-                found["fusion"].append(base.hybrid(weight=learnt_weight(base, chosen)))
+                weight = learnt_weight(base, chosen)
+                found["fusion"].append(base.hybrid(weight=weight))
                 with base.pefa(feedback) as pefa:
                     tuned = tune(pefa, base.searcher, seed=bench.seed)
                     pefa.tune_to(tuned.values)
@@ -359,9 +361,8 @@ def few(bench: Bench, sizes: Sequence[int] = (20, 50, 100), draws: int = 5) -> N
                 encoder, label = trained.encoder.merged(), f"few-{size}-{draw}"
                 adapted = Task(collection, bench.vectors(collection, encoder, label), base.lexical)
                 (bench.folder / f"{name}-{label}.npz").unlink()
-                found["LoRA"].append(adapted.hybrid(weight=learnt_weight(adapted, chosen)))
+                found["LoRA"].append(adapted.hybrid(weight=weight))
                 with adapted.pefa(feedback) as pefa:
-                    tuned = tune(pefa, adapted.searcher, seed=bench.seed)
                     pefa.tune_to(tuned.values)
                     found["all"].append(adapted.hybrid(pefa, tuned.values.get("fusion_weight")))
             for key, evaluations in found.items():

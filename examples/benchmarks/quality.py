@@ -1,7 +1,7 @@
 """What a fit is worth: shipped retrievers against untuned baselines on collections with human judgements.
 
     python examples/benchmarks/quality.py --data DATA [--parts zero,handbook,labels,query-side,signals,choices]
-        [--seeds 13]
+        [--seeds 13] [--choices "layers 3;layers 6"]
 
 Without a look at any test label; runs are scored with ir-measures. `zero`, `handbook`, `labels` and `query-side` fit
 through the public API; `signals` and `choices` train directly. What few labels give is in pefa.py (part few). Results
@@ -228,12 +228,10 @@ def signals(bench: Bench, most: int = 600) -> None:
 
 CHOICES: dict[str, dict[str, dict[str, Any]]] = {
     "default": {},
-    "layers 2": {"adapter": {"layers": 2}},
-    "layers 1": {"adapter": {"layers": 1}},
-    "layers 4": {"adapter": {"layers": 4}},
-    "layers 6": {"adapter": {"layers": 6}},
-    "layers 2, twice the rate": {"adapter": {"layers": 2}, "training": {"learning_rate": 1e-3}},
-    "twice the rate": {"training": {"learning_rate": 1e-3}},
+    **{f"layers {count}": {"adapter": {"layers": count}} for count in (1, 2, 3, 4, 5, 6)},
+    "layers 3, twice the rate": {"adapter": {"layers": 3}, "training": {"learning_rate": 1e-3}},
+    "layers 3, twice the epochs": {"adapter": {"layers": 3}, "training": {"epochs": 6}},
+    "layers 6, half the rate": {"adapter": {"layers": 6}, "training": {"learning_rate": 2.5e-4}},
     "reweight none": {"adapter": {"reweight": "none"}},
     "reweight vector": {"adapter": {"reweight": "vector"}},
     "reweight vector, gamma 4": {"adapter": {"reweight": "vector", "gamma": 4.0}},
@@ -244,8 +242,8 @@ CHOICES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def choices(bench: Bench, labels: int = 300, documents: int = 2500) -> None:
-    """What each setting of the training gives, every other one at its default: the reasons behind the defaults.
+def choices(bench: Bench, chosen: Sequence[str], labels: int = 300, documents: int = 2500) -> None:
+    """What each chosen setting of the training gives, others at their defaults: the reasons behind the defaults.
 
     Trained on `labels` judged queries drawn by the seed, never on the test split; dense search over the relevant
     documents of all splits and others, `documents` in all. Choices with equal settings are run once.
@@ -269,7 +267,8 @@ def choices(bench: Bench, labels: int = 300, documents: int = 2500) -> None:
             encoded = encode_query_texts(bench.encoder, queries, no_progress)
             done: dict[str, Evaluation] = {}
             known: dict[str, tuple[Evaluation, float]] = {}
-            for choice, changes in CHOICES.items():
+            for choice in ["default", *chosen]:
+                changes = CHOICES[choice]
                 config = FitConfig.build({**BASE, "seed": seed, **changes})
                 key = json.dumps([config.adapter.model_dump(), config.training.model_dump()])
                 if key not in known:
@@ -348,9 +347,14 @@ def main() -> None:
     parser.add_argument("--parts", default="zero,handbook,labels,query-side")
     parser.add_argument("--seeds", default="13")
     parser.add_argument("--collections", default=",".join(QUALITY))
+    every = [choice for choice in CHOICES if choice != "default"]
+    parser.add_argument("--choices", default=";".join(every), help="what part choices compares, parted by ;")
     arguments = parser.parse_args()
     if not arguments.data.is_dir():
         parser.error(f"there is no folder at {arguments.data}: give one with collections in BEIR layout")
+    settings = arguments.choices.split(";")
+    if unknown := set(settings) - set(every):
+        parser.error(f"unknown choices {'; '.join(sorted(unknown))}; there are {'; '.join(every)}")
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="ragadapt-quality-"))
     folder.mkdir(parents=True, exist_ok=True)
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
@@ -360,7 +364,7 @@ def main() -> None:
         "handbook": lambda: handbook(bench),
         "labels": labelled(bench, "labels"),
         "signals": lambda: signals(bench),
-        "choices": lambda: choices(bench),
+        "choices": lambda: choices(bench, settings),
         "query-side": labelled(bench, "query-side", adapter={"adapt": "query"}),
     }
     chosen = arguments.parts.split(",")
