@@ -22,6 +22,7 @@ from ragadapt.asking import Asked, Labels, answer_was_trained, ask, leaked, narr
 from ragadapt.chunks import ChunkStore, document_hash
 from ragadapt.config import FitConfig, IndexConfig
 from ragadapt.corpus.sources import describe_sources, read_sources
+from ragadapt.errors import InvalidConfiguration
 from ragadapt.evaluation import gate
 from ragadapt.evaluation.report import Report, write_report
 from ragadapt.fusion import Floats
@@ -47,6 +48,8 @@ from ragadapt.version import __version__
 if TYPE_CHECKING:
     from ragadapt.encoder import Encoder
     from ragadapt.lexical import LexicalIndex
+    from ragadapt.training import Example
+    from ragadapt.training.processes import Processes
 
 log = logging.getLogger(__name__)
 
@@ -84,15 +87,25 @@ def fit(
     sources: files, folders, or LangChain documents / LlamaIndex nodes. chunked: those objects are passages already and
     are not cut again. portable: copy the base model's weights into the folder (None = only where it is not on the
     hub). profile: a JSON file that tells where the time went, by stage and by kind of work; the report shows it too.
+    Where `accelerate launch` started several processes, all of them train and all return the same; the first one alone
+    does the rest.
     Raises EmptyCorpus, InvalidInput, StoreLocked, ModelNotFound, TrainingFailed.
     """
     check_index(config.index)
     if isinstance(sources, (str, Path)):
         sources = [sources]
+    from ragadapt.encoder.precision import choose_device
+    from ragadapt.training.processes import Processes
+
+    crew = Processes.join(choose_device(config.encoder.device).split(":")[0])
+    if crew.index > 0:
+        return _train_along(crew, config)
     with profiling.profiled() if profile is not None else nullcontext() as taken:
         clock = profiling.Clock(taken)
         try:
-            return _fit(sources, target, config, labels, chunked, portable, clock, progress)
+            result = _fit(sources, target, config, labels, chunked, portable, clock, crew, progress)
+            crew.tell(result)
+            return result
         finally:
             if taken is not None and profile is not None:
                 taken.write(Path(profile), clock.seconds)
@@ -106,6 +119,7 @@ def _fit(
     chunked: bool,
     portable: bool | None,
     clock: profiling.Clock,
+    crew: Processes,
     progress: Progress,
 ) -> FitResult:
     from ragadapt.encoder import Encoder
@@ -113,7 +127,7 @@ def _fit(
     with clock("read"), profiling.work("read"):
         documents, skipped, chunks = read_sources(sources, config.read, chunked, progress)
     with Workspace.open(target, {"command": "fit"}) as work:
-        run = _Run(work, config, clock, progress, bool(portable), describe_sources(sources, chunked))
+        run = _Run(work, config, clock, crew, progress, bool(portable), describe_sources(sources, chunked))
         with clock("load model"), profiling.work("load model"):
             encoder = Encoder.load(config.encoder)
 
@@ -144,6 +158,31 @@ def _fit(
         )  # fmt: skip
         path = run.commit(report, corpus, shipped, shipped_vectors, fusion, adapted=decision.adapted)
         return FitResult(path, report, decision, tuple(run.reused))
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What the other processes have to know of a training in which they take part."""
+
+    fingerprint: str
+    examples: Sequence[Example]
+    judged: bool  # whether the first process looks at a dev part
+
+
+def _train_along(crew: Processes, config: FitConfig) -> FitResult:
+    """What every process but the first one does: train with it when it says so, until it says what came of it."""
+    from ragadapt.encoder import Encoder
+    from ragadapt.training import train
+
+    while not isinstance(told := crew.tell(), FitResult):
+        encoder = Encoder.load(config.encoder)
+        if encoder.fingerprint != told.fingerprint:
+            raise InvalidConfiguration(
+                f"Process {crew.index} has another base model than the first one. Give all of them the same files."
+            )
+        dev = (lambda _: 0.0) if told.judged else None  # the first process looks, and tells the others
+        train(encoder, told.examples, dev, config.adapter, config.training, seed=config.seed)
+    return told
 
 
 def reindex(retriever: str | Path, index: IndexConfig, *, progress: Progress = no_progress) -> Path:
@@ -207,6 +246,7 @@ class _Run:
         work: Workspace,
         config: FitConfig,
         clock: profiling.Clock,
+        crew: Processes,
         progress: Progress,
         portable: bool,
         sources: Mapping[str, Any],
@@ -215,6 +255,7 @@ class _Run:
         self.sources = sources
         self.config = config
         self.clock = clock
+        self.crew = crew
         self.progress = progress
         self.portable = portable
         self.reused: list[str] = []
@@ -322,11 +363,13 @@ class _Run:
                     build_arena(judges, base, corpus, vectors, self.lexical_folder, asked.grades) if judges else None
                 )
                 pool = dev_pool(arena, seed=config.seed)
+                dev = pool.score if pool else None
+                self.crew.tell(_Training(base.fingerprint, examples, dev is not None))
                 with self.frozen_layers(base):
                     result = train(
                         base,
                         examples,
-                        pool.score if pool else None,
+                        dev,
                         config.adapter,
                         config.training,
                         seed=config.seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -435,3 +436,34 @@ def test_killed_at_any_moment_the_old_folder_is_whole_and_the_run_resumes(
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert open_store(target, verify="full").manifest.fingerprint == open_store(fitted.path).manifest.fingerprint
     assert not list(tmp_path.glob(".r.build"))
+
+
+@pytest.mark.slow
+def test_processes_launched_together_fit_one_retriever(
+    fitted: FitResult, docs: Path, model: Path, labels: Labels, tmp_path: Path
+) -> None:
+    target = tmp_path / "r"
+    options = ["--queries", labels.queries, "--qrels", labels.qrels, "-o", target, "--config", tmp_path / "fit.toml"]
+    config = fitted.report.configuration
+    (tmp_path / "fit.toml").write_text(
+        "\n".join(
+            f"[{stage}]\n"
+            + "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None)
+            for stage, values in config.items()
+            if isinstance(values, dict)
+        )
+    )
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, "ragadapt_cli", "fit", str(docs), *map(str, options)],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Retriever:") == 1  # the first process alone reports
+    with Retriever.open(target) as together, Retriever.open(fitted.path) as alone:
+        assert together.manifest.sections["verdict"] == fitted.verdict
+        query = ["red fox", "blue lamp"]
+        assert np.allclose(together.encoder.encode_queries(query), alone.encoder.encode_queries(query), atol=1e-3)

@@ -229,9 +229,10 @@ def signals(bench: Bench, most: int = 600) -> None:
 CHOICES: dict[str, dict[str, dict[str, Any]]] = {
     "default": {},
     **{f"layers {count}": {"adapter": {"layers": count}} for count in (1, 2, 3, 4, 5, 6)},
-    "layers 3, twice the rate": {"adapter": {"layers": 3}, "training": {"learning_rate": 1e-3}},
-    "layers 3, twice the epochs": {"adapter": {"layers": 3}, "training": {"epochs": 6}},
-    "layers 6, half the rate": {"adapter": {"layers": 6}, "training": {"learning_rate": 2.5e-4}},
+    "layers 3, rate 1e-3": {"adapter": {"layers": 3}, "training": {"learning_rate": 1e-3}},
+    "layers 3, rate 2e-3": {"adapter": {"layers": 3}, "training": {"learning_rate": 2e-3}},
+    "layers 6, rate 1e-3": {"adapter": {"layers": 6}, "training": {"learning_rate": 1e-3}},
+    "layers 3, six epochs": {"adapter": {"layers": 3}, "training": {"epochs": 6}},
     "reweight none": {"adapter": {"reweight": "none"}},
     "reweight vector": {"adapter": {"reweight": "vector"}},
     "reweight vector, gamma 4": {"adapter": {"reweight": "vector", "gamma": 4.0}},

@@ -9,59 +9,14 @@ first pass; only the rest is run twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ragadapt.encoder.batches import Ids, padded_length, token_batches
 from ragadapt.profiling import work
-
-
-@dataclass(frozen=True, slots=True)
-class Processes:
-    """Who else works on the batch. count = 1: nobody."""
-
-    index: int = 0
-    count: int = 1
-
-    def share(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Positions that this process embeds: every count-th in order of length, so that all work alike."""
-        return np.argsort(-lengths, kind="stable")[self.index :: self.count]
-
-    def gather(self, local: Tensor, lengths: npt.NDArray[np.int64]) -> Tensor:
-        """(n, d): everybody's vectors, in batch order."""
-        if self.count == 1:
-            order = self.share(lengths)
-            whole = torch.empty_like(local)
-            whole[torch.from_numpy(order)] = local
-            return whole
-        from accelerate.utils import gather
-
-        most = -(-len(lengths) // self.count)
-        padded = local.new_zeros(most, local.shape[1])
-        padded[: len(local)] = local
-        blocks = gather(padded).view(self.count, most, -1)
-        whole = local.new_empty(len(lengths), local.shape[1])
-        for index in range(self.count):
-            order = Processes(index, self.count).share(lengths)
-            whole[torch.from_numpy(order)] = blocks[index, : len(order)]
-        return whole
-
-    def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Add up the parts of the gradient that the processes hold."""
-        if self.count == 1:
-            return
-        from accelerate.utils import reduce
-
-        flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters])
-        summed = reduce(flat, reduction="sum")
-        start = 0
-        for parameter in parameters:
-            parameter.grad = summed[start : start + parameter.numel()].view_as(parameter).clone()
-            start += parameter.numel()
+from ragadapt.training.processes import Processes
 
 
 def backward(

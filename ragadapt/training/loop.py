@@ -28,7 +28,8 @@ from ragadapt.profiling import work
 from ragadapt.training import losses
 from ragadapt.training.checkpoint import load_checkpoint, save_checkpoint
 from ragadapt.training.examples import Batch, Example, Material
-from ragadapt.training.gradients import Processes, backward
+from ragadapt.training.gradients import backward
+from ragadapt.training.processes import Processes
 from ragadapt.values import Progress, no_progress
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,8 @@ def train(
 
     dev: looked at before the first step and `training.evaluations` times; larger is better; None = train to
     the end. checkpoint: a file; a killed run called again with the same arguments goes on from it and ends with
-    the same weights as an uninterrupted one. Raises InvalidInput, InvalidConfiguration, TrainingFailed.
+    the same weights as an uninterrupted one. Of several processes that train together, the first one looks at the dev
+    part and keeps the checkpoint. Raises InvalidInput, InvalidConfiguration, TrainingFailed.
     """
     run = _Run(encoder, examples, adapter, training, seed)
     plan = run.plan()
@@ -209,7 +211,7 @@ class _Run:
         kind = self.tower.device.type
         self.held_tokens = training.micro_batch_tokens or _HELD_TOKENS.get(kind, 24_576)
         self.chunk_tokens = min(_CHUNK_TOKENS.get(kind, 8192), self.held_tokens)
-        self.processes = _processes(kind)
+        self.processes = Processes.join(kind)
         parameters = self.encoder.trainable()
         self.parameters = list(parameters.values())
         self.names = list(parameters)
@@ -406,9 +408,12 @@ class _Run:
             torch.cuda.empty_cache()
 
     def look(self, dev: Dev) -> float:
-        """The dev score of the present weights."""
-        with torch.no_grad():
-            score = float(dev(self.encoder))
+        """The dev score of the present weights, by the first process."""
+        score = 0.0
+        if self.processes.index == 0:
+            with torch.no_grad():
+                score = float(dev(self.encoder))
+        score = float(self.processes.tell(score))
         if not np.isfinite(score):
             raise InvalidInput(f"The dev function returned {score}; it must return a finite number.")
         return score
@@ -435,7 +440,8 @@ class _Run:
     def resume(self, path: Path | None) -> _State:
         """The state of an earlier sitting, with weights and optimizer set; a fresh one otherwise."""
         state = _State()
-        found = load_checkpoint(path, self.identity) if path is not None else None
+        found = load_checkpoint(path, self.identity) if path is not None and self.processes.index == 0 else None
+        found = self.processes.tell(found)
         if found is None:
             return state
         plain, tensors = found
@@ -464,14 +470,6 @@ def _optimizer(parameters: list[torch.nn.Parameter], training: TrainingConfig) -
         return torch.optim.AdamW(parameters, fused=True, **options)
     except RuntimeError:  # no fused kernel for this device
         return torch.optim.AdamW(parameters, **options)
-
-
-def _processes(kind: str) -> Processes:
-    """The other processes of an `accelerate launch`, if this is one."""
-    from accelerate import PartialState
-
-    state = PartialState(cpu=kind == "cpu")
-    return Processes(int(state.process_index), int(state.num_processes))
 
 
 @contextlib.contextmanager

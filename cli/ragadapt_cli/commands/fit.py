@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,6 +94,8 @@ def fit_command(
             list(documents), output, config, labels=labels, portable=portable, profile=profile, progress=progress
         )
     seconds = time.monotonic() - started
+    if int(os.environ.get("RANK") or 0) > 0:  # of several processes that train together, the first one reports
+        return None
     page = result.path / "report" / "report.html"
     if terminal.json:
         values = {"path": result.path, "verdict": result.verdict, "seconds": round(seconds, 1)}
