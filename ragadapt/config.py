@@ -38,7 +38,7 @@ class ChunkConfig(Stage):
 
     max_tokens: int | None = Field(
         default=None, ge=16
-    )  # None = the encoder's max length less special tokens, at most 256
+    )  # None = the encoder's max length less special tokens and passage prompt, at most 256
     min_tokens: int = Field(default=24, ge=0)  # smaller pieces join a neighbour under the same heading
     overlap_tokens: int = Field(default=0, ge=0)  # repeated from the chunk before; structure makes it needless
 
@@ -107,7 +107,7 @@ class AdapterConfig(Stage):
     rank: int = Field(16, ge=1)  # of the LoRA matrices
     alpha: float | None = Field(None, gt=0)  # None = 2 * rank
     dropout: float = Field(0.0, ge=0, lt=1)  # on the adapter's input; early stopping guards better
-    layers: int | None = Field(None, ge=1)  # top N transformer layers; None = the upper half
+    layers: int | None = Field(None, ge=1)  # top N transformer layers; None = all of them
     targets: tuple[str, ...] = ()  # names of linear layers; empty = all of a layer
     reweight: Literal["none", "vector", "tokens", "dims"] = "vector"  # of the text vector, by the LoRA pair
     gamma: float = 1.0  # strength of the re-weighting; 0 = ablation

@@ -138,7 +138,7 @@ def _gather(
 
     read = read_documents(list(sources), config.read, progress=progress)
     encoder = Encoder.load(config.encoder)
-    limit = encoder.max_length - encoder.special_tokens
+    limit = encoder.passage_room
     chunks = chunk_documents(read.documents, config.chunk, encoder.count_tokens, limit, progress=progress)
     if not chunks:
         raise EmptyCorpus(f"{len(read.documents)} documents were read, but they hold no text to cut into passages.")
@@ -483,8 +483,8 @@ def recommend(
 
 
 # A training step costs, per token of its texts, so many times what encoding that token costs: forward and backward
-# through the trained upper half, the gradient cache's second forward. Measured 1.7 on a CPU with the prefix cache.
-_STEP_COST = 2.0
+# through the trained layers, the gradient cache's second forward. Measured 1.7 on a CPU for half of the layers.
+_STEP_COST = 3.5
 _QUERY_TOKENS = 16
 _DEV_POOL = 1000
 
@@ -501,7 +501,7 @@ def _estimate(material: _Material, config: FitConfig, rate: float) -> Estimate:
         if config.training.max_steps is not None:
             steps_tokens = min(steps_tokens, config.training.max_steps * config.training.batch_size * texts)
         looks = (config.training.evaluations + len(config.gate.interpolation) + 2) * _DEV_POOL * per_passage
-        training = (_STEP_COST * steps_tokens + looks) / rate
+        training = (_STEP_COST * _trained_share(encoder, config) * steps_tokens + looks) / rate
         if config.adapter.adapt == "both":
             training += facts.tokens / rate  # the passages once more, by the trained model
     vectors = facts.chunks * encoder.dim * 4
@@ -514,6 +514,16 @@ def _estimate(material: _Material, config: FitConfig, rate: float) -> Estimate:
         memory_bytes=None if peak is None else peak + 2 * vectors,
         disk_bytes=vectors * 2 + facts.characters * 3,
     )
+
+
+def _trained_share(encoder: Encoder, config: FitConfig) -> float:
+    """Of the layers."""
+    from ragadapt.encoder.prefix import layer_list
+
+    found = layer_list(encoder.query_tower.model) if encoder.query_tower is not None else None
+    if found is None or config.adapter.layers is None:
+        return 1.0
+    return min(1.0, config.adapter.layers / len(found[1]))
 
 
 def _peak_memory() -> int | None:

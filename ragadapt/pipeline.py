@@ -403,12 +403,13 @@ class _Run:
 
     @contextmanager
     def frozen_layers(self, encoder: Encoder, room: float = 1.0) -> Iterator[None]:
-        """One cache of what the frozen layers give, for every encoding of this fit: base vectors, training, looks at
-        the dev part, adapted vectors. room: share of its size up to which it may grow now; 0 = it is only read."""
+        """Where not all layers are trained, one cache of what the frozen ones give, for every encoding of this fit: base
+        vectors, training, looks at the dev part, adapted vectors. room: share of its size up to which it may grow now; 0 = it is only read."""
         training, folder = self.config.training, self.work.path / "frozen-layers"
-        if training.prefix_cache and training.prefix_cache_bytes > 0 and self.config.adapter.method == "lora":
+        layers = self.config.adapter.layers if self.config.adapter.method == "lora" else None
+        if training.prefix_cache and training.prefix_cache_bytes > 0 and layers is not None:
             limit = int(room * training.prefix_cache_bytes)
-            if encoder.use_prefix_cache(folder, top_layers=self.config.adapter.layers, max_bytes=limit):
+            if encoder.use_prefix_cache(folder, top_layers=layers, max_bytes=limit):
                 encoder.forget_other_prefixes(folder)
         try:
             yield

@@ -216,8 +216,10 @@ def test_one_seed_means_one_start_in_every_precision(folder: Path) -> None:
     assert not all(torch.equal(a.trainable()[name], c.trainable()[name]) for name in names)
 
 
-def test_upper_half_and_all_its_linear_layers_are_the_default(folder: Path) -> None:
+def test_all_layers_and_all_their_linear_layers_are_the_default(folder: Path) -> None:
     names = [name for name in attach(load(folder), settings()).trainable() if "lora_A" in name]
+    assert len(names) == 4 * 6
+    names = [name for name in attach(load(folder), settings(layers=2)).trainable() if "lora_A" in name]
     assert len(names) == 2 * 6 and all(".layer.2." in name or ".layer.3." in name for name in names)
 
 

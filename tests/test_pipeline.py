@@ -207,7 +207,8 @@ def test_the_frozen_layers_read_every_text_once_for_a_whole_fit(
         training = {"epochs": 4, "batch_size": 16, "learning_rate": 3e-3, "evaluations": 2, "prefix_cache": cached}
         target = tmp_path / f"cached {cached}"
         computed.clear()
-        results[cached] = fit([docs], target, settings(model, training=training), labels=[labels])
+        config = settings(model, training=training, adapter={"rank": 4, "layers": 1})
+        results[cached] = fit([docs], target, config, labels=[labels])
         assert results[cached].report.learning
         assert (computed["base-vectors"] >= 2 * DOCUMENTS) is cached
         if cached:

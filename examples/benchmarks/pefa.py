@@ -337,8 +337,6 @@ def few(bench: Bench, sizes: Sequence[int] = (20, 50, 100), draws: int = 5) -> N
     from ragadapt.training import Example, train
 
     for name in bench.collections:
-        # The corpus's frozen layers, once for all draws.
-        bench.encoder.use_prefix_cache(bench.folder / f"prefix-{name}", top_layers=AdapterConfig().layers)
         collection = load(bench.data, name)
         base = Task(collection, bench.vectors(collection))
         texts = dict(zip(collection.ids, collection.texts, strict=True))
@@ -390,7 +388,6 @@ def few(bench: Bench, sizes: Sequence[int] = (20, 50, 100), draws: int = 5) -> N
             for key in ("fusion", "PEFA", "LoRA", "all")
         )  # fmt: skip
         write_report(bench.folder / f"few-{name}", Report(title=f"Few labels on {name}", curves=curves))
-        bench.encoder.release_prefix_cache()
 
 
 def learnt_weight(task: Task, ids: Sequence[str]) -> float:

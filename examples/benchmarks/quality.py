@@ -191,7 +191,7 @@ def signals(bench: Bench, most: int = 600) -> None:
         for seed in bench.seeds:
             config = FitConfig.build({**BASE, "seed": seed})
             documents = read_documents([collection.corpus]).documents
-            limit = bench.encoder.max_length - bench.encoder.special_tokens
+            limit = bench.encoder.passage_room
             chunks = chunk_documents(documents, config.chunk, bench.encoder.count_tokens, limit)
             by_id = {chunk.id: chunk for chunk in chunks}
             queries = structural_queries(documents, chunks, internal_links(documents, chunks), config.query, seed=seed)

@@ -58,8 +58,8 @@ def _triples(options: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _layers(model: Any, which: str) -> int | None:
-    """AdapterConfig.layers: None = the upper half, which is what ragadapt trains by default."""
-    return None if which == "upper" else int(model.config.num_hidden_layers)
+    """AdapterConfig.layers: None = all, which is what ragadapt trains by default."""
+    return None if which == "all" else -(-int(model.config.num_hidden_layers) // 2)
 
 
 def train_ours(options: dict[str, Any]) -> dict[str, Any]:
@@ -190,7 +190,7 @@ def cache(options: dict[str, Any]) -> dict[str, Any]:
     values = {"model": options["model"], "device": options["device"]}
     encoder = Encoder.load(EncoderConfig.model_validate(values))
     examples = [Example(row["query"], row["positive"], (row["negative"],)) for row in _triples(options)]
-    layers = options.get("layers")
+    layers = options["layers"]
     adapter = AdapterConfig(rank=RANK, layers=layers, reweight="none")
     training = TrainingConfig(epochs=2, batch_size=BATCH, learning_rate=RATE, temperature=TEMPERATURE)
     one = training.model_copy(update={"epochs": 1})

@@ -45,7 +45,7 @@ class LowRankLinear(PeftLinear):
 def top_layers(model: nn.Module, wanted: int | None) -> tuple[str, list[int]]:
     """(name of the layer list, indices of the layers that are trained, lowest first).
 
-    wanted: None = the upper half. Raises InvalidConfiguration.
+    wanted: None = all. Raises InvalidConfiguration.
     """
     found = layer_list(model)
     if found is None:
@@ -54,7 +54,7 @@ def top_layers(model: nn.Module, wanted: int | None) -> tuple[str, list[int]]:
             "Choose another base model, or --method none."
         )
     name, layers = found
-    count = wanted if wanted is not None else -(-len(layers) // 2)
+    count = wanted if wanted is not None else len(layers)
     if count > len(layers):
         raise InvalidConfiguration(f"layers = {count}: this model has {len(layers)} layers. Choose 1 to {len(layers)}.")
     return name, list(range(len(layers) - count, len(layers)))
