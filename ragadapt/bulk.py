@@ -13,6 +13,7 @@ cluster, inputs and output lie on a file system that all machines share.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import logging
@@ -26,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ragadapt.errors import InvalidInput, MissingExtra, StoreCorrupt
-from ragadapt.files import read_json, write_text
+from ragadapt.files import read_json, split_lines, write_text
 from ragadapt.values import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def read_vectors(folder: str | Path) -> Iterator[tuple[list[str], npt.NDArray[np
     for shard in manifest["shards"]:
         found = _shard_files(folder, shard["name"])
         try:
-            ids = [json.loads(line) for line in found.ids.read_text(encoding="utf-8").splitlines()]
+            ids = [json.loads(line) for line in split_lines(found.ids.read_text(encoding="utf-8")) if line]
             vectors = np.load(found.vectors, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise StoreCorrupt(f"{found.vectors} cannot be read ({error}). Run `ragadapt encode` again.") from error
@@ -199,7 +200,7 @@ def _line_offsets(path: Path, shard_rows: int) -> Iterator[tuple[int, int, int]]
     offset = start = rows = first = 0
     with path.open("rb") as file:
         for line in file:
-            if line.strip():
+            if _without_mark(line, offset).strip():
                 if rows == 0:
                     start = offset
                 rows += 1
@@ -209,6 +210,11 @@ def _line_offsets(path: Path, shard_rows: int) -> Iterator[tuple[int, int, int]]
                 first, rows = first + rows, 0
     if rows:
         yield start, first, rows
+
+
+def _without_mark(line: bytes, offset: int) -> bytes:
+    """The line without the byte order mark that some programs put at the start of a file."""
+    return line.removeprefix(codecs.BOM_UTF8) if offset == 0 else line
 
 
 def _parquet_offsets(path: Path, shard_rows: int) -> Iterator[tuple[int, int, int]]:
@@ -246,10 +252,12 @@ def read_shard(shard: Shard, job: Job) -> tuple[list[str], list[str]]:
 def _line_rows(path: Path, shard: Shard) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
         file.seek(shard.offset)
-        number = shard.first
-        for line in file:
+        number, offset = shard.first, shard.offset
+        for whole in file:
             if number == shard.first + shard.rows:
                 return
+            line = _without_mark(whole, offset)
+            offset += len(whole)
             if not line.strip():
                 continue
             number += 1

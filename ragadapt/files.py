@@ -70,6 +70,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
+def split_lines(text: str) -> list[str]:
+    """The lines of a file of one value each, such as JSON Lines; a line ends at a newline and nowhere else.
+
+    str.splitlines() also cuts at U+2028, U+0085 and others, which JSON may hold as they are.
+    """
+    return text.replace("\r\n", "\n").split("\n")
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace the file's content in one move that has reached the disk when this returns."""
     beside = path.with_name(f"{path.name}.tmp")

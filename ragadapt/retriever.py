@@ -52,6 +52,7 @@ class Retriever:
         self.searcher = searcher
         self.chunks = chunks
         self._document_of: list[str] | None = None
+        self._documents = 0  # known with the line above
         self._masks: dict[str, Mask] = {}
         self._lock = threading.RLock()
         self._recent: OrderedDict[str, Floats] = OrderedDict()
@@ -168,22 +169,31 @@ class Retriever:
         tenant: str | None = None,
     ) -> list[Ranked]:
         """Chunk ids and scores without the texts. vectors: (Q, d) to use instead of encoding the queries."""
-        if isinstance(queries, str):
-            raise InvalidInput("queries is one string; pass a list of strings, or use search for one query.")
-        for number, query in enumerate(queries):
-            if not isinstance(query, str) or not query.strip():
-                raise InvalidInput(f"query {number} is {query!r}: a query is a string with at least one word.")
+        _check_queries(queries)
         if not queries:
             return []
         with self._lock:
             self._follow()
             if vectors is None:
                 vectors = self._encode(queries, mode)
-            allowed = self._allowed(filter) if filter else None
-            dense, fusion = self._with_feedback(lam, tenant)
-            return self.searcher.rank(
-                queries, vectors, k, mode, filter=filter or None, allowed=allowed, fusion=fusion, dense=dense
-            )
+            return self._rank(queries, vectors, k, mode, lam, tenant, filter)
+
+    def _rank(
+        self,
+        queries: Sequence[str],
+        vectors: Floats,
+        k: int,
+        mode: Mode,
+        lam: float | None,
+        tenant: str | None,
+        filter: Mapping[str, Any] | None = None,
+    ) -> list[Ranked]:
+        """`rank` in the build that is open."""
+        allowed = self._allowed(filter) if filter else None
+        dense, fusion = self._with_feedback(lam, tenant)
+        return self.searcher.rank(
+            queries, vectors, k, mode, filter=filter or None, allowed=allowed, fusion=fusion, dense=dense
+        )
 
     def _encode(self, queries: Sequence[str], mode: Mode) -> Floats:
         if mode == "lexical":  # needs no vectors
@@ -347,16 +357,35 @@ class Retriever:
     ) -> dict[str, dict[str, float]]:
         """A run as TREC tools read it: query id → id → score; documents score as their best chunk.
 
-        level: "document" or "chunk". Up to k ids per query. lam, tenant: as for `search`.
+        level: "document" or "chunk". k ids per query where the search finds so many. lam, tenant: as for `search`.
         """
         if level not in ("document", "chunk"):
             raise InvalidInput(f"level = {level!r}: it is 'document' or 'chunk'.")
-        ids = list(queries)
-        # Several chunks of one document may stand above the next document: look deeper, as far as needed.
-        deep = k if level == "chunk" else min(len(self), 4 * k)
-        texts = [queries[id] for id in ids]
-        rankings = self.rank(texts, max(deep, 1), mode=mode, lam=lam, tenant=tenant) if ids else []
-        return {id: self._best(ranked, k, level) for id, ranked in zip(ids, rankings, strict=True)}
+        ids, texts = list(queries), list(queries.values())
+        _check_queries(texts)
+        found: dict[str, dict[str, float]] = {}
+        if not ids:
+            return found
+        with self._lock:
+            self._follow()
+            vectors = self._encode(texts, mode)
+            deep = max(k if level == "chunk" else min(len(self), 4 * k), 1)
+            short = list(range(len(ids)))
+            while short:
+                rankings = self._rank([texts[at] for at in short], vectors[short], deep, mode, lam, tenant)
+                for at, ranked in zip(short, rankings, strict=True):
+                    found[ids[at]] = self._best(ranked, k, level)
+                if level == "chunk" or deep >= len(self):
+                    break
+                # Many chunks of one document may stand above the next document: look deeper where that was so.
+                wanted = min(k, self._documents)
+                short = [
+                    at
+                    for at, ranked in zip(short, rankings, strict=True)
+                    if len(found[ids[at]]) < wanted and len(ranked.ids) >= deep
+                ]
+                deep = min(len(self), 2 * deep)
+        return found
 
     def evaluate(
         self,
@@ -370,8 +399,9 @@ class Retriever:
         """Mode → metric → mean over the judged queries.
 
         queries and qrels: as for `fit --queries --qrels`. Labels that name documents are judged by document; chunk
-        labels and quotes by chunk, quotes with evidence recall@5 and @10 besides. lam, tenant: as for `search`. Raises
-        InvalidLabels.
+        labels and quotes by chunk, quotes with evidence recall@5 and @10 besides: over all questions with quotes
+        ("evidence questions"), where quotes that no passage holds ("quotes not found") count as missed. lam, tenant:
+        as for `search`. Raises InvalidLabels.
         """
         from ragadapt.evaluation import evaluate
         from ragadapt.queries import evidence_recall, load_labels
@@ -393,18 +423,21 @@ class Retriever:
             else:
                 judged[query.id] = {id: int(grade) for id, grade in grades.items()}
         asked = {query.id: query.text for query in labels.queries}
+        quoted = {id: text for id, text in asked.items() if id in labels.evidence}
         results: dict[str, dict[str, float]] = {}
         for mode in modes:
             run = self.run(asked, 100, mode=mode, level="document" if whole else "chunk", lam=lam, tenant=tenant)
             results[mode] = dict(evaluate(run, judged).mean)
             if labels.evidence:
+                by_chunk = self.run(quoted, 10, mode=mode, level="chunk", lam=lam, tenant=tenant) if whole else run
                 for k in (5, 10):
                     found = [
-                        evidence_recall([by_id[id] for id in list(run[query])[:k]], quotes, k)
+                        evidence_recall([by_id[id] for id in list(by_chunk.get(query, ()))[:k]], quotes, k)
                         for query, quotes in labels.evidence.items()
-                        if query in run
                     ]
-                    results[mode][f"evidence recall@{k}"] = float(np.mean(found)) if found else 0.0
+                    results[mode][f"evidence recall@{k}"] = float(np.mean(found))
+                results[mode]["evidence questions"] = len(labels.evidence)
+                results[mode]["quotes not found"] = labels.quotes_not_found
         return results
 
     def _best(self, ranked: Ranked, k: int, level: str) -> dict[str, float]:
@@ -412,6 +445,7 @@ class Retriever:
             return {id: float(score) for id, score in zip(ranked.ids, ranked.scores, strict=True)}
         if self._document_of is None:
             self._document_of = self.chunks.document_ids()
+            self._documents = len(set(self._document_of))
         best: dict[str, float] = {}
         for position, score in zip(self.searcher.positions(ranked.ids), ranked.scores, strict=True):
             best.setdefault(self._document_of[position], float(score))
@@ -434,6 +468,14 @@ class Retriever:
                 self._masks.pop(next(iter(self._masks)))
             self._masks[key] = mask
         return self._masks[key]
+
+
+def _check_queries(queries: Sequence[str]) -> None:
+    if isinstance(queries, str):
+        raise InvalidInput("queries is one string; pass a list of strings, or use search for one query.")
+    for number, query in enumerate(queries):
+        if not isinstance(query, str) or not query.strip():
+            raise InvalidInput(f"query {number} is {query!r}: a query is a string with at least one word.")
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

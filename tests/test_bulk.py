@@ -131,6 +131,22 @@ def test_fields_are_chosen_and_titles_go_in_front(tmp_path: Path) -> None:
     assert read_shard(shard, Job("m")) == (["rows.jsonl:1"], ["no"])
 
 
+def test_only_a_newline_ends_a_row_and_a_byte_order_mark_is_no_text(model: str, tmp_path: Path) -> None:
+    folder, mark = tmp_path / "in", "\ufeff"
+    folder.mkdir()
+    rows = [{"_id": id, "text": text} for id, text in (("a\u2028b", "red"), ("c\x85d", "water\u2029tree"))]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (folder / "a.jsonl").write_text(mark + "\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "b.txt").write_text(f"{mark}one\u2028line\n{mark}two\n", encoding="utf-8")
+    (folder / "c.txt").write_text(f"{mark}\nred\n", encoding="utf-8")
+    encode_files([folder], tmp_path / "out", job(model), shard_rows=1)
+    assert collected(tmp_path / "out")[0] == ["a\u2028b", "c\x85d", "b.txt:1", "b.txt:2", "c.txt:1"]
+    for shard_rows in (1, 10):
+        shards = plan([folder], shard_rows)
+        read = [text for shard in shards for text in read_shard(shard, Job("m"))[1]]
+        assert read == ["red", "water\u2029tree", "one\u2028line", f"{mark}two", "red"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

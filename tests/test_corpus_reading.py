@@ -421,6 +421,36 @@ def test_a_file_named_directly_is_read_whatever_the_rules_say(tmp_path: Path) ->
     assert ids(read_documents([tmp_path / ".notes", tmp_path / "a.conf"])) == [".notes", "a.conf"]
 
 
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_retriever_in_the_folder_is_left_out_with_what_stands_beside_it(tmp_path: Path, hidden: bool) -> None:
+    names = ("r/ragadapt.json", "r/report/report.html", "r/model/vocab.txt", ".r.rollback/ragadapt.json")
+    build = (".r.build/build.json", ".r.build/stages/train/notes.txt")
+    kept = {"a.md": "x", "deep/build.json": "{}", "deep/b.md": "y"}
+    write(tmp_path, {**dict.fromkeys((*names, *build, "deep/.q.build/build.json"), "{}"), **kept, ".r.lock": ""})
+    write(tmp_path, {".r.answers.jsonl": '{"key": "k", "chunk": "c", "text": "Question: who?"}\n'})
+    (tmp_path / "deep" / ".q.build" / "stages").mkdir()
+    result = read_documents([tmp_path], ReadConfig(hidden=hidden))
+    assert ids(result) == ["a.md", "deep/b.md"]
+    found = reasons(result)
+    assert "retriever" in found["r/"]
+    assert {name for name in found if name.startswith((".r.", "deep/."))} == (
+        {".r.answers.jsonl", ".r.build/", ".r.lock", ".r.rollback/", "deep/.q.build/"} if hidden else set()
+    )
+    with pytest.raises(EmptyCorpus, match="r: a retriever of ragadapt"):
+        read_documents([tmp_path / "r"])
+
+
+def test_labels_are_no_documents_even_where_they_are_named(tmp_path: Path) -> None:
+    questions = '{"_id": "1", "text": "who?"}\n'
+    write(tmp_path, {"a.md": "x", "q/ask.jsonl": questions, "q/other.jsonl": questions, "q/judged.tsv": "1\ta.md\t1\n"})
+    labels = [tmp_path / "q" / "ask.jsonl", str(tmp_path / "q" / ".." / "q" / "judged.tsv")]
+    for paths in ([tmp_path], [tmp_path, tmp_path / "q" / "ask.jsonl"]):
+        result = read_documents(paths, labels=labels)
+        assert ids(result) == ["a.md", "1"]
+        assert {name.rpartition("/")[2] for name in reasons(result)} == {"ask.jsonl", "judged.tsv"}
+        assert set(reasons(result).values()) == {"labelled questions, not a document"}
+
+
 def test_a_file_given_twice_is_read_once(tmp_path: Path) -> None:
     write(tmp_path, {"a.md": "x"})
     result = read_documents([tmp_path, tmp_path / "a.md"])

@@ -66,7 +66,7 @@ TRAINING = (
 )
 INDEXING = (
     Flag("--index", "index.kind", "Where the vectors live."),
-    Flag("--index-url", "index.url", "Qdrant server; or :memory:."),
+    Flag("--index-url", "index.url", "A Qdrant server, as http://localhost:6333; else --index qdrant is a folder."),
 )
 SEED = Flag("--seed", "seed", "Everything random follows from it.")
 

@@ -38,13 +38,18 @@ class ReadResult:
 
 
 def read_documents(
-    paths: Sequence[str | Path] | str | Path, config: ReadConfig = _DEFAULTS, *, progress: Progress = no_progress
+    paths: Sequence[str | Path] | str | Path,
+    config: ReadConfig = _DEFAULTS,
+    *,
+    labels: Iterable[str | Path] = (),
+    progress: Progress = no_progress,
 ) -> ReadResult:
     """The documents in files and folder trees.
 
     A file named directly is read even where rules would leave it out of its folder, and as plain text where its
-    name promises nothing. Ids are paths relative to the folder that was given, or the rows' own ids. Raises
-    InvalidInput for a path that does not exist and EmptyCorpus, with the reasons, where nothing is readable.
+    name promises nothing. Ids are paths relative to the folder that was given, or the rows' own ids. labels: files of
+    labelled questions and judgements, which are no documents, wherever they lie. Raises InvalidInput for a path that
+    does not exist and EmptyCorpus, with the reasons, where nothing is readable.
     """
     roots = [Path(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
     if not roots:
@@ -68,12 +73,15 @@ def read_documents(
     read: list[tuple[int, Document, str]] = []  # (root, document, "file" or "file:line")
     skipped: list[Skipped] = []
     beir = {(place, str(PurePosixPath(f.name).parent)) for place, f, _ in found if f.path.name == "corpus.jsonl"}
+    labelled = {os.path.realpath(label) for label in labels}
     seen: dict[str, str] = {}
     for done, (place, file, asked) in enumerate(found, 1):
         try:
             if file.problem:
                 raise Unreadable(file.problem)
-            if (real := os.path.realpath(file.path)) in seen:
+            if (real := os.path.realpath(file.path)) in labelled:
+                raise Unreadable("labelled questions, not a document")
+            if real in seen:
                 raise Unreadable(f"the same file as {seen[real]}")
             seen[real] = file.name
             if file.path.name == "queries.jsonl" and (place, str(PurePosixPath(file.name).parent)) in beir:

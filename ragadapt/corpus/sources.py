@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,46 @@ def are_paths(sources: Sequence[Any]) -> bool:
     return all(isinstance(source, (str, Path)) for source in sources)
 
 
-def describe_sources(sources: Sequence[Any], chunked: bool) -> dict[str, Any]:
-    """What a refresh has to know of the sources: the names of files and folders (no places), and whether objects
-    were cut already."""
+def describe_sources(sources: Sequence[Any], chunked: bool, labels: Sequence[Path] = ()) -> dict[str, Any]:
+    """What a refresh has to know of the sources: the names of files and folders (no places), whether objects were cut
+    already, and which files in the folders are labels."""
     paths = [Path(source).resolve() for source in sources] if are_paths(sources) else []
-    return {"chunked": chunked, "roots": [{"name": path.name, "folder": path.is_dir()} for path in paths]}
+    inside = [
+        {"root": path.name, "path": place}
+        for source, path in zip(sources, paths)
+        for label in dict.fromkeys(labels)
+        if (place := _place_in(label, source)) is not None
+    ]
+    roots = [{"name": path.name, "folder": path.is_dir()} for path in paths]
+    return {"chunked": chunked, "roots": roots, "labels": inside}
+
+
+def _place_in(file: Path, root: str | Path) -> str | None:
+    """The file's path below the root, with links followed or as both are named; None = it lies elsewhere."""
+    for place_of in (os.path.realpath, os.path.abspath):
+        path, top = Path(place_of(file)), Path(place_of(root))
+        if path.is_relative_to(top):
+            return path.relative_to(top).as_posix()
+    return None
+
+
+def known_labels(described: Mapping[str, Any], sources: Sequence[Any]) -> list[Path]:
+    """Where the labels that `describe_sources` noted lie now: below the source of the same name, or, where the folders
+    were renamed, below any."""
+    roots = [Path(source).resolve() for source in sources] if are_paths(sources) else []
+    found = []
+    for label in described.get("labels", ()):
+        same = [root for root in roots if root.name == label["root"]]
+        found += [root / label["path"] for root in same or roots if label["path"] != "." or root in same]
+    return found
 
 
 def read_sources(
-    sources: Sequence[Any], config: ReadConfig, chunked: bool, progress: Progress
+    sources: Sequence[Any], config: ReadConfig, chunked: bool, progress: Progress, labels: Sequence[Path] = ()
 ) -> tuple[list[Document], list[Any], list[Chunk] | None]:
-    """Documents, what was skipped, and the chunks where the caller cut them."""
+    """Documents, what was skipped, and the chunks where the caller cut them. labels: files that are no documents."""
     if not chunked and are_paths(sources):
-        result = read_documents(list(sources), config, progress=progress)
+        result = read_documents(list(sources), config, labels=labels, progress=progress)
         return result.documents, result.skipped, None
     if not chunked:
         return documents_from(sources), [], None

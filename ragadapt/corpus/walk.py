@@ -1,4 +1,4 @@
-"""Which files of a folder tree are read: hidden, ignored and looping entries aside."""
+"""Which files of a folder tree are read: hidden, ignored and looping entries aside, and what ragadapt wrote."""
 
 from __future__ import annotations
 
@@ -89,6 +89,9 @@ def _folder(
         except OSError as error:
             yield Found(folder, prefix or folder.name, f"folder cannot be listed: {error.strerror or error}")
             continue
+        if _is_ours({entry.name for entry in entries}, folder):
+            yield Found(folder, prefix or Path(os.path.realpath(folder)).name, "a retriever of ragadapt, not documents")
+            continue
         rules.enter(folder, prefix)
         below = []
         for entry in entries:
@@ -107,12 +110,19 @@ def _folder(
             elif is_folder:
                 seen[real] = name
                 below.append((path, name + "/"))
+            elif entry.name.startswith(".") and entry.name.endswith(".answers.jsonl"):  # of `store.answers_file`
+                yield Found(path, name, "a language model's answers kept by ragadapt, not documents")
             elif entry.is_file():
                 seen[real] = name
                 yield Found(path, name)
             else:
                 yield Found(path, name, "not a regular file")
         stack.extend(reversed(below))
+
+
+def _is_ours(names: set[str], folder: Path) -> bool:
+    """Whether the folder with these entries is a saved retriever, or the unfinished build of one."""
+    return "ragadapt.json" in names or ({"build.json", "stages"} <= names and folder.name.endswith(".build"))
 
 
 class _Rules:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ragadapt.errors import InvalidLabels
+from ragadapt.files import split_lines
 from ragadapt.queries.filters import replace_positives
 from ragadapt.queries.text import words
 from ragadapt.values import Chunk, Document, Evidence, Query
@@ -39,6 +40,7 @@ class LabelledSet:
     grades: query id → chunk id → grade, grades of 0 included; a judged document's grade holds for all its chunks.
     document_positives: query id → document ids judged relevant as wholes; empty for judged chunks and evidence.
     evidence: query id → its quotes, those included that no chunk holds (they count as not found).
+    quotes_not_found: how many of these quotes no chunk holds.
     """
 
     queries: list[Query]
@@ -46,6 +48,7 @@ class LabelledSet:
     grades: dict[str, dict[str, float]] = field(default_factory=dict)
     document_positives: dict[str, tuple[str, ...]] = field(default_factory=dict)
     evidence: dict[str, tuple[EvidenceQuote, ...]] = field(default_factory=dict)
+    quotes_not_found: int = 0
 
 
 def load_labels(
@@ -79,11 +82,14 @@ def load_labels(
     grades: defaultdict[str, dict[str, float]] = defaultdict(dict)
     wholes: defaultdict[str, dict[str, float]] = defaultdict(dict)
     evidence: dict[str, tuple[EvidenceQuote, ...]] = {}
+    quotes_not_found = 0
     known = {query_id for query_id, *_ in asked}
     for query_id, _, where, quotes in asked:
         if quotes:
             evidence[query_id] = tuple(quotes)
+            listed = len(unmatched)
             grades[query_id] |= _grade_evidence(quotes, corpus, where, unmatched)
+            quotes_not_found += len(unmatched) - listed
     judged: list[tuple[str, str, str, float]] = []
     if qrels_path is not None:
         judged = list(_read_qrels(Path(qrels_path), unmatched))
@@ -108,6 +114,7 @@ def load_labels(
         {query_id: graded for query_id, graded in grades.items() if query_id in kept},
         {id: tuple(_positives(graded)) for id, graded in wholes.items() if id in kept and _positives(graded)},
         evidence,
+        quotes_not_found,
     )
 
 
@@ -282,8 +289,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise InvalidLabels(f"There is no file {path}.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidLabels(f"{path} cannot be read as UTF-8 text: {error}.") from error
-    # Not splitlines(): JSON may hold U+2028 as it is.
-    for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), 1):
+    for number, line in enumerate(split_lines(text), 1):
         if line.strip():
             yield number, line
 

@@ -205,11 +205,13 @@ def _read_filter(text: str | None) -> Mapping[str, Any] | None:
 
 def _read_queries(path: Path | None) -> dict[str, str]:
     """id → text. Lines of JSON objects, or in a .txt file the queries themselves, numbered by their lines."""
+    from ragadapt.files import split_lines
+
     assert path is not None
     if str(path) == "-":
-        lines, name = sys.stdin.read().splitlines(), "stdin"
+        lines, name = split_lines(sys.stdin.read()), "stdin"
     else:
-        lines, name = path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), str(path)
+        lines, name = split_lines(path.read_text(encoding="utf-8-sig", errors="replace")), str(path)
     plain = path.suffix == ".txt" or (str(path) == "-" and not any(line.startswith("{") for line in lines))
     queries: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
