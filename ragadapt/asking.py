@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,13 +14,14 @@ import numpy as np
 
 from ragadapt import profiling
 from ragadapt.config import FitConfig
-from ragadapt.corpus import internal_links
+from ragadapt.corpus import internal_links, normalise
 from ragadapt.errors import InvalidLabels
 from ragadapt.evaluation import gate
 from ragadapt.files import record_file, write_text
 from ragadapt.fusion import Floats
 from ragadapt.queries import (
     LabelledSet,
+    Split,
     assign_queries,
     clean_queries,
     count_leaks,
@@ -38,6 +39,7 @@ from ragadapt.values import Evidence, Progress, Query
 
 if TYPE_CHECKING:
     from ragadapt.encoder import Encoder
+    from ragadapt.training import Example
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,11 @@ class Labels:
                 raise InvalidLabels(f"There is no file at {path}. Give the path of your labelled questions.")
         if self.use not in ("both", "train", "eval"):
             raise InvalidLabels(f"use = {self.use!r}: labels are for 'both', 'train' or 'eval'.")
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The queries and, where there are any, their judgements."""
+        return (self.queries,) if self.qrels is None else (self.queries, self.qrels)
 
     def key(self) -> list[str]:
         """What tells these labels from others: digests of the files, and the use."""
@@ -119,15 +126,15 @@ def ask(
     progress: Progress,
 ) -> Asked:
     """Write, read, clean and split the queries. base: the untuned search of the round trip. cache: a file that keeps
-    a language model's answers, so that a killed run does not ask again. Raises InvalidLabels, InvalidInput."""
+    a language model's answers, so that nothing is asked twice. Raises InvalidLabels, InvalidInput."""
     seed = config.seed
     documents, chunks = corpus.documents, corpus.chunks
     with profiling.work("queries from documents", len(documents)):
         links = internal_links(documents, chunks)
         written = structural_queries(documents, chunks, links, config.query, seed=seed)
-    found_labels, notes = _labels(corpus, labels, config)
+    sets, notes = read_labels(corpus, labels, config)
     if config.query.generator or config.query.generator_url:
-        examples = [query for found, ids in found_labels for query in found.queries if query.id in ids["train"]]
+        examples = shown_examples(sets)
         with profiling.work("language model"):
             written += generate_queries(
                 chunks, config.query, seed=seed, cache_path=cache, progress=progress, examples=examples
@@ -136,21 +143,18 @@ def ask(
     with profiling.work("clean queries", len(written)):
         cleaned = clean_queries(written, chunks, config.query, seed=seed)
     split = split_documents(chunks, corpus.groups, config.split, seed)
-    parts = assign_queries(cleaned, chunks, split)
-    train = _round_trip(parts["train"], encoder, base, config.query.round_trip_k, progress)
-    dev, heldout = list(parts["dev"]), list(parts["heldout"])
-    grades: dict[str, dict[str, int]] = {}
-    for found, ids in found_labels:
-        grades |= _document_grades(found, corpus)
-        train += [query for query in found.queries if query.id in ids["train"]]
-        dev += [query for query in found.queries if query.id in ids["dev"]]
-        heldout += [query for query in found.queries if query.id in ids["heldout"]]
-    train = _without_held_out_passages(train, heldout, corpus)
+    train, dev, heldout = divide(
+        cleaned,
+        sets,
+        corpus,
+        split,
+        sift=lambda train: _round_trip(train, encoder, base, config.query.round_trip_k, progress),
+    )
     return Asked(
         tuple(train),
         tuple(dev),
         tuple(heldout),
-        grades,
+        document_grades(sets, corpus),
         dict(made),
         dict(Counter(query.kind for query in (*train, *dev, *heldout))),
         {"train": len(split.train), "dev": len(split.dev), "heldout": len(split.heldout)},
@@ -158,10 +162,12 @@ def ask(
     )
 
 
-def _labels(
-    corpus: Corpus, labels: Sequence[Labels], config: FitConfig
-) -> tuple[list[tuple[LabelledSet, dict[str, set[str]]]], list[str]]:
-    """Every labelled set with the ids of its parts, and what could not be matched."""
+DividedLabels = tuple[LabelledSet, dict[str, set[str]]]
+"""A labelled set, and part → the ids of its queries there."""
+
+
+def read_labels(corpus: Corpus, labels: Sequence[Labels], config: FitConfig) -> tuple[list[DividedLabels], list[str]]:
+    """Every labelled set with the ids of its parts, and what could not be matched. Ids are unique over all sets."""
     sets, notes, seen = [], [], set[str]()
     for number, label in enumerate(labels, start=1):
         found = load_labels(label.queries, label.qrels, chunks=corpus.chunks, documents=corpus.documents)
@@ -169,7 +175,9 @@ def _labels(
             found = _renamed(found, f"{number}:")
         seen |= {query.id for query in found.queries}
         if found.unmatched:
-            notes.append(f"{len(found.unmatched)} labels of {label.queries.name} could not be used")
+            where, why = found.unmatched[0]
+            count, name = len(found.unmatched), label.queries.name
+            notes.append(f"{count} labels of {name} could not be used; the first: {where}: {why}")
         sets.append((found, _split_labels(found.queries, label.use, config)))
     return sets, notes
 
@@ -182,6 +190,31 @@ def _split_labels(queries: Sequence[Query], use: str, config: FitConfig) -> dict
         return {"train": set(), "dev": set(), "heldout": set()}
     split = split_labelled(queries, settings, config.seed)
     return {"train": set(split.train), "dev": set(split.dev), "heldout": set(split.heldout)}
+
+
+def shown_examples(sets: Sequence[DividedLabels]) -> list[Query]:
+    """The labelled queries that a language model may be shown: those for training alone."""
+    return [query for found, ids in sets for query in found.queries if query.id in ids["train"]]
+
+
+def divide(
+    queries: Sequence[Query],
+    sets: Sequence[DividedLabels],
+    corpus: Corpus,
+    split: Split,
+    *,
+    sift: Callable[[Sequence[Query]], list[Query]] = list,
+) -> tuple[list[Query], list[Query], list[Query]]:
+    """(train, dev, heldout): cleaned queries by their documents' part, labels by their own.
+
+    sift: which of the training queries stay, before the labels join them.
+    """
+    parts = assign_queries(queries, corpus.chunks, split)
+    parts["train"] = sift(parts["train"])
+    for found, ids in sets:
+        for part in PARTS:
+            parts[part] += [query for query in found.queries if query.id in ids[part]]
+    return _without_held_out_passages(parts["train"], parts["heldout"], corpus), parts["dev"], parts["heldout"]
 
 
 def _round_trip(queries: Sequence[Query], encoder: Encoder, base: Searcher, k: int, progress: Progress) -> list[Query]:
@@ -242,6 +275,24 @@ def leaked(plan: gate.Plan, corpus: Corpus) -> int:
     return asked.texts + asked.near_texts + count_leaks(others, plan.judge, corpus.chunks).total
 
 
+def held_out_negatives(examples: Sequence[Example], plan: gate.Plan, corpus: Corpus, loss: str) -> tuple[int, int]:
+    """How many of the passages that the loss sets beside the training queries' own answers are answers of held-out
+    queries, and how many there are.
+
+    That is no leak: being pushed away from other queries cannot flatter the model on its own. To spare these passages
+    would, as all others were pushed away.
+    """
+    at = {id: position for position, id in enumerate(corpus.ids)}
+    answers = {corpus.text_keys[at[id]] for query in plan.judge for id in query.positives if id in at}
+    pairs: set[tuple[str, str]] = set()
+    for example in examples:
+        beside = example.negatives if loss in ("infonce", "both") else ()
+        beside += () if loss == "infonce" else example.candidates[1:]
+        pairs |= {(example.query, passage) for passage in beside}
+    keys = {passage: normalise(passage) for passage in {passage for _, passage in pairs}}
+    return sum(keys[passage] in answers for _, passage in pairs), len(pairs)
+
+
 def _without_held_out_passages(train: Sequence[Query], heldout: Sequence[Query], corpus: Corpus) -> list[Query]:
     """Drop queries made from passages (or near-duplicates of passages) that answer a held-out labelled query.
 
@@ -274,17 +325,18 @@ def _renamed(found: LabelledSet, prefix: str) -> LabelledSet:
     )
 
 
-def _document_grades(found: LabelledSet, corpus: Corpus) -> dict[str, dict[str, int]]:
+def document_grades(sets: Sequence[DividedLabels], corpus: Corpus) -> dict[str, dict[str, int]]:
     """Query id → document id → grade, for labels that name whole documents."""
     document_of = {chunk.id: chunk.document_id for chunk in corpus.chunks}
     grades: dict[str, dict[str, int]] = {}
-    for query, documents in found.document_positives.items():
-        whole = set(documents)
-        if not whole:
-            continue
-        grades[query] = dict.fromkeys(documents, 1)
-        for chunk, grade in found.grades.get(query, {}).items():
-            document = document_of[chunk]
-            if document in whole:
-                grades[query][document] = max(grades[query][document], int(grade))
+    for found, _ in sets:
+        for query, documents in found.document_positives.items():
+            whole = set(documents)
+            if not whole:
+                continue
+            grades[query] = dict.fromkeys(documents, 1)
+            for chunk, grade in found.grades.get(query, {}).items():
+                document = document_of[chunk]
+                if document in whole:
+                    grades[query][document] = max(grades[query][document], int(grade))
     return grades

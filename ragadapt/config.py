@@ -72,7 +72,9 @@ class SplitConfig(Stage):
     """Held-out part: by document, near-duplicates together."""
 
     heldout: float = Field(0.2, ge=0, lt=1)  # share of the documents that judges; never trained on
-    dev: float = Field(0.1, ge=0, lt=1)  # of what remains; early stopping looks at it
+    dev: float = Field(
+        0.1, ge=0, lt=1
+    )  # of what remains; early stopping looks at it; of 40 labelled questions or more it gets 8 at least
 
 
 class MiningConfig(Stage):
@@ -80,6 +82,7 @@ class MiningConfig(Stage):
 
     negatives: int = Field(2, ge=0)  # for each query
     candidates: int = Field(20, ge=2)  # list length of the distillation loss
+    teacher: str | None = None  # a sentence-transformers CrossEncoder, by name or folder; None = BM25 with the base
     depth: int = Field(100, ge=2)  # how far down the rankings negatives are looked for
     skip_top: int = Field(0, ge=0)  # best candidates passed over; the margin already keeps out likely answers
     margin: float = Field(0.95, gt=0, le=1)  # a negative's score stays below this share of the positive's
@@ -130,6 +133,7 @@ class TrainingConfig(Stage):
     patience: int = Field(3, ge=1)  # evaluations on the dev part without gain before stopping
     evaluations: int = Field(4, ge=1)  # looks at the dev part over the whole run
     prefix_cache: bool = True  # keep the activations below the trained layers
+    prefix_cache_folder: str | None = None  # None = with the build, deleted after it; a folder is kept and shared
     prefix_cache_bytes: int = Field(4_000_000_000, ge=0)  # on disk; about 200 kB per 256-token passage at width 384
     compile: bool = False  # torch.compile: slow to start, pays on a GPU in long runs
 
@@ -151,7 +155,7 @@ class IndexConfig(Stage):
     structure: Literal["auto", "flat", "hnsw", "ivf"] = (
         "auto"  # of FAISS: exact below a million vectors, then HNSW, IVF
     )
-    url: str | None = None  # Qdrant server; or ":memory:"
+    url: str | None = None  # the server of kind "qdrant", such as http://localhost:6333; None = in the folder
     collection: str = "ragadapt"  # name at the Qdrant server
     upload_workers: int = Field(4, ge=1, le=64)  # requests at a time to a Qdrant server while an index is built
 

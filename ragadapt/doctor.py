@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ragadapt.asking import Labels, divide, document_grades, read_labels, shown_examples
 from ragadapt.config import EncoderConfig, FitConfig
 from ragadapt.errors import EmptyCorpus, RagadaptError
 from ragadapt.evaluation import gate
@@ -25,9 +26,11 @@ from ragadapt.store import open_store
 from ragadapt.values import Chunk, Document, Evidence, Progress, Query, no_progress
 
 if TYPE_CHECKING:
+    from ragadapt.asking import DividedLabels
     from ragadapt.corpus import Skipped
     from ragadapt.encoder import Encoder
     from ragadapt.retriever import Retriever
+    from ragadapt.stages import Corpus
 
 PASSAGES = 1000  # encoded for the measurement: about a minute on a laptop
 QUERIES = 200
@@ -36,9 +39,6 @@ _FEWEST = 20  # queries of a rank, below which its figures are noise
 _FOREIGN = 0.2  # share of passages in other languages from which an English-only model is the wrong one
 _GAP = 0.05  # nDCG@10 by which the sides differ clearly
 _LANGUAGE_SAMPLE = 500
-
-Labelled = tuple[str | Path, str | Path | None]
-"""A file of queries and their judgements, as `ragadapt.queries.load_labels` takes them."""
 
 Outlook = Literal["worth training", "no judge", "little to gain", "wrong model"]
 
@@ -52,8 +52,9 @@ class Survey:
 
     repeated: share of passages that say what another says. languages: name → share of passages. found: kind of query
     → how many the documents' structure gives. human: questions and link texts that people wrote in them. labelled: of
-    the user's own. trainable: whether a trained model could be judged; plan says by what, or why not. truncated: share
-    of passages longer than the encoder reads. generation: what a configured generator would be asked, in words.
+    the user's own; judging: how many of them may judge, which those for training alone may not. trainable: whether a
+    trained model could be judged; plan says by what, or why not. truncated: share of passages longer than the encoder
+    reads. generation: what a configured generator would be asked, in words.
     """
 
     sources: tuple[str, ...]
@@ -69,6 +70,7 @@ class Survey:
     found: Mapping[str, int]
     human: int
     labelled: int
+    judging: int
     trainable: bool
     plan: str
     generation: str
@@ -91,7 +93,8 @@ class Survey:
             f"Languages   {languages}",
             f"Model       {self.model}",
             f"Queries     {kinds}",
-            f"Judges      {self.human} written by people in the documents, {self.labelled} labelled by you",
+            f"Judges      {self.human} written by people in the documents, {self.judging} labelled by you"
+            + (f"; {only} more only train" if (only := self.labelled - self.judging) else ""),
             f"Plan        {self.plan}",
         ]
         if self.generation:
@@ -119,44 +122,46 @@ def survey(
     sources: Sequence[str | Path],
     config: FitConfig = FitConfig(),
     *,
-    labels: Sequence[Labelled] = (),
+    labels: Sequence[Labels] = (),
+    answers: Path | None = None,
     progress: Progress = no_progress,
 ) -> Survey:
     """Read and cut the documents and count queries; nothing is encoded.
 
-    Raises EmptyCorpus, InvalidInput, ModelNotFound.
+    answers: the file that keeps a language model's answers (`store.answers_file`); those need no request. Raises
+    EmptyCorpus, InvalidInput, InvalidLabels, ModelNotFound.
     """
-    return _gather(sources, config, labels, progress).survey
+    return _gather(sources, config, labels, progress, answers).survey
 
 
 def _gather(
-    sources: Sequence[str | Path], config: FitConfig, labels: Sequence[Labelled], progress: Progress
+    sources: Sequence[str | Path],
+    config: FitConfig,
+    labels: Sequence[Labels],
+    progress: Progress,
+    answers: Path | None = None,
 ) -> _Material:
-    from ragadapt.corpus import chunk_documents, internal_links, near_duplicate_groups, read_documents
+    from ragadapt.corpus import chunk_documents, internal_links, near_duplicate_groups, normalise, read_documents
     from ragadapt.encoder import Encoder
-    from ragadapt.queries import load_labels, structural_queries
+    from ragadapt.queries import structural_queries
+    from ragadapt.stages import Corpus
 
-    read = read_documents(list(sources), config.read, progress=progress)
+    label_files = [file for label in labels for file in label.files]
+    read = read_documents(list(sources), config.read, labels=label_files, progress=progress)
     encoder = Encoder.load(config.encoder)
     limit = encoder.passage_room
     chunks = chunk_documents(read.documents, config.chunk, encoder.count_tokens, limit, progress=progress)
     if not chunks:
         raise EmptyCorpus(f"{len(read.documents)} documents were read, but they hold no text to cut into passages.")
     passages = [chunk.passage for chunk in chunks]
-    groups = near_duplicate_groups(passages)
+    groups = near_duplicate_groups(passages, progress=progress)
     counts = encoder.count_tokens(passages)
     links = internal_links(read.documents, chunks)
     queries = structural_queries(read.documents, chunks, links, config.query, seed=config.seed, progress=progress)
-    labelled: list[Query] = []
-    grades: dict[str, dict[str, int]] = {}
-    warnings = []
-    for queries_file, qrels_file in labels:
-        found = load_labels(queries_file, qrels_file, chunks=chunks, documents=read.documents)
-        labelled += found.queries
-        grades |= {id: dict.fromkeys(documents, 1) for id, documents in found.document_positives.items()}
-        if found.unmatched:
-            where, why = found.unmatched[0]
-            warnings.append(f"{len(found.unmatched)} labels could not be used; the first: {where}: {why}")
+    keys = tuple(normalise(passage) for passage in passages)
+    corpus = Corpus(tuple(read.documents), tuple(chunks), tuple(groups), keys)
+    sets, warnings = read_labels(corpus, labels, config)
+    labelled = [query for found, _ in sets for query in found.queries]
     languages = languages_of(passages)
     if (foreign := foreign_share(languages)) > _FOREIGN and english_only(config.encoder):
         warnings.append(
@@ -168,9 +173,11 @@ def _gather(
         warnings.append(
             f"{truncated:.0%} of the passages are longer than the model reads; their ends are not searched."
         )
-    plan = _plan(queries, labelled, chunks, groups, config)
+    plan = _plan(queries, sets, corpus, config)
     if not plan.train and config.adapter.method != "none" and (config.query.generator or config.query.generator_url):
-        plan = gate.Plan((), (), Evidence.PARAPHRASE, "Questions by the language model train and judge.")
+        others = f"; {len(plan.judge)} held-out queries ({plan.evidence.value})" if plan.judge and plan.evidence else ""
+        reason = f"Questions by the language model train{others or ' and'} judge."
+        plan = gate.Plan((), plan.judge, Evidence.PARAPHRASE, reason)
     shares = Counter(groups)
     found_kinds = Counter(query.kind for query in queries)
     made = Survey(
@@ -187,44 +194,33 @@ def _gather(
         found=dict(found_kinds.most_common()),
         human=sum(query.evidence is Evidence.HUMAN for query in queries),
         labelled=len(labelled),
+        judging=sum(len(found.queries) for (found, _), label in zip(sets, labels) if label.use != "train"),
         trainable=bool(plan.train) or plan.evidence is Evidence.PARAPHRASE,
         plan=plan.reason,
-        generation=_generation(chunks, config),
+        generation=_generation(chunks, config, shown_examples(sets), answers),
         model=_model_line(encoder),
         warnings=tuple(warnings),
     )
+    grades = document_grades(sets, corpus)
     return _Material(made, read.documents, chunks, groups, queries, labelled, grades, plan, encoder, counts)
 
 
-def _plan(
-    queries: Sequence[Query],
-    labelled: Sequence[Query],
-    chunks: Sequence[Chunk],
-    groups: Sequence[int],
-    config: FitConfig,
-) -> gate.Plan:
-    """What `fit` would train on and judge by, from the same split."""
-    from ragadapt.queries import assign_queries, split_documents, split_labelled
+def _plan(queries: Sequence[Query], sets: Sequence[DividedLabels], corpus: Corpus, config: FitConfig) -> gate.Plan:
+    """What `fit` would train on and judge by, but for the round trip, which needs vectors."""
+    from ragadapt.queries import clean_queries, split_documents
 
-    parts = assign_queries(queries, chunks, split_documents(chunks, groups, config.split, config.seed))
-    train, heldout = list(parts["train"]), list(parts["heldout"])
-    if labelled:
-        split = split_labelled(labelled, config.split, config.seed)
-        train += [query for query in labelled if query.id in split.train]
-        heldout += [query for query in labelled if query.id in split.heldout]
+    cleaned = clean_queries(queries, corpus.chunks, config.query, seed=config.seed)
+    split = split_documents(corpus.chunks, corpus.groups, config.split, config.seed)
+    train, _, heldout = divide(cleaned, sets, corpus, split)
     return gate.plan(train, heldout)
 
 
-def _generation(chunks: Sequence[Chunk], config: FitConfig) -> str:
+def _generation(chunks: Sequence[Chunk], config: FitConfig, examples: Sequence[Query], answers: Path | None) -> str:
     from ragadapt.queries import estimate
 
     if not (config.query.generator or config.query.generator_url):
         return ""
-    wanted = estimate(chunks, config.query, seed=config.seed)
-    cost = "" if not wanted.cost else f", about {wanted.cost:.2f} at the configured prices"
-    return (
-        f"{wanted.prompts:,} requests, about {wanted.input_tokens:,} tokens in and {wanted.output_tokens:,} out{cost}"
-    )
+    return estimate(chunks, config.query, seed=config.seed, cache_path=answers, examples=examples).words
 
 
 def _model_line(encoder: Encoder) -> str:
@@ -336,7 +332,7 @@ def diagnose(
     sources: Sequence[str | Path],
     config: FitConfig = FitConfig(),
     *,
-    labels: Sequence[Labelled] = (),
+    labels: Sequence[Labels] = (),
     passages: int = PASSAGES,
     queries: int = QUERIES,
     progress: Progress = no_progress,
@@ -719,7 +715,9 @@ def _examine_parts(folder: Path, device: str, precision: str) -> Iterable[Check]
 
     with Retriever.open(folder, device=device, precision=precision) as retriever:
         encoder, index, lexical = retriever.encoder, retriever.searcher.index, retriever.searcher.lexical
-        checks = [Check("opens", True, f"{index.kind} index, {encoder.dim}-d, {encoder.precision.dtype}")]
+        built = retriever.manifest.sections.get("precision", {}).get("dtype", encoder.precision.dtype)
+        runs = encoder.precision.words + (f", built in {built}" if built != encoder.precision.dtype else "")
+        checks = [Check("opens", True, f"{index.kind} index, {encoder.dim}-d, {runs}")]
         short = encoder.fingerprint[:12]
         same = index.fingerprint in (None, encoder.fingerprint)
         stored = "unknown" if index.fingerprint is None else index.fingerprint[:12]

@@ -12,13 +12,23 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragadapt import profiling
-from ragadapt.adaptation import choose_strength, dev_pool, drift, make_examples, proof
+from ragadapt.adaptation import (
+    DevPool,
+    check_teacher,
+    choose_strength,
+    dev_judges,
+    dev_pool,
+    drift,
+    make_examples,
+    proof,
+)
 from ragadapt.arena import Arena, build_arena, one_rank
-from ragadapt.asking import Asked, Labels, answer_was_trained, ask, leaked, narrowed
+from ragadapt.asking import Asked, Labels, answer_was_trained, ask, held_out_negatives, leaked, narrowed
 from ragadapt.chunks import ChunkStore, document_hash
 from ragadapt.config import FitConfig, IndexConfig
 from ragadapt.corpus.sources import describe_sources, read_sources
@@ -40,7 +50,7 @@ from ragadapt.stages import (
     mutable_parts,
     searcher_of,
 )
-from ragadapt.store import Manifest, Stage, Workspace, open_store
+from ragadapt.store import Manifest, Stage, Workspace, answers_file, open_store
 from ragadapt.tuning import ENOUGH, MOST, LearntFusion, learn_fusion, quality
 from ragadapt.values import Chunk, Document, Evidence, Progress, Query, no_progress
 from ragadapt.version import __version__
@@ -92,6 +102,7 @@ def fit(
     Raises EmptyCorpus, InvalidInput, StoreLocked, ModelNotFound, TrainingFailed.
     """
     check_index(config.index)
+    check_teacher(config)
     if isinstance(sources, (str, Path)):
         sources = [sources]
     from ragadapt.encoder.precision import choose_device
@@ -124,10 +135,11 @@ def _fit(
 ) -> FitResult:
     from ragadapt.encoder import Encoder
 
+    label_files = [file for label in labels for file in label.files]
     with clock("read"), profiling.work("read"):
-        documents, skipped, chunks = read_sources(sources, config.read, chunked, progress)
+        documents, skipped, chunks = read_sources(sources, config.read, chunked, progress, label_files)
     with Workspace.open(target, {"command": "fit"}) as work:
-        run = _Run(work, config, clock, crew, progress, bool(portable), describe_sources(sources, chunked))
+        run = _Run(work, config, clock, crew, progress, bool(portable), describe_sources(sources, chunked, label_files))
         with clock("load model"), profiling.work("load model"):
             encoder = Encoder.load(config.encoder)
 
@@ -216,6 +228,7 @@ def reindex(retriever: str | Path, index: IndexConfig, *, progress: Progress = n
                 manifest,
                 fingerprint=encoder.fingerprint,
                 configuration=configuration,
+                sections={**manifest.sections, "precision": asdict(encoder.precision)},
                 mutable=mutable_parts(index),
             ),
             {**kept, "index": built / "index", "background.npz": built / "background.npz"},
@@ -233,6 +246,7 @@ class Trained:
     history: tuple[dict[str, Any], ...]
     examples: int
     suspects: int
+    negatives: tuple[int, int]  # passages set beside the answers: those that answer held-out queries, and all
     checks: tuple[dict[str, Any], ...]
     fusion: LearntFusion | None = None
     drift: float | None = None
@@ -307,7 +321,7 @@ class _Run:
             seed=config.seed,
         ) as stage:
             if not stage.finished:
-                cache = stage.scratch / "answers.jsonl"
+                cache = answers_file(self.work.target)  # not in the stage: answers outlive its settings
                 ask(corpus, encoder, base, labels, config, cache=cache, progress=self.progress).write(stage.path)
             return Asked.read(stage.path)
 
@@ -355,15 +369,11 @@ class _Run:
             if not stage.finished:
                 trainers = narrowed(plan.train, base, corpus, vectors, asked.grades, self.progress)
                 query_vectors = encode_query_texts(base, trainers, self.progress)
-                examples, suspects = make_examples(trainers, searcher, query_vectors, corpus, config, asked.grades)
-                judges = [query for query in asked.dev if query.evidence is plan.evidence]
-                if plan.evidence is not Evidence.LABELLED:
-                    judges = [query for query in judges if query.kind == plan.judge[0].kind]
-                arena = (
-                    build_arena(judges, base, corpus, vectors, self.lexical_folder, asked.grades) if judges else None
+                examples, suspects = make_examples(
+                    trainers, searcher, query_vectors, corpus, config, asked.grades, self.progress
                 )
-                pool = dev_pool(arena, seed=config.seed)
-                dev = pool.score if pool else None
+                pool = self.dev_pool(plan, asked, base, corpus, vectors)
+                dev = partial(pool.score, progress=self.progress) if pool else None
                 self.crew.tell(_Training(base.fingerprint, examples, dev is not None))
                 with self.frozen_layers(base):
                     result = train(
@@ -376,7 +386,7 @@ class _Run:
                         checkpoint=stage.scratch / "checkpoint",
                         progress=self.progress,
                     )
-                    strength, strengths = choose_strength(result.encoder, pool, config)
+                    strength, strengths = choose_strength(result.encoder, pool, config, self.progress)
                     effect = result.encoder.effect()
                     saved = result.encoder.merged().save(stage.path / "model", portable=self.portable)
                 record = {
@@ -385,6 +395,7 @@ class _Run:
                     "history": [asdict(point) for point in result.history],
                     "examples": len(examples),
                     "suspects": suspects,
+                    "negatives": held_out_negatives(examples, plan, corpus, config.training.loss),
                     "checks": proof(effect, saved),
                 }
                 (stage.path / "trained.json").write_text(json.dumps(record), encoding="utf-8")
@@ -398,18 +409,32 @@ class _Run:
             tuple(record["history"]),
             record["examples"],
             record["suspects"],
+            tuple(record["negatives"]),
             tuple(record["checks"]),
         )
 
+    def dev_pool(self, plan: gate.Plan, asked: Asked, base: Encoder, corpus: Corpus, vectors: Floats) -> DevPool | None:
+        """The pool of the best dev queries of which there are enough."""
+        for judges in dev_judges(asked.dev, plan):
+            arena = build_arena(judges, base, corpus, vectors, self.lexical_folder, asked.grades)
+            pool = dev_pool(arena, seed=self.config.seed)
+            if pool is not None:
+                log.info("%d dev queries (%s) steer the training", len(pool.judged), judges[0].evidence.value)
+                return pool
+        return None
+
     @contextmanager
     def frozen_layers(self, encoder: Encoder, room: float = 1.0) -> Iterator[None]:
-        """Where not all layers are trained, one cache of what the frozen ones give, for every encoding of this fit: base
-        vectors, training, looks at the dev part, adapted vectors. room: share of its size up to which it may grow now; 0 = it is only read."""
-        training, folder = self.config.training, self.work.path / "frozen-layers"
+        """Where not all layers are trained, one cache of what the frozen ones give, for every encoding of this fit:
+        base vectors, training, looks at the dev part, adapted vectors. room: share of its size up to which it may
+        grow now; 0 = it is only read."""
+        training = self.config.training
+        shared = training.prefix_cache_folder  # serves other fits too: nothing in it is deleted
+        folder = Path(shared).expanduser() if shared is not None else self.work.path / "frozen-layers"
         layers = self.config.adapter.layers if self.config.adapter.method == "lora" else None
         if training.prefix_cache and training.prefix_cache_bytes > 0 and layers is not None:
             limit = int(room * training.prefix_cache_bytes)
-            if encoder.use_prefix_cache(folder, top_layers=layers, max_bytes=limit):
+            if encoder.use_prefix_cache(folder, top_layers=layers, max_bytes=limit) and shared is None:
                 encoder.forget_other_prefixes(folder)
         try:
             yield
@@ -500,11 +525,13 @@ class _Run:
                 sizes={part: len(getattr(asked, part)) for part in ("train", "dev", "heldout")},
                 documents_by_part=asked.documents,
                 leaked=leaked(plan, corpus) if trained else 0,
-                warnings=asked.notes,
+                negatives=trained.negatives if trained else None,
+                warnings=(*corpus.notes, *asked.notes),
                 history=trained.history if trained else (),
                 strengths=trained.strengths if trained else {},
                 strength=trained.strength if trained else None,
                 checks=trained.checks if trained else (),
+                precision=shipped[0].precision,
                 timings=self.clock.seconds,
                 profile=self.clock.profile,
                 configuration=config.model_dump(mode="json"),
@@ -560,6 +587,7 @@ class _Run:
                 "documents": len(corpus.documents),
                 "sources": dict(self.sources),
                 "cut_by": __version__,
+                "precision": asdict(encoder.precision),
             },
             mutable=mutable_parts(config.index),
         )
@@ -569,7 +597,13 @@ class _Run:
 
 
 def _licences(encoder: Encoder, config: FitConfig) -> dict[str, str]:
-    licences = {"base": encoder.spec.licence or "unknown"}
-    if config.query.generator or config.query.generator_url:
-        licences["generator"] = f"unknown: see {config.query.generator or config.query.generator_model}"
+    from ragadapt.encoder.loading import licence_of
+
+    query, licences = config.query, {"base": encoder.spec.licence or "unknown"}
+    if query.generator:
+        licences["generator"] = licence_of(query.generator) or f"unknown: see {query.generator}"
+    elif query.generator_url:
+        licences["generator"] = f"unknown: see {query.generator_model or query.generator_url}"
+    if config.mining.teacher is not None:
+        licences["teacher"] = licence_of(config.mining.teacher) or f"unknown: see {config.mining.teacher}"
     return licences

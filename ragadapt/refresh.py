@@ -24,7 +24,7 @@ import numpy as np
 from ragadapt.chunks import ChunkStore, DocumentRecord, document_hash
 from ragadapt.config import FitConfig
 from ragadapt.corpus import chunk_documents
-from ragadapt.corpus.sources import are_paths, describe_sources, read_sources
+from ragadapt.corpus.sources import are_paths, describe_sources, known_labels, read_sources
 from ragadapt.errors import (
     EmptyCorpus,
     FingerprintMismatch,
@@ -37,7 +37,16 @@ from ragadapt.errors import (
 from ragadapt.fusion import Floats
 from ragadapt.index import VectorIndex, open_index
 from ragadapt.profiling import Clock
-from ragadapt.stages import Corpus, build_index, build_lexical, check_index, commit_build, mutable_parts, server_follows
+from ragadapt.stages import (
+    Corpus,
+    build_index,
+    build_lexical,
+    check_index,
+    commit_build,
+    mutable_parts,
+    server_follows,
+    unread_ends,
+)
 from ragadapt.store import Manifest, OpenedStore, Stage, Workspace, open_store, roll_back
 from ragadapt.values import Chunk, Document, Progress, no_progress
 from ragadapt.version import __version__
@@ -174,6 +183,7 @@ class _Refresh:
         self.progress = progress
         self.reused: list[str] = []
         self.encoded = 0
+        self.chunked = bool(opened.manifest.sections.get("sources", {}).get("chunked", False))
         self._encoder: Encoder | None = None
 
     @property
@@ -197,13 +207,13 @@ class _Refresh:
 
     def read(self, sources: Sequence[Any]) -> tuple[list[Document], list[Any], list[Chunk] | None]:
         """The sources, read as the fit read them."""
-        chunked = bool(self.manifest.sections.get("sources", {}).get("chunked", False))
-        if chunked and are_paths(sources):
+        if self.chunked and are_paths(sources):
             raise InvalidInput(
                 f"{self.path} was made from passages that were cut already (chunked=True), and files have to be cut. "
                 "Pass such passages, or build the retriever anew."
             )
-        return read_sources(sources, self.config.read, chunked, self.progress)
+        labels = known_labels(self.manifest.sections.get("sources", {}), sources)
+        return read_sources(sources, self.config.read, self.chunked, self.progress, labels)
 
     def plan(self, documents: Sequence[Document], given: Sequence[Chunk] | None, keep_missing: bool) -> _Plan:
         """Compare with what is there, and cut what changed."""
@@ -256,7 +266,7 @@ class _Refresh:
         if given is not None:
             cut = [chunk for chunk in given if chunk.document_id in found]
         elif documents:
-            limit = self.encoder.max_length - self.encoder.special_tokens
+            limit = self.encoder.passage_room
             count = self.encoder.count_tokens
             cut = chunk_documents(documents, self.config.chunk, count, limit, progress=self.progress)
         else:
@@ -330,6 +340,8 @@ class _Refresh:
                 passages = [plan.chunks[wanted[digest][0]].passage for digest in new]
                 encoded = None
                 if new:
+                    if self.chunked and (note := unread_ends(passages, self.encoder)):
+                        log.warning("%s", note)
                     encoded = self.encoder.encode_to(passages, stage.scratch / "new.npy", progress=self.progress)
                 dim = index.dim if index is not None else self.encoder.dim
                 rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(plan.chunks), dim))

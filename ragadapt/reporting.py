@@ -7,18 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ragadapt.arena import Arena
 from ragadapt.evaluation import Evaluation, evaluate, gate
 from ragadapt.evaluation import report as reports
 from ragadapt.evaluation.judging import JudgedQuery
 from ragadapt.evaluation.report import build
-from ragadapt.fusion import Fusion
+from ragadapt.fusion import Floats, Fusion
 from ragadapt.profiling import Profile
 from ragadapt.stages import Corpus
 from ragadapt.tuning import LearntFusion, System, ranking
 from ragadapt.values import Chunk, Document, Evidence
+
+if TYPE_CHECKING:
+    from ragadapt.encoder import Precision
 
 Run = dict[str, dict[str, float]]
 
@@ -30,6 +35,7 @@ _LABELS = {
     "fitted-dense": "fitted model, dense",
     "shipped": "fitted retriever (default search)",
 }
+_DEEP = 200  # passages of a query among which its best wrong one is looked for
 _FLATTERING = "cut from the passages themselves, so BM25 looks better here than with users' own questions"
 
 
@@ -50,6 +56,7 @@ class Facts:
     sizes: Mapping[str, int]  # queries by part
     documents_by_part: Mapping[str, int]
     leaked: int
+    negatives: tuple[int, int] | None  # that answer held-out queries, and all; None where nothing was trained
     warnings: Sequence[str]
     history: Sequence[Mapping[str, Any]]
     strengths: Mapping[float, float]
@@ -60,6 +67,7 @@ class Facts:
     seed: int
     base_model: str
     licences: Mapping[str, str]
+    precision: Precision | None = None  # of the encoder that ships
     peak_memory_bytes: int | None = None
     profile: Profile | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -138,6 +146,8 @@ def build_report(facts: Facts, base: Arena | None, shipped: Arena | None, corpus
             dev=facts.sizes["dev"],
             heldout=facts.sizes["heldout"],
             leaked=facts.leaked,
+            heldout_negatives=None if facts.negatives is None else facts.negatives[0],
+            negatives=None if facts.negatives is None else facts.negatives[1],
             documents=dict(facts.documents_by_part),
         ),
         timings=_timings(facts),
@@ -145,10 +155,23 @@ def build_report(facts: Facts, base: Arena | None, shipped: Arena | None, corpus
         configuration=dict(facts.configuration),
         seeds={"seed": facts.seed},
         versions=library_versions(),
-        machine={"system": platform.system(), "machine": platform.machine(), "python": platform.python_version()},
+        machine=_machine(facts),
         licences=tuple(reports.Licence(what=what, licence=text) for what, text in facts.licences.items()),
         **measured,
     )
+
+
+def _machine(facts: Facts) -> dict[str, str]:
+    machine = {"system": platform.system(), "machine": platform.machine(), "python": platform.python_version()}
+    if facts.precision is not None:
+        machine |= {
+            "device": facts.precision.device,
+            "precision": facts.precision.dtype,
+            "precision chosen because": facts.precision.reason,
+            "least cosine with float32": f"{facts.precision.min_cosine:.5f}",
+            "rank agreement with float32": f"{facts.precision.rank_agreement:.3f}",
+        }
+    return machine
 
 
 def _timings(facts: Facts) -> tuple[reports.Timing, ...]:
@@ -196,12 +219,44 @@ def _measure(facts: Facts, base: Arena, shipped: Arena, corpus: Corpus) -> dict[
     return {
         "systems": tuple(systems),
         "deltas": tuple(deltas),
+        "distributions": _distributions(base, shipped if facts.decision.adapted else None),
         "comparison": build.compare(texts, qrels, before, after, passage, kinds=kinds),
         "failures": reports.Failures(
             worst=build.worst_queries(texts, qrels, before, after, passage, kinds=kinds),
             never_retrieved=build.never_retrieved(found["shipped"], sorted(_units(base, corpus)), passage),
         ),
     }
+
+
+def _distributions(base: Arena, adapted: Arena | None) -> reports.ScoreDistributions:
+    """Dense scores of answers and of the best other passages, by the base and by the adapted model; the same bins."""
+    before, after = _dense_scores(base), None if adapted is None else _dense_scores(adapted)
+    edges = build.histogram(*(np.concatenate(side) for side in zip(before, after or before, strict=True))).edges
+    return reports.ScoreDistributions(
+        before=build.histogram(*before, edges=edges),
+        after=None if after is None else build.histogram(*after, edges=edges),
+    )
+
+
+def _dense_scores(arena: Arena) -> tuple[Floats, Floats]:
+    """Of all judged queries the scores of every answer (of a document: of its best passage), and of the best passage
+    that is none; a query whose first passages are all answers has no such."""
+    answers: list[float] = []
+    others: list[float] = []
+    searcher = arena.searcher
+    ranked = searcher.plain.search(arena.vectors, min(_DEEP, len(arena.passages)))
+    for item, vector, (ids, scores) in zip(arena.judged, arena.vectors, ranked, strict=True):
+        positions = searcher.positions(ids)
+        units = positions if item.unit_of is None else item.unit_of[positions]
+        right = np.isin(units, list(item.relevant))
+        others += scores[~right][:1].tolist()
+        best = dict(zip(units[right][::-1].tolist(), scores[right][::-1].tolist(), strict=True))
+        for unit in item.relevant:
+            if unit not in best:
+                own = [unit] if item.unit_of is None else np.flatnonzero(item.unit_of == unit)
+                best[unit] = float(searcher.plain.scores(vector, searcher.ids_of(own)).max())
+        answers += best.values()
+    return np.array(answers, np.float32), np.array(others, np.float32)
 
 
 def _units(arena: Arena, corpus: Corpus) -> set[str]:
@@ -323,6 +378,14 @@ def model_card(report: reports.Report) -> str:
     if report.corpus is not None:
         lines += [f"Data: {report.corpus.documents} documents, {report.corpus.chunks} passages.", ""]
     lines += [f"Base model: {report.base_model}.", ""]
+    if "precision" in report.machine:
+        machine = report.machine
+        agrees = (
+            f": least cosine with float32 {machine['least cosine with float32']}, rank agreement "
+            f"{machine['rank agreement with float32']}"
+        )
+        computed = f"Computed in {machine['precision']} on {machine['device']}"
+        lines += [computed + (agrees if machine["precision"] != "float32" else "") + ".", ""]
     if report.systems:
         metric = report.metric
         lines += [f"| system | {metric} |", "| --- | --- |"]

@@ -17,6 +17,7 @@ from ragadapt.errors import InvalidInput
 from ragadapt.fusion import Background, Candidates, Floats, Fusion, Positions, move_towards, standardise
 from ragadapt.lexical.ranking import best_positions, moments
 from ragadapt.profiling import work
+from ragadapt.values import Progress, no_progress
 
 if TYPE_CHECKING:
     from ragadapt.index import Filter, VectorIndex
@@ -149,6 +150,7 @@ class Searcher:
         depth: int | None = None,
         include: Sequence[Sequence[int]] | None = None,
         dense: Dense | None = None,
+        progress: Progress = no_progress,
     ) -> list[Candidates]:
         """Per query the union of both sides' best `depth` passages, with exact z-scores of both sides.
 
@@ -172,6 +174,7 @@ class Searcher:
                     best.append(dense.vectors(self.ids_of(top)))
                 first = pass_.gather(move_towards(vectors[start:stop], best, fusion.feedback))
             found += first
+            progress("search", stop, len(texts))
         return found
 
     def positions(self, ids: Sequence[str]) -> Positions:

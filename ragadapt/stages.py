@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from ragadapt.encoder import Encoder
 
 
+log = logging.getLogger(__name__)
+
 _LINK_TARGET = re.compile(r"\]\([^()\s]{1,500}\)")
 
 
@@ -45,6 +48,7 @@ class Corpus:
     chunks: tuple[Chunk, ...]
     groups: tuple[int, ...]  # near-duplicate group
     text_keys: tuple[str, ...]  # normalised passage text
+    notes: tuple[str, ...] = ()  # warnings for the report
 
     @classmethod
     def of(cls, chunks: tuple[Chunk, ...]) -> Corpus:
@@ -75,12 +79,14 @@ def build_chunks(
     """Cut the documents, unless their chunks are given, and store them in chunks.sqlite."""
     path = stage.path / "chunks.sqlite"
     groups_path = stage.path / "groups.npy"
+    notes_path = stage.path / "notes.json"
     if stage.finished:
         with ChunkStore.open(path) as store:
             chunks = list(store)
         groups = np.load(groups_path).tolist()
+        notes = json.loads(notes_path.read_text(encoding="utf-8"))
     else:
-        limit = encoder.max_length - encoder.special_tokens
+        limit = encoder.passage_room
         if given is not None:
             chunks = list(given)
         else:
@@ -91,12 +97,32 @@ def build_chunks(
                 "The documents hold no text to cut into passages. Check what was read with: ragadapt doctor"
             )
         with work("near-duplicates", len(chunks)):
-            groups = near_duplicate_groups([chunk.passage for chunk in chunks])
+            groups = near_duplicate_groups([chunk.passage for chunk in chunks], progress=progress)
         with work("passages to disk", len(chunks)), ChunkStore.create(path) as store:
             store.add(documents, chunks)
         np.save(groups_path, np.array(groups, dtype=np.int64))
+        note = unread_ends([chunk.passage for chunk in chunks], encoder) if given is not None else ""
+        notes = [note] if note else []
+        for note in notes:
+            log.warning("%s", note)
+        write_text(notes_path, json.dumps(notes, ensure_ascii=False))
     keys = tuple(normalise(chunk.passage) for chunk in chunks)
-    return Corpus(tuple(documents), tuple(chunks), tuple(groups), keys)
+    return Corpus(tuple(documents), tuple(chunks), tuple(groups), keys, tuple(notes))
+
+
+def unread_ends(passages: Sequence[str], encoder: Encoder) -> str:
+    """A warning where passages that were cut elsewhere are longer than the encoder reads; empty where none is."""
+    room = encoder.passage_room
+    counts = np.array(encoder.count_tokens(passages), dtype=np.int64)
+    longer = int(np.sum(counts > room))
+    if not longer:
+        return ""
+    lost = float(np.sum(np.maximum(counts - room, 0)) / np.sum(counts))
+    return (
+        f"{longer:,} of {len(passages):,} passages are longer than the {room:,} tokens that the encoder reads of one "
+        f"(the longest has {int(counts.max()):,}): {lost:.0%} of the text is in no vector. Cut them smaller, pass the "
+        "documents without chunked=True, or raise encoder.max_length if the model allows it."
+    )
 
 
 def build_vectors(stage: Stage, corpus: Corpus, encoder: Encoder, progress: Progress) -> Floats:

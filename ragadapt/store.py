@@ -5,6 +5,7 @@
       .retriever.build/     stages of a build that has not been committed yet; survives a kill
       .retriever.previous/  the old folder, for the moment between two renames
       .retriever.rollback/  the folder that the last commit replaced, where it was told to keep it
+      .retriever.answers.jsonl   a language model's answers, for every later fit here; may be deleted at any time
       .retriever.lock       held by the one writer (an empty file; it stays)
       .retriever.feedback.lock   held for each write to feedback.sqlite, and while a commit carries it over
 
@@ -574,6 +575,13 @@ def kept_build(target: str | Path) -> OpenedStore | None:
         return OpenedStore(kept, _read_manifest(kept))
     except RagadaptError:
         return None
+
+
+def answers_file(target: str | Path) -> Path:
+    """Where a fit to the target keeps a language model's answers. Beside the folder: what replaces the folder, and
+    what makes a stage start anew, leaves them alone."""
+    target = Path(target).resolve()
+    return target.with_name(f".{target.name}.answers.jsonl")
 
 
 def ledger_lock(path: str | Path) -> FileLock:

@@ -146,7 +146,7 @@ def EncoderSpec_with_hub_base(encoder: Encoder, base: str):  # type: ignore[no-u
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_scale_goes_from_the_base_to_what_was_trained(folder: Path, method: str) -> None:
     base = load(folder)
-    adapted = shake(attach(base, settings(method=method, reweight="vector")))
+    adapted = shake(attach(base, settings(method=method, reweight="vector", layers=2)))
     trained, fingerprint = adapted.encode_queries(TEXTS), adapted.fingerprint
     start = base.encode_queries(TEXTS)
     adapted.scale(0)

@@ -528,6 +528,19 @@ def test_search_takes_a_hundred_results_for_a_run_where_k_is_not_given(opened: O
     assert opened.asked[0][:2] == ({"1": "one query", "2": "another"}, 100)
 
 
+@pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\x85"])
+def test_search_takes_only_a_newline_for_the_end_of_a_query(
+    sign: str, opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f'{{"_id": "q1", "text": "one{sign}two"}}\n{{"_id": "q2", "text": "three"}}\n'
+    queries = write(tmp_path / "q.jsonl", "\ufeff" + text)
+    assert run(["search", "r", "--queries", queries, "--run", str(tmp_path / "run")]) == 0
+    monkeypatch.setattr("sys.stdin", StringIO(text))
+    assert run(["search", "r", "--queries", "-", "--run", str(tmp_path / "run")]) == 0
+    asked = [called[0] for called in opened.asked if isinstance(called, tuple)]
+    assert asked == 2 * [{"q1": f"one{sign}two", "q2": "three"}]
+
+
 def test_search_reads_queries_from_stdin(
     opened: Opened, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

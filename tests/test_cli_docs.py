@@ -57,6 +57,10 @@ def test_every_command_and_option_is_documented() -> None:
                 assert parameter.make_metavar(click.Context(command)) in section
 
 
+def test_no_reference_offers_an_index_in_memory_which_every_fit_refuses(generate: ModuleType) -> None:
+    assert all(":memory:" not in page() for page in generate.PAGES.values())
+
+
 def test_every_setting_is_documented_with_a_reason(generate: ModuleType) -> None:
     reasons = generate.comments()
     assert [key for key in settings() if not reasons.get(key)] == []

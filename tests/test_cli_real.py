@@ -61,6 +61,21 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(
     assert (found["documents"], found["dry_run"], found["replaces"]) == (10, True, False)
 
 
+def test_dry_run_knows_what_the_questions_are_for(
+    documents: Path, settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"_id": f"{number}", "text": f"what is on page {number}"} for number in range(20)]
+    (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    judged = "".join(f"{number}\tpage{number % 10}.md\t1\n" for number in range(20))
+    (tmp_path / "j.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged, encoding="utf-8")
+    labels = ["--queries", str(tmp_path / "q.jsonl"), "--qrels", str(tmp_path / "j.tsv")]
+    for use, judging in (("eval", 20), ("train", 0)):
+        arguments = [str(documents), "-o", str(tmp_path / "out"), *settings, *labels, "--labels-for", use, "--dry-run"]
+        found = said(capsys, "fit", *arguments)
+        assert (found["labelled"], found["judging"]) == (20, judging)
+        assert ("20 held-out queries" in str(found["plan"])) is (use == "eval")
+
+
 def test_lexical_search_finds_the_passage_whose_words_are_asked(
     retriever: Path, documents: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -104,6 +104,14 @@ def test_nothing_gives_nothing_and_a_string_is_refused() -> None:
         near_duplicate_groups(["a"], threshold=0)
 
 
+def test_grouping_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ragadapt.corpus.duplicates._BLOCK_SHINGLES", 10)
+    told: list[tuple[str, int, int]] = []
+    texts = [f"{number} is a number and this is a text about it" for number in range(6)]
+    near_duplicate_groups([*texts, texts[0]], progress=lambda *said: told.append(said))
+    assert told == [("near-duplicates", 0, 7), *(("near-duplicates", done, 6) for done in (2, 4, 6))]
+
+
 def test_boilerplate_that_all_share_stays_linear() -> None:
     boilerplate = " ".join(words(0, 60))
     texts = [f"{boilerplate} {' '.join(words(n, 12))}" for n in range(1, 4001)]

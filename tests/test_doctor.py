@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from tiny_models import sentences, write_tiny_model
 
 from ragadapt import doctor
+from ragadapt.asking import Labels, read_labels, shown_examples
 from ragadapt.config import EncoderConfig, FitConfig
 from ragadapt.doctor import (
     Quality,
@@ -28,6 +30,7 @@ from ragadapt.doctor import (
     survey,
 )
 from ragadapt.errors import EmptyCorpus, InvalidInput, NotARetriever
+from ragadapt.stages import Corpus
 from ragadapt.values import Evidence
 
 QUESTIONS = ("How do I reset the password?", "Where is the invoice?", "Why is the bridge closed?", "Who may vote?")
@@ -64,6 +67,16 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_documents(tmp_path_factory.mktemp("corpus") / "docs")
     (folder / "empty.md").write_text("", encoding="utf-8")
     return folder
+
+
+def test_labels_that_lie_among_the_documents_are_not_counted_as_one(config: FitConfig, tmp_path: Path) -> None:
+    folder = write_documents(tmp_path / "docs", 3)
+    quote = (folder / "page0.md").read_text(encoding="utf-8").split("\n\n")[1].split(".")[0]
+    question = {"text": "what is it", "evidence": [{"source": "page0.md", "quote": quote}]}
+    (folder / "ask.jsonl").write_text(json.dumps(question), encoding="utf-8")
+    assert (survey([folder], config).documents, survey([folder], config).labelled) == (4, 0)
+    found = survey([folder], config, labels=[Labels(folder / "ask.jsonl")])
+    assert (found.documents, found.labelled) == (3, 1)
 
 
 # Languages -------------------------------------------------------------------------------------------------
@@ -197,7 +210,7 @@ def test_diagnosis_measures_with_labels_where_there_are_some(
         judged.append(f"{number}\tpage{number}.md\t1")
     (tmp_path / "q.jsonl").write_text("\n".join(rows), encoding="utf-8")
     (tmp_path / "j.tsv").write_text("\n".join(judged), encoding="utf-8")
-    found = diagnose([documents], config, labels=[(tmp_path / "q.jsonl", tmp_path / "j.tsv")])
+    found = diagnose([documents], config, labels=[Labels(tmp_path / "q.jsonl", tmp_path / "j.tsv")])
     lexical = next(one for one in found.quality if one.system == "lexical")
     assert (found.evidence, found.measured, found.survey.labelled) == (Evidence.LABELLED, 12, 12)
     assert lexical.recall == 1.0
@@ -223,7 +236,7 @@ def test_diagnosis_is_json(documents: Path, config: FitConfig) -> None:
 
 
 FACTS = Survey(
-    ("docs",), 10, (), 1000, 20, 400, 40, 0.0, 0.0, {"English": 1.0}, {}, 0, 0, True, "40 questions judge.", "", "m", ()
+    ("docs",), 10, (), 1000, 20, 400, 40, 0.0, 0.0, {"English": 1.0}, {}, 0, 0, 0, True, "40 will judge.", "", "m", ()
 )
 
 
@@ -248,6 +261,89 @@ def test_recommendation_names_the_gap_to_word_search_only_where_it_can_be_truste
     behind = qualities({"dense": 0.3, "lexical": 0.5, "hybrid": 0.45})
     assert "ahead of the model by 0.20" in recommend(FACTS, behind, evidence=Evidence.LABELLED)[1]
     assert "ahead" not in recommend(FACTS, behind, evidence=Evidence.CROP)[1]
+
+
+# What a fit would do ---------------------------------------------------------------------------------------
+
+
+def write_questions(folder: Path, pages: Sequence[int], each: int, name: str = "q") -> tuple[Path, Path]:
+    """Questions, numbered from 1, and their judgements: `each` for every page."""
+    rows, judged = [], ["query-id\tcorpus-id\tscore"]
+    texts = iter(sentences(len(pages) * each, words=6, seed=sum(pages)))
+    for number, page in enumerate([page for page in pages for _ in range(each)], start=1):
+        rows.append(json.dumps({"_id": str(number), "text": next(texts)}))
+        judged.append(f"{number}\tpage{page}.md\t1")
+    queries, qrels = folder / f"{name}.jsonl", folder / f"{name}.tsv"
+    queries.write_text("\n".join(rows), encoding="utf-8")
+    qrels.write_text("\n".join(judged), encoding="utf-8")
+    return queries, qrels
+
+
+@pytest.mark.parametrize("use", ["both", "train", "eval"])
+def test_the_plan_is_the_one_that_fit_makes_whatever_the_labels_are_for(
+    use: Any, documents: Path, config: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ragadapt.pipeline as pipeline
+
+    plans = []
+
+    def note(run: Any, asked: Any) -> Any:
+        plans.append(doctor.gate.plan(asked.train, asked.heldout))
+        return plan(run, asked)
+
+    plan = pipeline._Run.plan
+    monkeypatch.setattr(pipeline._Run, "plan", note)
+    labels = [Labels(*write_questions(tmp_path, range(6), 10), use)]
+    config = FitConfig.build({**config.model_dump(), "query": {"round_trip_k": 0}})
+    found = survey([documents], config, labels=labels)
+    pipeline.fit([documents], tmp_path / "r", config, labels=labels)
+    assert (found.plan, found.trainable) == (plans[0].reason, bool(plans[0].train))
+    assert (found.labelled, found.judging) == (60, 0 if use == "train" else 60)
+    assert found.trainable is (use == "both")
+    line = next(line for line in found.lines() if line.startswith("Judges"))
+    assert ("60 more only train" in line) is (use == "train")
+
+
+def test_two_files_of_labels_with_the_same_ids_do_not_mix(documents: Path, config: FitConfig, tmp_path: Path) -> None:
+    labels = [
+        Labels(*write_questions(tmp_path, [page], 12, f"of{page}"), use)  # type: ignore[arg-type]
+        for page, use in ((2, "eval"), (7, "train"))
+    ]
+    found = doctor._gather([documents], config, labels, doctor.no_progress)
+    assert {query.text for query in found.plan.judge} == {query.text for query in found.labelled[:12]}
+    assert [set(found.grades[query.id]) for query in found.labelled] == [{"page2.md"}] * 12 + [{"page7.md"}] * 12
+
+
+def test_labels_that_only_judge_leave_the_training_to_the_language_model(
+    documents: Path, config: FitConfig, tmp_path: Path
+) -> None:
+    values = {**config.model_dump(), "query": {"generator_url": "http://h/v1", "generator_model": "m"}, "adapter": {}}
+    labels = [Labels(*write_questions(tmp_path, range(6), 10), "eval")]
+    found = survey([documents], FitConfig.build(values), labels=labels)
+    assert found.plan == "Questions by the language model train; 60 held-out queries (labelled) judge."
+    assert found.trainable
+
+
+def test_the_requests_are_counted_with_the_users_examples_and_without_known_answers(
+    documents: Path, config: FitConfig, tmp_path: Path
+) -> None:
+    from ragadapt.queries.generate import _prompts, estimate
+    from ragadapt.queries.generators.cache import Answer, AnswerLog
+
+    values = {**config.model_dump(), "query": {"generator_url": "http://h/v1", "generator_model": "m"}}
+    config = FitConfig.build(values)
+    labels, kept = [Labels(*write_questions(tmp_path, range(6), 10), "train")], tmp_path / "answers.jsonl"
+    material = doctor._gather([documents], config, labels, doctor.no_progress)
+    corpus = Corpus(tuple(material.documents), tuple(material.chunks), tuple(material.groups), ())
+    examples = shown_examples(read_labels(corpus, labels, config)[0])
+    plain, shown = (estimate(corpus.chunks, config.query, seed=config.seed, examples=some) for some in ((), examples))
+    assert plain.input_tokens != shown.input_tokens
+    assert survey([documents], config).generation == plain.words
+    assert material.survey.generation == shown.words
+    with AnswerLog(kept) as log:
+        log.append([Answer(_prompts(corpus.chunks, config.query, config.seed, [])[0].key, "c", "Question: who?")])
+    known = survey([documents], config, answers=kept).generation
+    assert known.startswith(f"{plain.prompts - 1:,} requests") and known.endswith("; 1 more are answered already")
 
 
 # A saved retriever -----------------------------------------------------------------------------------------
@@ -275,6 +371,15 @@ def test_fresh_retriever_is_sound(fitted: Path) -> None:
     assert found.sound
     assert [check.name for check in found.checks] == ["files", "opens", "fingerprint", "counts", "vectors", "adapter"]
     assert found.lines()[-1] == "The retriever is sound."
+
+
+def test_the_precision_is_named_with_its_agreement_and_what_it_was_built_in(fitted: Path) -> None:
+    opens = next(check for check in examine(fitted, precision="bfloat16").checks if check.name == "opens")
+    from ragadapt.store import open_store
+
+    built = open_store(fitted).manifest.sections["precision"]["dtype"]
+    assert "bfloat16 on cpu (least cosine with float32 0.9" in opens.detail or "float32 on cpu" in opens.detail
+    assert (f"built in {built}" in opens.detail) is (f"{built} on" not in opens.detail)
 
 
 def test_moved_retriever_is_sound(copy: Path) -> None:

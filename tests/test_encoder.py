@@ -14,8 +14,8 @@ from sentence_transformers import SentenceTransformer
 from tiny_models import sentences, write_tiny_model
 
 from ragadapt.config import EncoderConfig
-from ragadapt.encoder import Encoder, known_prompts
-from ragadapt.encoder.batches import pad, padded_length, token_batches
+from ragadapt.encoder import Encoder, Tower, known_prompts
+from ragadapt.encoder.batches import Ids, pad, padded_length, token_batches
 from ragadapt.encoder.precision import PROBE_PASSAGES, agreement
 from ragadapt.encoder.spec import EncoderSpec
 from ragadapt.errors import (
@@ -104,6 +104,45 @@ def test_cut_texts_are_counted(encoder: Encoder) -> None:
     assert encoder.truncated == 1
     encoder.encode_passages(["the cat"])
     assert encoder.truncated == 0
+
+
+def test_what_fills_the_room_of_a_passage_is_read_to_its_end_behind_a_prompt(folder: Path) -> None:
+    prompted = load(folder, passage_prompt="read the file: ")
+    room = prompted.passage_room
+    assert room == 48 - 2 - prompted.count_tokens(["read the file: "])[0] < load(folder).passage_room == 46
+    prompted.encode_passages(["the " * room])
+    assert prompted.truncated == 0
+    prompted.encode_passages(["the " * (room + 1)])
+    assert prompted.truncated == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+        torch.cuda.OutOfMemoryError("CUDA out of memory."),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_encoded_in_halves(
+    folder: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    embed, sizes = Tower.embed, []
+
+    def short(self: Tower, rows: list[Ids], prompt_length: int = 0) -> np.ndarray:
+        sizes.append(len(rows))
+        if len(rows) > 3:
+            raise error
+        return embed(self, rows, prompt_length)
+
+    texts = sentences(10)
+    expected = encoder.encode_passages(texts)
+    monkeypatch.setattr(Tower, "embed", short)
+    assert np.allclose(encoder.encode_passages(texts), expected, atol=1e-6)
+    assert sizes[:3] == [10, 5, 2]
+    monkeypatch.setattr(Tower, "embed", lambda *_: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        encoder.encode_passages(texts)
 
 
 def test_max_length_beyond_the_positions_is_refused(folder: Path) -> None:
@@ -270,6 +309,30 @@ def test_interrupted_sharded_output_goes_on_where_it_stopped(encoder: Encoder, t
     )
     assert steps == [21, 25]
     assert np.allclose(vectors, encoder.encode_passages(texts), atol=1e-6)
+
+
+def test_a_text_that_comes_again_in_a_later_shard_is_not_encoded_again(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, c, d = sentences(4)
+    texts = [a, b, a, c, b, a, a, b, c, d]
+    expected = encoder.encode_passages(texts)
+    encode, seen = Encoder.encode_passages, []
+
+    def watched(self: Encoder, texts: list[str], **options: object) -> np.ndarray:
+        seen.append(texts)
+        return encode(self, texts, **options)  # type: ignore[arg-type]
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if done == 4 and total == 10:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Encoder, "encode_passages", watched)
+    with pytest.raises(KeyboardInterrupt):
+        encoder.encode_to(texts, tmp_path / "v.npy", shard_size=2, progress=stop)
+    vectors = encoder.encode_to(texts, tmp_path / "v.npy", shard_size=2)
+    assert seen == [[a, b], [c], [], [], [d]]
+    assert np.allclose(vectors, expected, atol=1e-6)
 
 
 def test_interrupted_output_of_other_texts_starts_anew(encoder: Encoder, tmp_path: Path) -> None:

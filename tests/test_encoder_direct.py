@@ -24,7 +24,8 @@ def saved(tmp_path: Path, kind: str = "bert", pooling: str = "mean", **settings:
     folder = write_tiny_model(tmp_path / "base", kind=kind, pooling=pooling)
     values = {"model": str(folder), "device": "cpu", "precision": "float32", "query_prompt": "who is "}
     adapted = attach(
-        Encoder.load(EncoderConfig.model_validate(values)), AdapterConfig.model_validate({"rank": 4, **settings})
+        Encoder.load(EncoderConfig.model_validate(values)),
+        AdapterConfig.model_validate({"rank": 4, "layers": 1, **settings}),
     )
     with torch.no_grad():
         for parameter in adapted.trainable().values():
@@ -85,6 +86,16 @@ def test_bfloat16_is_measured_here_too(tmp_path: Path) -> None:
     opened = directly_opened(folder, "bfloat16")
     assert opened.precision.min_cosine < 1
     assert np.sum(opened.encode_queries(TEXTS) * encoder.encode_queries(TEXTS), axis=1).min() > 0.99
+
+
+def test_where_bfloat16_does_not_hold_the_folder_opens_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ragadapt.encoder.precision.Precision.holds", False)
+    folder, encoder = saved(tmp_path)
+    opened = directly_opened(folder, "bfloat16")
+    assert opened.precision.dtype == "float32"
+    assert np.allclose(opened.encode_queries(TEXTS), encoder.encode_queries(TEXTS), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["distilbert", "mpnet"])

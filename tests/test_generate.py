@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,14 @@ from hypothesis import strategies as st
 
 from ragadapt.config import QueryConfig
 from ragadapt.errors import GeneratorFailed, InvalidConfiguration, MissingExtra, ModelNotFound
-from ragadapt.queries.generate import choose_chunks, estimate, estimate_tokens, generate, generate_queries
+from ragadapt.queries.generate import (
+    _generator_id,
+    choose_chunks,
+    estimate,
+    estimate_tokens,
+    generate,
+    generate_queries,
+)
 from ragadapt.queries.generators.cache import Answer, AnswerLog, read_answers
 from ragadapt.queries.generators.endpoint import endpoint_id, endpoint_url
 from ragadapt.values import Chunk, Evidence, Query
@@ -57,6 +64,16 @@ def test_every_document_gives_one_passage_before_any_gives_two() -> None:
         "short": 1,
         "brief": 1,
     }
+
+
+def test_a_document_more_or_a_passage_changed_leaves_nearly_all_choices() -> None:
+    names = [f"{place}{number}" for place in ("alpha", "beta", "gamma") for number in range(5)]
+    many, new = [make_chunk(number, name) for name in names for number in range(4)], make_chunk(0, "delta")
+    edited = [replace(many[0], text=many[0].text + " And more."), *many[1:]]
+    for seed in range(5):
+        before = set(chosen_ids(choose_chunks(many, 20, seed=seed)))
+        assert len(before - set(chosen_ids(choose_chunks([*many, new], 20, seed=seed)))) <= 1
+        assert len(before - set(chosen_ids(choose_chunks(edited, 20, seed=seed)))) <= 1
 
 
 def test_short_repeated_and_symbol_passages_are_passed_over() -> None:
@@ -505,6 +522,47 @@ def test_other_models_and_temperatures_are_other_generators() -> None:
     assert len(ids) == 4
 
 
+def test_an_answer_under_one_token_limit_is_not_taken_for_one_under_another(server: Server, tmp_path: Path) -> None:
+    cache = tmp_path / "lm.jsonl"
+    for limit, asked in ((8, 2), (8, 2), (64, 4)):
+        config = config_for(server, generator_max_tokens=limit)
+        generate(CHUNKS[:2], config, seed=SEED, cache_path=cache)
+        assert len(server.requests) == asked
+    small, large = (QueryConfig(generator="some/model", generator_max_tokens=limit) for limit in (8, 64))
+    assert _generator_id(small) != _generator_id(large)
+
+
+def test_settings_of_the_requests_leave_answers_as_they_are(server: Server, tmp_path: Path) -> None:
+    cache = tmp_path / "lm.jsonl"
+    generate(CHUNKS[:3], config_for(server), seed=SEED, cache_path=cache)
+    other = {"generator_timeout_seconds": 7, "generator_retries": 1, "generator_concurrency": 1, "generator_queries": 9}
+    again = generate(CHUNKS[:3], config_for(server, **other), seed=SEED, cache_path=cache)
+    assert (len(server.requests), again.reused) == (3, 3)
+
+
+def test_what_will_be_asked_is_said_before_an_endpoint_is_asked(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = tmp_path / "lm.jsonl"
+    seen: list[int] = []  # log lines there were when a request came
+    examples = [Query("u1", "who signs tool 1", "label", Evidence.LABELLED, (CHUNKS[-1].id,))]
+    expected = estimate(CHUNKS[:4], config_for(server), seed=SEED, cache_path=cache, examples=examples)
+    server.reply = lambda server, request: (seen.append(len(caplog.records)), good_answer(server, request))[1]
+    generate(CHUNKS[:4], config_for(server), seed=SEED, cache_path=cache, examples=examples)
+    said = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert [record.getMessage() for record in said] == [f"questions by {server.url}: {expected.words}"]
+    assert f"4 requests, about {expected.input_tokens:,} tokens in" in expected.words
+    assert seen == [1] * 4
+    caplog.clear()
+    generate(CHUNKS[:6], config_for(server), seed=SEED, cache_path=cache, examples=examples)
+    assert ": 2 requests" in caplog.text and "; 4 more are answered already" in caplog.text
+    caplog.clear()
+    generate(CHUNKS[:6], config_for(server), seed=SEED, cache_path=cache, examples=examples)
+    assert not caplog.records  # nothing is paid, so it is told at INFO alone
+    done = estimate(CHUNKS[:6], config_for(server), seed=SEED, cache_path=cache, examples=examples)
+    assert done.words == "no requests: all 6 are answered already"
+
+
 def test_the_estimate_counts_prompts_tokens_and_cost() -> None:
     config = QueryConfig(
         generator_url="http://h/v1",
@@ -767,9 +825,9 @@ def test_a_causal_model_writes_the_same_in_any_batch_and_other_under_another_see
     alone = raw_answers(causal, tmp_path, "alone", generator_batch=1)
     together = raw_answers(causal, tmp_path, "together", generator_batch=4)
     assert len(alone) == 5
-    assert all(alone.values())
     assert alone == together
-    assert len(set(alone.values())) == 5
+    written = [text for text in alone.values() if text]  # random weights may end at once
+    assert len(written) >= 3 and len(set(written)) == len(written)
     config = QueryConfig(generator=causal, per_chunk=2, generator_max_tokens=24, generator_device="cpu")
     generate(CHUNKS[:5], config, seed=SEED + 1, cache_path=tmp_path / "other.jsonl")
     other = {answer.chunk: answer.text for answer in read_answers(tmp_path / "other.jsonl").values()}

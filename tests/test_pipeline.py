@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import shutil
@@ -15,19 +16,29 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny_models import sentences, write_tiny_model
 
+from ragadapt.adaptation import dev_judges
 from ragadapt.asking import Labels
 from ragadapt.config import FitConfig
-from ragadapt.errors import EmptyCorpus, InvalidConfiguration, InvalidInput, InvalidLabels, NotARetriever
+from ragadapt.errors import (
+    EmptyCorpus,
+    GeneratorFailed,
+    InvalidConfiguration,
+    InvalidInput,
+    InvalidLabels,
+    NotARetriever,
+)
+from ragadapt.evaluation import gate
 from ragadapt.pipeline import FitResult, fit, reindex
 from ragadapt.retriever import Retriever
 from ragadapt.store import open_store
-from ragadapt.values import Chunk, Evidence, Query
+from ragadapt.values import Chunk, Document, Evidence, Query
 
 DOCUMENTS = 24
 
@@ -101,6 +112,47 @@ def test_the_report_compares_what_ships_with_every_baseline(fitted: FitResult) -
     assert fitted.report.checks[0].passed  # the trained adapter is not zero
 
 
+def test_the_report_shows_how_far_answers_stand_from_other_passages(fitted: FitResult, labels: Labels) -> None:
+    found = fitted.report.distributions
+    assert found is not None
+    assert (found.after is not None) is fitted.decision.adapted
+    shown = found.after or found.before
+    assert fitted.report.evidence is not None
+    assert sum(shown.positives) == sum(shown.negatives) == fitted.report.evidence.queries
+    answer_of = {line.split("\t")[0]: line.split("\t")[1] for line in labels.qrels.read_text().splitlines()}  # type: ignore[union-attr]
+    texts = [json.loads(line) for line in labels.queries.read_text().splitlines()]
+    judged = {json.loads(line)["text"] for line in (fitted.path / "report" / "queries.jsonl").read_text().splitlines()}
+    right, wrong = [], []
+    with Retriever.open(fitted.path, precision="float32") as retriever:
+        pages = np.array([chunk.document_id for chunk in retriever.chunks])
+        vectors = retriever.searcher.index.vectors([chunk.id for chunk in retriever.chunks])
+        for query in (query for query in texts if query["text"] in judged):
+            scores = vectors @ retriever.encoder.encode_queries([query["text"]])[0]
+            own = pages == answer_of[query["_id"]]
+            right.append(scores[own].max())
+            wrong.append(scores[~own].max())
+    for counts, scores in ((shown.positives, right), (shown.negatives, wrong)):
+        expected = np.histogram(scores, shown.edges)[0]
+        assert np.abs(np.array(counts) - expected).sum() <= 4  # two scores next to an edge may round across it
+
+
+def test_the_precision_and_its_agreement_are_recorded(fitted: FitResult) -> None:
+    recorded = open_store(fitted.path).manifest.sections["precision"]
+    assert recorded["dtype"] == "float32" and recorded["min_cosine"] == recorded["rank_agreement"] == 1
+    machine = json.loads((fitted.path / "report" / "report.json").read_text())["machine"]
+    assert machine["precision"] == "float32" and machine["least cosine with float32"] == "1.00000"
+    assert "Computed in float32 on" in (fitted.path / "report" / "README.md").read_text()
+
+
+def test_a_fit_tells_how_far_its_long_stages_are(docs: Path, model: Path, labels: Labels, tmp_path: Path) -> None:
+    ends: dict[str, tuple[int, int]] = {}
+    config = settings(model, training={"epochs": 1, "evaluations": 1}, split={"dev": 0.4})
+    fit([docs], tmp_path / "r", config, labels=[labels], progress=lambda stage, *far: ends.update({stage: far}))
+    for stage in ("near-duplicates", "search", "mine negatives", "choosing the strength"):
+        assert ends[stage][0] == ends[stage][1] > 0
+    assert ends["choosing the strength"] == (5, 5)
+
+
 def test_the_trained_model_never_ships_on_a_loss(fitted: FitResult) -> None:
     decision = fitted.decision
     assert decision.search is not None
@@ -155,6 +207,56 @@ def test_a_run_for_outside_tools_ranks_documents(fitted: FitResult) -> None:
     assert set(run) == {"a", "b"}
     assert all(id.startswith("page") and "#" not in id for scores in run.values() for id in scores)
     assert all(len(scores) == 5 for scores in run.values())
+
+
+def test_a_run_looks_deeper_until_it_has_k_documents_and_only_where_they_are_short(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = sentences(50, words=4, seed=12)
+    pieces = [Chunk(f"long#{at}", "long", f"zebra zebra {words[at]}") for at in range(40)]
+    pieces += [Chunk(f"d{at}#0", f"d{at}", f"zebra {words[at]} {' '.join(words)}") for at in range(40, 45)]
+    pieces += [Chunk(f"e{at}#0", f"e{at}", f"yak {words[at]}") for at in range(45, 48)]
+    result = fit(pieces, tmp_path / "r", settings(model, adapter={"method": "none"}), chunked=True)
+    with Retriever.open(result.path) as retriever:
+        asked = []
+        rank = retriever.searcher.rank
+
+        def watch(texts: Sequence[str], vectors: np.ndarray, k: int, *rest: Any, **more: Any) -> Any:
+            asked.append((list(texts), k))
+            return rank(texts, vectors, k, *rest, **more)
+
+        monkeypatch.setattr(retriever.searcher, "rank", watch)
+        run = retriever.run({"few": "yak", "many": "zebra"}, k=4, mode="lexical")
+        assert set(run["few"]) == {"e45", "e46", "e47"}
+        assert len(run["many"]) == 4
+        assert next(iter(run["many"])) == "long"
+        assert asked == [(["yak", "zebra"], 16), (["zebra"], 32), (["zebra"], 48)]
+        for mode in ("dense", "hybrid"):
+            run = retriever.run({"a": "zebra", "b": "yak"}, k=9, mode=mode)
+            assert (len(run["a"]), len(run["b"])) == (9, 9)
+        asked.clear()
+        assert len(retriever.run({"a": "zebra"}, k=1)["a"]) == 1
+        assert asked == [(["zebra"], 4)]
+
+
+def test_quotes_that_no_passage_holds_count_as_not_found(fitted: FitResult, tmp_path: Path) -> None:
+    with Retriever.open(fitted.path) as retriever:
+        best = retriever.search("red water", 1, mode="lexical")[0].chunk
+    held, lost = {"source": best.source, "quote": best.text}, {"source": best.source, "quote": "nobody ever said so"}
+
+    def measure(*evidence: list[dict[str, str]], qrels: Path | None = None) -> dict[str, float]:
+        rows = [{"_id": str(at), "text": "red water", "evidence": quotes} for at, quotes in enumerate(evidence)]
+        (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        with Retriever.open(fitted.path) as retriever:
+            return retriever.evaluate(tmp_path / "q.jsonl", qrels, modes=("lexical",))["lexical"]
+
+    names = ("evidence recall@5", "evidence recall@10", "evidence questions", "quotes not found")
+    assert [measure([held])[name] for name in names] == [1, 1, 1, 0]
+    assert [measure([held], [lost])[name] for name in names] == [0.5, 0.5, 2, 1]
+    assert [measure([held, lost], [lost], [held])[name] for name in names] == [0.5, 0.5, 3, 2]
+    judged = tmp_path / "qrels.tsv"  # judged by document beside the quotes
+    judged.write_text(f"1\t{best.document_id}\t1\n", encoding="utf-8")
+    assert [measure([held], [lost], qrels=judged)[name] for name in names] == [0.5, 0.5, 2, 1]
 
 
 def test_a_metadata_filter_holds_on_both_sides(fitted: FitResult, tmp_path: Path, model: Path) -> None:
@@ -219,6 +321,37 @@ def test_the_frozen_layers_read_every_text_once_for_a_whole_fit(
     with Retriever.open(results[True].path) as one, Retriever.open(results[False].path) as other:
         ids = one.searcher.index.ids()
         np.testing.assert_allclose(one.searcher.index.vectors(ids), other.searcher.index.vectors(ids), atol=1e-4)
+
+
+def test_a_second_fit_reads_the_frozen_layers_that_the_first_one_kept(
+    docs: Path, model: Path, labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ragadapt.encoder.prefix import PrefixCache
+
+    added: list[int] = []
+    add = PrefixCache.add
+
+    def counting(self: PrefixCache, rows: list[np.ndarray], hidden: torch.Tensor) -> None:
+        before = len(self)
+        add(self, rows, hidden)
+        added.append(len(self) - before)
+
+    monkeypatch.setattr(PrefixCache, "add", counting)
+    grown, results = {}, {}
+    for name, rate, shared in (("first", 3e-3, True), ("second", 1e-3, True), ("cold", 1e-3, False)):
+        training = {"learning_rate": rate, "epochs": 1, "evaluations": 1}
+        training |= {"prefix_cache_folder": str(tmp_path / "kept")} if shared else {}
+        added.clear()
+        config = settings(model, adapter={"rank": 4, "layers": 1}, training=training)
+        results[name] = fit([docs], tmp_path / name, config, labels=[labels])
+        grown[name] = sum(added)
+    assert grown["first"] == grown["cold"] > 2 * DOCUMENTS
+    assert grown["second"] == 0
+    assert results["second"].decision == results["cold"].decision
+    assert [path.name[:7] for path in (tmp_path / "kept").glob("*.bin")] == ["prefix-"]
+    with Retriever.open(results["second"].path) as warm, Retriever.open(results["cold"].path) as cold:
+        ids = warm.searcher.index.ids()
+        np.testing.assert_allclose(warm.searcher.index.vectors(ids), cold.searcher.index.vectors(ids), atol=1e-5)
 
 
 def test_query_side_adaptation_leaves_passage_vectors_as_the_base_made_them(
@@ -339,6 +472,139 @@ def test_a_language_models_queries_train_and_another_kind_of_them_judges(
     assert "judge; other kinds train" in judged.steps[0].detail
 
 
+def test_a_language_models_answers_outlive_settings_documents_and_the_fit(
+    docs: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ragadapt.queries import generate
+    from ragadapt.queries.generators.cache import Answer
+
+    asked: list[str] = []
+    stops_after = 10
+
+    class Generator:
+        """Answers one by one; after some, it times out."""
+
+        failed = 0
+
+        def answers(self, prompts: Sequence[Any]) -> Iterator[list[Answer]]:
+            for prompt in prompts:
+                if len(asked) == stops_after:
+                    raise GeneratorFailed("timed out")
+                asked.append(prompt.chunk.id)
+                yield [Answer(prompt.key, prompt.chunk.id, f"Question: What of {prompt.chunk.content_hash[:8]}?")]
+
+    def run(**query: object) -> FitResult:
+        query = {"generator_url": "http://localhost:9/v1", "generator_model": "m", "round_trip_k": 0, **query}
+        return fit([copy], tmp_path / "r", settings(model, query=query, adapter={"method": "none"}))
+
+    monkeypatch.setattr(generate, "_open", lambda config: Generator())
+    copy = shutil.copytree(docs, tmp_path / "docs")
+    kept = tmp_path / ".r.answers.jsonl"
+    with pytest.raises(GeneratorFailed):
+        run()
+    assert len(kept.read_text().splitlines()) == 10
+    kept.write_bytes(kept.read_bytes()[:-20])  # the machine went down, too
+    stops_after = 10_000
+    run(generator_timeout_seconds=300, generator_retries=1, generator_concurrency=1)
+    whole = len(set(asked))
+    assert len(asked) == whole + 1  # the torn answer alone was asked for twice
+    (copy / "page00.md").write_text("# Page 0\n\n" + ". ".join(sentences(4, words=12, seed=99)) + ".\n")
+    run()
+    assert {id.split("#")[0] for id in asked[whole + 1 :]} == {"page00.md"}
+    before = len(asked)
+    run(generator_queries=900)
+    assert len(asked) == before
+    kept.unlink()
+    run()
+    assert len(asked) > before
+
+
+def test_answers_are_kept_only_where_a_generator_is_used(fitted: FitResult) -> None:
+    assert not [path for path in fitted.path.parent.iterdir() if "answers" in path.name]
+
+
+def test_licences_of_generator_and_teacher_come_from_their_cards(
+    fitted: FitResult, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ragadapt.pipeline import _licences
+
+    (tmp_path / "carded").mkdir()
+    (tmp_path / "carded" / "README.md").write_text("---\nlanguage: en\nlicense: mit\n---\n# A model\n")
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache",
+        lambda name, file, revision: str(tmp_path / "carded" / file) if name == "owner/cached" else None,
+    )
+    with Retriever.open(fitted.path) as retriever:
+
+        def found(**query: str) -> dict[str, str]:
+            mining = {"teacher": str(tmp_path / "carded")}
+            return _licences(retriever.encoder, settings(model, query=query, mining=mining))
+
+        assert found(generator=str(tmp_path / "carded"))["generator"] == "mit"
+        assert found(generator="owner/cached")["generator"] == found()["teacher"] == "mit"
+        assert found(generator="owner/elsewhere")["generator"] == "unknown: see owner/elsewhere"
+        assert found(generator="owner/cached/m.gguf")["generator"] == "unknown: see owner/cached/m.gguf"
+        endpoint = found(generator_url="http://localhost:9", generator_model="owner/cached")
+        assert endpoint["generator"] == "unknown: see owner/cached"
+        assert "generator" not in found()
+
+
+def test_dev_queries_of_the_next_rank_steer_where_labels_only_judge(
+    docs: Path, model: Path, labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ragadapt.asking as asking
+
+    def written(chunks: Sequence[Chunk], config: object, **settings: object) -> list[Query]:
+        rng, made = random.Random(0), []
+        for chunk in chunks:
+            words = chunk.text.replace(".", "").split()
+            for number in range(3):
+                text = " ".join(rng.sample(words, 5)) + f" {number}"
+                made.append(Query(f"{chunk.id} {number}", text, "lm-question", Evidence.PARAPHRASE, (chunk.id,)))
+        return made
+
+    monkeypatch.setattr(asking, "generate_queries", written)
+    query = {"generator_url": "http://localhost:9", "max_overlap": 1.0, "round_trip_k": 0}
+    evaluation = Labels(labels.queries, labels.qrels, "eval")
+    config = settings(model, query=query, training={"epochs": 1, "evaluations": 2}, split={"heldout": 0.1, "dev": 0.4})
+    # Every page answers a held-out label, and such a page gives no training query: let it, here.
+    monkeypatch.setattr(asking, "_without_held_out_passages", lambda train, heldout, corpus: list(train))
+    report = fit([docs], tmp_path / "r", config, labels=[evaluation]).report
+    assert report.evidence is not None
+    assert report.evidence.tier == "labelled"
+    assert any(point.dev is not None for point in report.learning)
+    assert report.interpolation is not None
+    assert report.split is not None
+    assert report.split.negatives is not None and report.split.heldout_negatives is not None
+    # So every negative answers a held-out question.
+    assert 0 < report.split.heldout_negatives == report.split.negatives
+    assert "held-out answers as negatives" in (tmp_path / "r" / "report" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_teacher_that_no_loss_follows_is_refused_at_the_door(docs: Path, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfiguration, match=r"training\.loss"):
+        fit([docs], tmp_path / "r", settings(model, mining={"teacher": "some/reranker"}))
+    assert not (tmp_path / "r").exists()
+
+
+def test_what_steers_is_most_like_what_judges_and_never_a_crop() -> None:
+    def some(count: int, kind: str, rank: Evidence) -> list[Query]:
+        return [Query(f"{kind} {n}", f"{kind} {n}", kind, rank, ("c",)) for n in range(count)]
+
+    label, link = some(9, "label", Evidence.LABELLED), some(20, "link", Evidence.HUMAN)
+    asked, written = some(8, "question", Evidence.HUMAN), some(900, "lm-question", Evidence.PARAPHRASE)
+    crops = some(50, "title", Evidence.CROP)
+    by_labels = gate.Plan((), tuple(label), Evidence.LABELLED, "")
+    by_questions = gate.Plan((), tuple(asked), Evidence.HUMAN, "")
+    everything = [*label, *link, *asked, *written, *crops]
+    assert next(dev_judges(everything, by_labels)) == label
+    assert next(dev_judges(everything, by_questions)) == asked
+    assert next(dev_judges([*label[:7], *asked, *written, *crops], by_labels)) == asked
+    assert next(dev_judges([*label[:7], *asked[:7], *written, *crops], by_labels)) == written[::3]
+    assert next(dev_judges([*asked[:7], *link], by_questions)) == [*asked[:7], *link]
+    assert list(dev_judges(crops, by_labels)) == []
+
+
 def test_passages_that_were_cut_elsewhere_are_taken_as_they_are(model: Path, tmp_path: Path) -> None:
     @dataclass
     class Cut:  # as LangChain's Document looks
@@ -351,6 +617,19 @@ def test_passages_that_were_cut_elsewhere_are_taken_as_they_are(model: Path, tmp
     with Retriever.open(result.path) as retriever:
         assert [chunk.text for chunk in retriever.chunks] == [item.page_content for item in cut]
         assert retriever.search(cut[7].page_content, mode="lexical")[0].chunk.source == "file1.txt"
+
+
+def test_passages_longer_than_the_encoder_reads_are_said_to_be_cut_off(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("ragadapt"), "propagate", True)  # the command line turns it off
+    texts = [*sentences(38, seed=2), "river " * 400, "bridge " * 100]
+    cut = [Document(f"d{number}", text) for number, text in enumerate(texts)]
+    result = fit(cut, tmp_path / "r", settings(model, adapter={"method": "none"}), chunked=True)
+    said = next(warning for warning in result.report.warnings if "in no vector" in warning)
+    assert "2 of 40 passages are longer than the 46 tokens" in said
+    assert "the longest has 400" in said
+    assert said in [record.getMessage() for record in caplog.records]
 
 
 def test_two_label_files_with_the_same_ids_do_not_mix(docs: Path, model: Path, labels: Labels, tmp_path: Path) -> None:
@@ -395,6 +674,7 @@ def test_a_list_given_as_one_query_is_refused(fitted: FitResult) -> None:
 _FIT = """
 import sys
 from pathlib import Path
+from typing import Any
 sys.path.insert(0, {tests!r})
 from test_pipeline import settings
 from ragadapt.asking import Labels

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from ragadapt.config import SplitConfig
 from ragadapt.errors import InvalidInput
 from ragadapt.queries import Split, assign_queries, count_leaks, split_documents, split_labelled
+from ragadapt.queries.split import _deal
 from ragadapt.values import Chunk, Document, Evidence, Query
 
 CONFIG = SplitConfig()
@@ -114,6 +115,25 @@ def test_labelled_queries_with_a_common_answer_may_stand_in_every_part() -> None
     assert all(parts(split_labelled(queries, CONFIG, 3)))
 
 
+@pytest.mark.parametrize(("count", "heldout"), [(40, 0.2), (50, 0.2), (50, 0.0), (60, 0.5)])
+def test_forty_labelled_queries_or_more_leave_enough_to_steer_by(count: int, heldout: float) -> None:
+    queries = [asked(str(i), f"topic{i} question", f"c{i}") for i in range(count)]
+    for seed in range(20):
+        split = split_labelled(queries, SplitConfig(heldout=heldout), seed)
+        assert len(split.dev) >= 8
+        assert len(split.train) >= 8
+        fewer = _deal([query.id for query in queries], (), SplitConfig(heldout=heldout), seed, unit="query", note="")
+        assert split.heldout == fewer.heldout  # what judges stays as it is
+        assert fewer.dev <= split.dev
+        assert split == fewer or (len(fewer.dev) < 8 and len(split.dev) == 8)
+
+
+def test_few_labelled_queries_and_a_split_without_a_dev_part_stay_as_they_are() -> None:
+    queries = [asked(str(i), f"topic{i} question", f"c{i}") for i in range(50)]
+    assert split_labelled(queries, SplitConfig(dev=0.0), 3).dev == frozenset()
+    assert len(split_labelled(queries[:39], CONFIG, 3).dev) < 8
+
+
 def test_queries_go_where_their_passages_are_and_mixed_ones_nowhere() -> None:
     chunks = [Chunk("a", "d1", "x"), Chunk("b", "d2", "y"), Chunk("c", "d3", "z")]
     split = Split(frozenset({"d1"}), frozenset({"d2"}), frozenset({"d3"}))
@@ -138,7 +158,8 @@ def test_every_way_of_leaking_is_counted() -> None:
         asked("3", "when do tickets come", "copy"),
         asked("4", "tickets by post", "clean"),
     ]
-    report = count_leaks(train, heldout, chunks, negatives={"4": ["around"]})
+    train.append(asked("5", "what comes before it", "around"))
+    report = count_leaks(train, heldout, chunks)
     assert (report.texts, report.near_texts, report.passages, report.contained) == (1, 1, 1, 1)
     assert report.total == 4
     assert any("around" in example for example in report.examples)

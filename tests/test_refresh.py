@@ -19,6 +19,7 @@ from ragadapt_cli.main import run
 from refresh_victim import PAGES, round_of, state_of, write_pages, write_round
 from tiny_models import sentences, write_tiny_model
 
+from ragadapt.asking import Labels
 from ragadapt.chunks import ChunkStore
 from ragadapt.config import FitConfig, IndexConfig
 from ragadapt.encoder import Encoder
@@ -193,6 +194,28 @@ def test_an_unchanged_corpus_changes_nothing_and_loads_no_model(place: Path, mon
     assert names == {"docs", "retriever", ".retriever.lock", ".retriever.feedback.lock"}
 
 
+def test_neither_the_retriever_nor_the_labels_in_the_folder_become_documents(place: Path, model: Path) -> None:
+    docs = place / "docs"
+    questions = [{"_id": f"q{n}", "text": f"page {n} part", "evidence": _quote(docs, n)} for n in range(4)]
+    (docs / "ask").mkdir()
+    (docs / "ask" / "questions.jsonl").write_text("\n".join(json.dumps(question) for question in questions))
+    labels = [Labels(docs / "ask" / "questions.jsonl")]
+    for _ in range(2):
+        fit([docs], docs / "retriever", settings(model), labels=labels)
+    for folder in (docs, place / "renamed"):
+        docs.rename(folder)
+        with ChunkStore.open(folder / "retriever" / "chunks.sqlite") as store:
+            assert sorted(record.id for record in store.documents()) == [f"page{n:02}.md" for n in range(12)]
+        done = refresh_documents(folder / "retriever", [folder])
+        assert (done.changed, done.documents) == (False, DocumentChanges(unchanged=12))
+        assert {skipped.source for skipped in done.skipped} == {"ask/questions.jsonl", "retriever/"}
+
+
+def _quote(docs: Path, number: int) -> list[dict[str, str]]:
+    text = (docs / f"page{number:02}.md").read_text(encoding="utf-8")
+    return [{"source": f"page{number:02}.md", "quote": text.split("\n\n")[2].split(".")[0]}]
+
+
 def test_deleting_alone_loads_no_model(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / "docs" / "page03.md").unlink()
     monkeypatch.setattr(Encoder, "open", lambda *_, **__: pytest.fail("a model was loaded"))
@@ -222,7 +245,9 @@ def test_another_versions_chunks_are_cut_again(place: Path, monkeypatch: pytest.
     assert not done.changed  # it cuts as this one does
 
 
-def test_objects_refresh_what_was_made_from_objects(tmp_path: Path, model: Path) -> None:
+def test_objects_refresh_what_was_made_from_objects(
+    tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     objects = [Document(f"d{n}", text, title=f"T{n}") for n, text in enumerate(sentences(8, seed=4))]
     fit(objects, tmp_path / "r", settings(model))
     done = refresh_documents(tmp_path / "r", [*objects[1:], Document("new", "red water tree river")])
@@ -235,6 +260,8 @@ def test_objects_refresh_what_was_made_from_objects(tmp_path: Path, model: Path)
         tmp_path / "s",
         fit([*cut, Document("c6", "oven bake bread city")], tmp_path / "t", settings(model), chunked=True).path,
     )
+    refresh_documents(tmp_path / "s", [*cut, Document("c7", "river " * 100)])
+    assert "1 of 1 passages are longer than the 46 tokens" in caplog.text
     with pytest.raises(InvalidInput, match="cut already"):
         refresh_documents(tmp_path / "s", [tmp_path])
 

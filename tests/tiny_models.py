@@ -83,3 +83,27 @@ def write_tiny_model(
     target = folder / "model"
     made.save(str(target), create_model_card=False)
     return target
+
+
+def write_tiny_cross_encoder(folder: Path, seed: int = 0) -> Path:
+    """A sentence-transformers CrossEncoder folder with a random two-layer BERT that gives one score for a pair."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    write_tokenizer(folder)
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=160,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=66,
+        num_labels=1,
+    )
+    model = BertForSequenceClassification(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(8.0)
+    model.save_pretrained(folder)
+    return folder

@@ -26,12 +26,14 @@ from typing import Any
 
 import numpy as np
 from beir import Collection, load, run_of
+from charts import write_chart
 
 from ragadapt import Encoder, EncoderConfig, FitConfig, Retriever, fit
 from ragadapt.config import AdapterConfig, PefaConfig, TrainingConfig
 from ragadapt.evaluation import Evaluation, evaluate, paired_bootstrap
 from ragadapt.evaluation.judging import JudgedQuery
 from ragadapt.evaluation.report import Curve, Report, write_report
+from ragadapt.evaluation.report.charts import Series, line_chart
 from ragadapt.fusion import Background, Fusion, learn_weight
 from ragadapt.index import VectorIndex, exact_index, open_index
 from ragadapt.lexical import LexicalIndex
@@ -379,15 +381,20 @@ def few(bench: Bench, sizes: Sequence[int] = (20, 50, 100), draws: int = 5) -> N
                     draws=values,
                     over_plain=[gain.low, gain.delta, gain.high],
                 )
-        curves = tuple(
-            Curve.through(
-                [(row["labels"], row["mean"]) for row in bench.rows
-                 if (row["part"], row.get("collection"), row.get("method")) == ("few", name, key)],
-                title=f"{key}: {name}", x_label="labelled questions", levels={"untuned": plain.mean["nDCG@10"]},
-            )
-            for key in ("fusion", "PEFA", "LoRA", "all")
-        )  # fmt: skip
-        write_report(bench.folder / f"few-{name}", Report(title=f"Few labels on {name}", curves=curves))
+        rows = [row for row in bench.rows if row["part"] == "few" and row["collection"] == name]
+        draw_few(rows, bench.folder / f"few-{name}.svg")
+
+
+def draw_few(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """nDCG@10 over the number of labels, a line for each method with the interval of its mean."""
+    series = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        lows, highs = ([row["plain"] + row["over_plain"][end] for row in own] for end in (0, 2))
+        series.append(Series(method, [row["labels"] for row in own], [row["mean"] for row in own], lows, highs))
+    title = f"Few labels on {rows[0]['collection']}"
+    levels = {"untuned": rows[0]["plain"]}
+    write_chart(path, line_chart(series, title=title, x_label="labelled questions", y_label="nDCG@10", levels=levels))
 
 
 def learnt_weight(task: Task, ids: Sequence[str]) -> float:

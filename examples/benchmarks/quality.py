@@ -177,7 +177,7 @@ def labelled(bench: Bench, part: str, **changes: Any) -> Callable[[], None]:
     return run
 
 
-def signals(bench: Bench, most: int = 600) -> None:
+def signals(bench: Bench, most: int = 300) -> None:
     """What each training signal that needs no labels gives, when it is trained on without asking the gate.
 
     For every kind of query that the documents offer, dense search on the test split after training on at most `most`

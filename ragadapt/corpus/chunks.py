@@ -37,8 +37,8 @@ def chunk_documents(
     """The chunks of all documents, in order.
 
     count_tokens: texts -> their token counts. max_tokens: what the encoder can read of a passage (its limit
-    less special tokens); config.max_tokens lowers it. count_tokens([chunk.passage]) <= the limit for every chunk,
-    and document.text[chunk.start:chunk.end] == chunk.text. Ids are "<document id>#<place>".
+    less special tokens and prompt); config.max_tokens lowers it. count_tokens([chunk.passage]) <= the limit for
+    every chunk, and document.text[chunk.start:chunk.end] == chunk.text. Ids are "<document id>#<place>".
     """
     cutter = _Cutter(config, count_tokens, _limit(config, max_tokens))
     chunks: list[Chunk] = []

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragadapt.errors import InvalidInput
+from ragadapt.values import Progress, no_progress
 
 _SHINGLE = 5
 _BANDS, _ROWS = 20, 4  # pairs at Jaccard .8 share a band with probability 1 - (1 - .8^4)^20 > .9999
@@ -49,7 +50,9 @@ def normalise(text: str) -> str:
     return words or " ".join(folded.split())
 
 
-def near_duplicate_groups(texts: Sequence[str], *, threshold: float = 0.8, seed: int = 0) -> list[int]:
+def near_duplicate_groups(
+    texts: Sequence[str], *, threshold: float = 0.8, seed: int = 0, progress: Progress = no_progress
+) -> list[int]:
     """A group number for each text, counted from 0 in order of appearance; near-duplicates share one.
 
     Two texts belong together when their normal forms are equal, or when the Jaccard similarity of their
@@ -61,11 +64,13 @@ def near_duplicate_groups(texts: Sequence[str], *, threshold: float = 0.8, seed:
         raise InvalidInput("near_duplicate_groups takes a list of texts, not one text. Pass [text].")
     if not 0 < threshold <= 1:
         raise InvalidInput(f"threshold = {threshold}: it is a similarity, above 0 and at most 1.")
+    if texts:
+        progress("near-duplicates", 0, len(texts))
     first_of: dict[str, int] = {}
     originals = [first_of.setdefault(normalise(text), len(first_of)) for text in texts]
     forms = list(first_of)
     del first_of
-    sets, signatures = _sketch(forms, seed)
+    sets, signatures = _sketch(forms, seed, progress)
     parent = np.arange(len(forms))
     for band in range(_BANDS):
         _join_band(signatures[:, band], sets, parent, threshold)
@@ -73,7 +78,7 @@ def near_duplicate_groups(texts: Sequence[str], *, threshold: float = 0.8, seed:
     return [numbers.setdefault(_root(parent, form), len(numbers)) for form in originals]
 
 
-def _sketch(forms: Sequence[str], seed: int) -> tuple[list[Hashes], Hashes]:
+def _sketch(forms: Sequence[str], seed: int, progress: Progress) -> tuple[list[Hashes], Hashes]:
     """Sorted distinct shingle hashes of each text, and the hash of each of its bands: (texts, bands)."""
     rng = np.random.default_rng(seed)
     multipliers = rng.integers(1, 2**63, size=_BANDS * _ROWS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
@@ -92,6 +97,7 @@ def _sketch(forms: Sequence[str], seed: int) -> tuple[list[Hashes], Hashes]:
                 mixed = (mixed ^ lowest) * _MIX
                 mixed ^= mixed >> np.uint64(29)
             bands[start : start + len(block), band] = mixed
+        progress("near-duplicates", len(sets), len(forms))
     return sets, bands
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Ids = npt.NDArray[np.int32]
 Padded = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
@@ -36,6 +37,14 @@ def token_batches(
         batches.append(order[start : start + rows])
         start += rows
     return batches
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, of a GPU or of the machine: half of the work may still fit."""
+    message = str(error).lower()
+    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or (
+        "memory" in message and ("alloc" in message or "not enough" in message)
+    )
 
 
 def pad(rows: list[Ids], pad_id: int, max_length: int) -> Padded:

@@ -21,7 +21,7 @@ import torch
 
 from ragadapt.config import EncoderConfig
 from ragadapt.encoder import attention, direct, loading
-from ragadapt.encoder.batches import Ids, token_batches
+from ragadapt.encoder.batches import Ids, lacks_memory, token_batches
 from ragadapt.encoder.precision import (
     PROBE_PASSAGES,
     PROBE_QUERIES,
@@ -232,7 +232,8 @@ class Encoder:
                 assert side is not None
                 attention.leave(side.model)
                 side.model.to(torch.float32)
-                side.model.load_state_dict(fresh[0].get_submodule("model").state_dict())
+                kept = fresh[0].get_submodule("model").state_dict()  # may hold more than a tower that was opened alone
+                side.model.load_state_dict({name: kept[name] for name in side.model.state_dict()})
             measured = replace(wanted, dtype="float32", reason=f"{wanted.dtype} changes the ranking")
         self.precision = measured
 
@@ -261,7 +262,13 @@ class Encoder:
     @property
     def special_tokens(self) -> int:
         """Tokens that every text gets besides its own (start, end)."""
-        return int(self._tokenizer.num_special_tokens_to_add(pair=False))
+        return int(self._tokenizer.num_special_tokens_to_add(False))  # its name differs between tokenizers
+
+    @property
+    def passage_room(self) -> int:
+        """Tokens of a passage that are read: the max length less special tokens and the passage prompt."""
+        prompt = self._spec.passage_prompt
+        return self.max_length - self.special_tokens - (self.count_tokens([prompt])[0] if prompt else 0)
 
     @property
     def _tokenizer(self) -> Any:
@@ -384,8 +391,8 @@ class Encoder:
         """Vectors written shard by shard into an .npy file, returned memory-mapped (read-only).
 
         Killed and called again with the same texts and encoder, it goes on after the last whole shard; with
-        others it starts anew. Memory stays bounded by a shard. A file beside it, `<name>.progress`, tells how
-        far it came, and is gone at the end. Raises InvalidInput.
+        others it starts anew. Memory stays bounded by a shard; equal texts are encoded once. A file beside it,
+        `<name>.progress`, tells how far it came, and is gone at the end. Raises InvalidInput.
         """
         texts = _checked(texts)
         path = Path(path)
@@ -409,13 +416,20 @@ class Encoder:
         shape = (len(texts), self.dim)
         target = np.lib.format.open_memmap(partial, mode=mode, dtype=np.float32, shape=shape)
         encode = self.encode_queries if side == "query" else self.encode_passages
+        first: dict[str, int] = {}  # a text of an earlier shard is not encoded again, its row is copied
+        source = np.fromiter((first.setdefault(text, at) for at, text in enumerate(texts)), np.int64, len(texts))
+        del first
         cut = 0
         while done < len(texts):
-            shard = texts[done : done + shard_size]
-            target[done : done + len(shard)] = encode(shard, progress=_within(progress, done, len(texts)))
+            end = min(done + shard_size, len(texts))
+            known = source[done:end] < done
+            new = np.flatnonzero(~known)
+            shard = [texts[done + at] for at in new]
+            target[done + new] = encode(shard, progress=_within(progress, done, len(texts)))
+            target[done + np.flatnonzero(known)] = target[source[done:end][known]]
             cut += self.truncated
             target.flush()
-            done += len(shard)
+            done = end
             _write_atomically(note, json.dumps({**identity, "done": done}))
             progress(f"encode {side}s" if side == "passage" else "encode queries", done, len(texts))
         self.truncated = cut
@@ -431,7 +445,7 @@ class Encoder:
     ) -> bool:
         """Keep what the layers below the top ones give, in a file under folder; False where this model can't.
 
-        top_layers: None = the upper half, which is what adapters train by default. Encoders made from this one
+        top_layers: None = the upper half. Encoders made from this one
         (adapted, merged) go on with the same cache. Vectors do not change: a text that runs in the same padded
         shape gets the same bits.
         """
@@ -556,14 +570,15 @@ class Encoder:
 
 
 def _embed(tower: Tower, rows: list[Ids], prompt_length: int) -> Vectors:
-    """One batch; on a GPU without enough memory, the same batch in halves."""
+    """One batch; where memory is short, the same batch in halves."""
     try:
         return tower.embed(rows, prompt_length)
-    except torch.cuda.OutOfMemoryError:
-        if len(rows) == 1:
+    except (MemoryError, RuntimeError) as error:
+        if len(rows) == 1 or not lacks_memory(error):
             raise
-    torch.cuda.empty_cache()
-    log.warning("GPU memory is full: going on with half the batch (%d texts)", len(rows) // 2)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    log.warning("memory is short: going on with half the batch (%d texts)", len(rows) // 2)
     middle = len(rows) // 2
     return np.concatenate([_embed(tower, rows[:middle], prompt_length), _embed(tower, rows[middle:], prompt_length)])
 

@@ -194,6 +194,16 @@ def head_settings(chain: list[nn.Module]) -> tuple[str, ...]:
     return tuple(described)
 
 
+def licence_of(name: str) -> str | None:
+    """The licence of a model by folder or hub name, as its card on this machine says; None for anything else."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return licence(Source(str(folder), None, None, True))
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith(".") or name.lower().endswith(".gguf"):
+        return None
+    return licence(Source(name, None, None, False))
+
+
 def licence(source: Source) -> str | None:
     """The licence that the model card names; None where there is no card or it names none."""
     card: Path | None = Path(source.location) / "README.md"

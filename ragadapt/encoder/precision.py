@@ -56,6 +56,12 @@ class Precision:
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.dtype]
 
     @property
+    def words(self) -> str:
+        """For a reader: "bfloat16 on cpu (least cosine with float32 0.99998, rank agreement 0.998)"."""
+        agrees = f" (least cosine with float32 {self.min_cosine:.5f}, rank agreement {self.rank_agreement:.3f})"
+        return f"{self.dtype} on {self.device}" + (agrees if self.dtype != "float32" else "")
+
+    @property
     def holds(self) -> bool:
         return self.min_cosine >= _MIN_COSINE and self.rank_agreement >= _MIN_RANK_AGREEMENT
 

@@ -138,6 +138,8 @@ class Prefix:
             with work("cache writes", len(missing)):
                 self.cache.add([rows[position] for position in missing], some)
             hidden[missing] = some.cpu()
+        if device.type == "cuda":
+            hidden = hidden.pin_memory()
         return hidden.to(device, non_blocking=True), mask
 
     def fill(

@@ -15,6 +15,7 @@ from ragadapt.queries.labels import (
     same_source,
 )
 from ragadapt.queries.split import (
+    FEWEST_DEV,
     LeakReport,
     Split,
     assign_queries,
@@ -26,6 +27,7 @@ from ragadapt.queries.structure import Link, structural_queries
 from ragadapt.queries.text import text_key
 
 __all__ = [
+    "FEWEST_DEV",
     "KINDS",
     "MIN_QUOTE_SHARE",
     "STRUCTURAL",

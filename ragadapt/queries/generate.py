@@ -3,7 +3,8 @@
 choose chunks → prompts → answers (cached as they come) → cleaning → queries
 
 The model is local (`generator`: a Hugging Face model or a .gguf file) or behind an OpenAI-compatible address
-(`generator_url`). Answers are kept as they came, so a killed run goes on where it stopped, and a second one is free.
+(`generator_url`). Answers are kept as they came, by model and prompt: a killed run goes on where it stopped, a second
+one is free, and after a change of documents or settings only the prompts that are new are asked.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ from ragadapt.errors import GeneratorFailed, InvalidConfiguration
 from ragadapt.queries.filters import lexical_overlap
 from ragadapt.queries.generators.answers import REASONS, clean, normalised
 from ragadapt.queries.generators.cache import Answer, AnswerLog, read_answers
-from ragadapt.queries.generators.endpoint import Endpoint, endpoint_id
+from ragadapt.queries.generators.endpoint import Endpoint, endpoint_id, endpoint_url, token_limit_id
 from ragadapt.queries.generators.prompts import (
     MAX_ASKED,
     Example,
@@ -57,6 +57,18 @@ class Estimate:
     seconds: float | None
     cost: float | None
     cached: int = 0
+
+    @property
+    def words(self) -> str:
+        """For a person."""
+        if not self.prompts:
+            return f"no requests: all {self.cached:,} are answered already" if self.cached else "no requests"
+        known = f"; {self.cached:,} more are answered already" if self.cached else ""
+        cost = "" if not self.cost else f", about {self.cost:.2f} at the configured prices"
+        return (
+            f"{self.prompts:,} requests, about {self.input_tokens:,} tokens in and {self.output_tokens:,} out"
+            f"{cost}{known}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +136,12 @@ def generate(
     The same seed, model and chunks give the same queries from a local model; an endpoint promises nothing, but what
     it answered once stays in cache_path (JSON lines, appended as answers come).
     Raises GeneratorFailed if the model cannot be used or gives up, ModelNotFound if it cannot be loaded,
-    InvalidConfiguration if none is named. After an interruption, the same call goes on.
+    InvalidConfiguration if none is named. After an interruption, the same call goes on. What will be asked is logged
+    first, as a warning where it goes to an endpoint: that may cost money.
     """
     prompts = _prompts(chunks, config, seed, examples)
     known = read_answers(cache_path)
+    _announce(_estimate(prompts, known, config), config)
     missing = [prompt for prompt in prompts if prompt.key not in known]
     reused, failed, started = len(prompts) - len(missing), 0, time.monotonic()
     done = reused
@@ -156,7 +170,10 @@ def estimate(
 ) -> Estimate:
     """What `generate` with the same arguments will take. Loads no model and asks no server."""
     prompts = _prompts(chunks, config, seed, examples)
-    known = read_answers(cache_path) if cache_path is not None else {}
+    return _estimate(prompts, read_answers(cache_path) if cache_path is not None else {}, config)
+
+
+def _estimate(prompts: Sequence[Prompt], known: Mapping[str, Answer], config: QueryConfig) -> Estimate:
     answered = [known[prompt.key] for prompt in prompts if prompt.key in known]
     missing = [prompt for prompt in prompts if prompt.key not in known]
     input_tokens = sum(estimate_tokens(chat_text(prompt)) for prompt in missing)
@@ -187,7 +204,8 @@ def choose_chunks(chunks: Sequence[Chunk], count: int, *, seed: int) -> list[Chu
     """At most count chunks to ask about: each document gives one before any gives a second, in a seeded order.
 
     Chunks of fewer than MIN_WORDS words, of symbols more than letters, and repeats of equal content are passed over.
-    The order of the input does not matter.
+    The order of the input does not matter, and a document more or less changes few of the choices: the answers about
+    the others, which may have been paid for, stay of use.
     """
     by_document: defaultdict[str, list[Chunk]] = defaultdict(list)
     seen: set[str] = set()
@@ -195,10 +213,9 @@ def choose_chunks(chunks: Sequence[Chunk], count: int, *, seed: int) -> list[Chu
         if chunk.content_hash not in seen and _can_be_asked_about(chunk):
             seen.add(chunk.content_hash)
             by_document[chunk.document_id].append(chunk)
-    documents = sorted(by_document)
-    random.Random(seed).shuffle(documents)
-    for document in documents:
-        random.Random(f"{seed}:{document}").shuffle(by_document[document])
+    documents = sorted(by_document, key=lambda document: _drawn(seed, document))
+    for found in by_document.values():
+        found.sort(key=lambda chunk: _drawn(seed, chunk.content_hash))
     chosen: list[Chunk] = []
     depth = 0
     while len(chosen) < count and documents:
@@ -227,6 +244,11 @@ def _prompts(chunks: Sequence[Chunk], config: QueryConfig, seed: int, examples: 
     ]
 
 
+def _drawn(seed: int, name: str) -> bytes:
+    """A place in a seeded order that what else stands there does not change."""
+    return hashlib.sha256(f"{seed}:{name}".encode("utf-8", "surrogatepass")).digest()
+
+
 def _can_be_asked_about(chunk: Chunk) -> bool:
     letters = sum(character.isalpha() for character in chunk.text)
     visible = sum(not character.isspace() for character in chunk.text)
@@ -248,7 +270,7 @@ def _generator_id(config: QueryConfig) -> str:
             "No language model is named. Set generator (a local model) or generator_url (an OpenAI-compatible "
             "endpoint)."
         )
-    return f"local:{_weights(config.generator)}:t{config.generator_temperature}"
+    return f"local:{_weights(config.generator)}:t{config.generator_temperature}{token_limit_id(config)}"
 
 
 def _weights(name: str) -> str:
@@ -314,6 +336,12 @@ def _collect(
         seconds=seconds,
         overlap=sum(overlaps) / len(overlaps) if overlaps else 0.0,
     )
+
+
+def _announce(expected: Estimate, config: QueryConfig) -> None:
+    paid = config.generator_url is not None and expected.prompts
+    where = config.generator if config.generator_url is None else endpoint_url(config.generator_url)
+    logger.log(logging.WARNING if paid else logging.INFO, "questions by %s: %s", where, expected.words)
 
 
 def _report(result: Generation) -> None:

@@ -23,6 +23,12 @@ PARTS = ("train", "dev", "heldout")
 FEW_DOCUMENTS = 5
 """Below this many documents a split by document is a coin toss: sections are dealt instead."""
 
+FEWEST_DEV = 8
+"""With fewer dev queries their mean is noise: a training is not steered by it."""
+
+ENOUGH_LABELS = 40
+"""From so many labelled queries on, the dev part gets FEWEST_DEV of them, even if that is more than its share."""
+
 MIN_SECTIONS = 10
 """Sections are cut as shallow as gives at least this many."""
 
@@ -53,8 +59,9 @@ class LeakReport:
     """What training sees of the held-out part. All counts are of training items.
 
     texts: training queries that equal a held-out query up to case, blanks and punctuation; near_texts: that
-    say the same in nearly the same words; passages: training positives and negatives whose text is a
-    held-out passage's; contained: training passages that hold most of a held-out passage inside.
+    say the same in nearly the same words; passages: training positives whose text is a held-out passage's;
+    contained: training positives that hold most of a held-out passage inside. Negatives are no leak (see
+    ragadapt.asking.held_out_negatives).
     """
 
     texts: int
@@ -108,13 +115,15 @@ def split_labelled(queries: Sequence[Query], config: SplitConfig, seed: int) -> 
     """Deal labelled queries at random, near-equal texts together.
 
     Passages may have queries in every part: users ask about what was asked about before, so a random part of their
-    questions stands for the next ones. The gate looks at questions with a new answer by themselves as well.
+    questions stands for the next ones. The gate looks at questions with a new answer by themselves as well. Of
+    ENOUGH_LABELS queries or more the dev part gets FEWEST_DEV at least; what it lacks comes from the training part.
     """
     if not queries:
         raise InvalidInput("There is nothing to split: pass at least one labelled query.")
     ids = [query.id for query in queries]
     by_text: list[tuple[str, str]] = _chain((f"text {text_key(query.text)}", query.id) for query in queries)
-    return _deal(ids, by_text, config, seed, unit="query", note="")
+    fewest_dev = FEWEST_DEV if len(ids) >= ENOUGH_LABELS and config.dev > 0 else 0
+    return _deal(ids, by_text, config, seed, unit="query", note="", fewest_dev=fewest_dev)
 
 
 def assign_queries(queries: Iterable[Query], chunks: Sequence[Chunk], split: Split) -> dict[str, list[Query]]:
@@ -138,14 +147,10 @@ def count_leaks(
     heldout_queries: Sequence[Query],
     chunks: Sequence[Chunk],
     *,
-    negatives: Mapping[str, Sequence[str]] | None = None,
     heldout_chunk_ids: Iterable[str] = (),
 ) -> LeakReport:
-    """Count held-out text in training.
-
-    negatives: training query id → chunk ids it is pushed away from. Held-out passages are the positives of
-    the held-out queries and heldout_chunk_ids.
-    """
+    """Count held-out text in training. Held-out passages are the positives of the held-out queries and
+    heldout_chunk_ids."""
     by_id = {chunk.id: chunk for chunk in chunks}
     examples: list[str] = []
     asked = {normalise(query.text) for query in heldout_queries}
@@ -157,7 +162,6 @@ def count_leaks(
     heldout_texts = [normalise(by_id[id].text) for id in sorted(heldout_ids) if id in by_id]
     passages = set(heldout_texts) - {""}
     trained = {id for query in train_queries for id in query.positives}
-    trained |= {id for ids in (negatives or {}).values() for id in ids}
     texts = {id: normalise(by_id[id].text) for id in sorted(trained) if id in by_id}
     copies = [id for id, text in texts.items() if text in passages]
     contained = _containing({id: text for id, text in texts.items() if text not in passages}, passages)
@@ -206,8 +210,12 @@ def _deal(
     unit: Literal["document", "section", "query"],
     note: str,
     weights: Mapping[str, int] = MappingProxyType({}),
+    fewest_dev: int = 0,
 ) -> Split:
-    """Each component's lot is its luckiest member's chance: below heldout it is held out, then dev, then train."""
+    """Each component's lot is its luckiest member's chance: below heldout it is held out, then dev, then train.
+
+    fewest_dev: weight that the dev part gets in any case.
+    """
     component = _components(ids, ties)
     lots: dict[str, float] = {}
     for id in ids:
@@ -228,7 +236,9 @@ def _deal(
     for id in ids:
         weight[component[id]] += weights.get(id, 1)
     for part in ("heldout", "dev"):
-        _top_up(part, share[part] * weight.total(), part_of, lots, weight)
+        target = share[part] * weight.total()
+        _top_up(part, target / 2, 1.5 * target, part_of, lots, weight)
+    _top_up("dev", fewest_dev, fewest_dev, part_of, lots, weight)
     for part in ("train", *(part for part in share if share[part] > 0)):
         if part not in part_of.values():
             richest = max(PARTS, key=list(part_of.values()).count)
@@ -239,19 +249,24 @@ def _deal(
 
 
 def _top_up(
-    part: str, target: float, part_of: dict[str, str], lots: Mapping[str, float], weight: Mapping[str, int]
+    part: str,
+    least: float,
+    largest: float,
+    part_of: dict[str, str],
+    lots: Mapping[str, float],
+    weight: Mapping[str, int],
 ) -> None:
-    """Move training components to a part that got less than half its target, those next in line first.
+    """Move training components of up to `largest` to a part that got less than `least`, those next in line first.
 
     In a small corpus chance alone may leave a part with nothing, or with one short document.
     """
     line = sorted((name for name, at in part_of.items() if at == "train"), key=lambda name: (lots[name], name))
     have = sum(weight[name] for name, at in part_of.items() if at == part)
-    fitting = [name for name in line if weight[name] <= 1.5 * target]
-    if have == 0 and target > 0 and not fitting:
+    fitting = [name for name in line if weight[name] <= largest]
+    if have == 0 and least > 0 and not fitting:
         fitting = sorted(line, key=lambda name: weight[name])[:1]
     for name in fitting:
-        if have >= target / 2 or len(line) < 2:
+        if have >= least or len(line) < 2:
             return
         part_of[name] = part
         line.remove(name)

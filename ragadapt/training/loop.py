@@ -20,7 +20,7 @@ from torch import Tensor
 from ragadapt.adapters import AdaptedEncoder, attach
 from ragadapt.config import AdapterConfig, TrainingConfig
 from ragadapt.encoder import Encoder
-from ragadapt.encoder.batches import Ids
+from ragadapt.encoder.batches import Ids, lacks_memory
 from ragadapt.encoder.loading import tensors_sha256
 from ragadapt.encoder.prefix import Prefix, PrefixCache, split
 from ragadapt.errors import InvalidConfiguration, InvalidInput, TrainingFailed
@@ -223,7 +223,8 @@ class _Run:
 
     def _identity(self, base: Encoder, adapter: AdapterConfig) -> str:
         digest = hashlib.sha256()
-        settings = self.training.model_dump(exclude={"micro_batch_tokens", "prefix_cache", "prefix_cache_bytes"})
+        where = {"micro_batch_tokens", "prefix_cache", "prefix_cache_bytes", "prefix_cache_folder"}
+        settings = self.training.model_dump(exclude=where)
         for part in (base.fingerprint, base.precision.dtype, adapter.model_dump(), settings, self.seed):
             digest.update(json.dumps(part, sort_keys=True, default=str).encode())
         for example in self.material.examples:
@@ -326,7 +327,7 @@ class _Run:
             try:
                 loss = self._gradient(batch, step)
                 break
-            except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            except (MemoryError, RuntimeError) as error:
                 self._back_off(error)
         if not np.isfinite(loss):
             return loss
@@ -389,11 +390,7 @@ class _Run:
 
     def _back_off(self, error: BaseException) -> None:
         """Halve what is kept in memory, or give up with advice; other errors pass."""
-        message = str(error).lower()
-        lacks_memory = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or (
-            "memory" in message and ("alloc" in message or "not enough" in message)
-        )
-        if not lacks_memory:
+        if not lacks_memory(error):
             raise error
         longest = max(len(row) for row in [*self.query_rows, *self.passage_rows])
         if self.held_tokens <= longest or self.processes.count > 1:

@@ -32,7 +32,8 @@ def distillation(scores: Tensor, teacher: Tensor, present: Tensor, weights: Tens
     Teacher scores come on scales of their own (BM25, logits of a cross-encoder), so each list is standardised
     and given the spread that the student's logits have over the batch: a fixed teacher temperature makes the
     target nearly one-hot for one teacher and flat for another. The spread is not differentiated. Lists with
-    fewer than two candidates say nothing and count nothing.
+    fewer than two candidates say nothing and count nothing. `temperature` divides the student's scores only; through
+    that spread the target is as sharp as the student's own distribution at this temperature.
     """
     usable = present.sum(dim=1) >= 2  # (Q,)
     if not bool(usable.any()):
@@ -53,7 +54,7 @@ def margin_mse(scores: Tensor, teacher: Tensor, present: Tensor, weights: Tensor
     """Squared error of score margins to each query's first candidate (Hofstätter et al. 2020).
 
     Shapes as in `distillation`; the first candidate is the positive. Both sides are taken as they are: the
-    teacher's scores must be on the student's scale.
+    teacher's scores must be on the student's scale (`ragadapt.adaptation.make_examples` brings them there).
     """
     student_margin = scores[:, :1] - scores  # (Q, C)
     teacher_margin = teacher[:, :1] - teacher

@@ -52,10 +52,11 @@ def doctor_command(
                 terminal.write(line)
         return None if found.sound else ERROR
 
+    from ragadapt.asking import Labels
     from ragadapt.doctor import diagnose
     from ragadapt_cli.commands.fit import pair_labels
 
-    labels = [(queries, qrels) for queries, qrels, _ in pair_labels(query_files, qrels_files, ())]
+    labels = [Labels(queries, qrels) for queries, qrels, _ in pair_labels(query_files, qrels_files, ())]
     with terminal.progress() as progress:
         diagnosis = diagnose(list(paths), config, labels=labels, progress=progress)
     if terminal.json:

@@ -15,6 +15,7 @@ from ragadapt_cli.settings import FIT_FLAGS, settings_options
 from ragadapt_cli.terminal import NO_GAIN, Terminal, clock
 
 if TYPE_CHECKING:
+    from ragadapt.asking import Labels
     from ragadapt.config import FitConfig
 
 
@@ -80,14 +81,15 @@ def fit_command(
         ragadapt fit ./docs -o ./retriever --queries questions.jsonl --qrels qrels.tsv
     """
     pairs = pair_labels(query_files, qrels_files, uses)
-    if dry_run:
-        _announce(terminal, documents, output, pairs, config)
-        return None
     from ragadapt.asking import Labels
+
+    labels = [Labels(queries, qrels, use) for queries, qrels, use in pairs]
+    if dry_run:
+        _announce(terminal, documents, output, labels, config)
+        return None
     from ragadapt.pipeline import fit
 
     terminal.resume = True
-    labels = [Labels(queries, qrels, use) for queries, qrels, use in pairs]
     started = time.monotonic()
     with terminal.progress() as progress:
         result = fit(
@@ -143,14 +145,15 @@ def _announce(
     terminal: Terminal,
     documents: Sequence[Path],
     output: Path,
-    pairs: Sequence[tuple[Path, Path | None, Any]],
+    labels: Sequence[Labels],
     config: FitConfig,
 ) -> None:
     """What fit would do, from a real reading and cutting of the documents."""
     from ragadapt.doctor import survey
+    from ragadapt.store import answers_file
 
     with terminal.progress() as progress:
-        found = survey(documents, config, labels=[(queries, qrels) for queries, qrels, _ in pairs], progress=progress)
+        found = survey(documents, config, labels=labels, answers=answers_file(output), progress=progress)
     replaces = (output / "ragadapt.json").is_file()
     if terminal.json:
         terminal.write_json(
@@ -159,7 +162,7 @@ def _announce(
                 "dry_run": True,
                 "output": output,
                 "replaces": replaces,
-                "labels": [{"queries": queries, "qrels": qrels, "use": use} for queries, qrels, use in pairs],
+                "labels": [{"queries": of.queries, "qrels": of.qrels, "use": of.use} for of in labels],
                 **found.as_dict(),
                 "configuration": config,
             },

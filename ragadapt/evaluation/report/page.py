@@ -62,7 +62,7 @@ def page(report: Report) -> str:
         ("decision", "Decision", _decision(report)),
         ("questions", "Wins and losses", _questions(report)),
         ("failures", "What still fails", _failures(report)),
-        ("training", "Training", _training(report)),
+        ("training", "Training" if report.learning or report.checks else "Scores", _training(report)),
         ("tuning", "Tuning", _tuning(report)),
         ("data", "Data", _data(report)),
         ("time", "Time", _time(report)),
@@ -467,14 +467,14 @@ def _training(report: Report) -> Markup | None:
                 )
             )
     if report.distributions is not None:
+        compared = report.distributions.after is not None
+        title = "Scores before training" if compared else "Scores of the base model"
         figures.append(
             _figure(
-                charts.histogram_chart(
-                    report.distributions.before, title="Scores before training", x_label="similarity"
-                ),
-                "Similarity of each question with a right and with a wrong passage: "
-                "the further apart, the easier the choice.",
-                title="Scores before",
+                charts.histogram_chart(report.distributions.before, title=title, x_label="similarity"),
+                "Similarity of each question with the passages that answer it and with the best of the others, by "
+                "the base model: the further apart, the easier the choice.",
+                title="Scores before" if compared else "Scores",
             )
         )
         if report.distributions.after is not None:
@@ -483,7 +483,7 @@ def _training(report: Report) -> Markup | None:
                     charts.histogram_chart(
                         report.distributions.after, title="Scores after training", x_label="similarity"
                     ),
-                    "The same pairs after training.",
+                    "The same after training.",
                     title="Scores after",
                 )
             )
@@ -565,6 +565,14 @@ def _data(report: Report) -> Markup | None:
                 "held-out texts also in training",
             )
         )
+        if split.negatives is not None and split.heldout_negatives is not None:
+            figures.append(
+                (
+                    "held-out answers as negatives",
+                    count(split.heldout_negatives),
+                    f"of {count(split.negatives)} mined; pushed away, not taught",
+                )
+            )
     skipped = corpus.skipped if corpus else ()
     total = (corpus.skipped_total if corpus else None) or len(skipped)
     return tag(

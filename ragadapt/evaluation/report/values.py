@@ -150,13 +150,19 @@ class QueryYield(Part):
 
 
 class SplitSizes(Part):
-    """Queries per part, and how many held-out ones shared text with training (0 is the promise)."""
+    """Queries per part, and how many held-out ones shared text with training (0 is the promise).
+
+    negatives: passages that training set beside its queries' answers; heldout_negatives: those of them that answer
+    held-out queries, which is no leak (see docs/decisions.md). None = nothing was trained.
+    """
 
     train: int
     dev: int
     heldout: int
     leaked: int
     documents: dict[Text, int] = Field(default_factory=dict)  # part → documents
+    negatives: int | None = None
+    heldout_negatives: int | None = None
     duplicate_groups: int | None = None
 
 

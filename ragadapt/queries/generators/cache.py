@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from ragadapt.files import sync_folder
+
 logger = logging.getLogger(__name__)
 
 
@@ -62,6 +64,7 @@ class AnswerLog:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
+        sync_folder(path.parent)  # a new file's name, too
         if self._file.tell() and not _ends_with_newline(path):
             self._file.write(b"\n")  # closes a line that was cut short
 

@@ -55,7 +55,12 @@ def endpoint_url(url: str) -> str:
 def endpoint_id(config: QueryConfig) -> str:
     """What tells this generator from others in the cache."""
     url = endpoint_url(config.generator_url or "")
-    return f"endpoint:{url}:{config.generator_model or ''}:t{config.generator_temperature}"
+    return f"endpoint:{url}:{config.generator_model or ''}:t{config.generator_temperature}{token_limit_id(config)}"
+
+
+def token_limit_id(config: QueryConfig) -> str:
+    """What tells a token limit of one's own in the cache: an answer that a lower one cut off must not be reused."""
+    return "" if config.generator_max_tokens is None else f":m{config.generator_max_tokens}"
 
 
 class Endpoint:
