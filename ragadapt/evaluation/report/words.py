@@ -132,7 +132,7 @@ def cautions(report: Report) -> tuple[str, ...]:
     found = list(report.warnings)
     if report.evidence is not None and report.evidence.queries < FEW_QUERIES:
         found.append(
-            f"Only {report.evidence.queries} questions judge this; below {FEW_QUERIES} the intervals are wide "
+            f"Questions that judge this: {report.evidence.queries}; below {FEW_QUERIES} the intervals are wide "
             "and the verdict is a hint. More labelled questions make it firm."
         )
     if report.split is not None and report.split.leaked:
