@@ -131,8 +131,9 @@ def cautions(report: Report) -> tuple[str, ...]:
     """The report's own warnings, then those that its figures call for."""
     found = list(report.warnings)
     if report.evidence is not None and report.evidence.queries < FEW_QUERIES:
+        judges = "1 question judges" if report.evidence.queries == 1 else f"{report.evidence.queries} questions judge"
         found.append(
-            f"Questions that judge this: {report.evidence.queries}; below {FEW_QUERIES} the intervals are wide "
+            f"Only {judges} this; below {FEW_QUERIES} the intervals are wide "
             "and the verdict is a hint. More labelled questions make it firm."
         )
     if report.split is not None and report.split.leaked:
