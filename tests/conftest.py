@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -20,3 +21,11 @@ def data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no test collections at {folder}; set RAGADAPT_DATA")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def fresh_log() -> None:
+    """As a library's user meets it: the command line, which other tests run, sets level and way of the log."""
+    logging.getLogger("ragadapt").setLevel(logging.NOTSET)
+    logging.getLogger("ragadapt").propagate = True
+    logging.getLogger().setLevel(logging.WARNING)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import random
 import shutil
@@ -620,10 +619,8 @@ def test_passages_that_were_cut_elsewhere_are_taken_as_they_are(model: Path, tmp
 
 
 def test_passages_longer_than_the_encoder_reads_are_said_to_be_cut_off(
-    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("ragadapt"), "propagate", True)  # the command line turns it off,
-    caplog.set_level(logging.WARNING, logger="ragadapt")  # and --quiet lifts the level
     texts = [*sentences(38, seed=2), "river " * 400, "bridge " * 100]
     cut = [Document(f"d{number}", text) for number, text in enumerate(texts)]
     result = fit(cut, tmp_path / "r", settings(model, adapter={"method": "none"}), chunked=True)
