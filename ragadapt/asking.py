@@ -33,6 +33,7 @@ from ragadapt.queries import (
     split_labelled,
     structural_queries,
 )
+from ragadapt.queries.split import PARTS
 from ragadapt.search import Searcher
 from ragadapt.stages import Corpus, encode_query_texts, read_queries, write_queries
 from ragadapt.values import Evidence, Progress, Query
@@ -42,9 +43,6 @@ if TYPE_CHECKING:
     from ragadapt.training import Example
 
 log = logging.getLogger(__name__)
-
-PARTS = ("train", "dev", "heldout")
-"""What learns, what training and fusion look at on the way, and what judges."""
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,7 @@ def fit(
     """
     check_index(config.index)
     check_teacher(config)
+    _check_cache_folder(config)
     if isinstance(sources, (str, Path)):
         sources = [sources]
     from ragadapt.encoder.precision import choose_device
@@ -594,6 +595,20 @@ class _Run:
         with self.clock("commit"), profiling.work("commit"):
             commit_build(self.work, manifest, parts)
         return self.work.target
+
+
+def _check_cache_folder(config: FitConfig) -> None:
+    """Raises InvalidConfiguration where nothing could be kept."""
+    folder = config.training.prefix_cache_folder
+    if folder is None:
+        return
+    if Path(folder).expanduser().exists() and not Path(folder).expanduser().is_dir():
+        raise InvalidConfiguration(f"training.prefix_cache_folder = {folder!r} is a file. Name a folder.")
+    if config.adapter.layers is None or config.adapter.method != "lora":
+        raise InvalidConfiguration(
+            f"training.prefix_cache_folder = {folder!r}, but all layers are trained or none, so there is nothing to "
+            "keep. Set adapter.layers (3 of six are the quick choice), or leave the folder out."
+        )
 
 
 def _licences(encoder: Encoder, config: FitConfig) -> dict[str, str]:

@@ -400,6 +400,17 @@ def test_a_structure_is_refused_for_another_kind_of_index(docs: Path, model: Pat
         fit([docs], tmp_path / "r", settings(model, index={"kind": "exact", "structure": "hnsw"}))
 
 
+@pytest.mark.parametrize(("name", "layers", "said"), [("a file", 1, "Name a folder"), ("kept", None, "adapter.layers")])
+def test_a_folder_in_which_nothing_could_be_kept_is_refused(
+    docs: Path, model: Path, tmp_path: Path, name: str, layers: int | None, said: str
+) -> None:
+    (tmp_path / "a file").write_text("")
+    config = settings(model, training={"prefix_cache_folder": str(tmp_path / name)}, adapter={"layers": layers})
+    with pytest.raises(InvalidConfiguration, match=said):
+        fit([docs], tmp_path / "r", config)
+    assert not (tmp_path / "r").exists()
+
+
 def test_an_interrupted_fit_goes_on_where_it_stopped(
     docs: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

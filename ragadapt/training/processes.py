@@ -19,6 +19,11 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE") or 1) > 1
 
 
+def is_first() -> bool:
+    """Whether this process is the first of those, or alone: the one that reports."""
+    return not launched() or int(os.environ.get("RANK") or 0) == 0
+
+
 @dataclass(frozen=True, slots=True)
 class Processes:
     """Who else works on the batch. count = 1: nobody."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,6 +87,7 @@ def fit_command(
         _announce(terminal, documents, output, labels, config)
         return None
     from ragadapt.pipeline import fit
+    from ragadapt.training.processes import is_first
 
     terminal.resume = True
     started = time.monotonic()
@@ -96,7 +96,7 @@ def fit_command(
             list(documents), output, config, labels=labels, portable=portable, profile=profile, progress=progress
         )
     seconds = time.monotonic() - started
-    if int(os.environ.get("RANK") or 0) > 0:  # of several processes that train together, the first one reports
+    if not is_first():
         return None
     page = result.path / "report" / "report.html"
     if terminal.json:
