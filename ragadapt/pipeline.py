@@ -134,6 +134,7 @@ def _fit(
     crew: Processes,
     progress: Progress,
 ) -> FitResult:
+    from ragadapt.adapters.lora import top_layers
     from ragadapt.encoder import Encoder
 
     label_files = [file for label in labels for file in label.files]
@@ -143,6 +144,8 @@ def _fit(
         run = _Run(work, config, clock, crew, progress, bool(portable), describe_sources(sources, chunked, label_files))
         with clock("load model"), profiling.work("load model"):
             encoder = Encoder.load(config.encoder)
+        if config.adapter.method != "none" and encoder.query_tower is not None:
+            top_layers(encoder.query_tower.model, config.adapter.layers)  # say now that there are not so many
 
         corpus = run.chunks(documents, chunks, encoder)
         taught = any(label.use != "eval" for label in labels) or config.query.generator or config.query.generator_url

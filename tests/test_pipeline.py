@@ -411,6 +411,14 @@ def test_a_folder_in_which_nothing_could_be_kept_is_refused(
     assert not (tmp_path / "r").exists()
 
 
+def test_more_layers_than_there_are_is_said_before_the_corpus_is_encoded(
+    docs: Path, model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidConfiguration, match="this model has 2 layers"):
+        fit([docs], tmp_path / "r", settings(model, adapter={"layers": 9}))
+    assert not list(tmp_path.rglob("vectors.npy"))
+
+
 def test_an_interrupted_fit_goes_on_where_it_stopped(
     docs: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
