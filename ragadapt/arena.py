@@ -8,7 +8,7 @@ other passages stay. Labelled queries need no such care and see the corpus as it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +20,7 @@ from ragadapt.index import exact_index
 from ragadapt.lexical import LexicalIndex
 from ragadapt.queries import VERBATIM, masked_passage
 from ragadapt.search import Searcher
-from ragadapt.values import Chunk, Evidence, Query
+from ragadapt.values import Chunk, Evidence, Progress, Query, no_progress
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,23 +34,27 @@ Grades = Mapping[str, Mapping[str, int]]
 
 @dataclass(frozen=True)
 class Arena:
-    """judged[i] belongs to vectors[i] (Q, d). Positions are the searcher's own; passages[position] is its text."""
+    """judged[i] belongs to vectors[i] (Q, d). Positions are the searcher's own; passages[position] is its text.
+
+    progress: told of every search in it.
+    """
 
     searcher: Searcher
     judged: tuple[JudgedQuery, ...]
     vectors: Floats
     passages: tuple[str, ...]
+    progress: Progress = no_progress
 
     def with_fusion(self, fusion: Fusion) -> Arena:
         """The same task, searched with another fusion."""
         searcher = self.searcher
         other = Searcher(searcher.index, searcher.lexical, searcher.background, fusion, depth=searcher.depth)
-        return Arena(other, self.judged, self.vectors, self.passages)
+        return replace(self, searcher=other)
 
     def part(self, ids: set[str]) -> Arena:
         """Only the queries with these ids."""
         keep = [at for at, item in enumerate(self.judged) if item.query.id in ids]
-        return Arena(self.searcher, tuple(self.judged[at] for at in keep), self.vectors[keep], self.passages)
+        return replace(self, judged=tuple(self.judged[at] for at in keep), vectors=self.vectors[keep])
 
 
 def one_rank(
@@ -71,6 +75,7 @@ def build_arena(
     vectors: Floats,
     lexical_folder: Path,
     grades: Grades,
+    progress: Progress = no_progress,
 ) -> Arena:
     """The task for queries of one rank of evidence. vectors: (N, d) of the corpus by this encoder.
 
@@ -96,7 +101,7 @@ def build_arena(
         order = np.array([at[id] for id in lexical.ids()], dtype=np.int64)
         background = Background.of(vectors)  # of the corpus as it is: a few masked rows change nothing
         vectors = np.asarray(vectors)[order]
-        vectors[len(vectors) - len(masks) :] = encoder.encode_passages(list(masks.values()))
+        vectors[len(vectors) - len(masks) :] = encoder.encode_passages(list(masks.values()), progress=progress)
         at = {id: position for position, id in enumerate(lexical.ids())}
     else:
         background = Background.of(vectors)
@@ -108,9 +113,9 @@ def build_arena(
         *judge_by_chunk((query for query in kept if query.id not in grades), at),
     ]
     searcher = Searcher(exact_index(ids, vectors), lexical, background, Fusion())
-    rows = encoder.encode_queries([item.query.text for item in judged])
+    rows = encoder.encode_queries([item.query.text for item in judged], progress=progress)
     passages = tuple(masks[id] if id in masks else by_id[id].passage for id in ids)
-    return Arena(searcher, tuple(judged), rows, passages)
+    return Arena(searcher, tuple(judged), rows, passages, progress)
 
 
 def _heading_and_text(masked: str, chunk: Chunk) -> tuple[str, str]:

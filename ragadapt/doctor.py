@@ -416,7 +416,7 @@ def _measure(
         lexical = LexicalIndex.build(corpus.ids, corpus.passages)
         lexical.save(folder)
         lexical.close()
-        arena = build_arena(asked, encoder, corpus, vectors, Path(folder), material.grades)
+        arena = build_arena(asked, encoder, corpus, vectors, Path(folder), material.grades, progress)
         measured = []
         for name, system in (("dense", "dense"), ("lexical", "lexical"), ("hybrid", "hybrid")):
             ranks = ranking(arena, system, k=100)  # type: ignore[arg-type]

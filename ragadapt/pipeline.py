@@ -27,7 +27,7 @@ from ragadapt.adaptation import (
     make_examples,
     proof,
 )
-from ragadapt.arena import Arena, build_arena, one_rank
+from ragadapt.arena import Arena, Grades, build_arena, one_rank
 from ragadapt.asking import Asked, Labels, answer_was_trained, ask, held_out_negatives, leaked, narrowed
 from ragadapt.chunks import ChunkStore, document_hash
 from ragadapt.config import FitConfig, IndexConfig
@@ -311,6 +311,11 @@ class _Run:
     def lexical_folder(self) -> Path:
         return self.paths["lexical"] / "lexical"
 
+    def arena(
+        self, queries: Sequence[Query], encoder: Encoder, corpus: Corpus, vectors: Floats, grades: Grades
+    ) -> Arena:
+        return build_arena(queries, encoder, corpus, vectors, self.lexical_folder, grades, self.progress)
+
     # Queries
 
     def queries(self, corpus: Corpus, encoder: Encoder, base: Searcher, labels: Sequence[Labels]) -> Asked:
@@ -346,7 +351,7 @@ class _Run:
             rank, chosen = one_rank(queries, ENOUGH, MOST)
             if rank is Evidence.CROP:
                 chosen = chosen[:: -(-len(chosen) // _CROPS)]
-            arena = build_arena(chosen, encoder, corpus, vectors, self.lexical_folder, grades) if chosen else None
+            arena = self.arena(chosen, encoder, corpus, vectors, grades) if chosen else None
             return learn_fusion(arena, self.config.fusion, evidence=rank)
 
     def plan(self, asked: Asked) -> gate.Plan:
@@ -420,7 +425,7 @@ class _Run:
     def dev_pool(self, plan: gate.Plan, asked: Asked, base: Encoder, corpus: Corpus, vectors: Floats) -> DevPool | None:
         """The pool of the best dev queries of which there are enough."""
         for judges in dev_judges(asked.dev, plan):
-            arena = build_arena(judges, base, corpus, vectors, self.lexical_folder, asked.grades)
+            arena = self.arena(judges, base, corpus, vectors, asked.grades)
             pool = dev_pool(arena, seed=self.config.seed)
             if pool is not None:
                 log.info("%d dev queries (%s) steer the training", len(pool.judged), judges[0].evidence.value)
@@ -463,14 +468,14 @@ class _Run:
             with self.frozen_layers(trained.encoder, room=0):
                 adapted_vectors = self.vectors("adapted-vectors", corpus, trained.encoder, ("chunks", "train"))
         rank, chosen = one_rank([q for q in asked.dev if q.evidence is plan.evidence], ENOUGH, MOST)
-        folder, grades = self.lexical_folder, asked.grades
+        grades = asked.grades
         with self.clock("gate"):
             fusion = base_fusion
             if chosen:
-                arena = build_arena(chosen, trained.encoder, corpus, adapted_vectors, folder, grades)
+                arena = self.arena(chosen, trained.encoder, corpus, adapted_vectors, grades)
                 fusion = learn_fusion(arena, config.fusion, evidence=rank)
-            before = build_arena(plan.judge, base, corpus, vectors, folder, grades).with_fusion(base_fusion.fusion)
-            after = build_arena(plan.judge, trained.encoder, corpus, adapted_vectors, folder, grades)
+            before = self.arena(plan.judge, base, corpus, vectors, grades).with_fusion(base_fusion.fusion)
+            after = self.arena(plan.judge, trained.encoder, corpus, adapted_vectors, grades)
             after = after.with_fusion(fusion.fusion)
             moved = drift(vectors, adapted_vectors, seed=config.seed)
             decision = gate.decide(
@@ -510,9 +515,7 @@ class _Run:
             arenas: list[Arena | None] = [None, None]
             if chosen:
                 arenas = [
-                    build_arena(chosen, encoder, corpus, vectors, self.lexical_folder, asked.grades).with_fusion(
-                        learnt.fusion
-                    )
+                    self.arena(chosen, encoder, corpus, vectors, asked.grades).with_fusion(learnt.fusion)
                     for encoder, vectors, learnt in ((base, shipped) if decision.adapted else (base,))
                 ]
             facts = Facts(

@@ -107,6 +107,7 @@ class Searcher:
         allowed: Mask | None = None,
         fusion: Fusion | None = None,
         dense: Dense | None = None,
+        progress: Progress = no_progress,
     ) -> list[Ranked]:
         """The best k passages of every query. vectors: (Q, d), the encoded texts.
 
@@ -124,8 +125,9 @@ class Searcher:
             raise InvalidInput(f"mode = {mode!r}: it is 'dense', 'lexical' or 'hybrid'.")
         fusion = fusion or self.fusion
         gathered = self.candidates(
-            texts, vectors, fusion=fusion, filter=filter, allowed=allowed, depth=max(self.depth, 2 * k), dense=dense
-        )
+            texts, vectors, fusion=fusion, filter=filter, allowed=allowed, depth=max(self.depth, 2 * k), dense=dense,
+            progress=progress,
+        )  # fmt: skip
         results = []
         for candidates in gathered:
             scores = candidates.fused(fusion)

@@ -211,7 +211,7 @@ def build_index(
                 from ragadapt.index.faiss import FaissIndex
 
                 assert isinstance(index, FaissIndex)
-                index.restructure(config.structure)
+                index.restructure(config.structure, progress=progress)
             index.save()
     np.savez(stage.path / "background.npz", **background_arrays(vectors))
 

@@ -45,7 +45,7 @@ def ranking(arena: Arena, system: System, *, k: int = 100) -> list[NDArray[np.in
         found = searcher.rank(texts, arena.vectors, k, "dense" if system == "dense" else "lexical")
     else:
         fusion = Fusion(method="rrf") if system == "rrf" else searcher.fusion
-        found = searcher.rank(texts, arena.vectors, k, "hybrid", fusion=fusion)
+        found = searcher.rank(texts, arena.vectors, k, "hybrid", fusion=fusion, progress=arena.progress)
     return [searcher.positions(ranked.ids) for ranked in found]
 
 
@@ -71,7 +71,7 @@ def learn_fusion(arena: Arena | None, config: FusionConfig, *, evidence: Evidenc
     judged, searcher = arena.judged, arena.searcher
     texts = [item.query.text for item in judged]
     at_least = None if evidence in _UNBIASED else NEUTRAL_WEIGHT
-    found = searcher.candidates(texts, arena.vectors, fusion=start)
+    found = searcher.candidates(texts, arena.vectors, fusion=start, progress=arena.progress)
     tolerance = 1.0 if evidence is Evidence.LABELLED else _TOLERANCE
     curve = learn_weight(found, [item.ndcg for item in judged], start=start, at_least=at_least, tolerance=tolerance)
     fusion = replace(start, weight=curve.chosen)
@@ -89,7 +89,7 @@ def _without_harmful_feedback(arena: Arena, texts: Sequence[str], fusion: Fusion
     off = replace(fusion, feedback=0.0)
     values = []
     for setting in (fusion, off):
-        found = arena.searcher.candidates(texts, arena.vectors, fusion=setting)
+        found = arena.searcher.candidates(texts, arena.vectors, fusion=setting, progress=arena.progress)
         values.append([item.ndcg(c.ranked(setting, 100)[0]) for item, c in zip(arena.judged, found, strict=True)])
     loss = np.array(values[1]) - np.array(values[0])
     error = loss.std(ddof=1) / np.sqrt(len(loss)) if len(loss) > 1 else np.inf

@@ -12,7 +12,7 @@ from tiny_models import sentences, write_tiny_model
 from ragadapt.arena import build_arena, one_rank
 from ragadapt.config import EncoderConfig, FusionConfig
 from ragadapt.encoder import Encoder
-from ragadapt.fusion import Floats
+from ragadapt.fusion import Floats, Fusion
 from ragadapt.lexical import LexicalIndex
 from ragadapt.stages import Corpus
 from ragadapt.tuning import learn_fusion, quality, ranking
@@ -100,6 +100,22 @@ def test_the_best_rank_with_enough_queries_is_chosen() -> None:
     assert rank is Evidence.HUMAN
     assert len(chosen) == 2
     assert one_rank(human, enough, 1000) == (None, [])
+
+
+def test_every_search_of_an_arena_says_how_far_it_is(encoder: Encoder, vectors: Floats, lexical: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    queries = [first_sentence(at) for at in range(30)]
+    arena = build_arena(queries, encoder, CORPUS, vectors, lexical, {}, progress=lambda *told: seen.append(told)).part(
+        {query.id for query in queries[:20]}
+    )
+    assert {stage for stage, _, _ in seen} == {"encode passages", "encode queries"}
+    for search in (
+        lambda: quality(arena.with_fusion(Fusion()), "hybrid"),
+        lambda: learn_fusion(arena, FusionConfig(), evidence=Evidence.CROP),
+    ):
+        seen.clear()
+        search()
+        assert seen[-1] == ("search", 20, 20)
 
 
 def test_crops_never_lower_the_dense_share(encoder: Encoder, vectors: Floats, lexical: Path) -> None:

@@ -435,7 +435,9 @@ def test_restructuring_keeps_vectors_and_metadata(structure: str) -> None:
     with open_index("faiss", dim=DIM) as index:
         index.upsert(ids, vectors, [{"n": i} for i in range(500)])
         index.delete(["0"])
-        index.restructure(structure)  # type: ignore[attr-defined]
+        told: list[tuple[str, int, int]] = []
+        index.restructure(structure, progress=lambda *done: told.append(done))  # type: ignore[attr-defined]
+        assert told == ([] if structure == "flat" else [(f"build {structure}", 499, 499)])
         stored = dict(zip(ids[1:], vectors[1:]))
         np.testing.assert_array_equal(index.vectors(ids[1:]), vectors[1:])
         assert index.search(vectors[:1], 3, {"n": 77})[0][0] == ["77"]

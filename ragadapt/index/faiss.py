@@ -45,6 +45,7 @@ from ragadapt.index.filters import Filter
 from ragadapt.index.matrix import search_matrix
 from ragadapt.index.rows import Rows
 from ragadapt.lexical.ranking import Ranking
+from ragadapt.values import Progress, no_progress
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ HNSW_M, HNSW_EF_CONSTRUCTION, HNSW_EF_SEARCH = 32, 500, 300
 TOMBSTONES = 0.2  # share of left-over graph nodes at which the graph is built anew
 IVF_TRAINING_PER_LIST = 64  # faiss warns below 39
 IVF_PROBE_SHARE = 1 / 16  # of the lists, searched per query
+_MOVED = {"flat": 65_536, "hnsw": 4_096, "ivf": 65_536}  # vectors between two reports; a graph takes its time
 _FILES = ("vectors-{}.faiss", "ids-{}.json", "labels-{}.npy", "payloads-{}.jsonl")
 
 try:
@@ -219,7 +221,7 @@ class FaissIndex(Closing):
             with self._lock:
                 yield self._rows.ids[start:end], self._read(range(start, end))
 
-    def restructure(self, structure: Structure | Literal["auto"]) -> None:
+    def restructure(self, structure: Structure | Literal["auto"], *, progress: Progress = no_progress) -> None:
         """Move all vectors into another structure; auto = the one for their number."""
         with self._lock:
             if structure == "auto":
@@ -235,9 +237,11 @@ class FaissIndex(Closing):
                 engine.train(self._read(np.sort(sample).tolist()))
             labels = np.arange(len(self), dtype=np.int64)
             if not (structure == "ivf" and len(self) == 0):
-                for start in range(0, len(self), 65_536):
-                    end = min(start + 65_536, len(self))
+                block = _MOVED[structure]
+                for start in range(0, len(self), block):
+                    end = min(start + block, len(self))
                     engine.add_with_ids(self._read(range(start, end)), labels[start:end])
+                    progress(f"build {structure}", end, len(self))
             self._engine, self._labels, self._next = engine, labels, len(labels)
             self.structure, self._on_gpu = structure, None
 
