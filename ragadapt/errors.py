@@ -27,6 +27,12 @@ class RagadaptError(Exception):
     """The root: `except RagadaptError` catches everything that ragadapt raises on purpose."""
 
 
+def reason_of(error: BaseException) -> str:
+    """What another library's error says in its first line, to be quoted within a sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(" .:") if lines else type(error).__name__
+
+
 class InvalidInput(RagadaptError, ValueError):
     """What the caller passed breaks a rule; nothing was changed."""
 

