@@ -37,6 +37,16 @@ def test_labelled_queries_judge_and_train() -> None:
     assert {query.kind for query in made.judge} == {"label"}
 
 
+def test_where_labels_are_enough_to_train_what_people_wrote_in_the_documents_does_not() -> None:
+    paraphrases = queries("query", Evidence.PARAPHRASE, 20)
+    made = plan(LABELLED[:30] + LINKS + paraphrases + QUESTIONS, LABELLED[30:])
+    assert made.train == tuple(LABELLED[:30] + paraphrases)
+    assert f"{len(LINKS) + len(QUESTIONS)} found in the documents do not" in made.reason
+    few = plan(LABELLED[:5] + LINKS, LABELLED[5:])  # five labels teach nothing: all links train
+    assert few.train == tuple(LABELLED[:5] + LINKS)
+    assert "do not" not in few.reason
+
+
 def test_of_what_people_wrote_one_kind_judges_and_the_others_train() -> None:
     made = plan(LINKS + QUESTIONS + CROPS, LINKS + QUESTIONS + CROPS)
     assert made.evidence is Evidence.HUMAN

@@ -47,7 +47,8 @@ def plan(train: Sequence[Query], heldout: Sequence[Query], *, minimum: Mapping[E
     """Choose the judges from the held-out queries, then the kinds that may train.
 
     The best-ranked evidence with enough held-out queries judges. Labelled queries may train and judge (they are
-    split, and they are the truth). Of any other rank, the most frequent kind judges and no query of that kind trains.
+    split, and they are the truth); where there are enough of them to train, nothing that people wrote in the
+    documents trains beside them. Of any other rank, the most frequent kind judges and no query of that kind trains.
     Crops never train.
     """
     train = [query for query in train if query.evidence is not Evidence.CROP]
@@ -57,8 +58,12 @@ def plan(train: Sequence[Query], heldout: Sequence[Query], *, minimum: Mapping[E
         if len(judges) < minimum[rank]:
             continue
         if rank is Evidence.LABELLED:
-            trained = tuple(train)
+            trained, labels = tuple(train), sum(query.evidence is Evidence.LABELLED for query in train)
             reason = f"{len(judges)} labelled queries that were held out judge."
+            if labels >= FEWEST_TO_TRAIN:
+                trained = tuple(query for query in train if query.evidence is not Evidence.HUMAN)
+            if left := len(train) - len(trained):
+                reason += f" {labels} labelled ones train, and {left} found in the documents do not."
         else:
             kinds = {kind: sum(query.kind == kind for query in judges) for kind in {query.kind for query in judges}}
             kind = max(sorted(kinds), key=lambda name: kinds[name])
