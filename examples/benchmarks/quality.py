@@ -240,6 +240,7 @@ CHOICES: dict[str, dict[str, dict[str, Any]]] = {
     "reweight dims": {"adapter": {"reweight": "dims"}},
     "loss infonce": {"training": {"loss": "infonce"}},
     "loss both": {"training": {"loss": "both"}},
+    "compiled": {"training": {"compile": True}},
 }
 
 

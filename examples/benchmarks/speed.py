@@ -293,7 +293,7 @@ def train(bench: Bench, part: str = "train", device: str = "cpu") -> None:
                 gpu_peak_bytes=rows[-1].get("gpu_peak_bytes"),
                 precision=rows[-1]["precision"], trainable=rows[-1]["trainable"],
             )  # fmt: skip
-    whole = {"layers": "upper", "epochs": bench.sizes.epochs, "quality": True}
+    whole = {"layers": "all", "epochs": bench.sizes.epochs, "quality": True}
     if bench.sizes.documents is not None:
         whole["examples"] = bench.sizes.examples
     judged = {"data": bench.data, "collection": "scifact", "documents": bench.sizes.documents}
@@ -579,7 +579,7 @@ def _train_lines(rows: Sequence[Row], part: str = "train", bars: bool = True) ->
             met = (ratio >= factor and memory <= 0.5) if bar != "reported" else None
             made.append(Line(what, bar, text, met))
     found = _pick(rows, part, "quality", side="ragadapt")
-    what, bar = "LoRA training, upper half, quality", "0 within the interval, or better"
+    what, bar = "LoRA training, all layers, quality", "0 within the interval, or better"
     if found is None:
         made.append(Line(what, bar))
     else:
