@@ -135,7 +135,7 @@ class TrainingConfig(Stage):
     prefix_cache: bool = True  # keep the activations below the trained layers
     prefix_cache_folder: str | None = None  # None = with the build, deleted after it; a folder is kept and shared
     prefix_cache_bytes: int = Field(4_000_000_000, ge=0)  # on disk; about 200 kB per 256-token passage at width 384
-    compile: bool = False  # torch.compile: slow to start; whether it pays depends on the device
+    compile: bool = False  # torch.compile: slow to start; it lost on a CPU, and was not measured on a GPU
 
 
 class GateConfig(Stage):
