@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bs4 import BeautifulSoup
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -325,6 +325,8 @@ def test_never_retrieved_counts_what_no_first_k_holds() -> None:
     assert (found.count, found.of, found.k, found.queries, found.examples) == (2, 4, 2, 1, (passage("c"),))
 
 
+@example([0.0, 5e-324], [])
+@example([0.7, np.nextafter(0.7, 1)], [0.7])
 @given(
     st.lists(st.floats(-1, 1), max_size=30),
     st.lists(st.floats(-1, 1) | st.just(math.nan), max_size=30),

@@ -189,9 +189,17 @@ def histogram(positives: npt.ArrayLike, negatives: npt.ArrayLike, *, edges: Sequ
     second = np.asarray(negatives, dtype=np.float64).ravel()
     first, second = first[np.isfinite(first)], second[np.isfinite(second)]
     both = np.concatenate([first, second])
-    borders = np.histogram_bin_edges(both, bins=edges) if isinstance(edges, int) else np.asarray(edges)
+    borders = _bins(both, edges) if isinstance(edges, int) else np.asarray(edges)
     return Histogram(
         edges=tuple(borders.tolist()),
         positives=tuple(np.histogram(np.clip(first, borders[0], borders[-1]), borders)[0].tolist()),
         negatives=tuple(np.histogram(np.clip(second, borders[0], borders[-1]), borders)[0].tolist()),
     )
+
+
+def _bins(values: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.float64]:
+    """Borders of equal bins from the least to the greatest value; around them where all are equal up to rounding."""
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+    if high - low <= 1e-9 * max(abs(low), abs(high), 1.0):
+        low, high = low - 0.5, high + 0.5
+    return np.linspace(low, high, count + 1)
