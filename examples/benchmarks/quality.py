@@ -1,11 +1,12 @@
 """What a fit is worth: shipped retrievers against untuned baselines on collections with human judgements.
 
-    python examples/benchmarks/quality.py --data DATA [--parts zero,handbook,labels,query-side,signals,choices]
+    python examples/benchmarks/quality.py --data DATA [--parts zero,handbook,labels,query-side,beside,signals,choices]
         [--seeds 13] [--choices "layers 3;layers 6"]
 
 Without a look at any test label; runs are scored with ir-measures. `zero`, `handbook`, `labels` and `query-side` fit
-through the public API; `signals` and `choices` train directly. What few labels give is in pefa.py (part few). Results
-go to FOLDER/quality.json as they come (default: a temporary folder), tables to stdout.
+through the public API, `beside` too, but with a plan of its own and a gate that lets everything through; `signals` and
+`choices` train directly. What few labels give is in pefa.py (part few). Results go to FOLDER/quality.json as they come
+(default: a temporary folder), tables to stdout.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from beir import QUALITY, Collection, baselines, load, write_labels
 
 from ragadapt import Encoder, EncoderConfig, FitConfig, Labels, Retriever, fit
 from ragadapt.adaptation import make_examples
-from ragadapt.evaluation import Evaluation, evaluate, paired_bootstrap
+from ragadapt.evaluation import Evaluation, evaluate, gate, paired_bootstrap
 from ragadapt.lexical import LexicalIndex
 from ragadapt.stages import Corpus, encode_query_texts, searcher_of
 from ragadapt.training import Example, train
@@ -175,6 +178,28 @@ def labelled(bench: Bench, part: str, **changes: Any) -> Callable[[], None]:
                 )
 
     return run
+
+
+def beside(bench: Bench) -> None:
+    """What the queries that people wrote in the documents add to labels: none of them, as many as train besides, all.
+
+    The model that was trained is scored whatever the gate says of it; what the gate saw stands beside the truth.
+    """
+    plan, decide = gate.plan, gate.decide
+
+    def open_gate(**seen: Any) -> gate.Decision:
+        return replace(decide(**seen), verdict=gate.Verdict.WIN, strength=seen["strength"])
+
+    def planned(most: float, train: Sequence[Query], heldout: Sequence[Query]) -> gate.Plan:
+        made = plan([query for query in train if query.evidence is not Evidence.HUMAN], heldout)
+        found = [query for query in train if query.evidence is Evidence.HUMAN]
+        drawn = random.Random(0).sample(found, min(len(found), int(most * len(made.train)))) if most else []
+        print(f"{len(made.train)} queries train, and {len(drawn)} of {len(found)} from the documents beside them")
+        return replace(made, train=(*made.train, *drawn))
+
+    for name, most in (("none", 0), ("as-many", 1), ("all", 1e9)):
+        with patch.object(gate, "plan", partial(planned, most)), patch.object(gate, "decide", open_gate):
+            labelled(bench, f"beside-{name}")()
 
 
 def signals(bench: Bench, most: int = 300) -> None:
@@ -367,6 +392,7 @@ def main() -> None:
         "labels": labelled(bench, "labels"),
         "signals": lambda: signals(bench),
         "choices": lambda: choices(bench, settings),
+        "beside": lambda: beside(bench),
         "query-side": labelled(bench, "query-side", adapter={"adapt": "query"}),
     }
     chosen = arguments.parts.split(",")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ragadapt.config import QueryConfig
-from ragadapt.errors import GeneratorFailed, InvalidConfiguration, MissingExtra, ModelNotFound
+from ragadapt.errors import GeneratorFailed, InvalidConfiguration, MissingExtra, ModelNotFound, reason_of
 from ragadapt.queries.generators.cache import Answer
 from ragadapt.queries.generators.endpoint import answer_tokens
 from ragadapt.queries.generators.prompts import (
@@ -285,7 +285,7 @@ def _load(name: str, dtype: torch.dtype) -> tuple[Any, Any, bool]:
             model = family.from_pretrained(source, dtype=dtype, **options, **_dense(options))
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelNotFound(
-            f"The generator {name!r} cannot be loaded: {' '.join(str(error).split())[:300]} "
+            f"The generator {name!r} cannot be loaded: {reason_of(error)}. "
             "It must be a folder, a .gguf file or a hub name of a causal or sequence-to-sequence language model."
         ) from error
     finally:
