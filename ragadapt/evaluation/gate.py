@@ -58,10 +58,11 @@ def plan(train: Sequence[Query], heldout: Sequence[Query], *, minimum: Mapping[E
         if len(judges) < minimum[rank]:
             continue
         if rank is Evidence.LABELLED:
-            trained, labels = tuple(train), sum(query.evidence is Evidence.LABELLED for query in train)
+            labels = sum(query.evidence is Evidence.LABELLED for query in train)
+            trained = tuple(
+                query for query in train if query.evidence is not Evidence.HUMAN or labels < FEWEST_TO_TRAIN
+            )
             reason = f"{len(judges)} labelled queries that were held out judge."
-            if labels >= FEWEST_TO_TRAIN:
-                trained = tuple(query for query in train if query.evidence is not Evidence.HUMAN)
             if left := len(train) - len(trained):
                 reason += f" {labels} labelled ones train, and {left} found in the documents do not."
         else:
