@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,14 @@ Run = dict[str, dict[str, float]]
 Qrels = dict[str, dict[str, int]]
 
 QUALITY = ("scifact", "cranfield", "stackfaq", "cosqa", "handbook")
+
+
+def check_data(parser: argparse.ArgumentParser, data: Path, collections: Sequence[str]) -> None:
+    """Ends the program where the folder, or a collection in it, is not there."""
+    if not data.is_dir():
+        parser.error(f"there is no folder at {data}: give one with collections in BEIR layout")
+    if missing := [name for name in collections if not (data / name).is_dir()]:
+        parser.error(f"{data} holds no collection {', '.join(missing)}")
 
 
 @dataclass(frozen=True)

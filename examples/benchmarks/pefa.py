@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from beir import Collection, load, run_of
+from beir import Collection, check_data, load, run_of
 from charts import write_chart
 
 from ragadapt import Encoder, EncoderConfig, FitConfig, Retriever, fit
@@ -635,11 +635,11 @@ def main() -> None:
     parser.add_argument("--collections", default=",".join(COLLECTIONS))
     parser.add_argument("--vectors", type=int, default=1_000_000, help="size of the index in latency and overhead")
     arguments = parser.parse_args()
-    if not arguments.data.is_dir():
-        parser.error(f"there is no folder at {arguments.data}: give one with collections in BEIR layout")
+    collections = arguments.collections.split(",")
+    check_data(parser, arguments.data, collections)
     place = arguments.folder or Path(tempfile.mkdtemp(prefix="ragadapt-pefa-"))
     place.mkdir(parents=True, exist_ok=True)
-    bench = Bench(arguments.data, place, arguments.seed, arguments.collections.split(","))
+    bench = Bench(arguments.data, place, arguments.seed, collections)
     parts: dict[str, Callable[[], None]] = {
         "quality": lambda: quality(bench),
         "curve": lambda: curve(bench, draws=arguments.draws),

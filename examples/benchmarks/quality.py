@@ -26,7 +26,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from beir import QUALITY, Collection, baselines, load, write_labels
+from beir import QUALITY, Collection, baselines, check_data, load, write_labels
 
 from ragadapt import Encoder, EncoderConfig, FitConfig, Labels, Retriever, fit
 from ragadapt.adaptation import make_examples
@@ -377,15 +377,15 @@ def main() -> None:
     every = [choice for choice in CHOICES if choice != "default"]
     parser.add_argument("--choices", default=";".join(every), help="what part choices compares, parted by ;")
     arguments = parser.parse_args()
-    if not arguments.data.is_dir():
-        parser.error(f"there is no folder at {arguments.data}: give one with collections in BEIR layout")
+    collections = arguments.collections.split(",")
+    check_data(parser, arguments.data, collections)
     settings = arguments.choices.split(";")
     if unknown := set(settings) - set(every):
         parser.error(f"unknown choices {'; '.join(sorted(unknown))}; there are {'; '.join(every)}")
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="ragadapt-quality-"))
     folder.mkdir(parents=True, exist_ok=True)
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    bench = Bench(arguments.data, folder, seeds, arguments.collections.split(","))
+    bench = Bench(arguments.data, folder, seeds, collections)
     parts: dict[str, Callable[[], None]] = {
         "zero": lambda: zero(bench),
         "handbook": lambda: handbook(bench),

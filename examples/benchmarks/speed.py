@@ -32,7 +32,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
-from beir import Collection, load, plain_bm25, run_of
+from beir import Collection, check_data, load, plain_bm25, run_of
 from charts import write_chart
 from synthetic import mixed_lengths, tiny_model, write_corpus
 
@@ -772,8 +772,7 @@ def main() -> None:
     if not arguments.table:
         if arguments.data is None:
             parser.error("--data is needed to measure")
-        if not arguments.data.is_dir():
-            parser.error(f"there is no folder at {arguments.data}: give one with collections in BEIR layout")
+        check_data(parser, arguments.data, ["scifact"])
         if importlib.util.find_spec("datasets") is None:
             parser.error("sentence-transformers trains and mines with datasets: pip install '.[benchmarks]'")
         functions = (encode, train, cache, mining, growth, cli, gpu)
