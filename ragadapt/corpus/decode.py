@@ -9,6 +9,7 @@ from typing import Final
 from charset_normalizer import from_bytes
 
 from ragadapt.errors import InvalidConfiguration
+from ragadapt.text import encodable
 
 _BOMS: Final = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -81,12 +82,3 @@ def tidy(text: str) -> str:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     text = text.removeprefix("\ufeff").replace("\x00", "\ufffd")
     return encodable(text)
-
-
-def encodable(text: str) -> str:
-    """Pairs of surrogates joined, lone ones replaced: JSON escapes can make text that UTF-8 refuses."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text

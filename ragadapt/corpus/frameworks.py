@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ragadapt.corpus.decode import encodable
-from ragadapt.corpus.files import json_value
+from ragadapt.corpus.content import json_value
 from ragadapt.errors import EmptyCorpus, InvalidInput
+from ragadapt.text import encodable
 from ragadapt.values import Chunk, Document, Metadata
 
 _log = logging.getLogger(__name__)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from ragadapt.config import ReadConfig
-from ragadapt.corpus.decode import Unreadable, encodable, encoding_of, tidy
-from ragadapt.corpus.files import json_value
+from ragadapt.corpus.content import json_value
+from ragadapt.corpus.decode import Unreadable, encoding_of, tidy
+from ragadapt.text import encodable
 from ragadapt.values import Document
 
 _ID_NAMES = ("_id", "id", "doc_id", "docid", "document_id", "uuid", "key")
