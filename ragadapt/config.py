@@ -16,7 +16,8 @@ from ragadapt.errors import InvalidConfiguration
 
 
 class Stage(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    # What was typed may hold a key, and pydantic's own message would show it.
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), hide_input_in_errors=True)
 
 
 class ReadConfig(Stage):

@@ -143,9 +143,10 @@ def _gather(
 ) -> _Material:
     from ragadapt.corpus import chunk_documents, internal_links, near_duplicate_groups, normalise, read_documents
     from ragadapt.encoder import Encoder
-    from ragadapt.queries import structural_queries
+    from ragadapt.queries import check_generator, structural_queries
     from ragadapt.stages import Corpus
 
+    check_generator(config.query)
     label_files = [file for label in labels for file in label.files]
     read = read_documents(list(sources), config.read, labels=label_files, progress=progress)
     encoder = Encoder.load(config.encoder)

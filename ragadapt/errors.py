@@ -22,9 +22,17 @@ RagadaptError
     └── StoreLocked            another process is writing there
 """
 
+from ragadapt.text import redacted
+
 
 class RagadaptError(Exception):
-    """The root: `except RagadaptError` catches everything that ragadapt raises on purpose."""
+    """The root: `except RagadaptError` catches everything that ragadapt raises on purpose.
+
+    Its message shows no secret: many quote what a user typed or a server said.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(redacted(each) if isinstance(each, str) else each for each in args))
 
 
 def reason_of(error: BaseException) -> str:

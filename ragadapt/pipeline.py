@@ -36,6 +36,7 @@ from ragadapt.errors import InvalidConfiguration
 from ragadapt.evaluation import gate
 from ragadapt.evaluation.report import Report, write_report
 from ragadapt.fusion import Floats
+from ragadapt.queries import check_generator
 from ragadapt.reporting import Facts, build_report, model_card
 from ragadapt.search import Searcher
 from ragadapt.stages import (
@@ -103,6 +104,7 @@ def fit(
     """
     check_index(config.index)
     check_teacher(config)
+    check_generator(config.query)
     _check_cache_folder(config)
     if isinstance(sources, (str, Path)):
         sources = [sources]

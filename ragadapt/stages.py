@@ -24,7 +24,7 @@ from ragadapt.corpus import chunk_documents, near_duplicate_groups, normalise
 from ragadapt.errors import EmptyCorpus, InvalidConfiguration, MissingExtra, StoreCorrupt
 from ragadapt.files import write_text
 from ragadapt.fusion import Background, Floats, Fusion
-from ragadapt.index import collection_of, exact_index, open_index
+from ragadapt.index import check_address, collection_of, exact_index, open_index
 from ragadapt.lexical import LexicalIndex
 from ragadapt.profiling import work
 from ragadapt.search import Searcher
@@ -168,6 +168,7 @@ def check_index(config: IndexConfig) -> None:
     }[config.kind]
     if importlib.util.find_spec(module) is None:
         raise MissingExtra(f"An index of kind {config.kind!r} (or take index.kind = 'exact')", extra)
+    check_address(config.url, "index.url")
     if config.url == ":memory:":
         raise InvalidConfiguration(
             "index.url = ':memory:' keeps nothing, and a saved retriever needs its index. Leave the URL out for a "

@@ -209,7 +209,10 @@ def report_error(error: BaseException, terminal: Terminal) -> int:
         return _say(error, INTERRUPTED, f"Interrupted.{again}", terminal)
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
+    from ragadapt.text import redacted
+
     if isinstance(error, click.ClickException):
+        error.message = redacted(error.message)  # it quotes what was typed
         if terminal.json:
             return _say(error, error.exit_code, error.format_message(), terminal)
         error.show()
@@ -232,7 +235,10 @@ def _of_system(error: OSError) -> str:
 
 
 def _say(error: BaseException, code: int, message: str, terminal: Terminal, trace: bool = False) -> int:
-    lines = "".join(traceback.format_exception(error)) if trace else None
+    from ragadapt.text import redacted
+
+    message = redacted(message)
+    lines = redacted("".join(traceback.format_exception(error))) if trace else None
     with suppress(OSError, ValueError):  # nobody reads stderr any more
         if terminal.json:
             values: dict[str, Any] = {
@@ -250,15 +256,22 @@ def _say(error: BaseException, code: int, message: str, terminal: Terminal, trac
     return code
 
 
+def _logged(text: str) -> str:
+    """A log line, of ours or of a library, without secrets."""
+    from ragadapt.text import redacted
+
+    return redacted(text)
+
+
 class _Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        message = super().format(record)
+        message = _logged(super().format(record))
         return message if record.levelno < logging.WARNING else f"{record.levelname.capitalize()}: {message}"
 
 
 class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        values = {"level": record.levelname.lower(), "logger": record.name, "message": super().format(record)}
+        values = {"level": record.levelname.lower(), "logger": record.name, "message": _logged(super().format(record))}
         return json.dumps({"schema_version": SCHEMA_VERSION, "log": values}, ensure_ascii=False)
 
 

@@ -14,14 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragadapt.errors import InvalidInput, RagadaptError
+from ragadapt.errors import InvalidConfiguration, InvalidInput, RagadaptError
 from ragadapt.index.contract import Payload, VectorIndex, check_dim, check_fingerprint, read_description
 from ragadapt.index.filters import Filter, compile_filter
+from ragadapt.text import secret_in_url
 
 if TYPE_CHECKING:
     from ragadapt.index.exact import ExactIndex
 
-__all__ = ["KINDS", "Filter", "VectorIndex", "collection_of", "compile_filter", "exact_index", "open_index"]
+__all__ = ["KINDS", "Filter", "VectorIndex", "check_address", "collection_of", "compile_filter", "exact_index", "open_index"]
 
 KINDS = ("exact", "faiss", "qdrant", "qdrant-edge")
 
@@ -44,6 +45,7 @@ def open_index(
 
     Raises DimensionMismatch, FingerprintMismatch, IndexCorrupt, IndexUnreachable, MissingExtra, InvalidInput.
     """
+    check_address(url, "url")
     folder = Path(folder) if folder is not None else None
     description = read_description(folder) if folder is not None else None
     if description is not None:
@@ -91,6 +93,15 @@ def open_index(
         index.close()
         raise
     return index
+
+
+def check_address(url: str | None, name: str) -> None:
+    """Raises InvalidConfiguration for a server's address that carries a secret: it would stand in settings, reports and logs."""
+    if url is not None and (secret := secret_in_url(url)):
+        raise InvalidConfiguration(
+            f"{name} carries {secret}, which would end up in saved settings and logs. Leave it out of the address and "
+            "put the key into the environment variable QDRANT_API_KEY."
+        )
 
 
 def collection_of(folder: Path) -> tuple[str, str] | None:

@@ -1,7 +1,7 @@
 """Chunk → Query: from the documents' structure, a language model, or the user's labels; filters and the split."""
 
 from ragadapt.queries.filters import clean_queries, lexical_overlap, replace_positives, round_trip_filter
-from ragadapt.queries.generate import Estimate, estimate, generate_queries
+from ragadapt.queries.generate import Estimate, check_generator, estimate, generate_queries
 from ragadapt.queries.kinds import KINDS, STRUCTURAL, VERBATIM, evidence_of, evidence_rank, masked_passage
 from ragadapt.queries.labels import (
     MIN_QUOTE_SHARE,
@@ -39,6 +39,7 @@ __all__ = [
     "Link",
     "Split",
     "assign_queries",
+    "check_generator",
     "clean_queries",
     "count_leaks",
     "estimate",

@@ -256,13 +256,20 @@ def _can_be_asked_about(chunk: Chunk) -> bool:
     return length(chunk.text) >= least and letters >= 0.5 * visible
 
 
-def _generator_id(config: QueryConfig) -> str:
-    """What tells generators apart in the cache; found without loading anything. Raises InvalidConfiguration."""
+def check_generator(config: QueryConfig) -> None:
+    """Say before any work that no queries can be written as configured. Raises InvalidConfiguration."""
     if config.generator and config.generator_url:
         raise InvalidConfiguration(
             f"generator = {config.generator!r} and generator_url = {config.generator_url!r}: one model writes the "
             "queries. Remove one of them; the model's name at an endpoint is generator_model."
         )
+    if config.generator_url:
+        endpoint_url(config.generator_url)
+
+
+def _generator_id(config: QueryConfig) -> str:
+    """What tells generators apart in the cache; found without loading anything. Raises InvalidConfiguration."""
+    check_generator(config)
     if config.generator_url:
         return endpoint_id(config)
     if not config.generator:

@@ -40,6 +40,9 @@ _MIN_WORDS = {"question": 3, "keywords": 2, "problem": 4, "claim": 4}
 _MAX_WORDS = {"question": 32, "keywords": 9, "problem": 40, "claim": 32}
 _COPIED_WORDS = 7  # a longer stretch of the passage is a quotation, whatever the share of the whole
 _MAX_CHARACTERS = 400
+_MOST_READ = 500  # candidates of one answer
+_MOST_KEPT = 50  # of one answer; a prompt asks for a few
+_DEEPEST_JSON = 20
 
 _THINKING = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", re.DOTALL | re.IGNORECASE)
 _FENCE = re.compile(r"^\s*```[\w-]*\s*$", re.MULTILINE)
@@ -178,7 +181,9 @@ def clean(answer: Answer, prompt: Prompt, *, max_overlap: float) -> tuple[list[t
         candidates.pop()
         rejected["unfinished"] += 1
     kept: list[tuple[str, str]] = []
-    for candidate in candidates:
+    for candidate in candidates[:_MOST_READ]:
+        if len(kept) == _MOST_KEPT:
+            break
         verdict = judge(candidate, prompt, max_overlap=max_overlap, siblings=[text for _, text in kept])
         if isinstance(verdict, str):
             rejected[verdict] += 1
@@ -218,12 +223,14 @@ def _from_json(text: str) -> Iterator[tuple[str | None, str]]:
         return
 
 
-def _strings(value: Any, kind: str | None) -> Iterator[tuple[str | None, str]]:
+def _strings(value: Any, kind: str | None, depth: int = 0) -> Iterator[tuple[str | None, str]]:
+    if depth > _DEEPEST_JSON:
+        return
     if isinstance(value, str):
         yield (kind, value) if kind is not None else _unlabel(value)
     elif isinstance(value, list):
         for item in value:
-            yield from _strings(item, kind)
+            yield from _strings(item, kind, depth + 1)
     elif isinstance(value, dict):
         stated = next(
             (str(value[key]) for key in ("kind", "type", "label", "category") if isinstance(value.get(key), str)), ""
@@ -232,9 +239,8 @@ def _strings(value: Any, kind: str | None) -> Iterator[tuple[str | None, str]]:
         for key, item in value.items():
             if key in ("kind", "type", "label", "category", "id"):
                 continue
-            yield from _strings(
-                item, own if own is not None and key.lower() in ("query", "text", "question") else _kind_of(key) or own
-            )
+            named = own if own is not None and key.lower() in ("query", "text", "question") else _kind_of(key) or own
+            yield from _strings(item, named, depth + 1)
 
 
 def _kind_of(name: str) -> str | None:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ragadapt.files import sync_folder
+from ragadapt.text import encodable
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Answer:
 
 _FIELDS = {field.name: field for field in fields(Answer)}
 _REQUIRED = ("key", "chunk", "text")
+_COUNTS: dict[str, Any] = {"input_tokens": int, "output_tokens": int, "seconds": (int, float)}
 
 
 def read_answers(path: Path) -> dict[str, Answer]:
@@ -87,11 +89,19 @@ class AnswerLog:
 def _parse(line: str) -> Answer | None:
     try:
         value: Any = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in _REQUIRED):
         return None
-    return Answer(**{name: item for name, item in value.items() if name in _FIELDS})
+    known = {name: item for name, item in value.items() if name in _FIELDS}
+    for name, kind in _COUNTS.items():
+        item = known.get(name, 0)
+        if isinstance(item, bool) or not isinstance(item, kind) or not 0 <= item < 2**31:  # NaN is in no range
+            return None
+    if not isinstance(known.get("first_kind"), str | None):
+        return None
+    known["cut_off"] = known.get("cut_off") is True
+    return Answer(**known | {"text": encodable(known["text"])})
 
 
 def _ends_with_newline(path: Path) -> bool:

@@ -6,6 +6,7 @@ and jitter, and waits as long as Retry-After says. Here: what to ask, several re
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import queue
@@ -20,13 +21,16 @@ from ragadapt.config import QueryConfig
 from ragadapt.errors import GeneratorFailed, InvalidConfiguration, MissingExtra
 from ragadapt.queries.generators.cache import Answer
 from ragadapt.queries.generators.prompts import CHAT_TEMPERATURE, Prompt, chat_text
+from ragadapt.text import encodable, redacted, secret_in_url, without_keys
 
 if TYPE_CHECKING:
     import openai
 
 logger = logging.getLogger(__name__)
 
-FAILURES_IN_A_ROW = 5  # one odd passage is skipped; this many together mean that the endpoint is gone
+FAILURES_IN_A_ROW = 5  # one request may fail for good; this many together mean that the endpoint is gone
+ODD_AT_FIRST = 25  # answers of no use before any of use: what speaks there is no language model
+MAX_ANSWER_CHARACTERS = 50_000  # of what is kept; a thousand queries
 CHECK_SECONDS = 10.0  # for the first look whether anybody answers at all
 _KEY_VARIABLES = ("RAGADAPT_API_KEY", "OPENAI_API_KEY")
 _NOT_KNOWN = re.compile(
@@ -38,15 +42,19 @@ _LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1", "host.docker.internal")
 
 def endpoint_url(url: str) -> str:
     """The base address that the client wants. Raises InvalidConfiguration if this is no http(s) address."""
-    parts = urlsplit(url.strip())
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if secret := secret_in_url(url):
+        raise InvalidConfiguration(
+            f"generator_url carries {secret}, which would end up in saved settings, reports and logs. Leave it out of "
+            f"the address and put the key into the environment variable {_KEY_VARIABLES[0]}: it is sent as a header."
+        )
+    try:
+        parts = urlsplit(url.strip())
+        named = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, half an IPv6 address
+        named = False
+    if not named:
         raise InvalidConfiguration(
             f"generator_url = {url!r} is no web address. Give the endpoint's base address, e.g. http://localhost:8000/v1."
-        )
-    if parts.username or parts.password:
-        raise InvalidConfiguration(
-            f"generator_url for {parts.hostname} carries a user name or password, which would end up in logs. "
-            f"Put the key into the environment variable {_KEY_VARIABLES[0]}."
         )
     path = parts.path.rstrip("/").removesuffix("/completions").removesuffix("/chat").rstrip("/")
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
@@ -71,7 +79,11 @@ class Endpoint:
             import openai
         except ImportError as error:
             raise MissingExtra("Writing queries through an endpoint", "openai") from error
-        self._openai = openai
+        import httpx
+
+        from ragadapt.queries.generators.wire import REFUSED, BoundedTransport
+
+        self._openai, self._refused_reason = openai, REFUSED
         self._config = config
         self.url = endpoint_url(config.generator_url or "")
         self.failed = 0
@@ -80,19 +92,25 @@ class Endpoint:
         parts = urlsplit(self.url)
         if self._key and parts.scheme == "http" and parts.hostname not in _LOCAL_HOSTS:
             logger.warning("the key in %s goes unencrypted to %s: use https if it can be had", variable, parts.hostname)
+        # The transport looks for proxies itself.
+        client: Any = httpx.Client(
+            transport=BoundedTransport(config.generator_concurrency), follow_redirects=False, trust_env=False
+        )
         self._client: openai.OpenAI = openai.OpenAI(
             base_url=self.url,
             api_key=self._key or "none",  # a server without keys ignores it; the client insists on one
             timeout=config.generator_timeout_seconds,
             max_retries=config.generator_retries,
+            http_client=client,
         )
         self._accepted: tuple[str, ...] = ("temperature", "max_tokens", "seed")
         self.model = self._check()
 
     def answers(self, prompts: Sequence[Prompt]) -> Iterator[list[Answer]]:
         """The answers, in the order in which they come, as lists of what came together; a passage whose request
-        failed for good is left out and counted in `failed`. Raises GeneratorFailed after several failures in a row."""
-        in_a_row = 0
+        failed for good, or whose answer is of no use, is left out and counted in `failed`. Raises GeneratorFailed
+        after several failed requests in a row, and where of many answers none was of use."""
+        in_a_row = good = odd = 0
         outcomes: queue.Queue[Answer | Exception] = queue.Queue()
         stop = threading.Event()
         self._start(prompts, outcomes, stop)
@@ -105,15 +123,23 @@ class Endpoint:
                     left -= 1
                     if isinstance(outcome, Answer):
                         came.append(outcome)
-                        in_a_row = 0
+                        in_a_row, good = 0, good + 1
                     elif isinstance(outcome, GeneratorFailed):
                         give_up = give_up or outcome
-                    elif isinstance(outcome, (self._openai.OpenAIError, _OddAnswerError)):
+                    elif isinstance(outcome, (_RequestFailedError, _OddAnswerError)):
                         self.failed += 1
-                        in_a_row += 1
-                        logger.warning("one passage skipped: %s", self._tell(outcome))
+                        logger.warning("one passage skipped: %s", outcome)
+                        if isinstance(outcome, _OddAnswerError):
+                            in_a_row, odd = 0, odd + 1  # somebody answers there
+                        else:
+                            in_a_row += 1
                         if in_a_row >= FAILURES_IN_A_ROW and give_up is None:
                             give_up = self._gone(in_a_row, outcome)
+                        elif odd >= ODD_AT_FIRST and not good and give_up is None:
+                            give_up = GeneratorFailed(
+                                f"{self.url} answered {odd} times, and never with a chat completion; the last time "
+                                f"{outcome}. Check the address, which mostly ends with /v1."
+                            )
                     else:
                         raise outcome
                 if came:
@@ -140,22 +166,24 @@ class Endpoint:
                     return
                 try:
                     outcomes.put(self._ask(prompt))
+                except GeneratorFailed as error:
+                    stop.set()  # true for every other passage as well
+                    outcomes.put(error)
+                except self._openai.OpenAIError as error:
+                    # Without the client's own error, which holds request and answer, and with them the key.
+                    outcomes.put(_RequestFailedError(self._tell(error)))
                 except Exception as error:  # told to the thread that collects
-                    if isinstance(error, GeneratorFailed):
-                        stop.set()  # true for every other passage as well
                     outcomes.put(error)
 
         for number in range(min(self._config.generator_concurrency, len(prompts))):
             threading.Thread(target=work, name=f"generate-{number}", daemon=True).start()
 
     def _gone(self, in_a_row: int, last: Exception) -> GeneratorFailed:
-        error = GeneratorFailed(
+        return GeneratorFailed(
             f"{self.url} failed {in_a_row} times in a row, each after {self._config.generator_retries} retries; "
-            f"the last time: {self._tell(last)}. Answers so far are kept: run the same command again once the "
+            f"the last time: {last}. Answers so far are kept: run the same command again once the "
             "endpoint is well, and it goes on from there."
         )
-        error.__cause__ = last
-        return error
 
     def _ask(self, prompt: Prompt) -> Answer:
         started = time.monotonic()
@@ -171,39 +199,36 @@ class Endpoint:
         while True:
             sent = self._accepted
             options: dict[str, Any] = {name: settings[name] for name in sent}
+            # Errors go on without their causes: servers repeat the key in what they answer.
             try:
-                completion: Any = self._client.chat.completions.create(model=self.model, messages=message, **options)
+                raw: Any = self._client.chat.completions.with_raw_response.create(
+                    model=self.model, messages=message, **options
+                )
                 break
             except (self._openai.AuthenticationError, self._openai.PermissionDeniedError):
-                raise self._refused() from None  # servers repeat the key in such an answer
+                raise self._refused() from None
             except self._openai.NotFoundError as error:
-                raise self._unknown_model(error) from error
+                raise self._unknown_model(error) from None
             except self._openai.RateLimitError as error:
                 if error.code == "insufficient_quota":
                     raise GeneratorFailed(
                         f"{self.url} says that the account's quota is used up. Answers so far are kept: top it up "
                         "and run the same command again."
-                    ) from error
+                    ) from None
                 raise
             except (self._openai.BadRequestError, self._openai.UnprocessableEntityError) as error:
                 if not self._adapt(str(error), sent):
                     raise
-        try:
-            choice = completion.choices[0]
-            text = choice.message.content or ""
-            cut_off = choice.finish_reason == "length"
-        except (AttributeError, IndexError, TypeError, KeyError) as error:
-            raise _OddAnswerError("its answer is not in the shape of OpenAI's chat completions") from error
-        if not isinstance(text, str):
-            raise _OddAnswerError("its answer's content is not text")
-        usage = getattr(completion, "usage", None)
+        if reason := raw.http_response.extensions.get(self._refused_reason):
+            raise _OddAnswerError(reason)
+        text, cut_off, usage = _read(raw.http_response.content)
         return Answer(
             key=prompt.key,
             chunk=prompt.chunk.id,
-            text=text,
-            cut_off=cut_off,
-            input_tokens=_number(getattr(usage, "prompt_tokens", 0)),
-            output_tokens=_number(getattr(usage, "completion_tokens", 0)),
+            text=without_keys(text[:MAX_ANSWER_CHARACTERS], self._key),
+            cut_off=cut_off or len(text) > MAX_ANSWER_CHARACTERS,
+            input_tokens=_number(usage.get("prompt_tokens")),
+            output_tokens=_number(usage.get("completion_tokens")),
             seconds=(time.monotonic() - started) / self._config.generator_concurrency,
         )
 
@@ -238,8 +263,13 @@ class Endpoint:
         except self._openai.APIConnectionError as error:
             raise GeneratorFailed(
                 f"Nothing answers at {self.url} ({self._tell(error)}). Check the address and that the server runs."
-            ) from error
-        except (self._openai.OpenAIError, ValueError, TypeError, AttributeError):
+            ) from None
+        except Exception as error:  # this list is a courtesy, whatever a server says in its place
+            if reason := self._redirects(error):
+                raise GeneratorFailed(
+                    f"{self.url}: {reason}. Passages go to the host that you name alone; if you trust that one, name "
+                    "its address as generator_url."
+                ) from None
             logger.info("%s does not list its models; going on", self.url)
         if wanted:
             return wanted
@@ -255,7 +285,7 @@ class Endpoint:
         client = self._client.with_options(
             max_retries=1, timeout=min(CHECK_SECONDS, self._config.generator_timeout_seconds)
         )
-        return [str(model.id) for model in client.models.list().data]
+        return [self._clean(str(model.id))[:80] for model in client.models.list().data]
 
     def _refused(self) -> GeneratorFailed:
         if self._key:
@@ -276,16 +306,52 @@ class Endpoint:
             "the address is the base address, which mostly ends with /v1."
         )
 
+    def _redirects(self, error: Exception) -> str:
+        """Why a redirect was not followed; "" where the error is none."""
+        response = getattr(error, "response", None)
+        redirected = response is not None and 300 <= response.status_code < 400
+        return str(response.extensions.get(self._refused_reason) or "it redirects") if redirected else ""
+
     def _tell(self, error: Exception) -> str:
         """The error in a line, without the key."""
+        if reason := self._redirects(error):
+            return reason
         cause = error.__cause__
         said = f"{error}" if cause is None or not str(cause) else f"{error} {cause}"
-        said = " ".join(said.split())[:300]
-        return said.replace(self._key, "***") if self._key else said
+        return self._clean(said)[:300]  # cut at the end: half a key is not found any more
+
+    def _clean(self, said: str) -> str:
+        """What a server said, in one line, without secrets."""
+        return redacted(" ".join(encodable(said).split()), self._key)
+
+
+class _RequestFailedError(Exception):
+    """A request failed for good; what is told of it holds no secret."""
 
 
 class _OddAnswerError(Exception):
     """The server answered something that is no chat completion."""
+
+
+def _read(body: bytes) -> tuple[str, bool, dict[str, Any]]:
+    """(text, whether it was cut off, usage) of a chat completion. Raises _OddAnswerError for anything else."""
+    try:
+        completion = json.loads(body)
+    except (ValueError, RecursionError):
+        raise _OddAnswerError("its answer is not JSON") from None
+    try:
+        choice = completion["choices"][0]
+        content = choice["message"].get("content")
+        ended = choice.get("finish_reason")
+    except (AttributeError, IndexError, TypeError, KeyError):
+        raise _OddAnswerError("its answer is not in the shape of OpenAI's chat completions") from None
+    if isinstance(content, list):  # in parts, of which some are thoughts
+        parts = [part for part in content if isinstance(part, dict) and part.get("type") in ("text", "output_text")]
+        content = "\n".join(part["text"] for part in parts if isinstance(part.get("text"), str)) or content
+    if content is not None and not isinstance(content, str):
+        raise _OddAnswerError("its answer's content is not text")
+    usage = completion.get("usage")
+    return encodable(content or ""), ended in ("length", "content_filter"), usage if isinstance(usage, dict) else {}
 
 
 def _all_waiting(outcomes: queue.Queue[Answer | Exception]) -> list[Answer | Exception]:
@@ -307,4 +373,4 @@ def answer_tokens(queries: int) -> int:
 
 
 def _number(value: object) -> int:
-    return value if isinstance(value, int) else 0
+    return value if isinstance(value, int) and 0 <= value < 2**31 else 0
