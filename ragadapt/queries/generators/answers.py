@@ -45,7 +45,7 @@ _MOST_KEPT = 50  # of one answer; a prompt asks for a few
 _DEEPEST_JSON = 20
 
 _THINKING = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", re.DOTALL | re.IGNORECASE)
-_FENCE = re.compile(r"^\s*```[\w-]*\s*$", re.MULTILINE)
+_FENCE = re.compile(r"^[ \t]*```[\w-]*[ \t]*$", re.MULTILINE)
 _NUMBERED = re.compile(r"(?:^|(?<=[?？.!;])\s+)\(?\d{1,2}[.)]\s+(?=\D)")  # inside a line: after a sentence's end
 _BULLET = re.compile(
     r"^\s*(?:[-*•‣◦–—▪·>]+\s+|\(?\d{1,2}[.):、]\s*(?!\d)|\(?[a-h][.)]\s+|#{1,6}\s+|[QF]\d{1,2}\s*[.:)]\s*)+",
@@ -300,6 +300,8 @@ def _sentences(kind: str | None, text: str) -> list[str]:
 
 def _unwrap(text: str) -> str:
     """Quotes, Markdown and stray punctuation off; a quote or bracket that belongs inside stays."""
+    if len(text) > 10 * _MAX_CHARACTERS:
+        return text  # refused for its length, whatever is taken off
     text = re.sub(r"(\*\*|__)(.+?)\1", r"\2", text)
     text = re.sub(r"\[([^\]]+)\]\((?:[^)\s]+)\)", r"\1", text).strip()
     text = re.sub(r"\s*\((?:question|keywords?|claim|statement|problem|how-to)\)\s*$", "", text, flags=re.IGNORECASE)

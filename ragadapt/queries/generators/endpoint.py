@@ -199,26 +199,28 @@ class Endpoint:
         while True:
             sent = self._accepted
             options: dict[str, Any] = {name: settings[name] for name in sent}
-            # Errors go on without their causes: servers repeat the key in what they answer.
+            failed: GeneratorFailed | None = None
             try:
                 raw: Any = self._client.chat.completions.with_raw_response.create(
                     model=self.model, messages=message, **options
                 )
                 break
             except (self._openai.AuthenticationError, self._openai.PermissionDeniedError):
-                raise self._refused() from None
+                failed = self._refused()
             except self._openai.NotFoundError as error:
-                raise self._unknown_model(error) from None
+                failed = self._unknown_model(error)
             except self._openai.RateLimitError as error:
-                if error.code == "insufficient_quota":
-                    raise GeneratorFailed(
-                        f"{self.url} says that the account's quota is used up. Answers so far are kept: top it up "
-                        "and run the same command again."
-                    ) from None
-                raise
+                if error.code != "insufficient_quota":
+                    raise
+                failed = GeneratorFailed(
+                    f"{self.url} says that the account's quota is used up. Answers so far are kept: top it up "
+                    "and run the same command again."
+                )
             except (self._openai.BadRequestError, self._openai.UnprocessableEntityError) as error:
                 if not self._adapt(str(error), sent):
                     raise
+            if failed is not None:  # raised out here, not as a consequence: servers repeat the key in what they answer
+                raise failed
         if reason := raw.http_response.extensions.get(self._refused_reason):
             raise _OddAnswerError(reason)
         text, cut_off, usage = _read(raw.http_response.content)
@@ -254,23 +256,26 @@ class Endpoint:
         """The model's name, after a look whether the server is there; so a wrong address costs seconds, not retries."""
         wanted = self._config.generator_model
         offered: list[str] | None = None
+        failed: GeneratorFailed | None = None
         try:
             offered = self._offered()
         except (self._openai.AuthenticationError, self._openai.PermissionDeniedError):
-            raise self._refused() from None
+            failed = self._refused()
         except self._openai.APITimeoutError:
             logger.info("%s is slow to list its models; going on", self.url)
         except self._openai.APIConnectionError as error:
-            raise GeneratorFailed(
+            failed = GeneratorFailed(
                 f"Nothing answers at {self.url} ({self._tell(error)}). Check the address and that the server runs."
-            ) from None
+            )
         except Exception as error:  # this list is a courtesy, whatever a server says in its place
             if reason := self._redirects(error):
-                raise GeneratorFailed(
+                failed = GeneratorFailed(
                     f"{self.url}: {reason}. Passages go to the host that you name alone; if you trust that one, name "
                     "its address as generator_url."
-                ) from None
+                )
             logger.info("%s does not list its models; going on", self.url)
+        if failed is not None:
+            raise failed
         if wanted:
             return wanted
         if offered and len(offered) == 1:
