@@ -18,8 +18,9 @@ from ragadapt.evaluation.judging import JudgedQuery, judge_by_chunk, judge_by_do
 from ragadapt.fusion import Background, Floats, Fusion
 from ragadapt.index import exact_index
 from ragadapt.lexical import LexicalIndex
-from ragadapt.queries import VERBATIM, masked_passage
+from ragadapt.queries import VERBATIM, masked_chunk
 from ragadapt.search import Searcher
+from ragadapt.stages import lexical_parts
 from ragadapt.values import Chunk, Evidence, Progress, Query, no_progress
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def build_arena(
     Where two queries were cut from one passage, the first is kept: a passage can be masked for one query only.
     """
     lexical = LexicalIndex.open(lexical_folder)
-    masks: dict[str, str] = {}
+    masks: dict[str, Chunk] = {}
     kept: list[Query] = []
     by_id = {chunk.id: chunk for chunk in corpus.chunks}
     for query in queries:
@@ -90,18 +91,20 @@ def build_arena(
             source = query.positives[0]
             if source in masks or source not in by_id:
                 continue
-            masks[source] = masked_passage(query, by_id[source])
+            masks[source] = masked_chunk(query, by_id[source])
         kept.append(query)
     at = {id: position for position, id in enumerate(corpus.ids)}
     if masks:
         order: NDArray[np.int64]
         lexical = LexicalIndex.open(lexical_folder, mmap=False)
-        parts = [_heading_and_text(masked, by_id[id]) for id, masked in masks.items()]
-        lexical.update(list(masks), [text for _, text in parts], headings=[heading for heading, _ in parts])
+        headings, texts = lexical_parts(masks.values())
+        lexical.update(list(masks), texts, headings=headings)
         order = np.array([at[id] for id in lexical.ids()], dtype=np.int64)
         background = Background.of(vectors)  # of the corpus as it is: a few masked rows change nothing
         vectors = np.asarray(vectors)[order]
-        vectors[len(vectors) - len(masks) :] = encoder.encode_passages(list(masks.values()), progress=progress)
+        vectors[len(vectors) - len(masks) :] = encoder.encode_passages(
+            [chunk.passage.rstrip("\n") for chunk in masks.values()], progress=progress
+        )
         at = {id: position for position, id in enumerate(lexical.ids())}
     else:
         background = Background.of(vectors)
@@ -114,13 +117,5 @@ def build_arena(
     ]
     searcher = Searcher(exact_index(ids, vectors), lexical, background, Fusion())
     rows = encoder.encode_queries([item.query.text for item in judged], progress=progress)
-    passages = tuple(masks[id] if id in masks else by_id[id].passage for id in ids)
+    passages = tuple(masks[id].passage.rstrip("\n") if id in masks else by_id[id].passage for id in ids)
     return Arena(searcher, tuple(judged), rows, passages, progress)
-
-
-def _heading_and_text(masked: str, chunk: Chunk) -> tuple[str, str]:
-    """A masked passage as the lexical index wants it: what is left of its headings, and its text."""
-    first, _, rest = masked.partition("\n")
-    if first and all(part in chunk.heading_path for part in first.split(" > ")):
-        return first, rest
-    return "", masked

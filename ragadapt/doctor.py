@@ -393,8 +393,7 @@ def _measure(
     """Quality by system, and tokens per second. A passage that a query was cut from is searched without its words."""
     from ragadapt.arena import build_arena
     from ragadapt.corpus import normalise
-    from ragadapt.lexical import LexicalIndex
-    from ragadapt.stages import Corpus
+    from ragadapt.stages import Corpus, save_lexical
     from ragadapt.tuning import ranking
 
     chunks = tuple(material.chunks[at] for at in sample)
@@ -414,9 +413,7 @@ def _measure(
     if not asked:
         return (), rate
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        lexical = LexicalIndex.build(corpus.ids, corpus.passages)
-        lexical.save(folder)
-        lexical.close()
+        save_lexical(chunks, Path(folder))
         arena = build_arena(asked, encoder, corpus, vectors, Path(folder), material.grades, progress)
         measured = []
         for name, system in (("dense", "dense"), ("lexical", "lexical"), ("hybrid", "hybrid")):

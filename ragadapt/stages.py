@@ -29,7 +29,7 @@ from ragadapt.lexical import LexicalIndex
 from ragadapt.profiling import work
 from ragadapt.search import Searcher
 from ragadapt.store import LEDGER, Manifest, Stage, Workspace, kept_build
-from ragadapt.values import Chunk, Document, Evidence, Progress, Query
+from ragadapt.values import Chunk, Document, Evidence, Progress, Query, no_progress
 
 if TYPE_CHECKING:
     from ragadapt.encoder import Encoder
@@ -140,17 +140,25 @@ def build_lexical(stage: Stage, corpus: Corpus, progress: Progress) -> LexicalIn
     """The BM25 index over the passages."""
     folder = stage.path / "lexical"
     if not stage.finished:
-        headings = [" > ".join(chunk.heading_path) for chunk in corpus.chunks]
-        texts = [lexical_text(chunk.text) for chunk in corpus.chunks]
-        with work("lexical index", len(texts)):
-            index = LexicalIndex.build(corpus.ids, texts, headings=headings, progress=progress)
-            index.save(folder)
+        save_lexical(corpus.chunks, folder, progress)
     return LexicalIndex.open(folder)
 
 
-def lexical_text(text: str) -> str:
-    """The text without link targets: a page that links to another one is not about what the address says."""
-    return _LINK_TARGET.sub("]", text)
+def save_lexical(chunks: Sequence[Chunk], folder: Path, progress: Progress = no_progress) -> None:
+    """The BM25 index over passages, written into a folder."""
+    headings, texts = lexical_parts(chunks)
+    with work("lexical index", len(texts)):
+        index = LexicalIndex.build([chunk.id for chunk in chunks], texts, headings=headings, progress=progress)
+        index.save(folder)
+
+
+def lexical_parts(chunks: Iterable[Chunk]) -> tuple[list[str], list[str]]:
+    """(headings, texts) of passages as the lexical index reads them, of masked ones too.
+
+    The text is without link targets: a page that links to another one is not about what the address says.
+    """
+    parts = [(" > ".join(chunk.heading_path), _LINK_TARGET.sub("]", chunk.text)) for chunk in chunks]
+    return [heading for heading, _ in parts], [text for _, text in parts]
 
 
 def searcher_of(corpus: Corpus, vectors: Floats, lexical: LexicalIndex) -> Searcher:

@@ -130,3 +130,30 @@ def test_a_weight_that_the_user_set_is_not_learnt(encoder: Encoder) -> None:
     learnt = learn_fusion(None, FusionConfig(weight=0.2), evidence=Evidence.LABELLED)
     assert learnt.fusion.weight == 0.2
     assert "configuration" in learnt.reason
+
+
+def test_the_arena_reads_a_masked_passage_as_the_build_reads_passages(encoder: Encoder, tmp_path: Path) -> None:
+    """BM25 of the arena = BM25 of a build over the chunks with the masked one in place: headings apart, no targets."""
+    from ragadapt.queries import masked_chunk
+    from ragadapt.stages import save_lexical
+
+    text = "Ask the desk first. Fees are in [the list](https://example.org/zebra/fees.html) and\nPage one\nis older."
+    linked = Chunk("x#0", "x", text, ("Page one", "Fees"), 0, len(text))
+    chunks = (linked, *CHUNKS)
+    corpus = Corpus((), chunks, tuple(range(31)), tuple(chunk.passage for chunk in chunks))
+    save_lexical(chunks, tmp_path / "whole")
+    query = Query("q", "Ask the desk first", "sentence", Evidence.CROP, ("x#0",), span=(0, 18))
+    masked = masked_chunk(query, linked)
+    assert (masked.heading_path, "desk" in masked.text, "zebra" in masked.text) == (linked.heading_path, False, True)
+    save_lexical([*CHUNKS, masked], tmp_path / "masked")
+
+    vectors = encoder.encode_passages(corpus.passages)
+    arena = build_arena([query], encoder, corpus, vectors, tmp_path / "whole", {})
+    wanted = LexicalIndex.open(tmp_path / "masked")
+    assert arena.searcher.lexical.ids() == wanted.ids()
+    everything = list(range(len(wanted)))
+    for asked in ("zebra fees html", "page one", "fees", "older list", TEXTS[3]):
+        np.testing.assert_allclose(
+            arena.searcher.lexical.scores_of(asked, everything), wanted.scores_of(asked, everything), rtol=1e-6
+        )
+    assert not np.any(arena.searcher.lexical.scores_of("zebra", everything))

@@ -217,6 +217,42 @@ def test_diagnosis_measures_with_labels_where_there_are_some(
     assert lexical.ndcg > 0.95
 
 
+def test_the_diagnosis_searches_words_as_the_fitted_retriever_does(
+    config: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ragadapt.arena as arena
+    from ragadapt.lexical import LexicalIndex
+    from ragadapt.pipeline import fit
+    from ragadapt.retriever import Retriever
+
+    folder = write_documents(tmp_path / "docs", 6)
+    page = (folder / "page0.md").read_text(encoding="utf-8")
+    (folder / "page0.md").write_text(page + "\nSee [the other page](page1.md#zebra) too.\n", encoding="utf-8")
+    measured: dict[str, list[float]] = {}
+    asked = ["zebra", "page", "invoice", "where is the other page", *sentences(4, seed=3)]
+    built = arena.build_arena
+
+    def note(queries: Any, encoder: Any, corpus: Any, vectors: Any, lexical_folder: Path, *rest: Any) -> Any:
+        lexical = LexicalIndex.open(lexical_folder)
+        for query in asked:
+            scores = lexical.scores_of(query, list(range(len(lexical))))
+            measured[query] = [score for _, score in sorted(zip(lexical.ids(), scores.tolist()))]
+        return built(queries, encoder, corpus, vectors, lexical_folder, *rest)
+
+    monkeypatch.setattr(arena, "build_arena", note)
+    monkeypatch.setattr(doctor, "_FEWEST", 1)
+    assert diagnose([folder], config).quality
+    monkeypatch.setattr(arena, "build_arena", built)
+    with Retriever.open(fit([folder], tmp_path / "out", config).path) as retriever:
+        lexical = retriever.searcher.lexical
+        for query in asked:
+            scores = lexical.scores_of(query, list(range(len(lexical))))
+            ours = [score for _, score in sorted(zip(lexical.ids(), scores.tolist()))]
+            assert measured[query] == pytest.approx(ours), query
+    assert not any(measured["zebra"])
+    assert any(measured["invoice"])
+
+
 def test_sample_holds_every_answer_and_says_that_it_is_one(documents: Path, config: FitConfig) -> None:
     found = diagnose([documents], config, passages=10, queries=5)
     assert (found.measured, found.sampled) == (5, 10)

@@ -2,7 +2,7 @@
 
 from ragadapt.queries.filters import clean_queries, lexical_overlap, replace_positives, round_trip_filter
 from ragadapt.queries.generate import Estimate, check_generator, estimate, generate_queries
-from ragadapt.queries.kinds import KINDS, STRUCTURAL, VERBATIM, evidence_of, evidence_rank, masked_passage
+from ragadapt.queries.kinds import KINDS, STRUCTURAL, VERBATIM, evidence_of, evidence_rank, masked_chunk, masked_passage
 from ragadapt.queries.labels import (
     MIN_QUOTE_SHARE,
     EvidenceQuote,
@@ -50,6 +50,7 @@ __all__ = [
     "generate_queries",
     "lexical_overlap",
     "load_labels",
+    "masked_chunk",
     "masked_passage",
     "narrow_to_best_chunk",
     "quote_share",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from ragadapt.queries.code import code_name
@@ -59,15 +60,20 @@ def evidence_rank(evidence: Evidence) -> int:
 
 
 def masked_passage(query: Query, chunk: Chunk) -> str:
-    """The chunk's passage without the query's own text, so that copying strings cannot be learnt.
+    """The passage of `masked_chunk`. May be only a heading path when the text held nothing else."""
+    masked = masked_chunk(query, chunk)
+    return masked.passage if masked.text else masked.passage.rstrip("\n")
 
-    For a kind that is not verbatim: the passage as it is. From the heading path go the parts that the
+
+def masked_chunk(query: Query, chunk: Chunk) -> Chunk:
+    """The chunk without the query's own text, so that copying strings cannot be learnt.
+
+    For a kind that is not verbatim: the chunk as it is. From the heading path go the parts that the
     query repeats (kinds made of headings); from the text go the span that the query was cut from, heading
-    lines that say the same, and further copies of a query of four words or more. May be only a
-    heading path when the text held nothing else.
+    lines that say the same, and further copies of a query of four words or more.
     """
     if query.kind not in VERBATIM:
-        return chunk.passage
+        return chunk
     cut_here = query.span is not None and query.positives[:1] == (chunk.id,)
     text, raw = chunk.text, ""
     if cut_here and query.span is not None:
@@ -88,8 +94,7 @@ def masked_passage(query: Query, chunk: Chunk) -> str:
     elif len(tokens := words(query.text)) >= 4:
         text = _without_copies(text, tokens)
     text = re.sub(r"\n[ \t]*(?:\n[ \t]*)+\n", "\n\n", re.sub(r"[ \t]{2,}(?=\S)(?<=\S[ \t]{2})", " ", text)).strip()
-    heading = " > ".join(path)
-    return f"{heading}\n{text}" if heading and text else heading or text
+    return replace(chunk, heading_path=path, text=text)
 
 
 def _name_words(heading: str) -> list[str]:
