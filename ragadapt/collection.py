@@ -11,6 +11,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -419,13 +420,21 @@ def only(
         depth *= _DEEPEST
 
 
+def diverse_hits(passages: Passages, query: ArrayLike, hits: Sequence[Hit], k: int, balance: float = 0.5) -> list[Hit]:
+    """k of the hits of a query vector (d,), chosen as `diversify` does by their stored vectors."""
+    if not hits:
+        return []
+    rows = passages.vectors([hit.chunk.id for hit in hits])
+    return [hits[row] for row in diversify(query, rows, k, balance)]
+
+
 def diversify(query: ArrayLike, vectors: ArrayLike, k: int, balance: float = 0.5) -> list[int]:
     """Rows of vectors (C, d) chosen one by one by maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998).
 
     balance: 1 = relevance to the query (d,) alone, 0 = difference from what was chosen alone. Cosines throughout.
     """
-    if not 0 <= balance <= 1:
-        raise InvalidInput(f"The balance of relevance and diversity is {balance}: it lies between 0 and 1.")
+    if not isinstance(balance, Real) or not 0 <= balance <= 1:
+        raise InvalidInput(f"The balance of relevance and diversity is {balance!r}: it lies between 0 and 1.")
     rows = np.asarray(vectors, np.float32)
     if not len(rows):
         return []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -30,6 +32,7 @@ from langchain_tests.integration_tests import (
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 from small_retriever import fit_pages
 
+from ragadapt.collection import FittedPassages, diversify
 from ragadapt.errors import (
     DimensionMismatch,
     FingerprintMismatch,
@@ -256,28 +259,127 @@ def test_live_objects_do_not_pretend_to_be_serialisable(opened: Retriever) -> No
 # The retriever
 
 
-def test_retriever_gives_the_cores_hits_with_ids_copies_of_metadata_and_scores(opened: Retriever) -> None:
+def test_retriever_gives_the_cores_hits_with_ids_and_copies_of_metadata(opened: Retriever) -> None:
     retriever = LoRARetriever(retriever=opened, k=4)
     documents = retriever.invoke("open the red file")
     hits = opened.search("open the red file", 4)
     assert [document.id for document in documents] == [hit.chunk.id for hit in hits]
     assert [document.page_content for document in documents] == [hit.chunk.text for hit in hits]
     for document, hit in zip(documents, hits, strict=True):
-        assert document.metadata["relevance_score"] == pytest.approx(hit.score)
         assert document.metadata["source"] == hit.chunk.source
         assert document.metadata["document_id"] == hit.chunk.document_id
         assert {name: document.metadata[name] for name in hit.chunk.metadata} == hit.chunk.metadata
         document.metadata["number"] = "changed"
     assert [hit.chunk.metadata for hit in opened.search("open the red file", 4)] == [h.chunk.metadata for h in hits]
-    assert "relevance_score" not in LoRARetriever(retriever=opened, score_key=None).invoke("file")[0].metadata
+    assert "score" not in LoRARetriever(retriever=opened).invoke("file")[0].metadata
+    keyed = LoRARetriever(retriever=opened, score_key="score").invoke("file", k=1)[0]
+    assert keyed.metadata["score"] == pytest.approx(opened.search("file", 1)[0].score)
 
 
-@pytest.mark.parametrize("search_type", ["hybrid", "dense", "lexical"])
-def test_search_types_are_the_cores_modes(opened: Retriever, search_type: Any) -> None:
+async def test_scores_stand_beside_the_documents(opened: Retriever) -> None:
+    retriever = LoRARetriever(retriever=opened, k=4)
+    pairs = retriever.search_with_scores("open the red file", search_type="dense")
+    hits = opened.search("open the red file", 4, mode="dense")
+    assert [document for document, _ in pairs] == retriever.invoke("open the red file", search_type="dense")
+    assert [score for _, score in pairs] == pytest.approx([hit.score for hit in hits])
+    assert await retriever.asearch_with_scores("open the red file", search_type="dense") == pairs
+    with pytest.raises(InvalidInput, match="depth: not known here"):
+        retriever.search_with_scores("file", depth=3)
+
+
+def test_a_passage_that_two_questions_find_is_one_document(opened: Retriever) -> None:
+    from langchain_classic.retrievers import EnsembleRetriever, MultiQueryRetriever
+    from langchain_core.language_models import FakeListChatModel
+
+    ours = LoRARetriever(retriever=opened, k=6)
+    asked = ["open the red file", "the red file", "file"]
+    many = MultiQueryRetriever.from_llm(ours, FakeListChatModel(responses=["\n".join(asked[1:])]), include_original=True)
+    found = many.invoke(asked[0])
+    wanted = {hit.chunk.id for query in asked for hit in opened.search(query, 6)}
+    assert sorted(document.id for document in found) == sorted(wanted)
+    assert len(wanted) < 18
+
+    store = RagAdaptVectorStore(LoRAEmbeddings(encoder=opened.encoder), passages=FittedPassages(opened))
+    words = LoRARetriever(retriever=opened, k=6, search_type="lexical")
+    for retrievers in ([ours, words], [ours, store.as_retriever(search_kwargs={"k": 6})]):
+        for id_key in (None, "document_id"):
+            merged = EnsembleRetriever(retrievers=retrievers, weights=[0.5, 0.5], id_key=id_key).invoke(asked[0])
+            assert len({document.id for document in merged}) == len(merged)
+            assert all(merged.count(document) == 1 for document in merged)
+
+
+@pytest.mark.parametrize(
+    ("search_type", "mode"), [("hybrid", "hybrid"), ("dense", "dense"), ("lexical", "lexical"), ("similarity", "dense")]
+)
+def test_search_types_are_the_cores_modes(opened: Retriever, search_type: Any, mode: Any) -> None:
+    wanted = [hit.chunk.id for hit in opened.search("bridge river", 5, mode=mode)]
     found = LoRARetriever(retriever=opened, search_type=search_type).invoke("bridge river")
-    assert [document.id for document in found] == [
-        hit.chunk.id for hit in opened.search("bridge river", 5, mode=search_type)
-    ]
+    assert [document.id for document in found] == wanted
+    found = LoRARetriever(retriever=opened).invoke("bridge river", search_type=search_type)
+    assert [document.id for document in found] == wanted
+
+
+async def test_mmr_chooses_among_the_best_by_difference(opened: Retriever) -> None:
+    retriever = LoRARetriever(retriever=opened, k=3, search_type="mmr", fetch_k=8)
+    query = "open the red file"
+    hits = opened.search(query, 8)
+    vector = opened.encoder.encode_queries([query])[0]
+    rows = opened.searcher.index.vectors([hit.chunk.id for hit in hits])
+    for balance in (0.0, 0.5, 1.0):
+        found = retriever.invoke(query, lambda_mult=balance)
+        assert [each.id for each in found] == [hits[at].chunk.id for at in diversify(vector, rows, 3, balance)]
+    assert [each.id for each in retriever.invoke(query, k=20, fetch_k=2, lambda_mult=1.0)]  # looks at k at least
+    assert len(retriever.invoke(query, k=9, fetch_k=2)) == len(LoRARetriever(retriever=opened, k=9).invoke(query))
+    assert retriever.batch([query, "bridge"]) == [retriever.invoke(query), retriever.invoke("bridge")]
+    assert await retriever.ainvoke(query) == retriever.invoke(query)
+    store = RagAdaptVectorStore(LoRAEmbeddings(encoder=opened.encoder), passages=FittedPassages(opened))
+    assert store.as_retriever(
+        search_type="mmr", search_kwargs={"k": 3, "fetch_k": 8, "lambda_mult": 0.5}
+    ).invoke(query) == retriever.invoke(query)
+
+
+def test_a_threshold_is_needed_where_the_search_type_names_one(opened: Retriever) -> None:
+    retriever = LoRARetriever(retriever=opened, k=50, search_type="similarity_score_threshold")
+    scores = [score for _, score in LoRARetriever(retriever=opened, k=50, search_type="dense").search_with_scores("file")]
+    middle = scores[len(scores) // 2]
+    found = retriever.search_with_scores("file", score_threshold=middle)
+    assert [score for _, score in found] == [score for score in scores if score >= middle]
+    with pytest.raises(InvalidInput, match="needs a score_threshold"):
+        retriever.invoke("file")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"search_type": "nearest"}, "hybrid, dense, lexical, similarity, similarity_score_threshold, mmr"),
+        ({"search_type": "mmr", "lambda_mult": 2}, "lies between 0 and 1"),
+        ({"search_type": "mmr", "lambda_mult": "x"}, "lies between 0 and 1"),
+        ({"search_type": "mmr", "lambda_mult": float("nan")}, "lies between 0 and 1"),
+        ({"search_type": "mmr", "fetch_k": 0}, "at least one"),
+        ({"search_type": "mmr", "fetch_k": "x"}, "at least one"),
+    ],
+)
+def test_a_search_that_does_not_exist_says_what_does(opened: Retriever, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        LoRARetriever(retriever=opened).invoke("file", **settings)
+
+
+async def test_a_stores_retriever_takes_langchains_words_and_ours(store: RagAdaptVectorStore) -> None:
+    for mode in ("dense", "hybrid", "lexical"):
+        wanted = store.similarity_search("red river", k=3, search_type=mode)
+        assert store.as_retriever(search_type=mode, search_kwargs={"k": 3}).invoke("red river") == wanted
+        assert store.search("red river", mode, k=3) == wanted
+        assert await store.asearch("red river", mode, k=3) == wanted
+    assert store.similarity_search("red river", search_type="similarity") == store.similarity_search("red river")
+    assert len(store.as_retriever(search_type="mmr", search_kwargs={"k": 2, "fetch_k": 3}).invoke("red river")) == 2
+    assert store.search("red river", "mmr", k=2) == store.max_marginal_relevance_search("red river", k=2)
+    for call in (
+        lambda: store.as_retriever(search_type="nearest"),
+        lambda: store.search("red river", "nearest"),
+        lambda: store.similarity_search("red river", search_type="nearest"),
+    ):
+        with pytest.raises(InvalidInput, match=r"similarity.*lexical|lexical.*similarity"):
+            call()
 
 
 def test_filter_and_threshold_hold_per_object_and_per_call(opened: Retriever) -> None:
@@ -285,10 +387,10 @@ def test_filter_and_threshold_hold_per_object_and_per_call(opened: Retriever) ->
     assert {document.metadata["lang"] for document in retriever.invoke("file")} == {"de"}
     assert {document.metadata["lang"] for document in retriever.invoke("file", filter={"lang": "en"})} == {"en"}
     dense = LoRARetriever(retriever=opened, k=50, search_type="dense")
-    scores = [document.metadata["relevance_score"] for document in dense.invoke("file")]
+    scores = [score for _, score in dense.search_with_scores("file")]
     middle = scores[len(scores) // 2]
-    kept = dense.invoke("file", score_threshold=middle)
-    assert [document.metadata["relevance_score"] for document in kept] == [s for s in scores if s >= middle]
+    kept = dense.search_with_scores("file", score_threshold=middle)
+    assert [score for _, score in kept] == [score for score in scores if score >= middle]
     assert len(
         LoRARetriever(retriever=opened, k=50, search_type="dense", score_threshold=middle).invoke("file")
     ) == len(kept)
@@ -305,7 +407,7 @@ async def test_ainvoke_takes_what_invoke_takes(opened: Retriever) -> None:
     [
         ({"top_k": 3}, "top_k: not known here"),
         ({"k": 0}, "at least one"),
-        ({"search_type": "mmr"}, "mode = 'mmr'"),
+        ({"search_type": "nearest"}, "it is one of hybrid"),
         ({"filter": {"a": {"$near": 1}}}, r"Operator '\$near'"),
     ],
 )
@@ -445,7 +547,7 @@ async def test_the_event_loop_goes_on_while_texts_are_encoded(slow: Retriever) -
 
 def test_retriever_learns_from_feedback_and_forgets_it(tmp_path: Path) -> None:
     with Retriever.open(fit_pages(tmp_path)) as opened:
-        retriever = LoRARetriever(retriever=opened, k=50, search_type="dense", score_key=None)
+        retriever = LoRARetriever(retriever=opened, k=50, search_type="dense")
         question = "where is the invoice"
         before = [document.id for document in retriever.invoke(question)]
         key = retriever.add_feedback(question, before[-1])
@@ -755,7 +857,7 @@ def test_from_texts_and_from_documents_make_stores(opened: Retriever) -> None:
 
 def test_store_over_a_fitted_retriever_searches_as_the_retriever_does(folder: Path, opened: Retriever) -> None:
     store = RagAdaptVectorStore.from_pretrained(folder)
-    expected = LoRARetriever(retriever=opened, k=4, score_key=None).invoke("open the red file")
+    expected = LoRARetriever(retriever=opened, k=4).invoke("open the red file")
     assert store.similarity_search("open the red file", k=4) == expected
     assert store.as_retriever(search_kwargs={"k": 4}).invoke("open the red file") == expected
     with pytest.raises(InvalidInput, match="come from `ragadapt fit`"):
@@ -815,6 +917,52 @@ async def test_aindex_counts_like_index_and_records_outlive_the_process(opened: 
     again = SQLiteRecordManager("docs", tmp_path / "records.sqlite")
     result = await run(documents(("one", "a"), ("three", "c")), again)
     assert result == {"num_added": 1, "num_updated": 0, "num_skipped": 1, "num_deleted": 1}
+
+
+def documented(page: str, mark: str) -> str:
+    """The one snippet of a page that holds a word."""
+    text = (Path(__file__).resolve().parents[1] / "docs" / page).read_text(encoding="utf-8")
+    (snippet,) = [block for block in re.findall(r"^```python\n(.*?)^```", text, re.S | re.M) if mark in block]
+    return str(snippet)
+
+
+def test_the_documented_indexing_holds_over_sessions(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder, tmp_path / "retriever")
+    monkeypatch.chdir(tmp_path)
+    snippet = documented("langchain.md", "SQLiteRecordManager(")
+    saved = "store.save_local()\n"
+    assert snippet.endswith(saved)
+
+    def session(code: str) -> tuple[str, list[str]]:
+        names: dict[str, Any] = {}
+        exec(compile(code, "snippet", "exec"), names)
+        store = RagAdaptVectorStore.load_local("handbook", names["embeddings"]) if code.endswith(saved) else None
+        texts = [found.page_content for found in store.similarity_search("money back")] if store is not None else []
+        names["records"].close()
+        return capsys.readouterr().out, texts
+
+    counts = "'num_added': {}, 'num_updated': 0, 'num_skipped': {}, 'num_deleted': {}"
+    refunds = ["Refunds within 30 days"]
+    said, _ = session(snippet.removesuffix(saved))  # ended before the store was saved
+    assert counts.format(1, 0, 0) in said
+    for added, skipped in ((1, 0), (0, 1)):
+        said, texts = session(snippet)
+        assert (counts.format(added, skipped, 0) in said, texts) == (True, refunds)
+    other = snippet.replace("Refunds within 30 days", "Invoices come monthly")
+    said, _ = session(other.removesuffix(saved))  # the deletion, too, was not saved
+    assert counts.format(1, 0, 1) in said
+    said, texts = session(other)
+    assert (counts.format(1, 0, 0) in said, texts) == (True, ["Invoices come monthly"])
+    shutil.rmtree("handbook/", ignore_errors=False)
+    said, texts = session(snippet)
+    assert (counts.format(1, 0, 0) in said, texts) == (True, refunds)
+    for file in Path("handbook").iterdir():
+        if not file.name.startswith("records"):
+            file.unlink()
+    said, texts = session(snippet)  # the store alone was lost
+    assert (counts.format(1, 0, 0) in said, texts) == (True, refunds)
 
 
 def test_records_keep_namespaces_groups_and_times_apart(tmp_path: Path) -> None:

@@ -11,16 +11,20 @@ from typing import Any
 
 from langchain_core.indexing import RecordManager
 from langchain_core.runnables.config import run_in_executor
+from langchain_core.vectorstores import VectorStore
 
 from ragadapt.errors import InvalidInput, StoreCorrupt
 
 _PAGE = 500  # keys per statement; below the 999 variables that old SQLite builds allow
+_NOT_DELETED = "DELETE FROM deleted WHERE namespace = ? AND key = ?"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
     namespace TEXT NOT NULL, key TEXT NOT NULL, group_id TEXT, updated_at REAL NOT NULL,
     PRIMARY KEY (namespace, key)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS records_by_time ON records (namespace, updated_at);
+CREATE TABLE IF NOT EXISTS deleted (namespace TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (namespace, key))
+WITHOUT ROWID;
 """
 
 
@@ -30,14 +34,28 @@ class SQLiteRecordManager(RecordManager):
     Give `index` the argument key_encoder="sha256", and force_update=True after the embeddings have changed.
     """
 
-    def __init__(self, namespace: str, path: str | Path, *, timeout_seconds: float = 30.0) -> None:
-        """path: the file, made where it is missing; ":memory:" keeps nothing. Raises InvalidInput, StoreCorrupt."""
+    def __init__(
+        self,
+        namespace: str,
+        path: str | Path,
+        *,
+        store: VectorStore | None = None,
+        timeout_seconds: float = 30.0,
+    ) -> None:
+        """path: the file, made where it is missing, with a store its folder too; ":memory:" keeps nothing.
+
+        store: the one that is indexed into. Then a key counts as recorded only while the store holds it, and one that
+        was deleted from a store that was not saved is deleted again: records never say more than the store keeps.
+        Raises InvalidInput, StoreCorrupt.
+        """
         super().__init__(namespace)
         self.path = str(path)
-        if self.path != ":memory:" and not Path(self.path).absolute().parent.is_dir():
-            raise InvalidInput(
-                f"There is no folder {Path(self.path).absolute().parent} for {self.path}. Make it first."
-            )
+        self._store = store
+        parent = Path(self.path).absolute().parent
+        if self.path != ":memory:" and not parent.is_dir():
+            if store is None or not parent.parent.is_dir():
+                raise InvalidInput(f"There is no folder {parent} for {self.path}. Make it first.")
+            parent.mkdir()
         self._lock = threading.RLock()
         self._last = 0.0
         self._connection = sqlite3.connect(
@@ -49,6 +67,7 @@ class SQLiteRecordManager(RecordManager):
         except sqlite3.DatabaseError as error:
             self._connection.close()
             raise StoreCorrupt(f"{self.path} holds no records ({error}). Move it away and index again.") from error
+        self._delete_again()
 
     def create_schema(self) -> None:
         """Make the table; nothing happens if it is there."""
@@ -82,19 +101,22 @@ class SQLiteRecordManager(RecordManager):
                     "DO UPDATE SET group_id = excluded.group_id, updated_at = excluded.updated_at",
                     rows,
                 )
+                self._connection.executemany(_NOT_DELETED, [row[:2] for row in rows])
                 self._connection.execute("COMMIT")
             except BaseException:
                 self._connection.execute("ROLLBACK")
                 raise
 
     def exists(self, keys: Sequence[str]) -> list[bool]:
-        """For each key whether it is recorded."""
+        """For each key whether it is recorded, and still in the store, if one was given."""
         found = set[str]()
         for start in range(0, len(keys), _PAGE):
             page = list(keys[start : start + _PAGE])
             found.update(
                 key for (key,) in self._rows(f"SELECT key FROM records WHERE namespace = ? AND {_in(page)}", page)
             )
+        if self._store is not None and found:
+            found &= {str(document.id) for document in self._store.get_by_ids(sorted(found))}
         return [key in found for key in keys]
 
     def list_keys(
@@ -134,7 +156,21 @@ class SQLiteRecordManager(RecordManager):
         """Forget keys; missing ones are no error."""
         for start in range(0, len(keys), _PAGE):
             page = list(keys[start : start + _PAGE])
+            if self._store is not None:
+                marks = ",".join(["(?1, ?)"] * len(page))
+                self._rows(f"INSERT OR IGNORE INTO deleted VALUES {marks}", page)
             self._rows(f"DELETE FROM records WHERE namespace = ? AND {_in(page)}", page)
+
+    def _delete_again(self) -> None:
+        """Delete from the store what was deleted before and came back, since the store was not saved after it."""
+        if self._store is None:
+            return
+        keys = [key for (key,) in self._rows("SELECT key FROM deleted WHERE namespace = ?", [])]
+        there = {str(document.id) for document in self._store.get_by_ids(keys)} if keys else set[str]()
+        if there:
+            self._store.delete(sorted(there))
+        with self._lock:
+            self._connection.executemany(_NOT_DELETED, [(self.namespace, key) for key in keys if key not in there])
 
     def close(self) -> None:
         """Close the file."""

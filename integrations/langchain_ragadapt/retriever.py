@@ -19,10 +19,19 @@ from pydantic import ConfigDict, Field, SkipValidation
 
 from langchain_ragadapt.documents import as_documents
 from langchain_ragadapt.embeddings import LoRAEmbeddings
+from ragadapt.collection import FittedPassages, diverse_hits
 from ragadapt.errors import InvalidInput
+from ragadapt.index.contract import check_k
 from ragadapt.retriever import Retriever
+from ragadapt.search import Mode
+from ragadapt.values import Hit
 
-SearchType = Literal["hybrid", "dense", "lexical"]
+SearchType = Literal["hybrid", "dense", "lexical", "similarity", "similarity_score_threshold", "mmr"]
+SEARCH_TYPES: dict[str, Mode] = {
+    "hybrid": "hybrid", "dense": "dense", "lexical": "lexical",
+    "similarity": "dense", "similarity_score_threshold": "dense", "mmr": "hybrid",
+}  # fmt: skip
+"""LangChain's words beside ours → how the passages are searched."""
 
 
 class LoRARetriever(BaseRetriever):
@@ -33,7 +42,7 @@ class LoRARetriever(BaseRetriever):
 
     Every field but the first may also be given per call: `retriever.invoke(question, k=20, filter={"lang": "en"})`.
     A document has its passage's id and a copy of its metadata; `source`, `document_id` and `heading` are added where
-    the metadata lack them, and the score under `score_key`. `batch` and `abatch` encode all questions at once; the
+    the metadata lack them; scores come with `search_with_scores`. `batch` and `abatch` encode all questions at once; the
     async twins work in a thread, so the event loop goes on.
     """
 
@@ -52,9 +61,16 @@ class LoRARetriever(BaseRetriever):
     tenant: str | None = None
     """Whose feedback counts, beside the feedback that is for all."""
     search_type: SearchType = "hybrid"
-    """hybrid = the learnt mix of meaning and words; dense = meaning alone; lexical = words alone."""
-    score_key: str | None = "relevance_score"
-    """Where the score stands in a document's metadata; None = nowhere."""
+    """hybrid = the learnt mix of meaning and words; dense, or similarity = meaning alone; lexical = words alone;
+    similarity_score_threshold = dense with a `score_threshold`; mmr = of the `fetch_k` best hybrid ones, `k` that
+    differ from each other."""
+    fetch_k: int = Field(default=20, ge=1)
+    """For mmr: how many are looked at."""
+    lambda_mult: float = Field(default=0.5, ge=0, le=1)
+    """For mmr: 1 = relevance alone, 0 = difference alone."""
+    score_key: str | None = None
+    """Where the score stands in a document's metadata, too; None = nowhere. With it, one passage that two questions
+    found is two documents for what merges results."""
 
     def __init__(self, **fields: Any) -> None:
         """Raises InvalidInput for a retriever that is none, and pydantic's error for other fields that don't fit."""
@@ -132,46 +148,33 @@ class LoRARetriever(BaseRetriever):
         """Release files and connections."""
         self.retriever.close()
 
+    def search_with_scores(self, query: str, **settings: Any) -> list[tuple[Document, float]]:
+        """What `invoke` finds, each document with its score; settings: as for `invoke`. Larger is better.
+
+        Scores stand beside the documents and not in their metadata, so that one passage found by two questions, or by
+        two retrievers, is equal to itself: what merges their results (MultiQueryRetriever, …) compares whole documents.
+        """
+        hits = self._hits([query], **settings)[0]
+        return [(document, hit.score) for document, hit in zip(as_documents(hits, self.score_key), hits, strict=True)]
+
+    async def asearch_with_scores(self, query: str, **settings: Any) -> list[tuple[Document, float]]:
+        """`search_with_scores` in a thread."""
+        return await run_in_executor(None, self.search_with_scores, query, **settings)
+
     def _get_relevant_documents(
-        self,
-        query: str,
-        *,
-        run_manager: CallbackManagerForRetrieverRun,
-        k: int | None = None,
-        filter: Any = None,
-        score_threshold: float | None = None,
-        search_type: SearchType | None = None,
-        lam: float | None = None,
-        tenant: str | None = None,
-        **kwargs: Any,
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **settings: Any
     ) -> list[Document]:
-        return self._search(
-            [query],
-            k=k, filter=filter, score_threshold=score_threshold, search_type=search_type, lam=lam, tenant=tenant,
-            **kwargs,
-        )[0]  # fmt: skip
+        return self._search([query], **settings)[0]
 
     async def _aget_relevant_documents(
-        self,
-        query: str,
-        *,
-        run_manager: AsyncCallbackManagerForRetrieverRun,
-        k: int | None = None,
-        filter: Any = None,
-        score_threshold: float | None = None,
-        search_type: SearchType | None = None,
-        lam: float | None = None,
-        tenant: str | None = None,
-        **kwargs: Any,
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **settings: Any
     ) -> list[Document]:
-        found = await run_in_executor(
-            None, self._search, [query],
-            k=k, filter=filter, score_threshold=score_threshold, search_type=search_type, lam=lam, tenant=tenant,
-            **kwargs,
-        )  # fmt: skip
-        return found[0]
+        return (await run_in_executor(None, self._search, [query], **settings))[0]
 
-    def _search(
+    def _search(self, queries: Sequence[str], **settings: Any) -> list[list[Document]]:
+        return [as_documents(hits, self.score_key) for hits in self._hits(queries, **settings)]
+
+    def _hits(
         self,
         queries: Sequence[str],
         *,
@@ -179,30 +182,45 @@ class LoRARetriever(BaseRetriever):
         filter: Any = None,
         score_threshold: float | None = None,
         search_type: SearchType | None = None,
+        fetch_k: int | None = None,
+        lambda_mult: float | None = None,
         lam: float | None = None,
         tenant: str | None = None,
         **unknown: Any,
-    ) -> list[list[Document]]:
+    ) -> list[list[Hit]]:
         if unknown:
             raise InvalidInput(
                 f"{', '.join(sorted(unknown))}: not known here. A call takes k, filter, score_threshold, search_type, "
-                "lam, tenant."
+                "fetch_k, lambda_mult, lam, tenant."
             )
         for query in queries:
             if not isinstance(query, str):
                 raise InvalidInput(f"The query is {type(query).__name__}, a str is needed.")
         least = self.score_threshold if score_threshold is None else score_threshold
+        kind = search_type or self.search_type
+        if kind not in SEARCH_TYPES:
+            raise InvalidInput(f"search_type = {kind!r}: it is one of {', '.join(SEARCH_TYPES)}.")
+        if kind == "similarity_score_threshold" and least is None:
+            raise InvalidInput("search_type 'similarity_score_threshold' needs a score_threshold, a cosine.")
+        wanted, diverse = check_k(self.k if k is None else k), kind == "mmr"
+        looked_at = max(wanted, check_k(self.fetch_k if fetch_k is None else fetch_k)) if diverse else wanted
+        vectors = self.retriever.encoder.encode_queries(list(queries)) if diverse else None
         found = self.retriever.search_many(
             queries,
-            self.k if k is None else k,
-            mode=search_type or self.search_type,
+            looked_at,
+            vectors=vectors,
+            mode=SEARCH_TYPES[kind],
             filter=(self.filter if filter is None else filter) or None,
             lam=self.lam if lam is None else lam,
             tenant=self.tenant if tenant is None else tenant,
         )
-        return [
-            as_documents([hit for hit in hits if least is None or hit.score >= least], self.score_key) for hits in found
-        ]
+        if least is not None:
+            found = [[hit for hit in hits if hit.score >= least] for hits in found]
+        if vectors is None:
+            return found
+        balance = self.lambda_mult if lambda_mult is None else lambda_mult
+        passages = FittedPassages(self.retriever)
+        return [diverse_hits(passages, vector, hits, wanted, balance) for vector, hits in zip(vectors, found)]
 
     # Many questions at once
 

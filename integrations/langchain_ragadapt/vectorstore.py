@@ -12,15 +12,20 @@ import numpy as np
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.runnables.config import run_in_executor
-from langchain_core.vectorstores import VectorStore
+from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
 from langchain_ragadapt.documents import as_document, origin
 from langchain_ragadapt.embeddings import LoRAEmbeddings
-from ragadapt.collection import Collection, FittedPassages, Passages, diversify, open_collection
+from ragadapt.collection import Collection, FittedPassages, Passages, diverse_hits, open_collection
 from ragadapt.errors import InvalidInput
+from ragadapt.index.contract import check_k
 from ragadapt.retriever import Retriever
 from ragadapt.search import Mode
 from ragadapt.values import Chunk, Hit
+
+
+_OURS: tuple[Mode, ...] = ("dense", "hybrid", "lexical")
+_MODES: dict[str, Mode] = {**{mode: mode for mode in _OURS}, "similarity": "dense"}
 
 
 class RagAdaptVectorStore(VectorStore):
@@ -228,6 +233,30 @@ class RagAdaptVectorStore(VectorStore):
         kwargs.setdefault("search_type", "dense")
         return self._diverse(None, embedding, k, fetch_k, lambda_mult, **kwargs)
 
+    def search(self, query: str, search_type: str, **kwargs: Any) -> list[Document]:
+        """By LangChain's words (similarity, similarity_score_threshold, mmr) or by ours (dense, hybrid, lexical)."""
+        if search_type in _OURS:
+            return self.similarity_search(query, search_type=search_type, **kwargs)
+        _check_search_type(search_type)
+        return super().search(query, search_type, **kwargs)
+
+    async def asearch(self, query: str, search_type: str, **kwargs: Any) -> list[Document]:
+        """`search` in a thread."""
+        return await run_in_executor(None, self.search, query, search_type, **kwargs)
+
+    def as_retriever(self, **kwargs: Any) -> VectorStoreRetriever:
+        """This store as a retriever. kwargs: search_type, search_kwargs, tags, metadata.
+
+        search_type: similarity (how the store searches unless told otherwise), similarity_score_threshold, mmr; or
+        dense, hybrid, lexical. search_kwargs: k, filter, lam …, for mmr fetch_k and lambda_mult. Raises InvalidInput.
+        """
+        kind = kwargs.get("search_type", "similarity")
+        _check_search_type(kind)
+        if kind in _OURS:
+            kwargs["search_kwargs"] = {"search_type": kind, **(kwargs.get("search_kwargs") or {})}
+            kwargs["search_type"] = "similarity"
+        return super().as_retriever(**kwargs)
+
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         """Cosines, cut to 0…1."""
         return lambda score: min(1.0, max(0.0, float(score)))
@@ -300,7 +329,7 @@ class RagAdaptVectorStore(VectorStore):
         *,
         vector: Sequence[float] | None = None,
         filter: Any = None,
-        search_type: Mode | None = None,
+        search_type: str | None = None,
         weight: float | None = None,
         score_threshold: float | None = None,
         lam: float | None = None,
@@ -312,7 +341,9 @@ class RagAdaptVectorStore(VectorStore):
                 f"{', '.join(sorted(unknown))}: not known here. A search takes filter, search_type, weight, "
                 "score_threshold, lam, tenant."
             )
-        mode = search_type or self.passages.default_mode
+        mode = _MODES.get(search_type) if search_type else self.passages.default_mode
+        if mode is None:
+            raise InvalidInput(f"search_type = {search_type!r}: it is one of {', '.join(_MODES)}.")
         if vector is None and query is not None and mode != "lexical":
             vector = self._query_vector(query)
         hits = self.passages.search(
@@ -330,15 +361,20 @@ class RagAdaptVectorStore(VectorStore):
     def _diverse(
         self, query: str | None, vector: Sequence[float], k: int, fetch_k: int, lambda_mult: float, **kwargs: Any
     ) -> list[Document]:
-        hits = self._find(query, max(k, fetch_k), vector=vector, **kwargs)
-        rows = self.passages.vectors([hit.chunk.id for hit in hits]) if hits else np.empty((0, 1), np.float32)
-        return [self._document(hits[row].chunk) for row in diversify(vector, rows, k, lambda_mult)]
+        hits = self._find(query, max(check_k(k), check_k(fetch_k)), vector=vector, **kwargs)
+        return [self._document(hit.chunk) for hit in diverse_hits(self.passages, vector, hits, k, lambda_mult)]
 
     def _document(self, chunk: Chunk) -> Document:
         return as_document(chunk, origin(chunk) if isinstance(self.passages, FittedPassages) else None)
 
     def _scored(self, hits: Sequence[Hit]) -> list[tuple[Document, float]]:
         return [(self._document(hit.chunk), hit.score) for hit in hits]
+
+
+def _check_search_type(search_type: str) -> None:
+    known = (*VectorStoreRetriever.allowed_search_types, *_OURS)
+    if search_type not in known:
+        raise InvalidInput(f"search_type = {search_type!r}: it is one of {', '.join(known)}.")
 
 
 def query_encoder(embedding: Embeddings) -> Callable[[list[str]], Any]:

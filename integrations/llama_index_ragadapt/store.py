@@ -22,7 +22,7 @@ from llama_index.core.vector_stores.types import (
 from llama_index_ragadapt.embedding import LoRAEmbedding
 from llama_index_ragadapt.filters import to_filter
 from llama_index_ragadapt.nodes import NODE_ID, as_node, as_passage
-from ragadapt.collection import Collection, FittedPassages, Passages, diversify, only, open_collection
+from ragadapt.collection import Collection, FittedPassages, Passages, diverse_hits, only, open_collection
 from ragadapt.errors import InvalidInput
 from ragadapt.retriever import Retriever
 from ragadapt.search import Mode
@@ -394,11 +394,8 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
             raise InvalidInput("Mode mmr needs the query's embedding.")
         k = query.similarity_top_k
         hits = self._find(query, max(k, mmr_prefetch_k or _FETCH * k), **kwargs)
-        if not hits:
-            return []
-        rows = self._passages.vectors([hit.chunk.id for hit in hits])
         balance = 0.5 if query.mmr_threshold is None else query.mmr_threshold
-        return [hits[row] for row in diversify(query.query_embedding, rows, k, balance)]
+        return diverse_hits(self._passages, query.query_embedding, hits, k, balance)
 
 
 def query_encoder(embed_model: BaseEmbedding) -> Callable[[list[str]], Any]:
