@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +42,7 @@ from llama_index_ragadapt.filters import to_filter
 from small_retriever import fit_pages
 from tiny_models import sentences, write_tiny_model
 
+from ragadapt.collection import FittedPassages
 from ragadapt.config import FitConfig
 from ragadapt.errors import (
     DimensionMismatch,
@@ -753,3 +756,61 @@ def test_validation_questions_only_judge(pairs: Path, tmp_path: Path) -> None:
 def test_data_sets_that_cannot_be_used_are_named(dataset: Any, reason: str) -> None:
     with pytest.raises(InvalidLabels, match=reason):
         LoRAFinetuneEngine(dataset)
+
+
+# The pages
+
+
+def test_the_documented_ingestion_holds_over_sessions(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "llama-index.md").read_text(encoding="utf-8")
+    (snippet,) = [block for block in re.findall(r"^```python\n(.*?)^```", page, re.S | re.M) if "pipeline.run(" in block]
+    shutil.copytree(folder, tmp_path / "retriever")
+    monkeypatch.chdir(tmp_path)
+    embedded: list[str] = []
+    own = LoRAEmbedding._get_text_embeddings
+
+    def counted(self: LoRAEmbedding, texts: list[str]) -> list[list[float]]:
+        embedded.extend(texts)
+        return own(self, texts)
+
+    monkeypatch.setattr(LoRAEmbedding, "_get_text_embeddings", counted)
+
+    def session(code: str) -> list[str]:
+        names: dict[str, Any] = {}
+        exec(compile(code, "snippet", "exec"), names)
+        names["store"].close()
+        store = RagAdaptVectorStore(folder="nodes", embed_model=names["embed_model"])
+        return sorted(node.get_content() for node in store.get_nodes())
+
+    refunds, invoices = "Refunds within 30 days", "Invoices come monthly"
+    assert session(snippet) == [refunds]
+    assert len(embedded) == 1
+    assert session(snippet) == [refunds]
+    assert len(embedded) == 1  # the second session knows it
+    other = snippet.replace(refunds, invoices).replace('id_="billing"', 'id_="invoices"')
+    assert session(other) == [invoices]  # what is not given any more is deleted
+    ended = re.sub(r"pipeline\.persist\(.*\n", "raise SystemExit\n", snippet)
+    with pytest.raises(SystemExit):
+        session(ended)
+    assert session(snippet) == [refunds]
+
+
+def test_a_passage_that_two_retrievers_find_is_one_node(opened: Retriever) -> None:
+
+    from llama_index.core.retrievers import QueryFusionRetriever
+
+    fitted = RagAdaptVectorStore(passages=FittedPassages(opened))
+    index = VectorStoreIndex.from_vector_store(fitted, embed_model=fitted.embed_model)
+    query = "open the red file"
+    dense = LoRARetriever(opened, 6, search_type="dense")
+    fused = QueryFusionRetriever(
+        [LoRARetriever(opened, 6), dense, index.as_retriever(similarity_top_k=6)],
+        llm=MockLLM(),
+        num_queries=1,
+        similarity_top_k=50,
+        use_async=False,
+    ).retrieve(query)
+    wanted = {hit.chunk.id for mode in ("hybrid", "dense") for hit in opened.search(query, 6, mode=mode)}
+    assert sorted(node.node_id for node in fused) == sorted(wanted)
