@@ -112,16 +112,10 @@ def build_chunks(
 
 def unread_ends(passages: Sequence[str], encoder: Encoder) -> str:
     """A warning where passages that were cut elsewhere are longer than the encoder reads; empty where none is."""
-    room = encoder.passage_room
-    counts = np.array(encoder.count_tokens(passages), dtype=np.int64)
-    longer = int(np.sum(counts > room))
-    if not longer:
-        return ""
-    lost = float(np.sum(np.maximum(counts - room, 0)) / np.sum(counts))
-    return (
-        f"{longer:,} of {len(passages):,} passages are longer than the {room:,} tokens that the encoder reads of one "
-        f"(the longest has {int(counts.max()):,}): {lost:.0%} of the text is in no vector. Cut them smaller, pass the "
-        "documents without chunked=True, or raise encoder.max_length if the model allows it."
+    cut = encoder.unread_ends(passages, "passages")
+    return cut and (
+        f"{cut} Cut them smaller, pass the documents without chunked=True, or raise encoder.max_length if the model "
+        "allows it."
     )
 
 

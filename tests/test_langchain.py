@@ -256,6 +256,21 @@ def test_live_objects_do_not_pretend_to_be_serialisable(opened: Retriever) -> No
     assert dumpd(LoRAEmbeddings(encoder=opened.encoder))["type"] == "not_implemented"
 
 
+def test_documents_longer_than_the_model_reads_are_told_once_with_numbers(
+    opened: Retriever, caplog: pytest.LogCaptureFixture
+) -> None:
+    room = opened.encoder.passage_room
+    long = " ".join(["river"] * room * 3)
+    store = RagAdaptVectorStore(LoRAEmbeddings(encoder=opened.encoder))
+    store.add_texts(["short"])
+    assert caplog.text == ""
+    store.add_texts(["short", long])
+    store.add_texts([long])
+    (record,) = caplog.records
+    assert f"1 of 2 texts are longer than the {room:,} tokens" in record.getMessage()
+    assert f"to {3 * room} characters" in record.getMessage()
+
+
 # The retriever
 
 

@@ -743,9 +743,72 @@ def test_validation_questions_only_judge(pairs: Path, tmp_path: Path) -> None:
     assert labelled == ["river stone"]
 
 
+def test_passages_of_two_data_sets_under_one_id_stay_apart(tmp_path: Path) -> None:
+    """Both number from 0. Equal texts under one id are one passage; different ones are two, each with its questions."""
+    texts, others = sentences(40, words=12, seed=9), sentences(12, words=12, seed=21)
+    others[3] = texts[3]
+
+    def dataset(texts: list[str]) -> dict[str, Any]:
+        queries = {str(n): " ".join(text.split()[:5]) for n, text in enumerate(texts)}
+        relevant = {str(n): [str(n)] for n in range(len(texts))}
+        return {"queries": queries, "corpus": dict(zip(queries, texts)), "relevant_docs": relevant}
+
+    train, val = dataset(texts), dataset(others)
+    train["corpus"]["val:5"] = "a name that is taken by another river"
+    engine = LoRAFinetuneEngine(
+        train, str(write_tiny_model(tmp_path)), tmp_path / "out", val_dataset=val,
+        config=FitConfig.build({"adapter": {"method": "none"}, "index": {"kind": "exact"}}),
+    )  # fmt: skip
+    engine.finetune()
+    with Retriever.open(tmp_path / "out") as retriever:
+        stored = {chunk.id: chunk.text for chunk in retriever.chunks.get(retriever.chunks.ids())}
+        heldout = [json.loads(line) for line in (retriever.path / "report" / "queries.jsonl").read_text().splitlines()]
+    assert len(stored) == 41 + 11
+    assert all(stored[id] == text for id, text in train["corpus"].items())
+    assert (stored["val:0"], stored["val:val:5"]) == (others[0], others[5])
+    judged = {query["text"]: stored[query["positives"][0]] for query in heldout if query["evidence"] == "labelled"}
+    assert judged == {val["queries"][id]: val["corpus"][id] for id in val["queries"]}
+
+
+def test_ids_may_be_numbers_and_questions_without_passages_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    dataset = {"queries": {1: "a", 2: "b"}, "corpus": {7: "c"}, "relevant_docs": {1: (7,)}}
+    engine = LoRAFinetuneEngine(dataset)
+    assert (engine._train.queries, engine._train.corpus) == ({"1": "a", "2": "b"}, {"7": "c"})
+    assert engine._train.relevant == {"1": ["7"]}
+    assert "1 of 2 queries have no relevant passage" in caplog.text
+
+
+def test_nodes_longer_than_the_model_reads_are_told_once_with_numbers(
+    opened: Retriever, caplog: pytest.LogCaptureFixture
+) -> None:
+    room = opened.encoder.passage_room
+    words = " ".join(sentences(200, seed=4)).split()
+    long = " ".join(words[: room * 4])
+    count = opened.encoder.count_tokens([long])[0]
+    model = LoRAEmbedding(encoder=opened.encoder, embed_batch_size=3)
+    model.get_text_embedding_batch(["short", " ".join(words[: room // 4])])
+    assert caplog.text == ""
+    model.get_text_embedding_batch(["short", long, "short", long])
+    model.get_text_embedding(long)
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert f"1 of 3 texts are longer than the {room:,} tokens" in said
+    assert f"the longest has {count:,}" in said
+    assert f"chunk_size={max(16, room * 3 // 4)}" in said
+    LoRAEmbedding(encoder=opened.encoder).get_text_embedding(long)
+    assert len(caplog.records) == 2  # once for each
+
+
 @pytest.mark.parametrize(
     ("dataset", "reason"),
     [
+        ({"queries": {"q": "a"}, "corpus": {"c": "b"}, "relevant_docs": {"x": ["c"]}}, "names the query 'x'"),
+        ({"queries": {"q": "a"}, "corpus": {"c": "b"}, "relevant_docs": {"q": "c"}}, "a list of passage ids"),
+        ({"queries": {"q": "a"}, "corpus": {"c": "b"}, "relevant_docs": {"q": None}}, "a list of passage ids"),
+        ({"queries": {"q": "a"}, "corpus": {1: "b", "1": "c"}, "relevant_docs": {}}, "equal as text"),
+        ({"queries": {"q": "a"}, "corpus": {"c\td": "b"}, "relevant_docs": {}}, "without tabs"),
+        ({"queries": {"q": "a"}, "corpus": {" c": "b"}, "relevant_docs": {}}, "blanks at"),
+        ({"queries": {"q\u2028": "a"}, "corpus": {"c": "b"}, "relevant_docs": {}}, "line breaks"),
         ("missing.json", "cannot be read"),
         ({"queries": {"q": "a"}, "corpus": {"c": "b"}}, "no dict 'relevant_docs'"),
         ({"queries": {}, "corpus": {}, "relevant_docs": {}}, "0 queries and 0 passages"),

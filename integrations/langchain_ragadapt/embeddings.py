@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,6 +15,8 @@ from ragadapt.errors import InvalidInput
 if TYPE_CHECKING:
     from ragadapt.encoder import Encoder
 
+log = logging.getLogger(__name__)
+
 
 class LoRAEmbeddings(BaseModel, Embeddings):
     """Vectors of length 1 from a retriever's model: queries and passages each with their own prompt and tower.
@@ -21,6 +24,8 @@ class LoRAEmbeddings(BaseModel, Embeddings):
     model: the folder of a retriever, a model's folder, a preset ("small", "offline" …) or a hub name. Opened at once;
     raises NotARetriever, ModelNotFound, InvalidInput (also for a prompt other than the one a saved model was fitted
     with), MissingExtra. Safe for several threads; the async twins work in a thread, so the event loop goes on.
+    What a text has beyond the tokens that the model reads (`encoder.passage_room`) is in no vector: that is
+    warned of once.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), populate_by_name=True)
@@ -33,6 +38,7 @@ class LoRAEmbeddings(BaseModel, Embeddings):
     max_length: int | None = None
 
     _encoder: Any = PrivateAttr(default=None)
+    _warned: bool = PrivateAttr(default=False)
 
     def __init__(self, *, encoder: Encoder | None = None, **values: Any) -> None:
         """encoder: one that is open already, e.g. that of a retriever; `model` is then only what it is called."""
@@ -76,6 +82,14 @@ class LoRAEmbeddings(BaseModel, Embeddings):
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """One vector per text, encoded in batches; [] for none. Raises InvalidInput for what is no list of texts."""
         vectors: list[list[float]] = self.encoder.encode_passages(texts).tolist()
+        # Of a batch the longest text is enough to look at, until one is too long.
+        if not self._warned and texts and self.encoder.unread_ends([max(texts, key=len)]):
+            self._warned = True
+            log.warning(
+                "%s: %s Cut the documents smaller, for instance to %d characters with "
+                "RecursiveCharacterTextSplitter(chunk_size=…), or take a model that reads more. This is said once.",
+                self.model_name, self.encoder.unread_ends(texts), 3 * self.encoder.passage_room,
+            )  # fmt: skip
         return vectors
 
     def embed_query(self, text: str) -> list[float]:

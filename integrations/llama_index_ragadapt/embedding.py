@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,12 +15,15 @@ from ragadapt.errors import FingerprintMismatch, InvalidInput
 if TYPE_CHECKING:
     from ragadapt.encoder import Encoder
 
+log = logging.getLogger(__name__)
+
 
 class LoRAEmbedding(BaseEmbedding):
     """Vectors of length 1 from a retriever's model: queries and texts each with their own prompt and tower.
 
     model_name: the folder of a retriever, a model's folder, a preset ("small", "offline" …) or a hub name; opened at
-    once. revision is the encoder's fingerprint: ingestion caches are keyed by it, so vectors of an earlier adapter are
+    once. What a text has beyond the tokens that the model reads (`encoder.passage_room`) is in no vector:
+    that is warned of once. revision is the encoder's fingerprint: ingestion caches are keyed by it, so vectors of an earlier adapter are
     never taken for new ones. Safe for several threads; the async twins work in a thread, so the event loop goes on.
 
     Raises NotARetriever, ModelNotFound, InvalidInput (also for a prompt other than the one a saved model was fitted
@@ -34,6 +38,7 @@ class LoRAEmbedding(BaseEmbedding):
     max_length: int | None = None
 
     _encoder: Any = PrivateAttr(default=None)
+    _warned: bool = PrivateAttr(default=False)
 
     def __init__(self, model_name: str | Path = "", *, encoder: Encoder | None = None, **values: Any) -> None:
         """encoder: one that is open already, e.g. that of a retriever; model_name is then only what it is called."""
@@ -108,6 +113,15 @@ class LoRAEmbedding(BaseEmbedding):
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         vectors: list[list[float]] = self.encoder.encode_passages(texts).tolist()
+        # Of a batch the longest text is enough to look at, until one is too long.
+        if not self._warned and texts and self.encoder.unread_ends([max(texts, key=len)]):
+            self._warned = True
+            room = self.encoder.passage_room
+            log.warning(
+                "%s: %s Cut smaller nodes, for instance with SentenceSplitter(chunk_size=%d, chunk_overlap=0), or take "
+                "a model that reads more. This is said once.",
+                self.model_name, self.encoder.unread_ends(texts), max(16, room * 3 // 4),
+            )  # fmt: skip
         return vectors
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:

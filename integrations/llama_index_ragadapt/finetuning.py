@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from ragadapt.config import FitConfig
 from ragadapt.errors import InvalidInput, InvalidLabels
 from ragadapt.pipeline import FitResult, fit
 from ragadapt.values import Chunk
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class LoRAFinetuneEngine:
 
     train_dataset, val_dataset: the JSON file that the data set's `save_json` writes, the same as a dict, or any object
     with `queries`, `corpus` and `relevant_docs`. The passages of both are fitted; val_dataset's questions only judge.
+    Where both call different texts by one id, that of val_dataset becomes "val:" and the id.
     As everywhere, the adapted model ships only if it is better on held-out questions: `result` says so.
     """
 
@@ -48,7 +52,7 @@ class LoRAFinetuneEngine:
     ) -> None:
         """model_id: the base model, None = the configuration's. Raises InvalidLabels for what is no such data set."""
         self._train = _read(train_dataset, "train_dataset")
-        self._val = None if val_dataset is None else _read(val_dataset, "val_dataset")
+        self._val = None if val_dataset is None else _apart(self._train, _read(val_dataset, "val_dataset"))
         self.model_output_path = Path(model_output_path)
         config = config if config is not None else FitConfig()
         if model_id is not None:
@@ -89,7 +93,7 @@ def _read(dataset: Any, what: str) -> _Pairs:
     if isinstance(dataset, str | Path):
         try:
             dataset = json.loads(Path(dataset).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InvalidLabels(
                 f"{what}: {dataset} cannot be read ({error}). Give the file that save_json wrote."
             ) from error
@@ -100,16 +104,54 @@ def _read(dataset: Any, what: str) -> _Pairs:
             raise InvalidLabels(f"{what} has no dict {name!r}: an EmbeddingQAFinetuneDataset holds {', '.join(parts)}.")
     if get("mode", "text") not in (None, "text"):
         raise InvalidLabels(f"{what} has mode {get('mode')!r}; only texts can be fitted.")
-    queries, corpus, relevant = parts["queries"], parts["corpus"], parts["relevant_docs"]
+    queries, corpus = (_named(parts[name], f"{what}: {name}") for name in ("queries", "corpus"))
+    relevant = {id: _listed(ids, what, id) for id, ids in _named(parts["relevant_docs"], f"{what}: relevant_docs").items()}
     if not queries or not corpus:
         raise InvalidLabels(f"{what} holds {len(queries)} queries and {len(corpus)} passages; some of both are needed.")
     for id, passages in relevant.items():
+        if id not in queries:
+            raise InvalidLabels(f"{what}: relevant_docs names the query {id!r}, which is not among its queries.")
         missing = [passage for passage in passages if passage not in corpus]
         if missing:
             raise InvalidLabels(f"{what}: query {id!r} names the passage {missing[0]!r}, which is not in its corpus.")
     if any(not isinstance(text, str) for values in (queries, corpus) for text in values.values()):
         raise InvalidInput(f"{what}: queries and corpus hold texts only.")
+    if unanswered := sum(not relevant.get(id) for id in queries):
+        log.warning("%s: %d of %d queries have no relevant passage and are left out", what, unanswered, len(queries))
     return _Pairs(queries, corpus, relevant)
+
+
+def _named(values: Mapping[Any, Any], what: str) -> dict[str, Any]:
+    """The same under ids that are text, as JSON would keep them. Raises InvalidLabels."""
+    named = {str(id): value for id, value in values.items()}
+    if len(named) < len(values):
+        raise InvalidLabels(f"{what} has ids that are equal as text, such as 1 and '1'. Give each an id of its own.")
+    for id in named:
+        if id != id.strip() or "\t" in id or len(id.splitlines()) != 1:
+            raise InvalidLabels(
+                f"{what} has the id {id!r}: an id has one character or more, without tabs, line breaks, or blanks at "
+                "its ends."
+            )
+    return named
+
+
+def _listed(ids: Any, what: str, query: str) -> list[str]:
+    if isinstance(ids, str) or not isinstance(ids, Iterable):
+        raise InvalidLabels(f"{what}: relevant_docs of query {query!r} is {ids!r:.60}; a list of passage ids is needed.")
+    return [str(id) for id in ids]
+
+
+def _apart(train: _Pairs, val: _Pairs) -> _Pairs:
+    """val, with another id for each passage whose id stands for another text in train."""
+    taken, ids = {*train.corpus, *val.corpus}, dict[str, str]()
+    for id, text in val.corpus.items():
+        ids[id] = id
+        if train.corpus.get(id, text) != text:
+            while ids[id] in taken:
+                ids[id] = f"val:{ids[id]}"
+            taken.add(ids[id])
+    corpus = {ids[id]: text for id, text in val.corpus.items()}
+    return _Pairs(val.queries, corpus, {query: [ids[id] for id in found] for query, found in val.relevant.items()})
 
 
 def _write(pairs: _Pairs, folder: Path, name: str, use: Literal["both", "train", "eval"]) -> Labels:

@@ -270,6 +270,19 @@ class Encoder:
         prompt = self._spec.passage_prompt
         return self.max_length - self.special_tokens - (self.count_tokens([prompt])[0] if prompt else 0)
 
+    def unread_ends(self, texts: Sequence[str], what: str = "texts") -> str:
+        """What of these texts, which are passages, is not read, in a sentence with numbers; "" where all is."""
+        room = self.passage_room
+        counts = np.array(self.count_tokens(texts), dtype=np.int64)
+        longer = int(np.sum(counts > room))
+        if not longer:
+            return ""
+        lost = float(np.sum(np.maximum(counts - room, 0)) / np.sum(counts))
+        return (
+            f"{longer:,} of {len(texts):,} {what} are longer than the {room:,} tokens that the encoder reads of one "
+            f"(the longest has {int(counts.max()):,}): {lost:.0%} of the text is in no vector."
+        )
+
     @property
     def _tokenizer(self) -> Any:
         if self.passage_tower is not None:
