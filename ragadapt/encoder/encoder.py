@@ -34,7 +34,7 @@ from ragadapt.encoder.prefix import Prefix, PrefixCache, layer_list, split
 from ragadapt.encoder.presets import Source, known_prompts, resolve
 from ragadapt.encoder.spec import EncoderSpec, opens_directly, read_spec, write_spec
 from ragadapt.encoder.tower import Tower
-from ragadapt.errors import InvalidInput, NotARetriever, StoreError
+from ragadapt.errors import InvalidInput, NotARetriever, StoreCorrupt, StoreError
 from ragadapt.profiling import work
 from ragadapt.values import Progress, no_progress
 
@@ -119,6 +119,8 @@ class Encoder:
                 f"{folder} holds no encoder saved by ragadapt (no ragadapt_encoder.json). For a "
                 "sentence-transformers folder use Encoder.load(EncoderConfig(model=…))."
             )
+        if reason := loading.saved_leads_outside(folder, spec):
+            raise StoreCorrupt(f"The model in {folder} was not loaded: {reason}. Restore the folder or fit again.")
         config = EncoderConfig.model_validate(
             {
                 "model": str(folder),

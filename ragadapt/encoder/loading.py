@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import nn
 
 from ragadapt.config import EncoderConfig
 from ragadapt.encoder.presets import Source
+from ragadapt.encoder.spec import EncoderSpec
 from ragadapt.encoder.tower import Tower
 from ragadapt.errors import InvalidConfiguration, ModelNotFound, reason_of
 
@@ -34,6 +35,8 @@ def open_model(source: Source, config: EncoderConfig, device: str) -> SentenceTr
     """
     from ragadapt.encoder.modules import fold_adapters
 
+    if source.is_folder and (reason := leads_outside(Path(source.location), config.trust_remote_code)):
+        raise ModelNotFound(f"The model in {source.location} was not loaded: {reason}. Give a folder that is whole.")
     options: dict[str, Any] = {
         "device": device,
         "revision": source.revision,
@@ -43,7 +46,7 @@ def open_model(source: Source, config: EncoderConfig, device: str) -> SentenceTr
     try:
         with quiet() if source.is_folder else nullcontext():  # a download may show how far it is
             model = _open(source, options)
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         named = repr(config.model) if config.model == source.location else f"{config.model!r} ({source.location})"
         raise ModelNotFound(
             f"Model {named} cannot be loaded: {reason_of(error)}. Check the name and the network, give a folder with a "
@@ -79,6 +82,83 @@ def _open(source: Source, options: dict[str, Any]) -> SentenceTransformer:
 
 
 _OWN_MODULE = "ragadapt.encoder.modules.TokenWeightedPooling"
+_PATH_KEYS = frozenset(("path", "subfolder", "cache_dir", "vocab_file", "merges_file", "spm_file", "gguf_file"))
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json")  # words, not settings
+
+
+def leads_outside(folder: Path, trust_code: bool = False) -> str:
+    """Why a model's folder must not be opened; "" where it may: which file names a module outside the folder, or,
+    unless code is trusted, a class that no sentence-transformers model needs."""
+    for listing in (folder / "modules.json", *folder.glob("**/router_config.json")):
+        if not listing.is_file():
+            continue
+        found = _json(listing)
+        entries = found if isinstance(found, list) else [found]
+        types: list[Any] = []
+        for entry in entries:
+            if not isinstance(entry, dict):
+                return f"{listing.name} is not a list of modules"
+            named = entry.get("types")
+            routes = named if isinstance(named, dict) else {}
+            paths = [entry.get("path", ""), *routes]
+            types += [*routes.values(), *([entry["type"]] if "type" in entry else [])]
+            for path in paths:
+                if not isinstance(path, str) or not _is_inside(path):
+                    return f"{listing.name} names {path!r:.200}, which lies outside the folder"
+        for name in types:
+            known = isinstance(name, str) and (name == _OWN_MODULE or name.startswith("sentence_transformers."))
+            if not known and not trust_code:
+                return f"{listing.name} names the class {name!r:.200}, which is not of sentence-transformers"
+    return ""
+
+
+def saved_leads_outside(folder: Path, spec: EncoderSpec) -> str:
+    """`leads_outside` for a folder that ragadapt wrote, which holds all that it needs: no file of it is a link out of
+    it, no setting names a file outside, and weights that are only referred to are those of the spec."""
+    if reason := leads_outside(folder):
+        return reason
+    root = folder.resolve()
+    for path in folder.rglob("*"):
+        if not path.resolve().is_relative_to(root):
+            return f"{path.relative_to(folder)} is a link that leads out of the folder"
+        if path.suffix != ".json" or path.name in _VOCABULARIES or not path.is_file():
+            continue
+        found = _json(path)
+        for key, value in _settings(found):
+            if (key in _PATH_KEYS or key == "weight_map") and not _is_inside(value):
+                return f"{path.name} names {value!r:.200}, which lies outside the folder"
+        if path == folder / "adapter_config.json":
+            base = found.get("base_model_name_or_path") if isinstance(found, dict) else None
+            if not isinstance(base, str) or base != spec.base.rpartition("@")[0]:
+                return f"{path.name} names the base model {base!r:.200}, and {spec.base!r} is what it was fitted from"
+            if Path(base).exists() and not Path(base).is_absolute():
+                return f"the folder {base!r:.200} here would be taken for its base model of that name on the hub"
+    return ""
+
+
+def _is_inside(path: str) -> bool:
+    windows = PureWindowsPath(path)  # knows the slashes of both
+    return not (windows.anchor or ".." in windows.parts or "\0" in path)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None  # what needs it says that it cannot be read
+
+
+def _settings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(key, text) of every text in JSON values, however deep; of a list or a weight map under its own key."""
+    waiting = [(key, value)]
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, str):
+            yield key, value
+        elif isinstance(value, dict):
+            waiting += [(key if key == "weight_map" else str(name), inner) for name, inner in value.items()]
+        elif isinstance(value, list):
+            waiting += [(key, inner) for inner in value]
 
 
 def _uses_own_modules(folder: Path) -> bool:
