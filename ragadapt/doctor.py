@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import tempfile
 import time
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from ragadapt.asking import Labels, divide, document_grades, read_labels, shown_
 from ragadapt.config import EncoderConfig, FitConfig
 from ragadapt.errors import EmptyCorpus, RagadaptError
 from ragadapt.evaluation import gate
+from ragadapt.languages import foreign_share, languages_of
 from ragadapt.store import open_store
 from ragadapt.values import Chunk, Document, Evidence, Progress, Query, no_progress
 
@@ -36,9 +36,10 @@ PASSAGES = 1000  # encoded for the measurement: about a minute on a laptop
 QUERIES = 200
 SATURATED, WELL_ORDERED = 0.95, 0.9  # recall@10 and nDCG@10 from which little is left to gain
 _FEWEST = 20  # queries of a rank, below which its figures are noise
-_FOREIGN = 0.2  # share of passages in other languages from which an English-only model is the wrong one
+_FOREIGN = 0.2  # share of the text in other languages from which an English-only model is the wrong one
 _GAP = 0.05  # nDCG@10 by which the sides differ clearly
-_LANGUAGE_SAMPLE = 500
+_HALF = 0.5  # share of the passages from which one file is what all figures are about
+_REPEATS = 0.2  # share of passages that nearly repeat another, from which it is said how to leave them out
 
 Outlook = Literal["worth training", "no judge", "little to gain", "wrong model"]
 
@@ -50,7 +51,7 @@ Outlook = Literal["worth training", "no judge", "little to gain", "wrong model"]
 class Survey:
     """What was read and what it offers.
 
-    repeated: share of passages that say what another says. languages: name → share of passages. found: kind of query
+    repeated: share of passages that say what another says. languages: name → share of the letters. found: kind of query
     → how many the documents' structure gives. human: questions and link texts that people wrote in them. labelled: of
     the user's own; judging: how many of them may judge, which those for training alone may not. trainable: whether a
     trained model could be judged; plan says by what, or why not. truncated: share of passages longer than the encoder
@@ -166,7 +167,7 @@ def _gather(
     languages = languages_of(passages)
     if (foreign := foreign_share(languages)) > _FOREIGN and english_only(config.encoder):
         warnings.append(
-            f"{foreign:.0%} of the passages are not in English, but the base model {config.encoder.model!r} knows only "
+            f"{foreign:.0%} of the text is not in English, but the base model {config.encoder.model!r} knows only "
             "English. Use --model multilingual."
         )
     truncated = sum(count > limit for count in counts) / len(counts)
@@ -174,6 +175,7 @@ def _gather(
         warnings.append(
             f"{truncated:.0%} of the passages are longer than the model reads; their ends are not searched."
         )
+    warnings += _one_sided(chunks, groups)
     plan = _plan(queries, sets, corpus, config)
     if not plan.train and config.adapter.method != "none" and (config.query.generator or config.query.generator_url):
         others = f"; {len(plan.judge)} held-out queries ({plan.evidence.value})" if plan.judge and plan.evidence else ""
@@ -204,6 +206,34 @@ def _gather(
     )
     grades = document_grades(sets, corpus)
     return _Material(made, read.documents, chunks, groups, queries, labelled, grades, plan, encoder, counts)
+
+
+def _one_sided(chunks: Sequence[Chunk], groups: Sequence[int]) -> list[str]:
+    """Warnings where one file, or copies of one text, are much of the corpus."""
+    warnings = []
+    files = Counter(chunk.source or chunk.document_id for chunk in chunks)
+    largest, count = files.most_common(1)[0]
+    if len(files) > 1 and count / len(chunks) >= _HALF:
+        warnings.append(
+            f"One of {len(files):,} files, {largest}, is {count / len(chunks):.0%} of the corpus ({count:,} of "
+            f"{len(chunks):,} passages): questions, tuning and figures will be mostly about it. If it is not what "
+            f"people search, leave it out with --exclude."
+        )
+    shared = Counter(groups)
+    repeats = len(chunks) - len(shared)
+    if repeats / len(chunks) >= _REPEATS:
+        group, copies = shared.most_common(1)[0]
+        sources = dict.fromkeys(
+            chunk.source or chunk.document_id for chunk, own in zip(chunks, groups, strict=True) if own == group
+        )
+        where = list(sources)
+        listed = f"{where[0]} and {where[1]}" if len(where) > 1 else where[0]
+        warnings.append(
+            f"{repeats:,} of {len(chunks):,} passages nearly repeat another; the commonest text stands {copies:,} "
+            f"times, for instance in {listed}. Copies crowd results: leave old versions and translations of templates "
+            "out with --exclude."
+        )
+    return warnings
 
 
 def _plan(queries: Sequence[Query], sets: Sequence[DividedLabels], corpus: Corpus, config: FitConfig) -> gate.Plan:
@@ -544,75 +574,7 @@ def _size(number: int) -> str:
     return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{max(1, round(number / 1e6))} MB"
 
 
-# Languages ------------------------------------------------------------------------------------------------
-
-_SCRIPTS = (
-    ("Chinese or Japanese", "CJK"),
-    ("Chinese or Japanese", "HIRAGANA"),
-    ("Chinese or Japanese", "KATAKANA"),
-    ("Korean", "HANGUL"),
-    ("Cyrillic", "CYRILLIC"),
-    ("Arabic script", "ARABIC"),
-    ("Hebrew", "HEBREW"),
-    ("Greek", "GREEK"),
-    ("Devanagari", "DEVANAGARI"),
-    ("Thai", "THAI"),
-    ("Latin", "LATIN"),
-)
-# The commonest words of each language, without those that English text holds too (do, no, come, per, till).
-_COMMON_WORDS = {
-    "English": "the of and to is that for with this you are not be from which have your can will when",
-    "German": "der die und das ist nicht mit sich von den ein eine auf werden für sie auch wird sind oder",
-    "French": "le les des est une dans pour que qui pas sur vous avec au du sont nous être cette ou",
-    "Spanish": "el los las del que una para por con es se su como más este está al puede son también",
-    "Italian": "il di che della gli con sono del alla è nel più dei anche questo delle una essere può",
-    "Portuguese": "os da em que uma para com não por mais dos ao são pode você das ser também é",
-    "Dutch": "het een van en dat niet voor met zijn op te aan worden ook je deze bij naar wordt",
-    "Swedish": "och att det som är på av för den inte om har ett kan från så eller också",
-    "Polish": "nie się jest na że jak przez dla oraz może być które lub są czy jego tym",
-}
-_WORDS_OF = {name: frozenset(text.split()) for name, text in _COMMON_WORDS.items()}
-_LATIN_WORD = re.compile(r"[^\W\d_]+")
-
-
-def languages_of(passages: Sequence[str]) -> dict[str, float]:
-    """Language or script → share of the passages, the commonest first; from an even sample.
-
-    Latin text without the common words of a known language (code, tables, names) is "other Latin text".
-    """
-    step = -(-len(passages) // _LANGUAGE_SAMPLE) if passages else 1
-    counts = Counter(language_of(text) for text in passages[::step])
-    counts.pop("", None)
-    total = sum(counts.values())
-    return {name: count / total for name, count in counts.most_common()}
-
-
-def language_of(text: str) -> str:
-    """The language of a text, its script where the script is all that can be told, "" where it has no letters."""
-    letters = Counter(_script(letter) for letter in text[:2000] if letter.isalpha())
-    if not letters:
-        return ""
-    # Foreign words in Latin letters stand in texts of every script, so a third of another script decides.
-    for script, count in letters.most_common():
-        if script != "Latin" and count >= letters.total() / 3:
-            return script
-    words = [word.lower() for word in _LATIN_WORD.findall(text[:4000])]
-    hits = {name: sum(word in common for word in words) for name, common in _WORDS_OF.items()}
-    best = max(hits, key=lambda name: hits[name])
-    return best if hits[best] >= max(2, 0.06 * len(words)) else "other Latin text"
-
-
-def _script(letter: str) -> str:
-    if letter.isascii():
-        return "Latin"
-    name = unicodedata.name(letter, "")
-    return next((script for script, mark in _SCRIPTS if name.startswith(mark)), "another script")
-
-
-def foreign_share(languages: Mapping[str, float]) -> float:
-    """Share of the passages that are clearly not in English."""
-    return sum(share for name, share in languages.items() if name not in ("English", "other Latin text"))
-
+# The base model's language ---------------------------------------------------------------------------------
 
 _ENGLISH_NAMES = re.compile(
     r"(^|[-_/.])en([-_.]|$)|all-(minilm|mpnet|distilroberta)|(^|/)(gte|e5|bge)-(small|base|large)(-v\d[\d.]*)?$"

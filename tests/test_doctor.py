@@ -24,11 +24,10 @@ from ragadapt.doctor import (
     diagnose,
     english_only,
     examine,
-    language_of,
-    languages_of,
     recommend,
     survey,
 )
+from ragadapt.languages import UNKNOWN, foreign_share, language_of, languages_of
 from ragadapt.errors import EmptyCorpus, InvalidInput, NotARetriever
 from ragadapt.stages import Corpus
 from ragadapt.values import Evidence
@@ -89,17 +88,58 @@ def test_labels_that_lie_among_the_documents_are_not_counted_as_one(config: FitC
         ("Der Vertrag ist nicht mit der Rechnung verbunden und wird von uns geprüft.", "German"),
         ("Le contrat est signé par les deux parties dans un délai qui est fixé.", "French"),
         ("El contrato se firma por las partes y también puede ser para más tiempo.", "Spanish"),
-        ("合約應於三十日內以書面通知對方，否則視為同意。", "Chinese or Japanese"),
-        ("パスワードをリセットするには設定を開きます。", "Chinese or Japanese"),
+        ("Para reiniciar a senha, abra as configurações da sua conta.", "Portuguese"),
+        ("Il contratto viene firmato da entrambe le parti nel mese di marzo.", "Italian"),
+        ("合約應於三十日內以書面通知對方，否則視為同意。", "Chinese"),
+        ("パスワードをリセットするには設定を開きます。", "Japanese"),
         ("비밀번호를 재설정하려면 설정을 여세요.", "Korean"),
-        ("Договор может быть расторгнут в любое время.", "Cyrillic"),
-        ("使用 print() 函數輸出文字到終端機", "Chinese or Japanese"),
-        ("x = foo(bar); y += 1; qux.baz(z)", "other Latin text"),
+        ("Договор может быть расторгнут в любое время.", "Russian"),
+        ("使用 print() 函數輸出文字到終端機", "Chinese"),
+        ("x = foo(bar); y += 1; qux.baz(z)", UNKNOWN),
+        ("import os\nfrom pathlib import Path\n\ndef read(path):\n    return os.stat(path).st_size\n", UNKNOWN),
+        ("Contact us", UNKNOWN),
+        ("| EUR | USD |\n|---|---|\n| 3 | 4 |", UNKNOWN),
         ("123 --- 456", ""),
     ],
 )
-def test_language_is_told_by_script_and_common_words(text: str, language: str) -> None:
+def test_a_language_is_told_by_prose(text: str, language: str) -> None:
     assert language_of(text) == language
+
+
+ENGLISH = "Open the settings of your account and choose a new password, which must have eight characters."
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        "https://example.com/com/para/como https://www.com.br/para-com.com",
+        "www.uma.com www.mais.com com.google.android com.example.para.com",
+        "```python\nimport para\nfrom com import mais\nnos = dos(em, uma, que)\n```",
+        "`para` `com` `que` `dos` `mais`",
+        "[see](https://com.com/uma/que/para) [more](../que/para/nos.md)",
+        "<a href='com.com/para'><b>",
+        "info@para.com ajuda@com.com.br",
+        "C:\\que\\para\\com /usr/que/para/mais",
+    ],
+)
+def test_addresses_code_and_markup_do_not_vote(noise: str) -> None:
+    assert language_of(f"{ENGLISH} {noise} {noise} {noise}") == "English"
+    assert language_of("\n".join([ENGLISH, *[noise] * 20])) == "English"
+    assert languages_of([f"{noise} {ENGLISH} {noise}"] * 8) == {"English": 1.0}
+
+
+def test_shares_count_letters_and_not_passages() -> None:
+    german = "Der Vertrag ist nicht mit der Rechnung verbunden und wird von uns geprüft. " * 9
+    found = languages_of([german, *[ENGLISH] * 3])
+    letters = [sum(map(str.isalpha, text)) for text in (german, ENGLISH * 3)]
+    assert found == {"German": letters[0] / sum(letters), "English": pytest.approx(letters[1] / sum(letters))}
+    assert foreign_share(found) == found["German"]
+
+
+def test_rows_too_short_to_tell_alone_are_told_together() -> None:
+    rows = ["Reset a password", "Where is my bill", "Closing times", "Refund in days", "Change the address"] * 12
+    assert {language_of(row) for row in rows} <= {"English", UNKNOWN}
+    assert languages_of(rows) == {"English": 1.0}
 
 
 @given(st.lists(st.text(), max_size=30))
@@ -167,12 +207,34 @@ def test_repeated_passages_are_counted(tmp_path: Path, config: FitConfig) -> Non
     assert again.repeated == pytest.approx(1 - whole.chunks / again.chunks)
 
 
+def test_a_file_that_is_half_of_the_corpus_is_named(tmp_path: Path, config: FitConfig) -> None:
+    folder = write_documents(tmp_path / "docs", 3)
+    assert not [line for line in survey([folder], config).warnings if "of the corpus" in line]
+    words = sentences(60, seed=8)
+    rows = [json.dumps({"text": f"{first} {second}"}) for first, second in zip(words[::2], words[1::2])]
+    (folder / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    found = survey([folder], config)
+    (warning,) = [line for line in found.warnings if "of the corpus" in line]
+    assert f"One of 4 files, rows.jsonl, is {30 / found.chunks:.0%} of the corpus (30 of {found.chunks} pass" in warning
+    assert f"Warning: {warning}" in found.lines()
+
+
+def test_copies_that_are_much_of_the_corpus_are_named(tmp_path: Path, config: FitConfig) -> None:
+    folder = write_documents(tmp_path / "docs", 3)
+    text = (folder / "page0.md").read_text(encoding="utf-8")
+    for number in range(4):
+        (folder / f"zcopy{number}.md").write_text(text, encoding="utf-8")
+    found = survey([folder], config)
+    (warning,) = [line for line in found.warnings if "nearly repeat another" in line]
+    assert f"the commonest text stands 5 times, for instance in page0.md and zcopy0.md" in warning
+
+
 def test_documents_that_an_english_model_cannot_read_change_the_recommendation(
     tmp_path: Path, config: FitConfig
 ) -> None:
     (tmp_path / "a.md").write_text("# 合約\n\n合約應於三十日內以書面通知對方。\n" * 5, encoding="utf-8")
     found = diagnose([tmp_path / "a.md"], config)
-    assert found.survey.languages == {"Chinese or Japanese": 1.0}
+    assert found.survey.languages == {"Chinese": 1.0}
     assert found.outlook == "wrong model"
     assert "--model multilingual" in found.recommendation
 

@@ -20,7 +20,7 @@ PARTS = (
     "version", "text", "errors", "values", "config", "files", "profiling", "corpus", "queries", "lexical", "fusion",
     "mining", "encoder", "adapters", "training", "index", "search", "chunks", "store", "evaluation", "stages",
     "arena", "tuning", "adaptation", "asking", "reporting", "comparison", "pefa", "retriever", "collection", "feedback",
-    "pipeline", "refresh", "export", "bulk", "doctor",
+    "pipeline", "refresh", "export", "bulk", "languages", "doctor",
 )  # fmt: skip
 """The modules and packages of ragadapt. Each may import those before it, never those behind it."""
 
