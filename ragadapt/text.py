@@ -70,8 +70,11 @@ def secret_in_url(url: str) -> str | None:
         return "a secret" if redacted(url) != url else None
     if "@" in parts.netloc:
         return "a user name or password"
-    for name, _ in (*parse_qsl(parts.query, True), *parse_qsl(parts.query, True, separator=";"),
-                    *parse_qsl(parts.fragment, True)):
+    for name, _ in (
+        *parse_qsl(parts.query, True),
+        *parse_qsl(parts.query, True, separator=";"),
+        *parse_qsl(parts.fragment, True),
+    ):
         if _SECRET_PARAMETER.fullmatch(name):
             return f"the parameter {name!r}"
     return "a key" if redacted(url) != url else None

@@ -27,8 +27,8 @@ from ragadapt.doctor import (
     recommend,
     survey,
 )
-from ragadapt.languages import UNKNOWN, foreign_share, language_of, languages_of
 from ragadapt.errors import EmptyCorpus, InvalidInput, NotARetriever
+from ragadapt.languages import UNKNOWN, foreign_share, language_of, languages_of
 from ragadapt.stages import Corpus
 from ragadapt.values import Evidence
 
@@ -226,7 +226,7 @@ def test_copies_that_are_much_of_the_corpus_are_named(tmp_path: Path, config: Fi
         (folder / f"zcopy{number}.md").write_text(text, encoding="utf-8")
     found = survey([folder], config)
     (warning,) = [line for line in found.warnings if "nearly repeat another" in line]
-    assert f"the commonest text stands 5 times, for instance in page0.md and zcopy0.md" in warning
+    assert "the commonest text stands 5 times, for instance in page0.md and zcopy0.md" in warning
 
 
 def test_documents_that_an_english_model_cannot_read_change_the_recommendation(

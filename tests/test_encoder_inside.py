@@ -48,8 +48,9 @@ def first_path(value: Any) -> Callable[[Any], None]:
 
 @pytest.mark.parametrize("direct", [True, False])
 @pytest.mark.parametrize(
-    "path", ["../elsewhere", "x/../../elsewhere", "ABSOLUTE", "..\\elsewhere", "C:\\model", "//host/share", "a\0b", 3, None, ["a"]]
-)  # fmt: skip
+    "path",
+    ["../elsewhere", "x/../../elsewhere", "ABSOLUTE", "..\\elsewhere", "C:\\a", "//host/share", "a\0b", 3, None, ["a"]],
+)
 def test_a_module_outside_the_folder_is_not_loaded(saved: Path, path: Any, direct: bool) -> None:
     path = str(saved.parent / "elsewhere") if path == "ABSOLUTE" else path
     change(saved / "modules.json", first_path(path))
@@ -63,8 +64,9 @@ def test_a_module_outside_the_folder_is_not_loaded(saved: Path, path: Any, direc
 
 
 @pytest.mark.parametrize(
-    "name", ["os.system", "subprocess.Popen", "modeling_x.Own", "ragadapt.export.export_retriever", "sentence_transformer", 7]
-)  # fmt: skip
+    "name",
+    ["os.system", "subprocess.Popen", "modeling_x.Own", "ragadapt.export.export_retriever", "sentence_transformer", 7],
+)
 def test_a_class_that_is_no_module_of_a_model_is_not_imported(saved: Path, name: Any) -> None:
     (saved / "modeling_x.py").write_text("raise SystemExit('executed')", encoding="utf-8")
     change(saved / "modules.json", lambda listed: listed[1].update(type=name))
@@ -74,7 +76,9 @@ def test_a_class_that_is_no_module_of_a_model_is_not_imported(saved: Path, name:
         Encoder.load(EncoderConfig(model=str(saved), device="cpu"))
 
 
-@pytest.mark.parametrize("listing", ["{}", "[3]", '"a"', "[[]]", "[{}]", "not json", "[" * 5000, "[]", '[{"type": "x"}]'])
+@pytest.mark.parametrize(
+    "listing", ["{}", "[3]", '"a"', "[[]]", "[{}]", "not json", "[" * 5000, "[]", '[{"type": "x"}]']
+)
 def test_a_listing_of_another_shape_is_our_error(saved: Path, listing: str) -> None:
     (saved / "modules.json").write_text(listing, encoding="utf-8")
     with pytest.raises(RagadaptError):

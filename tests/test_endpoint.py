@@ -73,7 +73,7 @@ class Endpoint:
     """acts: passage number → what happens when it is asked about; all others are answered well."""
 
     acts: dict[str, Act] = field(default_factory=dict)
-    models: Act = reply(MODELS)
+    models: Act = field(default_factory=lambda: reply(MODELS))
     default: Act = well
     asked: list[str] = field(default_factory=list)
     sent: int = 0
@@ -168,9 +168,7 @@ def test_an_answer_of_no_use_costs_its_passage_alone(endpoint: Endpoint, tmp_pat
 def test_many_odd_answers_together_do_not_end_the_run(endpoint: Endpoint, tmp_path: Path) -> None:
     for number, body in zip(range(10), ODD.values()):
         endpoint.acts[str(number)] = reply(body)
-    result = generate(
-        CHUNKS, endpoint.config(generator_concurrency=1), seed=13, cache_path=tmp_path / "lm.jsonl"
-    )
+    result = generate(CHUNKS, endpoint.config(generator_concurrency=1), seed=13, cache_path=tmp_path / "lm.jsonl")
     assert {query.positives[0] for query in result.queries} == {"doc#10", "doc#11"}
 
 
@@ -206,9 +204,7 @@ def endless(state: Endpoint, **headers: str) -> Act:
 
 
 @pytest.mark.parametrize("headers", [{"Content_Length": "1000000000"}, {}])
-def test_a_giant_answer_is_cut_off_while_it_comes(
-    endpoint: Endpoint, tmp_path: Path, headers: dict[str, str]
-) -> None:
+def test_a_giant_answer_is_cut_off_while_it_comes(endpoint: Endpoint, tmp_path: Path, headers: dict[str, str]) -> None:
     endpoint.acts["0"] = endless(endpoint, **headers)
     result = generate(CHUNKS, endpoint.config(), seed=13, cache_path=tmp_path / "lm.jsonl")
     assert (len(result.queries), result.failed) == (11, 1)
@@ -231,9 +227,7 @@ def test_a_packed_bomb_is_not_unpacked(endpoint: Endpoint, tmp_path: Path, encod
 
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, gzip", "nonsense"])
-def test_a_packing_that_was_not_asked_for_costs_its_passage(
-    endpoint: Endpoint, tmp_path: Path, encoding: str
-) -> None:
+def test_a_packing_that_was_not_asked_for_costs_its_passage(endpoint: Endpoint, tmp_path: Path, encoding: str) -> None:
     endpoint.acts["0"] = reply(b"abc", Content_Encoding=encoding)
     result = generate(CHUNKS, endpoint.config(), seed=13, cache_path=tmp_path / "lm.jsonl")
     assert (len(result.queries), result.failed) == (11, 1)
@@ -265,9 +259,7 @@ def drop_by_drop(body: bytes, headers_too: bool) -> Act:
 def test_the_time_out_is_for_the_whole_request(endpoint: Endpoint, tmp_path: Path, headers_too: bool) -> None:
     endpoint.acts["0"] = drop_by_drop(good("0"), headers_too)  # half a minute
     started = time.monotonic()
-    result = generate(
-        CHUNKS, endpoint.config(generator_timeout_seconds=1.0), seed=13, cache_path=tmp_path / "lm.jsonl"
-    )
+    result = generate(CHUNKS, endpoint.config(generator_timeout_seconds=1.0), seed=13, cache_path=tmp_path / "lm.jsonl")
     assert (len(result.queries), result.failed) == (11, 1)
     assert time.monotonic() - started < 4
 
@@ -510,9 +502,7 @@ def test_the_command_line_shows_no_secret_in_errors_tracebacks_or_logs(
     assert not list(tmp_path.glob("out/*"))
 
 
-def test_the_log_of_other_libraries_is_redacted_too(
-    capsys: pytest.CaptureFixture[str], key: str
-) -> None:
+def test_the_log_of_other_libraries_is_redacted_too(capsys: pytest.CaptureFixture[str], key: str) -> None:
     from ragadapt_cli.terminal import Terminal
 
     for as_json in (False, True):

@@ -308,7 +308,9 @@ def test_a_passage_that_two_questions_find_is_one_document(opened: Retriever) ->
 
     ours = LoRARetriever(retriever=opened, k=6)
     asked = ["open the red file", "the red file", "file"]
-    many = MultiQueryRetriever.from_llm(ours, FakeListChatModel(responses=["\n".join(asked[1:])]), include_original=True)
+    many = MultiQueryRetriever.from_llm(
+        ours, FakeListChatModel(responses=["\n".join(asked[1:])]), include_original=True
+    )
     found = many.invoke(asked[0])
     wanted = {hit.chunk.id for query in asked for hit in opened.search(query, 6)}
     assert sorted(document.id for document in found) == sorted(wanted)
@@ -348,14 +350,16 @@ async def test_mmr_chooses_among_the_best_by_difference(opened: Retriever) -> No
     assert retriever.batch([query, "bridge"]) == [retriever.invoke(query), retriever.invoke("bridge")]
     assert await retriever.ainvoke(query) == retriever.invoke(query)
     store = RagAdaptVectorStore(LoRAEmbeddings(encoder=opened.encoder), passages=FittedPassages(opened))
-    assert store.as_retriever(
-        search_type="mmr", search_kwargs={"k": 3, "fetch_k": 8, "lambda_mult": 0.5}
-    ).invoke(query) == retriever.invoke(query)
+    assert store.as_retriever(search_type="mmr", search_kwargs={"k": 3, "fetch_k": 8, "lambda_mult": 0.5}).invoke(
+        query
+    ) == retriever.invoke(query)
 
 
 def test_a_threshold_is_needed_where_the_search_type_names_one(opened: Retriever) -> None:
     retriever = LoRARetriever(retriever=opened, k=50, search_type="similarity_score_threshold")
-    scores = [score for _, score in LoRARetriever(retriever=opened, k=50, search_type="dense").search_with_scores("file")]
+    scores = [
+        score for _, score in LoRARetriever(retriever=opened, k=50, search_type="dense").search_with_scores("file")
+    ]
     middle = scores[len(scores) // 2]
     found = retriever.search_with_scores("file", score_threshold=middle)
     assert [score for _, score in found] == [score for score in scores if score >= middle]

@@ -828,7 +828,9 @@ def test_the_documented_ingestion_holds_over_sessions(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = (Path(__file__).resolve().parents[1] / "docs" / "llama-index.md").read_text(encoding="utf-8")
-    (snippet,) = [block for block in re.findall(r"^```python\n(.*?)^```", page, re.S | re.M) if "pipeline.run(" in block]
+    (snippet,) = [
+        block for block in re.findall(r"^```python\n(.*?)^```", page, re.S | re.M) if "pipeline.run(" in block
+    ]
     shutil.copytree(folder, tmp_path / "retriever")
     monkeypatch.chdir(tmp_path)
     embedded: list[str] = []

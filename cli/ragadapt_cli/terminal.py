@@ -212,7 +212,7 @@ def report_error(error: BaseException, terminal: Terminal) -> int:
     from ragadapt.text import redacted
 
     if isinstance(error, click.ClickException):
-        error.message = redacted(error.message)  # it quotes what was typed
+        error.__dict__["message"] = redacted(error.message)  # it quotes what was typed
         if terminal.json:
             return _say(error, error.exit_code, error.format_message(), terminal)
         error.show()

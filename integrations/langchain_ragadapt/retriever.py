@@ -42,8 +42,8 @@ class LoRARetriever(BaseRetriever):
 
     Every field but the first may also be given per call: `retriever.invoke(question, k=20, filter={"lang": "en"})`.
     A document has its passage's id and a copy of its metadata; `source`, `document_id` and `heading` are added where
-    the metadata lack them; scores come with `search_with_scores`. `batch` and `abatch` encode all questions at once; the
-    async twins work in a thread, so the event loop goes on.
+    the metadata lack them; scores come with `search_with_scores`. `batch` and `abatch` encode all questions at once;
+    the async twins work in a thread, so the event loop goes on.
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())

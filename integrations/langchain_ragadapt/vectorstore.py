@@ -23,7 +23,6 @@ from ragadapt.retriever import Retriever
 from ragadapt.search import Mode
 from ragadapt.values import Chunk, Hit
 
-
 _OURS: tuple[Mode, ...] = ("dense", "hybrid", "lexical")
 _MODES: dict[str, Mode] = {**{mode: mode for mode in _OURS}, "similarity": "dense"}
 

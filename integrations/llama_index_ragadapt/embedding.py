@@ -22,9 +22,10 @@ class LoRAEmbedding(BaseEmbedding):
     """Vectors of length 1 from a retriever's model: queries and texts each with their own prompt and tower.
 
     model_name: the folder of a retriever, a model's folder, a preset ("small", "offline" …) or a hub name; opened at
-    once. What a text has beyond the tokens that the model reads (`encoder.passage_room`) is in no vector:
-    that is warned of once. revision is the encoder's fingerprint: ingestion caches are keyed by it, so vectors of an earlier adapter are
-    never taken for new ones. Safe for several threads; the async twins work in a thread, so the event loop goes on.
+    once. What a text has beyond the tokens that the model reads (`encoder.passage_room`) is in no vector: that is
+    warned of once. revision is the encoder's fingerprint: ingestion caches are keyed by it, so vectors of an earlier
+    adapter are never taken for new ones. Safe for several threads; the async twins work in a thread, so the event loop
+    goes on.
 
     Raises NotARetriever, ModelNotFound, InvalidInput (also for a prompt other than the one a saved model was fitted
     with, and for an embeddings_cache), FingerprintMismatch where `revision` names another encoder, MissingExtra.

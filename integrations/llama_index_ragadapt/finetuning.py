@@ -105,7 +105,9 @@ def _read(dataset: Any, what: str) -> _Pairs:
     if get("mode", "text") not in (None, "text"):
         raise InvalidLabels(f"{what} has mode {get('mode')!r}; only texts can be fitted.")
     queries, corpus = (_named(parts[name], f"{what}: {name}") for name in ("queries", "corpus"))
-    relevant = {id: _listed(ids, what, id) for id, ids in _named(parts["relevant_docs"], f"{what}: relevant_docs").items()}
+    relevant = {
+        id: _listed(ids, what, id) for id, ids in _named(parts["relevant_docs"], f"{what}: relevant_docs").items()
+    }
     if not queries or not corpus:
         raise InvalidLabels(f"{what} holds {len(queries)} queries and {len(corpus)} passages; some of both are needed.")
     for id, passages in relevant.items():
@@ -137,7 +139,9 @@ def _named(values: Mapping[Any, Any], what: str) -> dict[str, Any]:
 
 def _listed(ids: Any, what: str, query: str) -> list[str]:
     if isinstance(ids, str) or not isinstance(ids, Iterable):
-        raise InvalidLabels(f"{what}: relevant_docs of query {query!r} is {ids!r:.60}; a list of passage ids is needed.")
+        raise InvalidLabels(
+            f"{what}: relevant_docs of query {query!r} is {ids!r:.60}; a list of passage ids is needed."
+        )
     return [str(id) for id in ids]
 
 

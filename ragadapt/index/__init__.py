@@ -22,7 +22,16 @@ from ragadapt.text import secret_in_url
 if TYPE_CHECKING:
     from ragadapt.index.exact import ExactIndex
 
-__all__ = ["KINDS", "Filter", "VectorIndex", "check_address", "collection_of", "compile_filter", "exact_index", "open_index"]
+__all__ = [
+    "KINDS",
+    "Filter",
+    "VectorIndex",
+    "check_address",
+    "collection_of",
+    "compile_filter",
+    "exact_index",
+    "open_index",
+]
 
 KINDS = ("exact", "faiss", "qdrant", "qdrant-edge")
 
@@ -96,7 +105,7 @@ def open_index(
 
 
 def check_address(url: str | None, name: str) -> None:
-    """Raises InvalidConfiguration for a server's address that carries a secret: it would stand in settings, reports and logs."""
+    """Raises InvalidConfiguration for a server's address that carries a secret: it would stand in settings and logs."""
     if url is not None and (secret := secret_in_url(url)):
         raise InvalidConfiguration(
             f"{name} carries {secret}, which would end up in saved settings and logs. Leave it out of the address and "

@@ -313,9 +313,10 @@ class Endpoint:
 
     def _redirects(self, error: Exception) -> str:
         """Why a redirect was not followed; "" where the error is none."""
-        response = getattr(error, "response", None)
-        redirected = response is not None and 300 <= response.status_code < 400
-        return str(response.extensions.get(self._refused_reason) or "it redirects") if redirected else ""
+        response: Any = getattr(error, "response", None)
+        if response is None or not 300 <= response.status_code < 400:
+            return ""
+        return str(response.extensions.get(self._refused_reason) or "it redirects")
 
     def _tell(self, error: Exception) -> str:
         """The error in a line, without the key."""
