@@ -5,10 +5,13 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from ragadapt.corpus.structure import markdown_sections, rst_sections
 from ragadapt.text import encodable
+
+_DEEPEST: Final = 64
+_WIDEST_INT: Final = 1024  # bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,25 +24,39 @@ class Content:
     notes: tuple[str, ...] = ()
 
 
-def json_value(value: Any) -> Any:
-    """The value as JSON can hold it: dates in ISO form, sets and tuples as lists, anything else as text."""
-    if value is None or isinstance(value, bool | int):
+def json_value(value: Any, depth: int = 0) -> Any:
+    """The value as JSON can hold it: dates in ISO form, sets and tuples as lists, anything else as text.
+
+    What is nested beyond 64 levels, or an integer beyond 1,024 bits, becomes text too: readers of JSON refuse both.
+    """
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, int):
+        return value if value.bit_length() <= _WIDEST_INT else hex(value)
     if isinstance(value, float):
         return value if value == value and abs(value) != float("inf") else str(value)
     if isinstance(value, str):
         return encodable(value)
     if isinstance(value, datetime.date | datetime.datetime | datetime.time):
         return value.isoformat()
+    if depth >= _DEEPEST and isinstance(value, Mapping | list | tuple | set | frozenset):
+        return _as_text(value)
     if isinstance(value, Mapping):
-        return {str(key): json_value(item) for key, item in value.items()}
+        return {_as_text(key): json_value(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [json_value(item) for item in value]
+        return [json_value(item, depth + 1) for item in value]
     if isinstance(value, set | frozenset):
-        return sorted((json_value(item) for item in value), key=str)
+        return sorted((json_value(item, depth + 1) for item in value), key=str)
     if hasattr(value, "tolist") and callable(value.tolist):  # numpy scalars and arrays
-        return json_value(value.tolist())
-    return str(value)
+        return json_value(value.tolist(), depth)
+    return _as_text(value)
+
+
+def _as_text(value: Any) -> str:
+    try:
+        return encodable(str(value))
+    except (RecursionError, ValueError):  # nested beyond what Python prints; an integer beyond what it writes
+        return f"({type(value).__name__})"
 
 
 def first_heading(text: str, *, rst: bool = False) -> str:

@@ -18,6 +18,7 @@ from typing import Literal
 from markdown_it import MarkdownIt
 
 from ragadapt.corpus.formats import Structure, parse_python
+from ragadapt.corpus.front import front_matter
 
 BlockKind = Literal["text", "list", "table", "code", "html"]
 
@@ -75,15 +76,14 @@ def _parser() -> MarkdownIt:
     return parser
 
 
-_FRONT = re.compile(r"\A(---|\+\+\+)[ \t]*\n(?:.*\n)*?\1[ \t]*(?:\n|\Z)")
 _ATTRIBUTES = re.compile(r"[ \t]*\{:?[ \t]*#([^\s{}]+)[^{}]*\}[ \t]*#*[ \t]*$")
 
 
 def markdown_sections(text: str) -> list[Section]:
     """Sections by ATX and setext headings at the top level; blocks by CommonMark with tables."""
     view = _same_length_lines(text)
-    if front := _FRONT.match(view):
-        view = re.sub(r"[^\n]", " ", front[0]) + view[front.end() :]
+    if front := front_matter(view):
+        view = re.sub(r"[^\n]", " ", view[: front.end]) + view[front.end :]
     starts = _line_starts(view)
     tokens = _parser().parse(view)
     headings: list[tuple[int, int, int, str, str]] = []

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Literal
 
+from ragadapt.corpus.front import front_matter
+
 # Han, kana, CJK compatibility: scripts written without spaces, one token per character.
 CJK = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _TOKEN = re.compile(rf"[{CJK}]|[^\W{CJK}]+(?:['’][^\W{CJK}]+)?(?:(?:\+\+|#)(?!\w))?")  # C++ and C# are two things
@@ -200,9 +202,8 @@ def blocks(text: str) -> tuple[Block, ...]:
         kind = None
 
     position = 0
-    front = re.match(r"---\n.*?\n---\n", text, re.S)
-    if front:
-        position = front.end()
+    if front := front_matter(text):
+        position = front.end
     while position < len(text):
         newline = text.find("\n", position)
         line_end = len(text) if newline < 0 else newline
