@@ -12,6 +12,7 @@ from ragadapt.text import encodable
 
 _DEEPEST: Final = 64
 _WIDEST_INT: Final = 1024  # bits
+_LONGEST_TITLE: Final = 64  # tokens, about; passages of 256 give half of their room to titles and headings
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,4 +64,20 @@ def first_heading(text: str, *, rst: bool = False) -> str:
     """The heading that opens a text as its title; "" where none does."""
     sections = (rst_sections if rst else markdown_sections)(text[:20_000])
     headed = [s for s in sections if s.heading]
-    return headed[0].heading if headed and headed[0].level == 1 else ""
+    title = headed[0].heading if headed and headed[0].level == 1 else ""
+    return title if with_short_title("", title)[1] == title else ""  # a paragraph over a ruled line is no title
+
+
+def with_short_title(text: str, title: str) -> tuple[str, str]:
+    """(text, title) where a title longer than any passage has room for opens the text, and its beginning is the title.
+
+    Passages repeat the title above them; one of hundreds of words would be cut there, and its end stand nowhere.
+    """
+    words, room = title.split(), _LONGEST_TITLE
+    for place, word in enumerate(words):
+        room -= len(word) // 4 + 1 if word.isascii() else len(word)
+        if room < 0:
+            short = " ".join(words[:place]) or title[:_LONGEST_TITLE]
+            said = " ".join(words)
+            return (text if said in " ".join(text[: 2 * len(title) + 500].split()) else f"{title}\n\n{text}"), short
+    return text, title

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import PurePosixPath
 
-from ragadapt.corpus.content import Content, first_heading
+from ragadapt.corpus.content import Content, first_heading, with_short_title
 from ragadapt.corpus.decode import Unreadable, decode
 from ragadapt.corpus.formats import Format
 from ragadapt.corpus.html import html_to_markdown
@@ -35,8 +36,8 @@ def read_content(data: bytes, format: Format, name: str, encoding: str | None, m
             content = Content(text, name if format in ("python", "code") else "")
     if not content.text.strip():
         raise Unreadable("no text in it (a scanned PDF needs OCR first)" if format == "pdf" else "empty")
-    title = " ".join(content.title.split())
-    return Content(content.text, title or readable_name(name), content.metadata)
+    text, title = with_short_title(content.text, " ".join(content.title.split()))
+    return replace(content, text=text, title=title or readable_name(name))
 
 
 def readable_name(name: str) -> str:
