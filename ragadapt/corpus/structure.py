@@ -179,11 +179,12 @@ def _nested(node: _Node) -> bool:
 
 _LONGEST_INLINE = 4000  # longer texts are no headings or link texts, and not worth their quadratic patterns
 _INLINE_LINK = re.compile(
-    r"!?\[((?:[^\[\]]|\[[^\[\]]*\])*)\](?:\((?:[^()\s]|\([^()\s]*\))*(?:\s+[\"'(][^\n]*?[\"')])?\s*\)|\[[^\[\]]*\])"
+    r"!?\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\((?:[^()\s]|\([^()\s]*\))*(?:\s+[\"'(][^\n]*?[\"')])?\s*\)"
+    r"|(?<![\w\]])!?\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\[[^\[\]]*\]"  # behind a word it is an index: grid[i][j]
 )
 _VISIBLE = re.compile(r"\w|[^\x00-\x7f]")  # pictographs count: encoders know them
 _HTML_UNSEEN = re.compile(r"<(script|style|iframe|svg)\b(?:(?!</?\1\b).)*+(?:</\1\s*>|\Z)", re.S | re.I)
-_HTML_TAG = re.compile(r"</?[a-zA-Z][^<>]*>|<!--(?:(?!<!--|-->).)*+-->", re.S)
+_HTML_TAG = re.compile(r"</?[a-zA-Z][\w:-]*(?:[\s/][^<>]*)?>|<!--(?:(?!<!--|-->).)*+-->", re.S)
 
 
 def plain_inline(text: str) -> str:
@@ -197,7 +198,7 @@ def plain_inline(text: str) -> str:
 
         text = re.sub(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", keep, text.replace("\0", ""))  # code spans are literal
         for _ in range(3):  # images in links
-            text = _INLINE_LINK.sub(r"\1", text)
+            text = _INLINE_LINK.sub(lambda match: match[1] if match[1] is not None else match[2], text)
         text = _HTML_TAG.sub("", text)
         text = re.sub(r"\{\{[<%][^{}]*[>%]\}\}", "", text)  # shortcodes of site generators
         text = re.sub(r"(?<!\\)(\*{1,3}|~~)(?=\S)(.+?)(?<=\S)\1", r"\2", text)
