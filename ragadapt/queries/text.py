@@ -10,6 +10,7 @@ from functools import cache, lru_cache
 from typing import Literal
 
 from ragadapt.corpus.front import front_matter
+from ragadapt.text import searchable
 
 # Han, kana, CJK compatibility: scripts written without spaces, one token per character.
 CJK = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -54,7 +55,7 @@ STOP_WORDS = word_set("""
 
 def words(text: str) -> list[str]:
     """Lower-case words in order; in scripts without spaces every character is one."""
-    return _TOKEN.findall(unicodedata.normalize("NFKC", text).replace("’", "'").casefold())
+    return _TOKEN.findall(unicodedata.normalize("NFKC", searchable(text)).replace("’", "'").casefold())
 
 
 def token_spans(text: str) -> list[tuple[str, int, int]]:
