@@ -16,7 +16,9 @@ _DEEPEST: Final = 50  # maps and lists inside each other
 _WIDEST_INT: Final = 1024  # bits; beyond it Python refuses to write a number in decimals, and it stays as written
 _KEY = re.compile(r"[^\W\d][\w.$@/-]*(?: [\w.$@/-]+){0,2}")  # "Note", "date created": a clause is prose
 _PLAIN_KEY = re.compile(r"[a-z_][\w.$@/-]*")
-_KEY_LINE = re.compile(r"(?:\"([^\"\n]+)\"|'([^'\n]+)'|([^\s:#\"'\[\]{}>|*&!%-][^:\n]*?))[ \t]*:(?:[ \t]+(.*))?")
+_KEY_LINE = re.compile(
+    r"(?:\"([^\"\n]+)\"[ \t]*+|'([^'\n]+)'[ \t]*+|([^\s:#\"'\[\]{}>|*&!%-][^:\n]*+)):(?:[ \t]++(.*))?"
+)
 _CONTINUATION = re.compile(r"[ \t]+\S.*|-(?:[ \t].*)?|[\]}],?[ \t]*")
 
 
@@ -137,7 +139,7 @@ def _lines(block: str) -> dict[Any, Any] | None:
         if current is not None and _CONTINUATION.fullmatch(line):
             current.append(line)
         elif match := _KEY_LINE.fullmatch(line):
-            current = values.setdefault(match[1] or match[2] or match[3], [])
+            current = values.setdefault(match[1] or match[2] or match[3].rstrip(), [])
             current.append(match[4] or "")
         else:
             return None

@@ -256,7 +256,7 @@ def rst_sections(text: str) -> list[Section]:
 
 def plain_rst(text: str) -> str:
     """reStructuredText's inline text as a reader sees it."""
-    text = re.sub(r":[\w:+.-]+:`([^`<]*?)\s*(?:<[^`]*>)?`", lambda m: m[1] or m[0], text)
+    text = re.sub(r":[\w:+.-]{1,60}:`([^`<]*?)\s*(?:<[^`]*>)?`", lambda m: m[1] or m[0], text)
     text = re.sub(r"`([^`<]+?)\s*<[^`]*>`__?", r"\1", text)
     text = re.sub(r"``(.+?)``|`(.+?)`_{0,2}|\*\*(.+?)\*\*|\*(.+?)\*", lambda m: next(g for g in m.groups() if g), text)
     return " ".join(text.split())
@@ -395,7 +395,11 @@ def _signature(code: str) -> str:
 
 def paragraph_cuts(text: str) -> list[int]:
     """Places in text where a paragraph begins, the first aside; its first line keeps its indentation."""
-    return [m.end() for m in re.finditer(r"\n(?:[ \t]*\n)+(?=[ \t]*\S)", text)]
+    gaps = re.finditer(r"\n(?:[ \t]*+\n)++", text)  # taken whole: looked at once, whatever follows
+    return [gap.end() for gap in gaps if _BEGINS.match(text, gap.end())]
+
+
+_BEGINS = re.compile(r"[ \t]*+\S")
 
 
 def _paragraphs(text: str, start: int, end: int) -> list[Block]:
@@ -492,13 +496,15 @@ def _character_cuts(text: str) -> list[int]:
     step = max(1, len(text) // 16)
     cuts: list[int] = []
     for place in range(step, len(text), step):
-        while place < len(text) and _JOINS.match(text[place]):
+        last = min(len(text), place + _LONGEST_JOIN)
+        while place < last and _JOINS.match(text[place]):
             place += 1
         if place < len(text) and (not cuts or place > cuts[-1]):
             cuts.append(place)
     return cuts or list(range(1, len(text)))[:1]
 
 
+_LONGEST_JOIN = 64  # marks on one letter; more are no writing
 _JOINS = re.compile("[\u0300-\u036f\u200d\ufe00-\ufe0f\u20d0-\u20ff\U0001f3fb-\U0001f3ff\u3099\u309a]")
 
 
