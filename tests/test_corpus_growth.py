@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import pytest
 
@@ -248,7 +249,7 @@ def seconds(function: Callable[[str], object], text: str) -> float:
 def growth(function: Callable[[str], object], make: Callable[[int], str], sizes: Sequence[int]) -> tuple[float, float]:
     """(largest exponent of growth between sizes that took time, seconds of the last)."""
     exponent, before = 0.0, seconds(function, make(sizes[0]))
-    for smaller, size in zip(sizes, sizes[1:]):
+    for smaller, size in pairwise(sizes):
         taken = seconds(function, make(size))
         if taken > NOISE_SECONDS:
             taken, before = min(taken, seconds(function, make(size))), max(before, seconds(function, make(smaller)))
