@@ -6,13 +6,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from ragadapt.config import ChunkConfig, QueryConfig
 from ragadapt.corpus import chunk_documents, internal_links, near_duplicate_groups, plain_inline
 from ragadapt.corpus.front import front_matter
-from ragadapt.corpus.markdown import read_markdown
+from ragadapt.corpus.includes import Home, expand_includes, without_attributes
 from ragadapt.corpus.structure import (
     Block,
     blank_line_cuts,
@@ -30,9 +31,9 @@ from ragadapt.queries.text import blocks, plain, plain_heading, sentences, words
 from ragadapt.text import searchable
 from ragadapt.values import Document
 
-SIZES = (5_000, 20_000)  # characters
+SIZES = (6_000, 24_000)  # characters
 LARGE_SIZES = (20_000, 40_000, 80_000)
-NOISE_SECONDS = 0.25  # less is not worth a fit: the machine's own hiccups
+NOISE_SECONDS = 0.6  # less is not worth a fit: the machine's own hiccups
 WORST = 1.3  # exponent of growth
 SLOWEST_SECONDS = 8.0  # of the largest: linear, but not cheap
 
@@ -185,6 +186,21 @@ TEXTS: dict[str, Callable[[int], str]] = {
     "admonitions": repeated("!!! a\n"),
     "containers": repeated("::: a\n"),
     "includes": repeated('--8<-- "a"\n'),
+    "heading with attribute lists": repeated("{#a .b} ", "# x "),
+    "attribute lists in a line": repeated("){ .a }"),
+    "open attribute lists": repeated("{ .a #b", "# x "),
+    "attribute items": repeated(".a ", "# x {", "x"),
+    "attribute spaces": repeated(" ", "# x {#a", "x"),
+    "attribute values": repeated('a="b" ', "# x {"),
+    "directives of myst": repeated("```{include} a\n"),
+    "colon directives": repeated(":::{include} a\n"),
+    "modules": repeated("::: a.b\n"),
+    "module options": repeated("    x\n", "::: a.b\n"),
+    "rst includes": repeated(".. include:: a\n   :b: c\n"),
+    "include options": repeated("   :b: c\n", ".. include:: a\n"),
+    "include spaces": repeated(" ", "{* a.b ", "x"),
+    "include words": repeated("a ", "{* a.b "),
+    "percent words": repeated("a ", '{% include "a" '),
     "include stars": repeated("{* a"),
     "include marks": repeated("{!"),
     "wiki percent": repeated("{% "),
@@ -213,7 +229,9 @@ FUNCTIONS: dict[str, Callable[[str], object]] = {
     "python file": cut("a.py"),
     "code file": cut("a.go"),
     "row": cut("row"),
-    "read_markdown": read_markdown,
+    "includes": lambda text: expand_includes(text, Home(Path("a.md"))),
+    "rst includes": lambda text: expand_includes(text, Home(Path("a.rst")), rst=True),
+    "without_attributes": without_attributes,
     "markdown_sections": markdown_sections,
     "rst_sections": rst_sections,
     "code_sections": lambda text: sections_of(text, "code"),

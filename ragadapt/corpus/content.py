@@ -17,12 +17,16 @@ _LONGEST_TITLE: Final = 64  # tokens, about; passages of 256 give half of their 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a reader found. title: "" where the file does not say. notes: what was left out on purpose."""
+    """What a reader found. title: "" where the file does not say. notes: what was left out on purpose.
+
+    anchors: places in the text that links can name (see Document).
+    """
 
     text: str
     title: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    anchors: Mapping[str, int] = field(default_factory=dict)
 
 
 def json_value(value: Any, depth: int = 0) -> Any:

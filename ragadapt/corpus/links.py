@@ -115,6 +115,8 @@ def _name_anchors(page: _Page) -> None:
         page.anchors.setdefault(match[1].lower(), match.end())
     for match in re.finditer(r"^\.\. _`?([^:`\n]+)`?:[ \t]*$", text, re.M):
         page.anchors.setdefault(match[1].strip().lower(), match.end())
+    for name, place in page.document.anchors.items():
+        page.anchors.setdefault(name, place)
     for name, place in page.anchors.items():
         page.loose.setdefault(_loose(name), place)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ragadapt.corpus.content import Content, json_value
@@ -31,7 +32,7 @@ def read_notebook(text: str) -> Content:
     title = meta.get("title")
     title = json_value(title) if isinstance(title, str) else ""
     notes = (f"{len(cells) - len(read)} entries that are no cells",) if len(read) < len(cells) else ()
-    return Content(content.text, title.strip() or content.title, content.metadata, notes + content.notes)
+    return replace(content, title=title.strip() or content.title, notes=notes + content.notes)
 
 
 def _cells(book: Any) -> Iterator[Any]:
