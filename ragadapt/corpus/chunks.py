@@ -450,9 +450,11 @@ def _whole_span(document: Document) -> _Span:
     """The whole text, less a first heading that only repeats the title."""
     start, end = _trim(document.text, 0, len(document.text))
     path = (document.title,) if document.title else ()
-    match = re.compile(r" {0,3}#[ \t]+([^\n]+?)[ \t]*#*[ \t]*\n\s*").match(document.text, start, end)
-    if match and match.end() < end and document.title and normalise(match[1]) == normalise(document.title):
-        start = match.end()
+    match = re.compile(r" {0,3}#[ \t]+([^\n]+)\n\s*").match(document.text, start, end)
+    if match and match.end() < end and document.title:
+        heading = match[1].rstrip(" \t").rstrip("#")
+        if normalise(heading) == normalise(document.title):
+            start = match.end()
     return _Span(start, end, path, [])
 
 

@@ -73,7 +73,7 @@ def _keys_are_no_prose(values: dict[Any, Any], block: str) -> bool:
     return all((_PLAIN_KEY if loose else _KEY).fullmatch(key) for key in keys)
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """Scalars, lists and maps. Aliases are refused: a few of them can stand for gigabytes, or for themselves."""
 
     depth = 0
@@ -84,25 +84,25 @@ class _Loader(yaml.SafeLoader):
         self.depth += 1
         if self.depth > _DEEPEST:
             raise yaml.YAMLError("nested too deeply")
-        node = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        node = super().compose_node(parent, index)
         self.depth -= 1
         return node
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
-        value = super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+        value = super().construct_object(node, deep)
         return node.value if isinstance(value, int) and value.bit_length() > _WIDEST_INT else value
 
 
 def _yaml(block: str) -> dict[Any, Any] | None:
     try:
         loader = _Loader(block)
-        root = loader.get_single_node()  # type: ignore[no-untyped-call]
+        root = loader.get_single_node()
         if not isinstance(root, yaml.MappingNode):
             return None
         titles = [
             value.value for key, value in root.value if key.value == "title" and isinstance(value, yaml.ScalarNode)
         ]
-        values = loader.construct_document(root)  # type: ignore[no-untyped-call]
+        values = loader.construct_document(root)
     except Exception:  # PyYAML lets through whatever its constructors meet: IndexError, KeyError, RecursionError …
         return None
     if not isinstance(values, dict) or len(values) < len(root.value):  # a key given twice would lose a value

@@ -310,7 +310,7 @@ _ITEM = (
     rf"|(?:data-[\w-]+|width|height|align|loading|target|rel|lang|class|id|start|markdown)=[^\s{{}}\"'=]+|-)"
 )
 _LIST = rf"\{{:?[ \t]*+{_ITEM}(?:[ \t]++{_ITEM})*[ \t]*+\}}"
-_AT_END = re.compile(rf"[ \t]*({_LIST})(?=[ \t]*#*[ \t]*$)")
+_AT_END = re.compile(rf"(?<![ \t])[ \t]*({_LIST})(?=[ \t]*#*[ \t]*$)")
 _ALONE = re.compile(rf"[ \t>]*+({_LIST})[ \t]*$")
 _BEHIND = re.compile(rf"(?:\[\]\(\)|(?<=[)\]`*]))[ \t]?({_LIST})")
 _HEADING = re.compile(r"[ \t>]{0,8}#{1,6}[ \t]")

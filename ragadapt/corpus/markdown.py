@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ragadapt.corpus.content import Content, first_heading, json_value
 from ragadapt.corpus.front import front_matter
 from ragadapt.corpus.includes import Home, expand_includes, without_attributes
@@ -12,7 +15,9 @@ def read_markdown(text: str, home: Home | None = None) -> Content:
 
     home: where the file lies, for the files that it includes; None = they are not looked for.
     """
-    title, metadata, notes = "", {}, ()
+    title = ""
+    metadata: Mapping[str, Any] = {}
+    notes: tuple[str, ...] = ()
     if front := front_matter(text):
         title, text = json_value(front.title).strip(), text[front.end :]
         metadata = json_value({key: value for key, value in front.values.items() if value not in (None, "", [], {})})

@@ -76,7 +76,7 @@ def _parser() -> MarkdownIt:
     return parser
 
 
-_ATTRIBUTES = re.compile(r"[ \t]*\{:?[ \t]*#([^\s{}]+)[^{}]*\}[ \t]*#*[ \t]*$")
+_ATTRIBUTES = re.compile(r"(?<![ \t])[ \t]*\{:?[ \t]*#([^\s{}]+)[^{}]*\}[ \t]*#*[ \t]*$")
 
 
 def markdown_sections(text: str) -> list[Section]:
