@@ -16,6 +16,7 @@ import numpy as np
 from ragadapt.errors import InvalidInput, MissingExtra, StoreError
 from ragadapt.files import remove, rename, sync_tree
 from ragadapt.store import open_store
+from ragadapt.text import searchable
 from ragadapt.values import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -291,6 +292,8 @@ def _run_onnx(file: Path, tokenizer: Any, texts: Sequence[str], max_length: int)
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    batch = tokenizer(list(texts), padding=True, truncation=True, max_length=max_length, return_tensors="np")
+    batch = tokenizer(
+        [searchable(text) for text in texts], padding=True, truncation=True, max_length=max_length, return_tensors="np"
+    )
     inputs = {name: batch[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
     return session.run(None, inputs)[0]

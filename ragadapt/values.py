@@ -26,7 +26,8 @@ class Document:
     """One source document: a file, a row of a table, or an object passed in from a framework.
 
     id: stable across runs (relative path, or the row's own id). source: what a user would call it
-    (a path relative to the folder that was read). metadata: JSON values only.
+    (a path relative to the folder that was read). metadata: JSON values only. notes: what the reader left out on
+    purpose. anchors: places in the text that links can name, where the reader took the marks that said so out.
     """
 
     id: str
@@ -34,6 +35,8 @@ class Document:
     title: str = ""
     metadata: Metadata = field(default_factory=dict)
     source: str = ""
+    notes: tuple[str, ...] = ()
+    anchors: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

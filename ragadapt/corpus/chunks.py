@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, count, pairwise
 
 from ragadapt.config import ChunkConfig
@@ -118,6 +118,7 @@ class _Draft:
     is_code: bool
     atoms: list[_Atom] = field(default_factory=list)
     paths: list[tuple[str, ...]] = field(default_factory=list)  # of each section
+    shown: list[set[int]] = field(default_factory=list)  # for each section, those whose heading its path says whole
     budgets: list[int] = field(default_factory=list)  # tokens for the text of a chunk, of each section
     part_budgets: list[int] = field(default_factory=list)  # the same where it carries the names of definitions too
     ranges: dict[int, tuple[int, int]] = field(default_factory=dict)  # the atoms of each section
@@ -162,7 +163,7 @@ class _Cutter:
         self._measure([draft for _, draft in drafts])
         for place, draft in drafts:
             if draft.before[-1] <= draft.budgets[0]:
-                spans[place] = [_whole_span(draft.document)]
+                spans[place] = [replace(_whole_span(draft.document), path=draft.paths[0])]
                 continue
             pieces = self._join(draft, [p for s in range(len(draft.sections)) for p in self._pack(draft, s)])
             spans[place] = [span for piece in pieces if (span := _span(draft, piece)) is not None]
@@ -170,6 +171,7 @@ class _Cutter:
         checked = self._check([(place, documents[place].text, spans[place] or []) for place, _ in drafts])
         for place, document in enumerate(documents):
             final = checked.get(place, spans[place] or [])
+            self._spread_title(document, final)
             for n, span in enumerate(final):
                 yield Chunk(
                     id=f"{document.id}#{n}",
@@ -203,13 +205,16 @@ class _Cutter:
             draft.paths = [_path(draft, s) for s in range(len(draft.sections))]
         room = self._path_tokens(drafts)
         for draft in drafts:
+            draft.shown = [_shown(draft, s) for s in range(len(draft.sections))]
             draft.budgets = [max(1, self.limit - room[path]) for path in draft.paths]
             draft.part_budgets = [
                 max(1, self.limit - room[(*path, *_longest_name(draft, s))]) for s, path in enumerate(draft.paths)
             ]
             for s, section in enumerate(draft.sections):
                 if section.start < section.body:
-                    draft.atoms.append(_Atom(Block(section.start, section.body, "text"), s, heading=True))
+                    draft.atoms.append(
+                        _Atom(Block(section.start, section.body, "text"), s, heading=s in draft.shown[s])
+                    )
                 filled = (b for b in section.blocks if draft.text[b.start : b.end].strip())
                 draft.atoms.extend(_Atom(block, s) for block in filled)
         for rounds in count():
@@ -270,8 +275,39 @@ class _Cutter:
                 return candidate
         words = path[-1]
         while words and self.count([_heading((words,))])[0] > half:
-            words = words[: len(words) * 3 // 4].rstrip()
+            words = words[: len(words) * 3 // 4 + 1].rpartition(" ")[0] or words[: len(words) * 3 // 4].rstrip()
         return (words,) if words else ()
+
+    def _spread_title(self, document: Document, spans: Sequence[_Span]) -> None:
+        """Where no path has room for the whole title, each passage in turn says the next part of it.
+
+        Parts are as long as the shortened title, or fill the passages where all of it finds room only so.
+        """
+        title = document.title
+        if not title or any(title in span.path for span in spans):
+            return
+        titled = [span for span in spans if span.path and title.startswith(span.path[0])]
+        filled = self._parts(document, titled, title.split(), most=len(title))
+        parts = filled if sum(map(len, filled)) == len(title.split()) else []
+        if not parts and titled:
+            parts = self._parts(document, titled, title.split(), most=len(titled[0].path[0].split()))
+        for span, part in zip(titled, parts):
+            if part:
+                span.path = (" ".join(part), *span.path[1:])
+
+    def _parts(self, document: Document, spans: Sequence[_Span], words: list[str], most: int) -> list[list[str]]:
+        """For each span the next words, up to `most`, that fit above its text."""
+        parts = []
+        for span in spans:
+            low, high = 0, min(most, len(words))
+            while low < high:
+                middle = (low + high + 1) // 2
+                longer = replace(span, path=(" ".join(words[:middle]), *span.path[1:]))
+                fits = self.count([_passage(document.text, longer)])[0] <= self.limit
+                low, high = (middle, high) if fits else (low, middle - 1)
+            parts.append(words[:low])
+            words = words[low:]
+        return parts
 
     def _pack(self, draft: _Draft, section: int) -> list[_Piece]:
         """The section's atoms as few, evenly filled pieces. Its heading line goes with the first."""
@@ -326,7 +362,7 @@ class _Cutter:
         elif section not in (small, draft.sections[small].parent):
             return None
         whole = _Piece(a.first, b.last, section)
-        first = _after_headings(draft, whole)
+        first = _after_headings(draft, whole, section, whole.last)
         return whole if draft.tokens(first, whole.last) <= draft.budgets[section] else None
 
     def _extend_backwards(self, drafts: Sequence[tuple[_Draft, list[_Span]]]) -> None:
@@ -414,9 +450,11 @@ def _whole_span(document: Document) -> _Span:
     """The whole text, less a first heading that only repeats the title."""
     start, end = _trim(document.text, 0, len(document.text))
     path = (document.title,) if document.title else ()
-    match = re.compile(r" {0,3}#[ \t]+([^\n]+?)[ \t]*#*[ \t]*\n\s*").match(document.text, start, end)
-    if match and match.end() < end and document.title and normalise(match[1]) == normalise(document.title):
-        start = match.end()
+    match = re.compile(r" {0,3}#[ \t]+([^\n]+)\n\s*").match(document.text, start, end)
+    if match and match.end() < end and document.title:
+        heading = match[1].rstrip(" \t").rstrip("#")
+        if normalise(heading) == normalise(document.title):
+            start = match.end()
     return _Span(start, end, path, [])
 
 
@@ -427,6 +465,12 @@ def _path(draft: _Draft, section: int) -> tuple[str, ...]:
     if title and headings and normalise(headings[0]) == normalise(title):
         headings = headings[1:]
     return (title, *headings) if title else headings
+
+
+def _shown(draft: _Draft, section: int) -> set[int]:
+    """Of the section and those above it, the ones whose heading stands whole in the section's path."""
+    said = {normalise(part) for part in draft.paths[section]}
+    return {s for s in draft.chain(section) if normalise(draft.sections[s].heading) in said}
 
 
 def _longest_name(draft: _Draft, section: int) -> tuple[str, ...]:
@@ -473,28 +517,28 @@ def _announces(draft: _Draft, atom: int) -> bool:
     return block.kind == "text" and draft.text[block.start : block.end].rstrip().endswith((":", "："))
 
 
-def _after_headings(draft: _Draft, piece: _Piece) -> int:
-    """The first atom of a piece's text: heading lines that its path repeats are left out of it."""
-    on_path = {piece.section, *draft.chain(piece.section)}
+def _after_headings(draft: _Draft, piece: _Piece, section: int, end: int) -> int:
+    """The first atom of a piece's text, at most `end`: heading lines that the section's path says are left out."""
     first = piece.first
-    while first < piece.last and draft.atoms[first].heading and draft.atoms[first].section in on_path:
+    while first < end and draft.atoms[first].heading and draft.atoms[first].section in draft.shown[section]:
         first += 1
     return first
 
 
 def _span(draft: _Draft, piece: _Piece) -> _Span | None:
-    first, section = _after_headings(draft, piece), piece.section
-    start, end = _bounds(draft, first, piece.last)
+    section, last = piece.section, piece.last
+    first = _after_headings(draft, piece, section, last)
+    if last - first == 1 and draft.atoms[first].unseen:
+        last = first
+    start, end = _bounds(draft, first, last)
     if start >= end:  # nothing but headings: the last one is the text, under those above it
         section = draft.sections[piece.section].parent
-        first = max(piece.first, piece.last - 1)
-        start, end = _bounds(draft, first, piece.last)
+        first = _after_headings(draft, piece, section, last - 1)
+        start, end = _bounds(draft, first, last)
         if start >= end or not draft.atoms[first].heading:
             return None
-    if piece.last - first == 1 and draft.atoms[first].unseen:
-        return None
     path = (*draft.paths[section], *_enclosing(draft, section, start, end))
-    return _Span(start, end, path, [atom.block.start for atom in draft.atoms[first + 1 : piece.last]], section)
+    return _Span(start, end, path, [atom.block.start for atom in draft.atoms[first + 1 : last]], section)
 
 
 def _bounds(draft: _Draft, first: int, last: int) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragadapt.errors import InvalidInput
+from ragadapt.text import searchable
 from ragadapt.values import Progress, no_progress
 
 _SHINGLE = 5
@@ -45,7 +46,7 @@ def normalise(text: str) -> str:
 
     Plus and hash signs that end a word stay ("C++", "C#"). A text of nothing but punctuation keeps it.
     """
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", searchable(text)).casefold())
     words = " ".join(_LOOSE_SIGN.sub(" ", folded.translate(_FOLD)).split())
     return words or " ".join(folded.split())
 

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import re
-from pathlib import PurePosixPath
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
-from ragadapt.corpus.content import Content, first_heading
+from ragadapt.corpus.content import Content, first_heading, with_short_title
 from ragadapt.corpus.decode import Unreadable, decode
 from ragadapt.corpus.formats import Format
 from ragadapt.corpus.html import html_to_markdown
+from ragadapt.corpus.includes import Home, expand_includes
 from ragadapt.corpus.markdown import read_markdown
 from ragadapt.corpus.notebook import read_notebook
 from ragadapt.corpus.pdf import read_pdf
 from ragadapt.corpus.word import read_docx
 
 
-def read_content(data: bytes, format: Format, name: str, encoding: str | None, max_bytes: int) -> Content:
-    """The text of one file, titled by itself or by its name. Raises Unreadable with the reason."""
+def read_content(
+    data: bytes,
+    format: Format,
+    name: str,
+    encoding: str | None,
+    max_bytes: int,
+    *,
+    path: str = "",
+    roots: Sequence[str] = (),
+) -> Content:
+    """The text of one file, titled by itself or by its name. Raises Unreadable with the reason.
+
+    path: where it lies, "" = nowhere; roots: the folders in which the files that it includes are looked for.
+    """
+    home = Home(Path(path), tuple(map(Path, roots)), encoding, max_bytes) if path else None
     if format == "pdf":
         content = read_pdf(data)
     elif format == "docx":
@@ -26,17 +42,20 @@ def read_content(data: bytes, format: Format, name: str, encoding: str | None, m
     else:
         text = decode(data, encoding)
         if format == "markdown":
-            content = read_markdown(text)
+            content = read_markdown(text, home)
         elif format == "notebook":
             content = read_notebook(text)
         elif format == "rst":
-            content = Content(text, first_heading(text, rst=True))
+            text, notes = expand_includes(text, home, rst=True) if home is not None else (text, ())
+            content = Content(text, first_heading(text, rst=True), notes=notes)
         else:
             content = Content(text, name if format in ("python", "code") else "")
     if not content.text.strip():
         raise Unreadable("no text in it (a scanned PDF needs OCR first)" if format == "pdf" else "empty")
-    title = " ".join(content.title.split())
-    return Content(content.text, title or readable_name(name), content.metadata)
+    text, title = with_short_title(content.text, " ".join(content.title.split()))
+    moved = len(text) - len(content.text)
+    anchors = {anchor: place + moved for anchor, place in content.anchors.items()}
+    return replace(content, text=text, title=title or readable_name(name), anchors=anchors)
 
 
 def readable_name(name: str) -> str:

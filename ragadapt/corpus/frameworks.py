@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ragadapt.corpus.content import json_value
+from ragadapt.corpus.content import json_value, with_short_title
 from ragadapt.errors import EmptyCorpus, InvalidInput
 from ragadapt.text import encodable
 from ragadapt.values import Chunk, Document, Metadata
@@ -56,7 +56,8 @@ def documents_from(objects: Iterable[Any]) -> list[Document]:
             if shared[id]:
                 continue  # the same text twice says nothing new
             shared[id] += 1
-        documents.append(Document(id, item.text, _title(item.metadata), item.metadata, source))
+        text, title = with_short_title(item.text, _title(item.metadata))
+        documents.append(Document(id, text, title, item.metadata, source))
     _check_ids([d.id for d in documents], "documents_from")
     _check_some(len(documents), len(parsed), "documents_from")
     return documents

@@ -115,6 +115,8 @@ def _name_anchors(page: _Page) -> None:
         page.anchors.setdefault(match[1].lower(), match.end())
     for match in re.finditer(r"^\.\. _`?([^:`\n]+)`?:[ \t]*$", text, re.M):
         page.anchors.setdefault(match[1].strip().lower(), match.end())
+    for name, place in page.document.anchors.items():
+        page.anchors.setdefault(name, place)
     for name, place in page.anchors.items():
         page.loose.setdefault(_loose(name), place)
 
@@ -123,7 +125,7 @@ def _loose(name: str) -> str:
     return re.sub(r"[\W_]+", "", name)
 
 
-_FENCED = re.compile(r"^([ \t]*)(`{3,}|~{3,})[^\n]*\n.*?(?:^[ \t]*\2[`~]*[ \t]*$|\Z)", re.S | re.M)
+_FENCED = re.compile(r"^([ \t]*)(`{3,}+|~{3,}+)[^\n]*\n.*?(?:^[ \t]*\2[`~]*[ \t]*$|\Z)", re.S | re.M)
 _CODE_SPAN = re.compile(r"(?<!`)(`+)(?!`)([^`\n]+)\1(?!`)")
 _INLINE = re.compile(
     r"(?<!!)\[((?:[^\[\]\\]|\\.|!?\[(?:[^\[\]]|\[[^\[\]]*\])*\](?:\([^()\s]*\))?)*)\]"
@@ -134,7 +136,9 @@ _DEFINITION = re.compile(r"^ {0,3}\[([^\[\]\n]+)\]:[ \t]*<?([^\s<>]+)>?", re.M)
 _ANCHOR = re.compile(
     r"<a\s[^<>]*?href\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"'<>]+))[^<>]*>((?:(?!</?a\b).)*+)</a>", re.S | re.I
 )
-_RST_LINK = re.compile(r"(?::([\w:+.-]+):)?`([^`<>]*?)\s*<([^`<>]+)>`(?:__?)?|:(doc|ref|std:doc|std:ref):`([^`<>]+)`")
+_RST_LINK = re.compile(
+    r"(?::([\w:+.-]{1,60}):)?`([^`<>]*?)\s*<([^`<>]+)>`(?:__?)?|:(doc|ref|std:doc|std:ref):`([^`<>]+)`"
+)
 
 
 def _links_of(page: _Page) -> Iterator[_Raw]:

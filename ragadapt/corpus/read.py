@@ -75,6 +75,7 @@ def read_documents(
     beir = {(place, str(PurePosixPath(f.name).parent)) for place, f, _ in found if f.path.name == "corpus.jsonl"}
     labelled = {os.path.realpath(label) for label in labels}
     seen: dict[str, str] = {}
+    folders = [str(root) for root in roots if root.is_dir()]  # inside them, what a page includes is followed
     for done, (place, file, asked) in enumerate(found, 1):
         try:
             if file.problem:
@@ -86,7 +87,7 @@ def read_documents(
             seen[real] = file.name
             if file.path.name == "queries.jsonl" and (place, str(PurePosixPath(file.name).parent)) in beir:
                 raise Unreadable("the queries of the collection in corpus.jsonl, not documents")
-            for document, where in _read_file(file, config, asked, skipped):
+            for document, where in _read_file(file, config, asked, skipped, folders):
                 read.append((place, document, where))
         except Unreadable as reason:
             skipped.append(Skipped(file.name, str(reason)))
@@ -99,7 +100,9 @@ def read_documents(
     return ReadResult(documents, skipped)
 
 
-def _read_file(file: Found, config: ReadConfig, asked: bool, skipped: list[Skipped]) -> Iterable[tuple[Document, str]]:
+def _read_file(
+    file: Found, config: ReadConfig, asked: bool, skipped: list[Skipped], folders: Sequence[str]
+) -> Iterable[tuple[Document, str]]:
     kind: Format | None = format_of_name(file.path.name)
     if kind is None:
         if not asked:
@@ -115,8 +118,25 @@ def _read_file(file: Found, config: ReadConfig, asked: bool, skipped: list[Skipp
         return _rows(file, kind, config, skipped)
     if size > config.max_file_bytes:
         raise Unreadable(f"over-size: {size:,} bytes, the limit max_file_bytes is {config.max_file_bytes:,}")
-    content = read_content(file.path.read_bytes(), kind, file.name, config.encoding, config.max_file_bytes)
-    return [(Document(file.name, content.text, content.title, content.metadata, file.name), file.name)]
+    content = read_content(
+        file.path.read_bytes(),
+        kind,
+        file.name,
+        config.encoding,
+        config.max_file_bytes,
+        path=str(file.path),
+        roots=folders,
+    )
+    document = Document(
+        file.name,
+        content.text,
+        content.title,
+        content.metadata,
+        file.name,
+        notes=content.notes,
+        anchors=content.anchors,
+    )
+    return [(document, file.name)]
 
 
 def _rows(file: Found, kind: str, config: ReadConfig, skipped: list[Skipped]) -> list[tuple[Document, str]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ragadapt.config import ReadConfig
-from ragadapt.corpus.content import json_value
+from ragadapt.corpus.content import json_value, with_short_title
 from ragadapt.corpus.decode import Unreadable, encoding_of, tidy
 from ragadapt.text import encodable
 from ragadapt.values import Document
@@ -171,6 +171,7 @@ def _document(record: Mapping[str, Any], name: str, config: ReadConfig) -> Docum
         rest = {**nested, **rest}
     elif nested is not None:
         rest["metadata"] = nested
+    text, title = with_short_title(text, title)
     return Document(id=id, text=text, title=title, metadata=json_value(rest), source=name)
 
 

@@ -18,6 +18,7 @@ from typing import Literal
 from markdown_it import MarkdownIt
 
 from ragadapt.corpus.formats import Structure, parse_python
+from ragadapt.corpus.front import front_matter
 
 BlockKind = Literal["text", "list", "table", "code", "html"]
 
@@ -75,15 +76,14 @@ def _parser() -> MarkdownIt:
     return parser
 
 
-_FRONT = re.compile(r"\A(---|\+\+\+)[ \t]*\n(?:.*\n)*?\1[ \t]*(?:\n|\Z)")
-_ATTRIBUTES = re.compile(r"[ \t]*\{:?[ \t]*#([^\s{}]+)[^{}]*\}[ \t]*#*[ \t]*$")
+_ATTRIBUTES = re.compile(r"(?<![ \t])[ \t]*\{:?[ \t]*#([^\s{}]+)[^{}]*\}[ \t]*#*[ \t]*$")
 
 
 def markdown_sections(text: str) -> list[Section]:
     """Sections by ATX and setext headings at the top level; blocks by CommonMark with tables."""
     view = _same_length_lines(text)
-    if front := _FRONT.match(view):
-        view = re.sub(r"[^\n]", " ", front[0]) + view[front.end() :]
+    if front := front_matter(view):
+        view = re.sub(r"[^\n]", " ", view[: front.end]) + view[front.end :]
     starts = _line_starts(view)
     tokens = _parser().parse(view)
     headings: list[tuple[int, int, int, str, str]] = []
@@ -179,11 +179,12 @@ def _nested(node: _Node) -> bool:
 
 _LONGEST_INLINE = 4000  # longer texts are no headings or link texts, and not worth their quadratic patterns
 _INLINE_LINK = re.compile(
-    r"!?\[((?:[^\[\]]|\[[^\[\]]*\])*)\](?:\((?:[^()\s]|\([^()\s]*\))*(?:\s+[\"'(][^\n]*?[\"')])?\s*\)|\[[^\[\]]*\])"
+    r"!?\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\((?:[^()\s]|\([^()\s]*\))*(?:\s+[\"'(][^\n]*?[\"')])?\s*\)"
+    r"|(?<![\w\]])!?\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\[[^\[\]]*\]"  # behind a word it is an index: grid[i][j]
 )
 _VISIBLE = re.compile(r"\w|[^\x00-\x7f]")  # pictographs count: encoders know them
 _HTML_UNSEEN = re.compile(r"<(script|style|iframe|svg)\b(?:(?!</?\1\b).)*+(?:</\1\s*>|\Z)", re.S | re.I)
-_HTML_TAG = re.compile(r"</?[a-zA-Z][^<>]*>|<!--(?:(?!<!--|-->).)*+-->", re.S)
+_HTML_TAG = re.compile(r"</?[a-zA-Z][\w:-]*(?:[\s/][^<>]*)?>|<!--(?:(?!<!--|-->).)*+-->", re.S)
 
 
 def plain_inline(text: str) -> str:
@@ -197,7 +198,7 @@ def plain_inline(text: str) -> str:
 
         text = re.sub(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", keep, text.replace("\0", ""))  # code spans are literal
         for _ in range(3):  # images in links
-            text = _INLINE_LINK.sub(r"\1", text)
+            text = _INLINE_LINK.sub(lambda match: match[1] if match[1] is not None else match[2], text)
         text = _HTML_TAG.sub("", text)
         text = re.sub(r"\{\{[<%][^{}]*[>%]\}\}", "", text)  # shortcodes of site generators
         text = re.sub(r"(?<!\\)(\*{1,3}|~~)(?=\S)(.+?)(?<=\S)\1", r"\2", text)
@@ -255,7 +256,7 @@ def rst_sections(text: str) -> list[Section]:
 
 def plain_rst(text: str) -> str:
     """reStructuredText's inline text as a reader sees it."""
-    text = re.sub(r":[\w:+.-]+:`([^`<]*?)\s*(?:<[^`]*>)?`", lambda m: m[1] or m[0], text)
+    text = re.sub(r":[\w:+.-]{1,60}:`([^`<]*?)\s*(?:<[^`]*>)?`", lambda m: m[1] or m[0], text)
     text = re.sub(r"`([^`<]+?)\s*<[^`]*>`__?", r"\1", text)
     text = re.sub(r"``(.+?)``|`(.+?)`_{0,2}|\*\*(.+?)\*\*|\*(.+?)\*", lambda m: next(g for g in m.groups() if g), text)
     return " ".join(text.split())
@@ -394,7 +395,11 @@ def _signature(code: str) -> str:
 
 def paragraph_cuts(text: str) -> list[int]:
     """Places in text where a paragraph begins, the first aside; its first line keeps its indentation."""
-    return [m.end() for m in re.finditer(r"\n(?:[ \t]*\n)+(?=[ \t]*\S)", text)]
+    gaps = re.finditer(r"\n(?:[ \t]*+\n)++", text)  # taken whole: looked at once, whatever follows
+    return [gap.end() for gap in gaps if _BEGINS.match(text, gap.end())]
+
+
+_BEGINS = re.compile(r"[ \t]*+\S")
 
 
 def _paragraphs(text: str, start: int, end: int) -> list[Block]:
@@ -491,13 +496,15 @@ def _character_cuts(text: str) -> list[int]:
     step = max(1, len(text) // 16)
     cuts: list[int] = []
     for place in range(step, len(text), step):
-        while place < len(text) and _JOINS.match(text[place]):
+        last = min(len(text), place + _LONGEST_JOIN)
+        while place < last and _JOINS.match(text[place]):
             place += 1
         if place < len(text) and (not cuts or place > cuts[-1]):
             cuts.append(place)
     return cuts or list(range(1, len(text)))[:1]
 
 
+_LONGEST_JOIN = 64  # marks on one letter; more are no writing
 _JOINS = re.compile("[\u0300-\u036f\u200d\ufe00-\ufe0f\u20d0-\u20ff\U0001f3fb-\U0001f3ff\u3099\u309a]")
 
 

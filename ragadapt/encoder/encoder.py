@@ -36,6 +36,7 @@ from ragadapt.encoder.spec import EncoderSpec, opens_directly, read_spec, write_
 from ragadapt.encoder.tower import Tower
 from ragadapt.errors import InvalidInput, NotARetriever, StoreCorrupt, StoreError
 from ragadapt.profiling import work
+from ragadapt.text import searchable
 from ragadapt.values import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -304,6 +305,7 @@ class Encoder:
         return counts
 
     def _count(self, texts: list[str]) -> list[int]:
+        texts = [searchable(text) for text in texts]
         if not callable(self._tokenizer):  # a bare `tokenizers.Tokenizer`, as static vectors have
             return [len(one.ids) for one in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
         encoded = self._tokenizer(
@@ -383,7 +385,7 @@ class Encoder:
         prompt = self._spec.query_prompt if task == "query" else self._spec.passage_prompt
         method = model.encode_query if task == "query" else model.encode_document
         vectors = method(
-            list(texts),
+            [searchable(text) for text in texts],
             prompt=prompt,
             normalize_embeddings=True,
             show_progress_bar=False,

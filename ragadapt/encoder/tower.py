@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ragadapt.encoder.batches import Ids, Padded, pad
 from ragadapt.encoder.prefix import Prefix
+from ragadapt.text import searchable
 
 
 class Tower(nn.Module):
@@ -55,11 +56,14 @@ class Tower(nn.Module):
         return twin
 
     def tokenize(self, texts: Sequence[str]) -> tuple[list[Ids], int]:
-        """(token ids per text, cut at max_length, special tokens included; how many texts were cut)."""
+        """(token ids per text, cut at max_length, special tokens included; how many texts were cut).
+
+        Texts are read as `searchable` makes them: queries and passages, in training and in search.
+        """
         if not texts:
             return [], 0
         encoded = self.tokenizer(
-            list(texts),
+            [searchable(text) for text in texts],
             truncation=True,
             max_length=self.max_length,
             padding=False,

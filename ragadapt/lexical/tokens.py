@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ragadapt.errors import InvalidInput
+from ragadapt.text import searchable
 
 # Lucene's English list, which the published BM25 baselines use. Short on purpose: idf does the rest.
 STOPWORDS = frozenset(
@@ -79,7 +80,7 @@ def words(text: str) -> list[str]:
     """The raw words of a text, folded, not yet lower-cased or split; a run of an unspaced script is one word."""
     if text.isascii():
         return _ASCII_WORD.findall(text)
-    return _word_pattern().findall(fold(text))
+    return _word_pattern().findall(fold(searchable(text)))
 
 
 def fold(text: str) -> str:

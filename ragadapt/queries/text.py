@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Literal
 
+from ragadapt.corpus.front import front_matter
+from ragadapt.text import searchable
+
 # Han, kana, CJK compatibility: scripts written without spaces, one token per character.
 CJK = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _TOKEN = re.compile(rf"[{CJK}]|[^\W{CJK}]+(?:['’][^\W{CJK}]+)?(?:(?:\+\+|#)(?!\w))?")  # C++ and C# are two things
@@ -52,7 +55,7 @@ STOP_WORDS = word_set("""
 
 def words(text: str) -> list[str]:
     """Lower-case words in order; in scripts without spaces every character is one."""
-    return _TOKEN.findall(unicodedata.normalize("NFKC", text).replace("’", "'").casefold())
+    return _TOKEN.findall(unicodedata.normalize("NFKC", searchable(text)).replace("’", "'").casefold())
 
 
 def token_spans(text: str) -> list[tuple[str, int, int]]:
@@ -114,34 +117,40 @@ _CLEANERS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, flags), replacement)
     for pattern, replacement, flags in (
         (r"<!--.*?(?:-->|$)", " ", re.S),
-        (r"\{\{.*?\}\}", " ", re.S),  # template shortcodes
-        (r"\{[#:.][^}\n]*\}", " ", 0),  # {#anchor} {: .class}
-        (r"!\[[^\]]*\](?:\([^)]*\)|\[[^\]]*\])", " ", 0),  # images
-        (r"\[((?:[^\[\]]|\[[^\[\]]*\])+)\]\((?:[^()\s]|\([^()]*\))*(?:\s+[\"'][^)]*)?\)", r"\1", 0),  # [text](url)
-        (r"\[\^[^\]]*\]:?", " ", 0),  # footnotes
-        (r"\[([^\[\]]+)\]\[[^\]]*\]", r"\1", 0),
-        (r"<https?://[^>\s]*>", " ", 0),
+        (r"\{\{(?:(?!\{\{|\}\}).)*+\}\}", " ", re.S),  # template shortcodes
+        (r"\{[#:.][^{}\n]*\}", " ", 0),  # {#anchor} {: .class}
+        (r"!\[[^\[\]]*\](?:\([^()]*\)|\[[^\[\]]*\])", " ", 0),  # images
+        (
+            r"\[((?:[^\[\]]|\[[^\[\]]*\])+)\]\((?:[^()\s]|\([^()]*\))*(?:\s+[\"'][^)]{0,400})?\)",
+            r"\1",
+            0,
+        ),  # [text](url)
+        (r"\[\^[^\[\]]*\]:?", " ", 0),  # footnotes
+        (r"\[([^\[\]]+)\]\[[^\[\]]*\]", r"\1", 0),
+        (r"<https?://[^<>\s]*>", " ", 0),
         (r"</?[A-Za-z][^<>]*>", " ", 0),
-        (r":[a-z][\w:+-]*:`~?!?([^`<]*?)\s*(?:<[^>`]*>)?`", r"\1", 0),  # reST roles
+        (r":[a-z][\w:+-]{0,60}:`~?!?([^`<]*?)\s*(?:<[^>`]*>)?`", r"\1", 0),  # reST roles
         (r"`([^`<]+?)\s*<[^>`]+>`__?", r"\1", 0),  # reST links
         (r"`+", "", 0),
-        (r"(?m)^\s*(?:>\s*)+", "", 0),
-        (r"(?m)^\s*(?:[-*+•]|\d{1,3}[.)])\s+(?:\[[ xX]\]\s+)?", "", 0),
-        (r"(?m)^\s*#{1,6}\s+|\s+#+\s*$", "", 0),
-        (r"(\*\*|__|\*|(?<!\w)_)(?=\S)(.+?)(?<=\S)\1", r"\2", 0),
+        (r"(?m)^[^\S\n]*(?:>[^\S\n]*)+", "", 0),
+        (r"(?m)^[^\S\n]*(?:[-*+•]|\d{1,3}[.)])\s+(?:\[[ xX]\]\s+)?", "", 0),
+        (r"(?m)^[^\S\n]*#{1,6}\s+|(?<!\s)\s+#+\s*$", "", 0),
+        (r"(\*\*|__|\*|(?<!\w)_)(?=\S)(.{1,300}?)(?<=\S)\1", r"\2", 0),
         (r"(\*\*|__)", "", 0),
-        (r"(?<![\w:]):[a-z][a-z0-9_+-]*:(?![\w:])", " ", 0),  # :emoji:
+        (r"(?<![\w:]):[a-z][a-z0-9_+-]{0,60}:(?![\w:])", " ", 0),  # :emoji:
         (r"\\([\\`*_{}\[\]()#+.!|<>~-])", r"\1", 0),
     )
 )
 
 
-_MARKUP = re.compile(r"[][*_`<{&\\#>|]|:\w|^\s*(?:[-+•]|\d{1,3}[.)])\s|\s[.,;:!?]", re.MULTILINE)
+_MARKUP = re.compile(r"[][*_`<{&\\#>|]|:\w|^[^\S\n]*(?:[-+•]|\d{1,3}[.)])\s|\s[.,;:!?]", re.MULTILINE)
 
 
 @lru_cache(maxsize=16384)
 def plain(raw: str) -> str:
     """One line of prose from Markdown, reST or HTML-flavoured text: markup, images and link targets gone."""
+    # No pattern asks how wide a gap is, and some would look at a wide one from each of its blanks.
+    raw = re.sub(r"\s{2,}", lambda gap: "\n" if "\n" in gap[0] else " ", raw)
     if not _MARKUP.search(raw):
         return " ".join(raw.split())
     for pattern, replacement in _CLEANERS:
@@ -200,9 +209,8 @@ def blocks(text: str) -> tuple[Block, ...]:
         kind = None
 
     position = 0
-    front = re.match(r"---\n.*?\n---\n", text, re.S)
-    if front:
-        position = front.end()
+    if front := front_matter(text):
+        position = front.end
     while position < len(text):
         newline = text.find("\n", position)
         line_end = len(text) if newline < 0 else newline
@@ -306,7 +314,7 @@ def _trim(text: str, start: int, end: int) -> tuple[int, int]:
     return start, end
 
 
-_QUESTION_MARK = re.compile(r"[?？]+[\"'”’」』）)\]*_\s]*$")
+_QUESTION_MARK = re.compile(r"(?<![?？])[?？]+[\"'”’」』）)\]*_\s]*$")
 # Headings and links that beg rather than ask: "Need help?", "Considering joining?"
 _BEGGING = re.compile(
     any_of(r"""
