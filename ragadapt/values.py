@@ -26,7 +26,9 @@ class Document:
     """One source document: a file, a row of a table, or an object passed in from a framework.
 
     id: stable across runs (relative path, or the row's own id). source: what a user would call it
-    (a path relative to the folder that was read). metadata: JSON values only.
+    (a path relative to the folder that was read). metadata: JSON values only. places: where pages, slides or sheets
+    begin, as (offset into text, {"page": 3}) in order; a passage has the values of the place where it begins. notes: what the
+    reader left out on purpose.
     """
 
     id: str
@@ -34,6 +36,8 @@ class Document:
     title: str = ""
     metadata: Metadata = field(default_factory=dict)
     source: str = ""
+    places: tuple[tuple[int, Metadata], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,7 @@ class Chunk:
     """A passage: document.text[start:end], with the headings above it.
 
     heading_path starts with the document's title where it has one. metadata holds the document's
-    metadata; `source` is repeated there only if the caller put it there.
+    metadata and that of its place, such as the page; `source` is repeated there only if the caller put it there.
     """
 
     id: str

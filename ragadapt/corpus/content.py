@@ -13,12 +13,16 @@ from ragadapt.text import encodable
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a reader found. title: "" where the file does not say. notes: what was left out on purpose."""
+    """What a reader found. title: "" where the file does not say. notes: what was left out on purpose.
+
+    places: see Document; whoever changes the text must move them along.
+    """
 
     text: str
     title: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    places: tuple[tuple[int, Mapping[str, Any]], ...] = ()
 
 
 def json_value(value: Any) -> Any:

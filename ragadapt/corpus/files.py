@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from ragadapt.corpus.content import Content, first_heading
@@ -36,7 +37,9 @@ def read_content(data: bytes, format: Format, name: str, encoding: str | None, m
     if not content.text.strip():
         raise Unreadable("no text in it (a scanned PDF needs OCR first)" if format == "pdf" else "empty")
     title = " ".join(content.title.split())
-    return Content(content.text, title or readable_name(name), content.metadata)
+    if len(content.text) > max_bytes:
+        raise Unreadable(f"over-size: {len(content.text):,} characters of text, the limit is {max_bytes:,}")
+    return replace(content, title=title or readable_name(name))
 
 
 def readable_name(name: str) -> str:
