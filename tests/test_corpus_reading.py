@@ -203,9 +203,7 @@ def test_word_files_keep_headings_lists_and_tables(tmp_path: Path) -> None:
     assert "damaged Word file" in reasons(result)["bad.docx"]
 
 
-@pytest.mark.parametrize(
-    ("module", "name"), [("pypdf", "pdf"), ("docx", "docx"), ("pptx", "pptx"), ("openpyxl", "xlsx")]
-)
+@pytest.mark.parametrize(("module", "name"), [("pypdf", "pdf"), ("openpyxl", "xlsx")])
 def test_a_missing_extra_names_the_pip_command(monkeypatch: pytest.MonkeyPatch, module: str, name: Format) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(Unreadable, match=rf"pip install 'ragadapt\[{name}\]'"):
