@@ -35,6 +35,10 @@ class ReadConfig(Stage):
     text_field: str | None = None  # None = the usual names (text, content, …)
     title_field: str | None = None  # None = the usual names (title, name, …)
 
+    def seconds_for(self, size: int) -> float:
+        """How long a file of so many bytes may take to be read."""
+        return self.seconds_per_file * (1 + size / 5_000_000)
+
 
 class ChunkConfig(Stage):
     """How documents are cut. Sizes are in the encoder's own tokens."""

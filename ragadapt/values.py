@@ -26,9 +26,9 @@ class Document:
     """One source document: a file, a row of a table, or an object passed in from a framework.
 
     id: stable across runs (relative path, or the row's own id). source: what a user would call it
-    (a path relative to the folder that was read). metadata: JSON values only. places: where pages, slides or sheets
-    begin, as (offset into text, {"page": 3}) in order; a passage has the values of the place where it begins. notes: what the
-    reader left out on purpose.
+    (a path relative to the folder that was read). metadata: JSON values only. places: where pages, slides or
+    sheets begin, as (offset into text, {"page": 3}) in order; a passage has the values of the place where it
+    begins. notes: what the reader left out on purpose.
     """
 
     id: str

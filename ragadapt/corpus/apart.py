@@ -14,7 +14,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import fields
 from types import TracebackType
 from typing import IO, Any, Final, Self
 
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _TRUSTED: Final = frozenset(("plain", "code", "python"))  # decoded here; nothing in them is followed
-_BYTES_OF_A_TURN: Final = 5_000_000  # a file has its seconds once, and once more for each of these that it really has
 _START_SECONDS: Final = 60
 _IDLE_SECONDS: Final = 20  # a process that nobody asks leaves
 _HELLO: Final = b"ragadapt\n"  # after whatever else was printed while Python started
@@ -63,27 +64,31 @@ class Reader:
             else:
                 process.kill()  # it may be in the middle of a file
 
-    def read(self, data: bytes, format: Format, name: str) -> Content:
-        """The content of one file. Raises Unreadable with the reason, the end of its time or memory included."""
+    def read(self, data: bytes, format: Format, name: str, asked: bool = False) -> Content:
+        """The content of one file. Raises Unreadable with the reason, the end of its time or memory included.
+
+        asked: see read_json.
+        """
         config = self.config
-        if self._alone or format in _TRUSTED:
-            return _guarded(data, format, name, config.encoding, config.max_file_bytes)
-        seconds = config.seconds_per_file * (1 + len(data) / _BYTES_OF_A_TURN)
-        asked = {
+        request = {
             "format": format,
             "name": name,
             "encoding": config.encoding,
             "max_bytes": config.max_file_bytes,
-            "seconds": seconds,
+            "text_field": config.text_field,
+            "asked": asked,
         }
+        if self._alone or format in _TRUSTED:
+            return _guarded(data, request)
+        seconds = config.seconds_for(len(data))
         while True:
             process = self._process or _take(config.memory_per_file_bytes)
             if process is None:
                 self._alone = True
-                return self.read(data, format, name)
+                return _guarded(data, request)
             self._process = process
             fresh = not process.asked
-            answer = process.ask(asked, data, seconds)
+            answer = process.ask(request, data, seconds)
             if answer is not None and "died" not in answer:
                 break
             self._process = None
@@ -97,7 +102,8 @@ class Reader:
         if "unreadable" in answer:
             raise Unreadable(answer["unreadable"])
         places = tuple((start, values) for start, values in answer["places"])
-        return Content(answer["text"], answer["title"], answer["metadata"], tuple(answer["notes"]), places)
+        answer |= {"notes": tuple(answer["notes"]), "places": places}
+        return Content(**answer)
 
 
 class _Process:
@@ -127,12 +133,12 @@ class _Process:
     def alive(self) -> bool:
         return self._popen.poll() is None
 
-    def ask(self, asked: dict[str, Any], data: bytes, seconds: float) -> dict[str, Any] | None:
+    def ask(self, request: Mapping[str, Any], data: bytes, seconds: float) -> dict[str, Any] | None:
         """What it says; {"died": why} where it ended instead; None where the time was over."""
         self.asked += 1
         received = None
         with _Deadline(self, seconds) as deadline, suppress(OSError, ValueError):
-            _send(self._in, asked, data)
+            _send(self._in, {"seconds": seconds, "request": request}, data)
             received = _receive(self._out)
         if received is not None:
             answer: dict[str, Any] = json.loads(received[1])
@@ -228,7 +234,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
 
 
-def _send(pipe: IO[bytes], header: dict[str, Any], data: bytes) -> None:
+def _send(pipe: IO[bytes], header: Mapping[str, Any], data: bytes) -> None:
     head = json.dumps(header).encode("ascii")
     pipe.write(len(head).to_bytes(8, "big") + len(data).to_bytes(8, "big") + head)
     pipe.write(data)
@@ -247,14 +253,14 @@ def _receive(pipe: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:
     return json.loads(head), data
 
 
-def _guarded(data: bytes, format: Format, name: str, encoding: str | None, max_bytes: int) -> Content:
+def _guarded(data: bytes, request: Mapping[str, Any]) -> Content:
     """What read_content gives; whatever else a library raises on a damaged file becomes Unreadable."""
     try:
-        return read_content(data, format, name, encoding, max_bytes)
+        return read_content(data, **request)
     except (Unreadable, MemoryError):
         raise
     except Exception as error:
-        log.debug("%s cannot be read", name, exc_info=True)
+        log.debug("%s cannot be read", request["name"], exc_info=True)
         raise Unreadable(f"damaged: {type(error).__name__}: {error}"[:200]) from error
 
 
@@ -277,24 +283,18 @@ def serve(memory_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answers.write(b"\n" + _HELLO)
     answers.flush()
-    while _waits(asked) and (request := _receive(asked)) is not None:
-        header, data = request
+    while _waits(asked) and (received := _receive(asked)) is not None:
+        header, data = received
         if hasattr(signal, "alarm"):
             signal.alarm(int(min(header["seconds"], 1e6)) + 5)  # also where the parent was killed meanwhile
         try:
-            content = _guarded(data, header["format"], header["name"], header["encoding"], header["max_bytes"])
-            answer: dict[str, Any] = {
-                "text": content.text,
-                "title": content.title,
-                "metadata": content.metadata,
-                "notes": content.notes,
-                "places": content.places,
-            }
-            body = json.dumps(answer).encode("ascii")
+            content = _guarded(data, header["request"])
+            values = {part.name: getattr(content, part.name) for part in fields(content)}
+            body = json.dumps(values).encode("ascii")
         except Unreadable as error:
             body = json.dumps({"unreadable": str(error)}).encode("ascii")
         except MemoryError:
-            del data, request
+            del data, received
             reason = f"takes more than {memory_bytes / 1e9:.1f} GB of memory to read; read.memory_per_file_bytes"
             body = json.dumps({"died": f"{reason} gives a file more"}).encode("ascii")
         if hasattr(signal, "alarm"):

@@ -15,7 +15,7 @@ from ragadapt.text import encodable
 class Content:
     """What a reader found. title: "" where the file does not say. notes: what was left out on purpose.
 
-    places: see Document; whoever changes the text must move them along.
+    places: see Document; whoever changes the text must move them along. rows: the text is jsonl, one document a line.
     """
 
     text: str
@@ -23,6 +23,7 @@ class Content:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     places: tuple[tuple[int, Mapping[str, Any]], ...] = ()
+    rows: bool = False
 
 
 def json_value(value: Any) -> Any:

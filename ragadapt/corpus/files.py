@@ -10,24 +10,45 @@ from ragadapt.corpus.content import Content, first_heading
 from ragadapt.corpus.decode import Unreadable, decode
 from ragadapt.corpus.formats import Format
 from ragadapt.corpus.html import html_to_markdown
+from ragadapt.corpus.json_file import read_json
 from ragadapt.corpus.markdown import read_markdown
 from ragadapt.corpus.notebook import read_notebook
 from ragadapt.corpus.pdf import read_pdf
+from ragadapt.corpus.sheets import read_xlsx
+from ragadapt.corpus.slides import read_pptx
 from ragadapt.corpus.word import read_docx
 
 
-def read_content(data: bytes, format: Format, name: str, encoding: str | None, max_bytes: int) -> Content:
-    """The text of one file, titled by itself or by its name. Raises Unreadable with the reason."""
+def read_content(
+    data: bytes,
+    format: Format,
+    name: str,
+    encoding: str | None,
+    max_bytes: int,
+    *,
+    text_field: str | None = None,
+    asked: bool = False,
+) -> Content:
+    """The text of one file, titled by itself or by its name. Raises Unreadable with the reason.
+
+    text_field, asked: see read_json.
+    """
     if format == "pdf":
         content = read_pdf(data)
     elif format == "docx":
         content = read_docx(data, max_bytes)
+    elif format == "pptx":
+        content = read_pptx(data, max_bytes)
+    elif format == "xlsx":
+        content = read_xlsx(data, max_bytes)
     elif format == "html":
         content = Content(*html_to_markdown(data, encoding))
     else:
         text = decode(data, encoding)
         if format == "markdown":
             content = read_markdown(text)
+        elif format == "json":
+            content = read_json(text, text_field, asked)
         elif format == "notebook":
             content = read_notebook(text)
         elif format == "rst":

@@ -1,4 +1,4 @@
-"""What the office formats share: a zip of XML parts that name each other, read within a budget, and drawings in them."""
+"""What the office formats share: a zip of XML parts that name each other, read within a budget, and drawings."""
 
 from __future__ import annotations
 
@@ -24,32 +24,29 @@ class Package:
 
     def __init__(self, data: bytes, max_bytes: int, program: str) -> None:
         if data.startswith(_OLD):
-            raise Unreadable(f"password-protected, or {program}'s format from before 2007: save it again in the new one")
+            raise Unreadable(
+                f"password-protected, or {program}'s format from before 2007: save it again in the new one"
+            )
         self._zip = zipfile.ZipFile(io.BytesIO(data))
         self._names = {name.lower(): name for name in reversed(self._zip.namelist())}
         self._most = self._left = _UNPACKED_FACTOR * max_bytes
 
+    def names(self) -> list[str]:
+        return self._zip.namelist()
+
     def part(self, name: str) -> bytes | None:
         """A part by its name; None = it is not there. Raises Unreadable where the budget ends."""
         stored = self._names.get(name.lower().lstrip("/"))
-        if stored is None:
-            return None
-        with self._zip.open(stored) as file:
-            data = file.read(self._left + 1)  # counted as it comes: the size in the directory may lie
-        if len(data) > self._left:
-            raise Unreadable(f"over-size: more than {self._most:,} bytes when unpacked")
-        self._left -= len(data)
-        return data
+        return None if stored is None else b"".join(self.stream(stored))
 
-    def check(self, suffixes: tuple[str, ...]) -> None:
-        """Unpack every part that ends so, bit by bit, without keeping it. Raises Unreadable where the budget ends."""
-        for name in self._zip.namelist():
-            if name.lower().endswith(suffixes):
-                with self._zip.open(name) as file:
-                    while piece := file.read(1 << 20):
-                        self._left -= len(piece)
-                        if self._left < 0:
-                            raise Unreadable(f"over-size: more than {self._most:,} bytes when unpacked")
+    def stream(self, name: str) -> Iterator[bytes]:
+        """A stored part piece by piece. The budget counts what comes: the size in the directory may lie."""
+        with self._zip.open(name) as file:
+            while piece := file.read(1 << 18):
+                self._left -= len(piece)
+                if self._left < 0:
+                    raise Unreadable(f"over-size: more than {self._most:,} bytes when unpacked")
+                yield piece
 
     def xml(self, name: str) -> Element | None:
         """The root element of a part; None = the part is not there."""

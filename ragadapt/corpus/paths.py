@@ -31,16 +31,18 @@ def read_bounded(path: Path, limit: int) -> bytes | None:
 
 
 def printable(name: str) -> str:
-    r"""The name of a file as text that UTF-8 can write: bytes that are none stand as \xe9, a backslash beside them twice.
+    r"""The name of a file as text that UTF-8 can write: other bytes stand as \xe9, a backslash beside them as two.
 
     Names that are UTF-8 stay as they are, so a file may really be called what this makes of another's name.
     """
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
-        return name.encode("utf-8", "surrogateescape" if _from_bytes(name) else "surrogatepass").replace(
-            b"\\", b"\\\\"
-        ).decode("utf-8", "backslashreplace")
+        return (
+            name.encode("utf-8", "surrogateescape" if _from_bytes(name) else "surrogatepass")
+            .replace(b"\\", b"\\\\")
+            .decode("utf-8", "backslashreplace")
+        )
     return name
 
 

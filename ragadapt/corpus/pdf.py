@@ -6,7 +6,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -125,7 +125,9 @@ _PAGE_WORD = (
 _OF = r"(?:\s*(?:/|of|von|sur|de|di|van|av|из|z|共)\s*\d+)?(?:\s*(?:頁|页|ページ))?"
 _BARE = re.compile(rf"[\W_]*#{_OF}[\W_]*", re.I)
 _SAID = re.compile(rf"(?:.*(?:[^\w\s]\s*|\s\s))?\(?{_PAGE_WORD}\s*#{_OF}\)?(?:\s*[^\w\s].*|\s\s.*)?", re.I)
-_BESIDE = re.compile(rf"#(?:\s*[|•·–—:/]\s*|\s\s+|\t)\S.*|.*\S(?:\s*[|•·–—/]\s*|\s+-\s+|\s\s+|\t|\s{_PAGE_WORD}\s*)#{_OF}", re.I)
+_BESIDE = re.compile(
+    rf"#(?:\s*[|•·–—:/]\s*|\s\s+|\t)\S.*|.*\S(?:\s*[|•·–—/]\s*|\s+-\s+|\s\s+|\t|\s{_PAGE_WORD}\s*)#{_OF}", re.I
+)
 _SENTENCE_END = tuple(".!?:;,。！？：；،؟")
 
 
@@ -232,4 +234,6 @@ def _join_hyphens(text: str, words: set[str]) -> str:
         kept = "-" if hyphen != "\u00ad" and f"{left}-{right}".lower() in words else ""
         return f"{left}{kept}{right}{end}\n"
 
-    return re.sub(r"(?<![^\W\d_])([^\W\d_]++)([-\u00ad\u2010])\n([a-zà-öø-ÿ][^\W\d_]*)([^\s\w-]*)(?![\w-])[ \t]*\n?", join, text)
+    return re.sub(
+        r"(?<![^\W\d_])([^\W\d_]++)([-\u00ad\u2010])\n([a-zà-öø-ÿ][^\W\d_]*)([^\s\w-]*)(?![\w-])[ \t]*\n?", join, text
+    )

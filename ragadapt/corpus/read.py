@@ -9,16 +9,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from ragadapt.config import ReadConfig
-from ragadapt.corpus.decode import Unreadable, check_encoding
 from ragadapt.corpus.apart import Reader
+from ragadapt.corpus.decode import Unreadable, check_encoding
 from ragadapt.corpus.formats import Format, format_of_name
 from ragadapt.corpus.paths import printable, read_bounded
-from ragadapt.corpus.rows import BadRow, read_rows
+from ragadapt.corpus.rows import BadRow, Row, read_rows, rows_of
 from ragadapt.corpus.walk import Found, Ignored, compile_patterns, shown, walk
 from ragadapt.errors import EmptyCorpus, InvalidInput
 from ragadapt.values import Document, Progress, no_progress
 
 _DEFAULTS = ReadConfig()
+_BAD_ROWS = 1000  # of a file that are listed one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,35 +127,43 @@ def _read_file(
             )
         kind = "plain"
     if kind in ("jsonl", "csv"):  # read row by row: their limit is on a row
-        return _rows(file, kind, config, skipped)
+        return _rows(file.name, read_rows(file.path, file.name, kind, config), skipped)
     data = read_bounded(file.path, config.max_file_bytes)
     if data is None:
         size = file.path.stat().st_size
         raise Unreadable(f"over-size: {size:,} bytes, the limit max_file_bytes is {config.max_file_bytes:,}")
     if not data:
         raise Unreadable("empty")
-    content = reader.read(data, kind, file.name)
+    content = reader.read(data, kind, file.name, asked)
+    if content.rows:
+        return _rows(file.name, rows_of(content.text, file.name, config), skipped)
     document = Document(
         file.name, content.text, content.title, content.metadata, file.name, content.places, content.notes
     )
     return [(document, file.name)]
 
 
-def _rows(file: Found, kind: str, config: ReadConfig, skipped: list[Skipped]) -> list[tuple[Document, str]]:
+def _rows(name: str, rows: Iterable[Row | BadRow], skipped: list[Skipped]) -> list[tuple[Document, str]]:
     documents = []
+    bad = 0
     first_line: dict[str, int] = {}
-    for row in read_rows(file.path, file.name, kind, config):
-        where = f"{file.name}:{row.line}"
-        if isinstance(row, BadRow):
-            skipped.append(Skipped(where, row.reason))
-        elif row.document.id in first_line:
-            skipped.append(
-                Skipped(where, f"id {row.document.id!r} is used already at line {first_line[row.document.id]}")
-            )
-        else:
+    for row in rows:
+        where = f"{name}:{row.line}"
+        if isinstance(row, Row) and row.document.id not in first_line:
             first_line[row.document.id] = row.line
             documents.append((row.document, where))
-    if not documents and not any(s.source.startswith(f"{file.name}:") for s in skipped):
+            continue
+        bad += 1
+        if bad > _BAD_ROWS:
+            continue
+        if isinstance(row, BadRow):
+            skipped.append(Skipped(where, row.reason))
+        else:
+            earlier = first_line[row.document.id]
+            skipped.append(Skipped(where, f"id {row.document.id!r} is used already at line {earlier}"))
+    if bad > _BAD_ROWS:
+        skipped.append(Skipped(name, f"{bad - _BAD_ROWS:,} more rows could not be used"))
+    if not documents and not bad:
         raise Unreadable("empty")
     return documents
 
@@ -228,4 +237,4 @@ def _why_empty(roots: Sequence[Path], skipped: Sequence[Skipped], ignored: Ignor
         message += " There are no files in it."
     if config.include:
         message += f" Only files matching {', '.join(config.include)} were asked for."
-    return message + " Give files of text, Markdown, HTML, PDF, Word, notebooks, jsonl, csv or source code."
+    return message + " Give files of text, Markdown, HTML, PDF, office programs, notebooks, JSON, csv or source code."
