@@ -30,8 +30,8 @@ _DEEPEST = 60
 def read_json(text: str, text_field: str | None = None, asked: bool = False) -> Content:
     """Objects with a text, in a list or in the one list of an object, as jsonl (rows=True); else lines "key: value".
 
-    asked: read also what is hardly prose, and as it stands what is no JSON. Settings, lock files and data lie in most source trees, and would be many
-    passages that answer nothing. Raises Unreadable with the reason.
+    asked: read also what is hardly prose, and as it stands what is no JSON. Settings, lock files and data lie in most
+    source trees, and would be many passages that answer nothing. Raises Unreadable with the reason.
     """
     try:
         value = json.loads(text)
@@ -87,7 +87,7 @@ def _prose(value: Any) -> float:
 
 
 def _lines(value: Any, depth: int = 0, mark: str = "") -> Iterator[str]:
-    """The value as indented lines, one for each key or item."""
+    """The value as indented lines, one for each key or item. mark: "- " before the first line of an item."""
     lead = "  " * min(depth, 8)
     if depth > _DEEPEST:
         raise Unreadable("nested too deeply")
@@ -97,17 +97,15 @@ def _lines(value: Any, depth: int = 0, mark: str = "") -> Iterator[str]:
             if isinstance(item, Mapping | list):
                 if item:
                     yield f"{lead}{mark}{key}:"
-                    yield from _lines(item, depth + 1)
+                    yield from _lines(item, depth + 1 + bool(mark))
             elif (shown := _shown(item, lead)) is not None:
                 yield f"{lead}{mark}{key}: {shown}"
+            mark = "  " if mark else ""
     elif isinstance(value, list):
         for item in value:
-            if isinstance(item, Mapping | list):
-                yield from _lines(item, depth, mark="- " if mark != "- " else mark)
-            elif (shown := _shown(item, lead)) is not None:
-                yield f"{lead}- {shown}"
+            yield from _lines(item, depth + isinstance(item, list), "- ")
     elif (shown := _shown(value, lead)) is not None:
-        yield lead + shown
+        yield lead + mark + shown
 
 
 def _shown(value: Any, lead: str) -> str | None:

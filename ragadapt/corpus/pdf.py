@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import median
+from statistics import median_low
 from typing import Any
 
 from ragadapt.corpus.content import Content
@@ -176,7 +176,8 @@ def _running(pages: list[list[_Line]], end: int) -> dict[int, str]:
                 continue  # it is what most of these pages say
             apart = 2 * sum(_is_apart(pages[p], end) for p in others) > len(others)
             column = 2 * sum(_is_in_column(pages[p], end) for p in others) > len(others)
-            if _is_no_content(key, apart, column) and (apart or group is filled):
+            alone = 2 * sum(len(pages[p]) < 3 for p in others) > len(others)
+            if _is_no_content(key, apart, column, alone) and (apart or group is filled):
                 return dict.fromkeys(others, " ".join(_COUNTED.sub("N", key).split()))
     return {}
 
@@ -192,14 +193,14 @@ def _keys(text: str, page: int) -> Iterator[str]:
             yield f"{text[: match.start()]}#{int(match[0]) - page:+d}{text[match.end() :]}"
 
 
-def _is_no_content(key: str, apart: bool, column: bool) -> bool:
+def _is_no_content(key: str, apart: bool, column: bool, alone: bool) -> bool:
     """Whether words that run over the pages are a head or foot rather than what the pages speak of.
 
-    apart: they stand apart from the text. column: they begin where the text's lines do.
+    apart: they stand apart from the text. column: they begin where the text's lines do. alone: one other line is there.
     """
     words = _COUNTED.sub("#", key)
     if words == key:
-        return apart or not (key.endswith(_SENTENCE_END) or _NUMBER.search(key))
+        return apart or not (alone or key.endswith(_SENTENCE_END) or _NUMBER.search(key))
     if _BARE.fullmatch(words):
         return apart or not column
     return bool(_SAID.fullmatch(words) or (apart and _BESIDE.fullmatch(words)))
@@ -212,7 +213,9 @@ def _is_apart(page: list[_Line], end: int) -> bool:
         return False
     heights = [line.y for line in (page[1:] if end == 0 else page[:-1]) if line.y is not None]
     steps = [abs(a - b) for a, b in pairwise(heights) if abs(a - b) > 1]
-    usual = median(steps) if steps else 1.2 * max(edge.size, beside.size)
+    usual = median_low(steps) if steps else 0.0
+    if len(steps) < 2:  # it may be the way down to the foot
+        usual = min(usual or 1000, 2 * max(edge.size, beside.size))
     return abs(edge.y - beside.y) > _APART * usual and edge.size <= 1.05 * beside.size
 
 
