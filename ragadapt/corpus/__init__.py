@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ragadapt.corpus.duplicates import near_duplicate_groups, normalise
     from ragadapt.corpus.frameworks import chunks_from, documents_from
     from ragadapt.corpus.links import Link, internal_links
-    from ragadapt.corpus.read import ReadResult, Skipped, read_documents
+    from ragadapt.corpus.read import ReadResult, Skipped, notes_of, read_documents
     from ragadapt.corpus.structure import plain_inline, sentence_spans
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "internal_links",
     "near_duplicate_groups",
     "normalise",
+    "notes_of",
     "plain_inline",
     "read_documents",
     "sentence_spans",
@@ -40,6 +41,7 @@ _HOMES = {
     "internal_links": "links",
     "near_duplicate_groups": "duplicates",
     "normalise": "duplicates",
+    "notes_of": "read",
     "plain_inline": "structure",
     "read_documents": "read",
     "sentence_spans": "structure",

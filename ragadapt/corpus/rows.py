@@ -27,7 +27,6 @@ _ID_NAMES = ("_id", "id", "doc_id", "docid", "document_id", "uuid", "key")
 _TITLE_NAMES = ("title", "headline", "heading", "question", "subject", "name")
 _SAMPLE_BYTES = 1_000_000
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.(\d+))?")
-_DIGITS = 18  # of a number and its signs, so that it is a 64-bit one
 _MARK = "ragadapt.rows"
 codecs.register_error(_MARK, lambda error: ("\udc80", error.end))  # type: ignore[attr-defined]  # a row is bad, not its file
 
@@ -194,8 +193,9 @@ def _with_numbers(rows: Iterable[Row | BadRow]) -> Iterator[Row | BadRow]:
     text: set[str] = set()
     for row in rows:
         for column, value in row.document.metadata.items() if isinstance(row, Row) else ():
-            match = _NUMBER.fullmatch(value) if isinstance(value, str) and len(value) <= _DIGITS else None
-            if match is None or decimals.setdefault(column, len(match[1] or "")) != len(match[1] or ""):
+            match = _NUMBER.fullmatch(value) if isinstance(value, str) and len(value) <= 20 else None
+            exact = match is not None and (len(value) <= 16 if match[1] else -(2**63) <= int(value) < 2**63)
+            if not (match and exact) or decimals.setdefault(column, len(match[1] or "")) != len(match[1] or ""):
                 text.add(column)
     convert = {column: float if places else int for column, places in decimals.items() if column not in text}
     for row in rows:
