@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import fields
 from types import TracebackType
 from typing import IO, Any, Final, Self
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 _TRUSTED: Final = frozenset(("plain", "code", "python"))  # decoded here; nothing in them is followed
 _START_SECONDS: Final = 60
 _IDLE_SECONDS: Final = 20  # a process that nobody asks leaves
+_ALARMS: Final = hasattr(signal, "setitimer")
 _HELLO: Final = b"ragadapt\n"  # after whatever else was printed while Python started
 _BOOT: Final = """\
 import sys, json
@@ -137,7 +138,9 @@ class _Process:
         """What it says; {"died": why} where it ended instead; None where the time was over."""
         self.asked += 1
         received = None
-        with _Deadline(self, seconds) as deadline, suppress(OSError, ValueError):
+        # Where there are alarms, the other side has set one; a thread for every file would cost more than reading it.
+        deadline = _Deadline(self, seconds)
+        with nullcontext() if _ALARMS else deadline, suppress(OSError, ValueError):
             _send(self._in, {"seconds": seconds, "request": request}, data)
             received = _receive(self._out)
         if received is not None:
@@ -146,7 +149,7 @@ class _Process:
         if deadline.over:
             return None
         code = self._popen.wait()
-        if hasattr(signal, "SIGALRM") and code == -signal.SIGALRM:
+        if _ALARMS and code == -signal.SIGALRM:
             return None
         how = f"signal {-code}" if code < 0 else f"status {code}"
         return {"died": f"damaged: the program that reads it broke down ({how})"}
@@ -285,8 +288,8 @@ def serve(memory_bytes: int) -> None:
     answers.flush()
     while _waits(asked) and (received := _receive(asked)) is not None:
         header, data = received
-        if hasattr(signal, "alarm"):
-            signal.alarm(int(min(header["seconds"], 1e6)) + 5)  # also where the parent was killed meanwhile
+        if _ALARMS:  # ends this process, whatever it does, also where the parent was killed meanwhile
+            signal.setitimer(signal.ITIMER_REAL, min(header["seconds"], 1e6))
         try:
             content = _guarded(data, header["request"])
             values = {part.name: getattr(content, part.name) for part in fields(content)}
@@ -297,8 +300,8 @@ def serve(memory_bytes: int) -> None:
             del data, received
             reason = f"takes more than {memory_bytes / 1e9:.1f} GB of memory to read; read.memory_per_file_bytes"
             body = json.dumps({"died": f"{reason} gives a file more"}).encode("ascii")
-        if hasattr(signal, "alarm"):
-            signal.alarm(0)
+        if _ALARMS:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         _send(answers, {}, body)
 
 

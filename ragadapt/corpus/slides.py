@@ -34,7 +34,9 @@ def read_pptx(data: bytes, max_bytes: int) -> Content:
             for each in child(package.xml(main), "sldIdLst") or ()
             if (id := _relation(each)) in related
         ]
-        texts, left_out, hidden = [], set(), 0
+        texts: list[str] = []
+        left_out: set[str] = set()
+        hidden = 0
         for slide in slides:
             root = package.xml(slide)
             if root is None:

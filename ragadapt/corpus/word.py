@@ -167,7 +167,8 @@ class _Word:
         cells = [list(self._inside(row, "tc")) for row in rows]
         if len(cells) == 1 and len(cells[0]) == 1 and child(cells[0][0], "tbl") is not None:
             return self.blocks(cells[0][0])  # a frame around other content
-        columns = len(child(table, "tblGrid")) if child(table, "tblGrid") is not None else 0
+        grid = child(table, "tblGrid")
+        columns = len(grid) if grid is not None else 0
         width = max(min(columns, _COLUMNS), max(map(len, cells), default=0))
         lines = []
         for row, of_row in zip(rows, cells, strict=True):
