@@ -6,12 +6,14 @@ import csv
 import io
 import json
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,8 +21,9 @@ import pytest
 from test_corpus_office import docx_of, p, r, tbl, tc
 from test_corpus_reading import ids, pdf_bytes, reasons, write
 
-from ragadapt.config import ReadConfig
-from ragadapt.corpus import apart, read_documents
+from ragadapt.chunks import document_hash
+from ragadapt.config import ChunkConfig, ReadConfig
+from ragadapt.corpus import apart, chunk_documents, read_documents
 from ragadapt.corpus.decode import Unreadable
 from ragadapt.corpus.files import read_content
 from ragadapt.corpus.formats import Format
@@ -53,12 +56,13 @@ def test_keys_that_utf8_cannot_write_are_cleaned(tmp_path: Path) -> None:
     ("name", "lines"),
     [("c.csv", ["id,text", "1,one", "2,two"]), ("c.jsonl", ['{"id": 1, "text": "one"}', '{"id": 2, "text": "two"}'])],
 )
+@pytest.mark.parametrize("odd", [b"\xd8", b"a"])
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
 def test_an_odd_last_byte_costs_the_last_row_at_most(
-    tmp_path: Path, name: str, lines: list[str], encoding: str
+    tmp_path: Path, name: str, lines: list[str], encoding: str, odd: bytes
 ) -> None:
     for text, expected in (("\n".join(lines), ["1"]), ("\n".join(lines) + "\n", ["1", "2"])):
-        write(tmp_path, {name: text.encode(encoding) + b"\xd8"})
+        write(tmp_path, {name: text.encode(encoding) + odd})
         result = read_documents([tmp_path])
         assert ids(result) == expected
         assert list(reasons(result).values()) == ["wrongly encoded"]
@@ -228,6 +232,8 @@ def test_rules_without_measure_are_not_applied_and_named(tmp_path: Path) -> None
     result = read_documents([tmp_path])
     assert len(result.documents) == 1
     assert "stars" in reasons(result)[".gitignore"]
+    write(tmp_path, {".gitignore": "x\n" * 6_000 + "# more\n"})
+    assert reasons(read_documents([tmp_path]))[".gitignore"].startswith("1,000 of its rules")
     write(tmp_path, {".gitignore": "a.md\n" * 100_000})
     assert "over-size" in reasons(read_documents([tmp_path]))[".gitignore"]
 
@@ -301,11 +307,11 @@ def test_a_fork_uses_a_reader_of_its_own(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60).returncode == 0
 
 
-def zipped(**parts: bytes) -> bytes:
+def zipped(parts: Mapping[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in parts.items():
-            archive.writestr(name.replace("__", "/"), data)
+            archive.writestr(name, data)
     return buffer.getvalue()
 
 
@@ -355,6 +361,18 @@ def pdf_with_kids(count: int) -> bytes:
         + table
         + b"trailer<</Size 6/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF" % start
     )
+
+
+@pytest.mark.parametrize("where", ["attribute", "text"])
+def test_entities_are_not_unpacked(where: str) -> None:
+    bombs = "".join(f"<!ENTITY e{k} '{f'&e{k - 1};' * 10 if k else 'words'}'>" for k in range(10))
+    body = p(r("&e9;")) if where == "text" else '<w:p w:a="&e9;"/>'
+    package = docx_of(body)
+    with zipfile.ZipFile(io.BytesIO(package)) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    parts["word/document.xml"] = f"<!DOCTYPE w [{bombs}]>".encode() + parts["word/document.xml"]
+    with pytest.raises(Unreadable, match="entities"):
+        read_content(zipped(parts), "docx", "a.docx", None, 10**7)
 
 
 def test_a_page_named_again_and_again_is_read_once() -> None:
@@ -446,3 +464,84 @@ def test_rows_take_time_in_proportion(tmp_path: Path, name: str, piece: str) -> 
     n = 10_000
     first = min(seconds(n) for _ in range(2))
     assert seconds(4 * n) < first * 4**1.3 + 0.1
+
+
+# Mutations
+
+
+def seeds(folder: Path) -> dict[str, bytes]:
+    """One sound file of every format, by suffix."""
+    import pptx
+
+    show = pptx.Presentation()
+    slide = show.slides.add_slide(show.slide_layouts[1])
+    slide.shapes.title.text, slide.placeholders[1].text = "Title", "Words of the slide"
+    slide.notes_slide.notes_text_frame.text = "Notes of it"
+    show.save(str(folder / "seed.pptx"))
+    book = {"cells": [{"cell_type": "markdown", "source": ["# A\n", "b"]}, {"cell_type": "code", "source": "x = 1"}]}
+    markdown = "---\ntitle: A\ntags: [x, {y: 1}]\n---\n# One\n\n> - a\n>   1. b\n\n"
+    markdown += "| a | b |\n| - | - |\n| 1 | 2 |\n\n```py\nx\n```\n"
+    return {
+        "pptx": (folder / "seed.pptx").read_bytes(),
+        "docx": docx_of(p(r("Words"), style="Heading1") + tbl([tc(p(r("a"))), tc(tbl([tc(p(r("b")))]))]) + p(r("end"))),
+        "xlsx": xlsx_of([["a", "b"], [1, "text"], [None, 2.5]]),
+        "pdf": pdf_bytes([f"Head\nText {k} exam-\nple\n{k}" for k in range(5)]),
+        "json": json.dumps({"title": "A", "steps": [{"do": "Open the lid of it first."}] * 3}).encode(),
+        "jsonl": b'{"id": 1, "text": "one", "tags": ["a", {"b": 2}]}\n{"id": 2, "text": "two"}\n',
+        "csv": b'id,text,year\n1,"one, two",2020\n2,"line\nbreak",2021\n',
+        "ipynb": json.dumps({**book, "metadata": {"kernelspec": {"language": "python"}}}).encode(),
+        "html": b"<title>T</title><h1>A</h1><p>b <a href='c.html'>c</a></p><table><tr><td>d</table><pre>e<br>f</pre>",
+        "md": markdown.encode(),
+        "rst": b"A\n=\n\ntext\n\n.. note:: b\n\n::\n\n  c\n\n+---+\n| d |\n+---+\n",
+        "txt": "naïve text, 漢字.\n\nmore\n".encode(),
+        "py": b'"""Doc."""\n\ndef f(x):\n    return x\n',
+    }
+
+
+_STRANGE = (
+    *(b"\x00", b"\xff\xfe", b"<", b"{", b"[" * 300, b"9" * 400, b"\\ud800", b"-1", b"&", b'"', b"\xed\xa0\x80"),
+)
+
+
+def mutated(data: bytes, draw: random.Random) -> bytes:
+    """The file with one to eight places changed, parts taken out, doubled or swapped; in zips also inside the parts."""
+    if data[:2] == b"PK" and draw.random() < 0.7:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
+        parts_that_say = r"document\.xml|slide1\.xml|sheet1\.xml|rels$|workbook|styles"
+        chosen = draw.choice([name for name in parts if re.search(parts_that_say, name)])
+        parts[chosen] = mutated(parts[chosen], draw)
+        return zipped(parts)
+    content = bytearray(data)
+    for _ in range(draw.randint(1, 8)):
+        at = draw.randrange(len(content) + 1)
+        to = min(len(content), at + draw.choice((1, 4, 40, 400)))
+        piece = bytes(content[at:to])
+        noise = bytes(draw.randrange(256) for _ in piece)
+        content[at:to] = draw.choice((b"", piece * 3, noise, draw.choice(_STRANGE)))
+    return bytes(content)
+
+
+@pytest.mark.slow
+def test_mutated_files_are_read_or_named_and_nothing_else(tmp_path: Path) -> None:
+    """1,690 files, 130 of each format: every one is a document or is named, and what is read can be stored."""
+    draw = random.Random(13)
+    made = {}
+    for suffix, seed in seeds(tmp_path).items():
+        for n in range(130):
+            made[f"{suffix}{n}.{suffix}"] = mutated(seed, draw)
+    write(tmp_path / "docs", dict(made))
+    started = time.monotonic()
+    result = read_documents([tmp_path / "docs"], ReadConfig(seconds_per_file=10))
+    assert time.monotonic() - started < 240
+    named = {s.source.rsplit(":", 1)[0] if re.search(r":\d+$", s.source) else s.source for s in result.skipped}
+    assert named | {d.source for d in result.documents} == set(made)
+    assert not [s for s in result.skipped if "longer than" in s.reason or "broke down" in s.reason]
+    for document in result.documents:
+        told = [document.id, document.text, document.title, document.metadata]
+        json.dumps(told, allow_nan=False, ensure_ascii=False).encode()
+        document_hash(document)
+        assert all(0 <= start < len(document.text) for start, _ in document.places)
+    chunks = chunk_documents(result.documents, ChunkConfig(), lambda texts: [len(t.split()) for t in texts], 60)
+    assert {c.document_id for c in chunks} <= {d.id for d in result.documents}
+    print(f"{len(made)} files: {len(result.documents)} documents, {len(result.skipped)} skipped")

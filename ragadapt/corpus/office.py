@@ -53,7 +53,9 @@ class Package:
         data = self.part(name)
         if data is None:
             return None
-        # What bounds depth and size is our own budget; entities are not opened, which would unpack without it.
+        if any("<!DOCTYPE".encode(coding) in data for coding in ("utf-8", "utf-16-le", "utf-16-be")):
+            raise Unreadable("damaged: its XML defines entities, which no office program writes")  # and which unpack
+        # What bounds depth and size is our own budget.
         parser = etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=True, remove_comments=True)
         return etree.fromstring(data, parser)
 

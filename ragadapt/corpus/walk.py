@@ -17,6 +17,7 @@ from ragadapt.corpus.paths import printable, read_bounded
 from ragadapt.errors import InvalidConfiguration
 
 _GITIGNORE_BYTES = 200_000  # every file is held against every rule of it
+_RULES = 5_000
 _STARS = 4  # in one rule; a file's name is held against it in the fourth power of its length
 _NEVER = ("/.git/", "__pycache__/", "node_modules/", ".ipynb_checkpoints/")  # other programs' stores, never documents
 
@@ -245,9 +246,12 @@ def _read_gitignore(folder: Path) -> tuple[GitIgnoreSpec | None, str]:
         return None, f"{error}; no rules are taken from it"
     if data is None:
         return None, f"over-size: more than {_GITIGNORE_BYTES:,} bytes; no rules are taken from it"
-    accepted, slow = [], 0
+    accepted: list[str] = []
+    slow = 0
     for line in data.decode("utf-8", "replace").splitlines():
-        if not line.startswith("#") and len(re.findall(r"\*+", line)) > _STARS:
+        if line.startswith("#") or not line.strip():
+            continue
+        if len(re.findall(r"\*+", line)) > _STARS or len(accepted) == _RULES:
             slow += 1
             continue
         try:
@@ -255,5 +259,6 @@ def _read_gitignore(folder: Path) -> tuple[GitIgnoreSpec | None, str]:
         except ValueError:
             continue  # git, too, passes over a line that it cannot read
         accepted.append(line)
-    problem = f"{slow} rules with more than {_STARS} stars are not applied" if slow else ""
+    limits = f"those with more than {_STARS} stars, or after the first {_RULES:,}"
+    problem = f"{slow:,} of its rules are not applied: {limits}" if slow else ""
     return GitIgnoreSpec.from_lines(accepted), problem
