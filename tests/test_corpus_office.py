@@ -124,6 +124,30 @@ def test_soft_hyphens_at_line_ends_rejoin() -> None:
     assert text.split("\n")[1] == "A forecast"
 
 
+def test_values_of_form_fields_and_typed_text_are_read() -> None:
+    from pypdf import PdfReader, PdfWriter
+    from pypdf.generic import ArrayObject, DictionaryObject, NameObject, NumberObject, TextStringObject
+
+    writer = PdfWriter(clone_from=PdfReader(io.BytesIO(pdf_of([block("Name and city:")]))))
+
+    def annotation(subtype: str, **values: Any) -> Any:
+        entries = {"/Subtype": NameObject(subtype), **{f"/{key}": value for key, value in values.items()}}
+        return writer._add_object(DictionaryObject({NameObject(key): value for key, value in entries.items()}))
+
+    writer.pages[0][NameObject("/Annots")] = ArrayObject(
+        [
+            annotation("/Widget", V=TextStringObject("Ada Lovelace")),
+            annotation("/Widget", Parent=DictionaryObject({NameObject("/V"): TextStringObject("London")})),
+            annotation("/Widget", V=NameObject("/Yes")),
+            annotation("/Widget", V=TextStringObject("unseen"), F=NumberObject(2)),
+            annotation("/FreeText", Contents=TextStringObject("Urgent")),
+        ]
+    )
+    buffer = io.BytesIO()
+    writer.write(buffer)
+    assert pdf_text(buffer.getvalue()) == "Name and city:\nAda Lovelace\nLondon\nUrgent"
+
+
 # Places
 
 
@@ -315,6 +339,18 @@ def test_what_word_files_leave_out_is_reported_and_reaches_the_result(tmp_path: 
     assert {note.source for note in result.notes} == {"a.docx"}
     told = " ".join(note.reason for note in result.notes)
     assert "ACME internal" in told and "1 comments" in told
+
+
+def test_the_report_lists_what_was_left_out() -> None:
+    from types import SimpleNamespace
+
+    from ragadapt.reporting import _corpus
+
+    documents = [Document("a", "x", source="a.pdf", notes=("heads", "feet")), Document("b", "y")]
+    corpus = SimpleNamespace(chunks=(), groups=())
+    part = _corpus(SimpleNamespace(documents=documents, skipped=[], corpus=corpus))  # type: ignore[arg-type]
+    assert [(note.source, note.reason) for note in part.notes] == [("a.pdf", "heads"), ("a.pdf", "feet")]
+    assert part.notes_total == 2
 
 
 # PowerPoint and Excel

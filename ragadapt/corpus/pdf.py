@@ -68,14 +68,36 @@ def _pages(reader: Any) -> tuple[list[list[_Line]], list[str]]:
     pages: list[list[_Line]] = []
     read: set[Any] = set()
     again = 0
+    notes = []
     for number, page in enumerate(reader.pages):
         if number == _PAGES:
-            return pages, [f"only the first {_PAGES:,} pages are read"]
+            notes.append(f"only the first {_PAGES:,} pages are read")
+            break
         keys = _keys_of(page)
         again += (seen := not read.isdisjoint(keys))
         read.update(keys)
-        pages.append([] if seen else _lines(page))
-    return pages, [f"{again} pages that are an earlier page again are left out"] if again else []
+        pages.append([] if seen else _lines(page) + [_Line(text) for text in _filled_in(page)])
+    if again:
+        notes.append(f"{again:,} pages that are an earlier page again are left out")
+    return pages, notes
+
+
+def _filled_in(page: Any) -> Iterator[str]:
+    """What stands on a page beside its drawing: values of form fields, and text that was typed onto it."""
+    annotations = page.get("/Annots")
+    for each in (annotations.get_object() if annotations is not None else None) or ():
+        each = each.get_object()
+        if not hasattr(each, "get") or int(each.get("/F") or 0) & 2:  # hidden
+            continue
+        kind, value = each.get("/Subtype"), None
+        if kind == "/Widget":
+            parent = each.get("/Parent")
+            value = each.get("/V") or (parent.get_object().get("/V") if parent is not None else None)
+        elif kind == "/FreeText":
+            value = each.get("/Contents")
+        value = value.get_object() if hasattr(value, "get_object") else value
+        if isinstance(value, str) and not value.startswith("/"):  # a name such as /Yes is a state, not a text
+            yield from filter(None, map(str.strip, str(value).splitlines()))
 
 
 def _keys_of(page: Any) -> list[Any]:
