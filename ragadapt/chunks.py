@@ -50,6 +50,8 @@ class DocumentRecord:
 def document_hash(document: Document) -> str:
     """sha256 of all that chunks are made of: equal if and only if the document need not be read again."""
     parts = [document.text, document.title, document.source, _dump(document.metadata, document.id)]
+    if document.places:  # left out where there are none, as in the hashes of earlier versions
+        parts.append(json.dumps([[start, _dump(values, document.id)] for start, values in document.places]))
     return hashlib.sha256(json.dumps(parts).encode("ascii")).hexdigest()
 
 

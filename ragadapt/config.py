@@ -27,11 +27,18 @@ class ReadConfig(Stage):
     exclude: tuple[str, ...] = ()  # the same syntax; wins over include
     hidden: bool = False  # also names that begin with a dot
     gitignore: bool = True  # leave out what .gitignore files leave out
+    follow_links: bool = False  # also links that lead out of the files and folders that were named
     max_file_bytes: int = Field(default=50_000_000, gt=0)  # larger files are nearly always data, not documents
+    seconds_per_file: float = Field(default=60, gt=0)  # and as many again for every 5 MB; then the file is skipped
+    memory_per_file_bytes: int = Field(default=2_000_000_000, ge=200_000_000)  # where the system can limit it (Linux)
     encoding: str | None = None  # None = detect
     id_field: str | None = None  # columns of jsonl and csv; None = the usual names (_id, id, …)
     text_field: str | None = None  # None = the usual names (text, content, …)
     title_field: str | None = None  # None = the usual names (title, name, …)
+
+    def seconds_for(self, size: int) -> float:
+        """How long a file of so many bytes may take to be read."""
+        return self.seconds_per_file * (1 + size / 5_000_000)
 
 
 class ChunkConfig(Stage):

@@ -55,7 +55,8 @@ class Survey:
     → how many the documents' structure gives. human: questions and link texts that people wrote in them. labelled: of
     the user's own; judging: how many of them may judge, which those for training alone may not. trainable: whether a
     trained model could be judged; plan says by what, or why not. truncated: share of passages longer than the encoder
-    reads. generation: what a configured generator would be asked, in words.
+    reads. generation: what a configured generator would be asked, in words. notes: what was left out on purpose of
+    files that were read.
     """
 
     sources: tuple[str, ...]
@@ -77,6 +78,7 @@ class Survey:
     generation: str
     model: str
     warnings: tuple[str, ...]
+    notes: tuple[Skipped, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -89,6 +91,8 @@ class Survey:
         found = [
             f"Documents   {self.documents:,} read, {len(self.skipped):,} skipped; {self.characters:,} characters",
             *_skipped_lines(self.skipped),
+            *(["Left out    on purpose, of documents that were read:"] if self.notes else []),
+            *_skipped_lines(self.notes),
             f"Passages    {self.chunks:,} of {self.tokens / max(self.chunks, 1):.0f} tokens on average, "
             f"the longest {self.longest_tokens}; {self.repeated:.0%} nearly repeat another",
             f"Languages   {languages}",
@@ -203,6 +207,7 @@ def _gather(
         generation=_generation(chunks, config, shown_examples(sets), answers),
         model=_model_line(encoder),
         warnings=tuple(warnings),
+        notes=tuple(read.notes),
     )
     grades = document_grades(sets, corpus)
     return _Material(made, read.documents, chunks, groups, queries, labelled, grades, plan, encoder, counts)

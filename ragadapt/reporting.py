@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragadapt.arena import Arena
+from ragadapt.corpus import notes_of
 from ragadapt.evaluation import Evaluation, evaluate, gate
 from ragadapt.evaluation import report as reports
 from ragadapt.evaluation.judging import JudgedQuery
@@ -341,6 +342,7 @@ def _strength_curve(facts: Facts) -> reports.Curve | None:
 
 def _corpus(facts: Facts) -> reports.Corpus:
     skipped = tuple(reports.Skipped(source=item.source, reason=item.reason) for item in facts.skipped[:200])
+    notes = notes_of(facts.documents)
     chunks = facts.corpus.chunks
     return reports.Corpus(
         documents=len(facts.documents),
@@ -349,6 +351,8 @@ def _corpus(facts: Facts) -> reports.Corpus:
         near_duplicates=len(chunks) - len(set(facts.corpus.groups)),
         skipped=skipped,
         skipped_total=len(facts.skipped),
+        notes=tuple(reports.Skipped(source=note.source, reason=note.reason) for note in notes[:200]),
+        notes_total=len(notes),
     )
 
 

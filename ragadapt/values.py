@@ -26,8 +26,10 @@ class Document:
     """One source document: a file, a row of a table, or an object passed in from a framework.
 
     id: stable across runs (relative path, or the row's own id). source: what a user would call it
-    (a path relative to the folder that was read). metadata: JSON values only. notes: what the reader left out on
-    purpose. anchors: places in the text that links can name, where the reader took the marks that said so out.
+    (a path relative to the folder that was read). metadata: JSON values only. places: where pages, slides or
+    sheets begin, as (offset into text, {"page": 3}) in order; a passage has the values of the place where it
+    begins. notes: what the reader left out on purpose. anchors: places in the text that links can name, where the
+    reader took the marks that said so out.
     """
 
     id: str
@@ -35,6 +37,7 @@ class Document:
     title: str = ""
     metadata: Metadata = field(default_factory=dict)
     source: str = ""
+    places: tuple[tuple[int, Metadata], ...] = ()
     notes: tuple[str, ...] = ()
     anchors: Mapping[str, int] = field(default_factory=dict)
 
@@ -44,7 +47,7 @@ class Chunk:
     """A passage: document.text[start:end], with the headings above it.
 
     heading_path starts with the document's title where it has one. metadata holds the document's
-    metadata; `source` is repeated there only if the caller put it there.
+    metadata and that of its place, such as the page; `source` is repeated there only if the caller put it there.
     """
 
     id: str

@@ -12,6 +12,9 @@ import pytest
 
 from ragadapt.config import ReadConfig
 from ragadapt.corpus import ReadResult, read_documents
+from ragadapt.corpus.decode import Unreadable
+from ragadapt.corpus.files import read_content
+from ragadapt.corpus.formats import Format
 from ragadapt.errors import EmptyCorpus, InvalidConfiguration, InvalidInput
 
 
@@ -200,13 +203,11 @@ def test_word_files_keep_headings_lists_and_tables(tmp_path: Path) -> None:
     assert "damaged Word file" in reasons(result)["bad.docx"]
 
 
-@pytest.mark.parametrize(("module", "name", "extra"), [("pypdf", "a.pdf", "pdf"), ("docx", "a.docx", "docx")])
-def test_a_missing_extra_names_the_pip_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str, extra: str
-) -> None:
+@pytest.mark.parametrize(("module", "name"), [("pypdf", "pdf"), ("openpyxl", "xlsx")])
+def test_a_missing_extra_names_the_pip_command(monkeypatch: pytest.MonkeyPatch, module: str, name: Format) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    write(tmp_path, {name: b"%PDF", "ok.txt": "fine"})
-    assert f"pip install 'ragadapt[{extra}]'" in reasons(read_documents([tmp_path]))[name]
+    with pytest.raises(Unreadable, match=rf"pip install 'ragadapt\[{name}\]'"):
+        read_content(b"%PDF", name, "a." + name, None, 1000)
 
 
 # Rows
@@ -410,7 +411,7 @@ def test_links_are_followed_once_and_circles_end(tmp_path: Path) -> None:
         (tmp_path / "docs" / "out").symlink_to(tmp_path / "elsewhere")
     except OSError:
         pytest.skip("this system makes no links")
-    result = read_documents([tmp_path / "docs"])
+    result = read_documents([tmp_path / "docs"], ReadConfig(follow_links=True))
     assert ids(result) == ["b.md", "sub/c.md", "out/d.md"]
     found = reasons(result)
     assert "b.md" in found["a.md"] and "the folder itself" in found["sub/up"] and "nowhere" in found["loop"]

@@ -18,6 +18,7 @@ from tiny_models import sentences, write_tiny_model
 from ragadapt import doctor
 from ragadapt.asking import Labels, read_labels, shown_examples
 from ragadapt.config import EncoderConfig, FitConfig
+from ragadapt.corpus import Skipped
 from ragadapt.doctor import (
     Quality,
     Survey,
@@ -336,6 +337,14 @@ def test_diagnosis_is_json(documents: Path, config: FitConfig) -> None:
 FACTS = Survey(
     ("docs",), 10, (), 1000, 20, 400, 40, 0.0, 0.0, {"English": 1.0}, {}, 0, 0, 0, True, "40 will judge.", "", "m", ()
 )
+
+
+def test_what_was_left_out_on_purpose_is_told_once_for_each_kind() -> None:
+    notes = tuple(Skipped(f"{n}.pdf", "running head") for n in range(12))
+    lines = replace(FACTS, notes=notes).lines()
+    (at,) = (place for place, line in enumerate(lines) if line.startswith("Left out"))
+    assert lines[at + 1].strip() == "0.pdf and 11 more: running head"
+    assert not [line for line in FACTS.lines() if "Left out" in line]
 
 
 def qualities(values: Mapping[str, float], recall: float = 0.5) -> Sequence[Quality]:

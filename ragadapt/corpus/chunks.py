@@ -7,6 +7,7 @@ pieces of blocks that were too large, at last every finished passage. Nothing is
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, count, pairwise
@@ -172,7 +173,9 @@ class _Cutter:
         for place, document in enumerate(documents):
             final = checked.get(place, spans[place] or [])
             self._spread_title(document, final)
+            starts = [start for start, _ in document.places]
             for n, span in enumerate(final):
+                here = bisect_right(starts, span.start)
                 yield Chunk(
                     id=f"{document.id}#{n}",
                     document_id=document.id,
@@ -180,7 +183,7 @@ class _Cutter:
                     heading_path=span.path,
                     start=span.start,
                     end=span.end,
-                    metadata=document.metadata,
+                    metadata={**document.metadata, **document.places[here - 1][1]} if here else document.metadata,
                     source=document.source,
                 )
 

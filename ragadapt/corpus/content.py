@@ -19,7 +19,8 @@ _LONGEST_TITLE: Final = 64  # tokens, about; passages of 256 give half of their 
 class Content:
     """What a reader found. title: "" where the file does not say. notes: what was left out on purpose.
 
-    anchors: places in the text that links can name (see Document).
+    anchors: places in the text that links can name (see Document). places: see Document, too; whoever changes the text
+    must move both along. rows: the text is jsonl, one document a line.
     """
 
     text: str
@@ -27,6 +28,8 @@ class Content:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     anchors: Mapping[str, int] = field(default_factory=dict)
+    places: tuple[tuple[int, Mapping[str, Any]], ...] = ()
+    rows: bool = False
 
 
 def json_value(value: Any, depth: int = 0) -> Any:

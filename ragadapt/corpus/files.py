@@ -12,9 +12,12 @@ from ragadapt.corpus.decode import Unreadable, decode
 from ragadapt.corpus.formats import Format
 from ragadapt.corpus.html import html_to_markdown
 from ragadapt.corpus.includes import Home, expand_includes
+from ragadapt.corpus.json_file import read_json
 from ragadapt.corpus.markdown import read_markdown
 from ragadapt.corpus.notebook import read_notebook
 from ragadapt.corpus.pdf import read_pdf
+from ragadapt.corpus.sheets import read_xlsx
+from ragadapt.corpus.slides import read_pptx
 from ragadapt.corpus.word import read_docx
 
 
@@ -27,22 +30,31 @@ def read_content(
     *,
     path: str = "",
     roots: Sequence[str] = (),
+    text_field: str | None = None,
+    asked: bool = False,
 ) -> Content:
     """The text of one file, titled by itself or by its name. Raises Unreadable with the reason.
 
     path: where it lies, "" = nowhere; roots: the folders in which the files that it includes are looked for.
+    text_field, asked: see read_json.
     """
     home = Home(Path(path), tuple(map(Path, roots)), encoding, max_bytes) if path else None
     if format == "pdf":
         content = read_pdf(data)
     elif format == "docx":
         content = read_docx(data, max_bytes)
+    elif format == "pptx":
+        content = read_pptx(data, max_bytes)
+    elif format == "xlsx":
+        content = read_xlsx(data, max_bytes)
     elif format == "html":
         content = Content(*html_to_markdown(data, encoding))
     else:
         text = decode(data, encoding)
         if format == "markdown":
             content = read_markdown(text, home)
+        elif format == "json":
+            content = read_json(text, text_field, asked)
         elif format == "notebook":
             content = read_notebook(text)
         elif format == "rst":
@@ -52,10 +64,15 @@ def read_content(
             content = Content(text, name if format in ("python", "code") else "")
     if not content.text.strip():
         raise Unreadable("no text in it (a scanned PDF needs OCR first)" if format == "pdf" else "empty")
+    if len(content.text) > max_bytes:
+        raise Unreadable(f"over-size: {len(content.text):,} characters of text, the limit is {max_bytes:,}")
+    if content.rows:
+        return content
     text, title = with_short_title(content.text, " ".join(content.title.split()))
     moved = len(text) - len(content.text)
     anchors = {anchor: place + moved for anchor, place in content.anchors.items()}
-    return replace(content, text=text, title=title or readable_name(name), anchors=anchors)
+    places = tuple((start + moved, values) for start, values in content.places)
+    return replace(content, text=text, title=title or readable_name(name), anchors=anchors, places=places)
 
 
 def readable_name(name: str) -> str:

@@ -10,7 +10,22 @@ from typing import Literal
 
 from ragadapt.values import Document
 
-Format = Literal["markdown", "rst", "html", "plain", "pdf", "docx", "jsonl", "csv", "notebook", "python", "code"]
+Format = Literal[
+    "markdown",
+    "rst",
+    "html",
+    "plain",
+    "pdf",
+    "docx",
+    "pptx",
+    "xlsx",
+    "json",
+    "jsonl",
+    "csv",
+    "notebook",
+    "python",
+    "code",
+]
 Structure = Literal["markdown", "rst", "plain", "python", "code"]
 
 _SUFFIXES: dict[Format, str] = {
@@ -19,7 +34,10 @@ _SUFFIXES: dict[Format, str] = {
     "html": ".html .htm .xhtml",
     "plain": ".txt .text .adoc .asciidoc .org .tex",
     "pdf": ".pdf",
-    "docx": ".docx",
+    "docx": ".docx .docm .dotx",
+    "pptx": ".pptx .pptm .ppsx .potx",
+    "xlsx": ".xlsx .xlsm .xltx",
+    "json": ".json",
     "jsonl": ".jsonl .ndjson",
     "csv": ".csv .tsv",
     "notebook": ".ipynb",
@@ -73,8 +91,8 @@ def structure_of(document: Document) -> Structure:
     """How the document's text is built, by its source's name, else by a look at the text."""
     for name in (document.source, document.id):
         kind = format_of_name(name) if name else None
-        if kind in ("markdown", "html", "notebook", "docx"):
-            return "markdown"  # the readers of html, notebooks and docx write Markdown
+        if kind in ("markdown", "html", "notebook", "docx", "pptx", "xlsx"):
+            return "markdown"  # the readers of html, notebooks and office files write Markdown
         if kind == "rst" or kind == "python" or kind == "code":
             return kind
         if kind == "pdf":

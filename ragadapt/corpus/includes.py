@@ -13,6 +13,7 @@ from typing import Final
 from ragadapt.corpus.decode import Unreadable, decode
 from ragadapt.corpus.formats import format_of_name, parse_python
 from ragadapt.corpus.front import front_matter
+from ragadapt.corpus.paths import read_bounded
 
 _DEEPEST: Final = 8  # files that include each other
 _MOST: Final = 500  # includes of one page
@@ -146,11 +147,12 @@ class _Writer:
             reason = "too many includes"
         elif (str(found), repr(sorted(part.items()))) in self.taken:
             return []
-        elif self.size + found.stat().st_size > self.home.max_bytes:
-            reason = "over-size"
         if not reason:
             try:
-                text = decode(found.read_bytes(), self.home.encoding)
+                data = read_bounded(found, self.home.max_bytes - self.size)
+                if data is None:
+                    raise Unreadable("over-size")
+                text = decode(data, self.home.encoding)
             except (Unreadable, OSError) as error:
                 reason = str(error)
         if reason:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from ragadapt.config import ReadConfig
+from ragadapt.corpus.apart import Reader
 from ragadapt.corpus.decode import Unreadable, check_encoding
-from ragadapt.corpus.files import read_content
 from ragadapt.corpus.formats import Format, format_of_name
-from ragadapt.corpus.rows import BadRow, read_rows
-from ragadapt.corpus.walk import Found, Ignored, compile_patterns, walk
+from ragadapt.corpus.paths import printable, read_bounded
+from ragadapt.corpus.rows import BadRow, Row, read_rows, rows_of
+from ragadapt.corpus.walk import Found, Ignored, compile_patterns, shown, walk
 from ragadapt.errors import EmptyCorpus, InvalidInput
 from ragadapt.values import Document, Progress, no_progress
 
 _DEFAULTS = ReadConfig()
+_BAD_ROWS = 1000  # of a file that are listed one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,16 @@ class ReadResult:
 
     documents: list[Document] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+
+    @property
+    def notes(self) -> list[Skipped]:
+        """What was left out on purpose of files that were read, file by file."""
+        return notes_of(self.documents)
+
+
+def notes_of(documents: Iterable[Document]) -> list[Skipped]:
+    """What the readers of these documents left out on purpose, each with the document's source."""
+    return [Skipped(document.source, note) for document in documents for note in document.notes]
 
 
 def read_documents(
@@ -55,8 +66,12 @@ def read_documents(
     if not roots:
         raise InvalidInput("No path to read was given. Name at least one file or folder.")
     for root in roots:
-        if not root.exists():
-            raise InvalidInput(f"There is no file or folder at {root}. Check the path.")
+        try:
+            there = root.exists()
+        except (OSError, ValueError):  # no permission on the way to it, a loop of links; what no path can hold
+            there = False
+        if not there:
+            raise InvalidInput(f"There is no file or folder at {_told(root)}. Check the path.")
     check_encoding(config.encoding)
     compile_patterns(config.exclude, "exclude")
     include = compile_patterns(config.include, "include")
@@ -64,10 +79,10 @@ def read_documents(
     found: list[tuple[int, Found, bool]] = []
     for place, root in enumerate(roots):
         if root.is_dir():
-            files = walk(root, config, ignored)
+            files = walk(root, config, ignored, roots)
             found.extend((place, f, include is not None and bool(include.match_file(f.name))) for f in files)
         else:
-            name = unicodedata.normalize("NFC", root.name)
+            name = shown(root.name)
             found.append((place, Found(root, name, "" if root.is_file() else "not a regular file"), True))
 
     read: list[tuple[int, Document, str]] = []  # (root, document, "file" or "file:line")
@@ -76,24 +91,25 @@ def read_documents(
     labelled = {os.path.realpath(label) for label in labels}
     seen: dict[str, str] = {}
     folders = [str(root) for root in roots if root.is_dir()]  # inside them, what a page includes is followed
-    for done, (place, file, asked) in enumerate(found, 1):
-        try:
-            if file.problem:
-                raise Unreadable(file.problem)
-            if (real := os.path.realpath(file.path)) in labelled:
-                raise Unreadable("labelled questions, not a document")
-            if real in seen:
-                raise Unreadable(f"the same file as {seen[real]}")
-            seen[real] = file.name
-            if file.path.name == "queries.jsonl" and (place, str(PurePosixPath(file.name).parent)) in beir:
-                raise Unreadable("the queries of the collection in corpus.jsonl, not documents")
-            for document, where in _read_file(file, config, asked, skipped, folders):
-                read.append((place, document, where))
-        except Unreadable as reason:
-            skipped.append(Skipped(file.name, str(reason)))
-        except OSError as error:
-            skipped.append(Skipped(file.name, f"cannot be read: {error.strerror or error}"))
-        progress("reading", done, len(found))
+    with Reader(config, folders) as reader:
+        for done, (place, file, asked) in enumerate(found, 1):
+            try:
+                if file.problem:
+                    raise Unreadable(file.problem)
+                if (real := os.path.realpath(file.path)) in labelled:
+                    raise Unreadable("labelled questions, not a document")
+                if real in seen:
+                    raise Unreadable(f"the same file as {seen[real]}")
+                seen[real] = file.name
+                if file.path.name == "queries.jsonl" and (place, str(PurePosixPath(file.name).parent)) in beir:
+                    raise Unreadable("the queries of the collection in corpus.jsonl, not documents")
+                for document, where in _read_file(file, config, asked, skipped, reader):
+                    read.append((place, document, where))
+            except Unreadable as reason:
+                skipped.append(Skipped(file.name, str(reason)))
+            except OSError as error:
+                skipped.append(Skipped(file.name, f"cannot be read: {error.strerror or error}"))
+            progress("reading", done, len(found))
     documents = _with_unique_ids(read, _labels(roots), skipped)
     if not documents:
         raise EmptyCorpus(_why_empty(roots, skipped, ignored, config))
@@ -101,66 +117,68 @@ def read_documents(
 
 
 def _read_file(
-    file: Found, config: ReadConfig, asked: bool, skipped: list[Skipped], folders: Sequence[str]
+    file: Found, config: ReadConfig, asked: bool, skipped: list[Skipped], reader: Reader
 ) -> Iterable[tuple[Document, str]]:
     kind: Format | None = format_of_name(file.path.name)
     if kind is None:
         if not asked:
-            suffix = file.path.suffix.lower()
+            suffix = printable(file.path.suffix.lower())
             raise Unreadable(
                 f"no document format that is known ({suffix or 'no suffix'}); include it by name to read it as text"
             )
         kind = "plain"
-    size = file.path.stat().st_size
-    if size == 0:
-        raise Unreadable("empty")
     if kind in ("jsonl", "csv"):  # read row by row: their limit is on a row
-        return _rows(file, kind, config, skipped)
-    if size > config.max_file_bytes:
+        return _rows(file.name, read_rows(file.path, file.name, kind, config), skipped)
+    data = read_bounded(file.path, config.max_file_bytes)
+    if data is None:
+        size = file.path.stat().st_size
         raise Unreadable(f"over-size: {size:,} bytes, the limit max_file_bytes is {config.max_file_bytes:,}")
-    content = read_content(
-        file.path.read_bytes(),
-        kind,
-        file.name,
-        config.encoding,
-        config.max_file_bytes,
-        path=str(file.path),
-        roots=folders,
-    )
+    if not data:
+        raise Unreadable("empty")
+    content = reader.read(data, kind, file.name, asked, str(file.path))
+    if content.rows:
+        return _rows(file.name, rows_of(content.text, file.name, config), skipped)
     document = Document(
         file.name,
         content.text,
         content.title,
         content.metadata,
         file.name,
+        places=content.places,
         notes=content.notes,
         anchors=content.anchors,
     )
     return [(document, file.name)]
 
 
-def _rows(file: Found, kind: str, config: ReadConfig, skipped: list[Skipped]) -> list[tuple[Document, str]]:
+def _rows(name: str, rows: Iterable[Row | BadRow], skipped: list[Skipped]) -> list[tuple[Document, str]]:
     documents = []
+    bad = 0
     first_line: dict[str, int] = {}
-    for row in read_rows(file.path, file.name, kind, config):
-        where = f"{file.name}:{row.line}"
-        if isinstance(row, BadRow):
-            skipped.append(Skipped(where, row.reason))
-        elif row.document.id in first_line:
-            skipped.append(
-                Skipped(where, f"id {row.document.id!r} is used already at line {first_line[row.document.id]}")
-            )
-        else:
+    for row in rows:
+        where = f"{name}:{row.line}"
+        if isinstance(row, Row) and row.document.id not in first_line:
             first_line[row.document.id] = row.line
             documents.append((row.document, where))
-    if not documents and not any(s.source.startswith(f"{file.name}:") for s in skipped):
+            continue
+        bad += 1
+        if bad > _BAD_ROWS:
+            continue
+        if isinstance(row, BadRow):
+            skipped.append(Skipped(where, row.reason))
+        else:
+            earlier = first_line[row.document.id]
+            skipped.append(Skipped(where, f"id {row.document.id!r} is used already at line {earlier}"))
+    if bad > _BAD_ROWS:
+        skipped.append(Skipped(name, f"{bad - _BAD_ROWS:,} more rows could not be used"))
+    if not documents and not bad:
         raise Unreadable("empty")
     return documents
 
 
 def _labels(roots: Sequence[Path]) -> list[str]:
     """A short name for each path that was given: its last parts, as many as tell all of them apart."""
-    parts = [[p for p in Path(os.path.realpath(root)).parts if p != os.sep] for root in roots]
+    parts = [[printable(p) for p in Path(os.path.realpath(root)).parts if p != os.sep] for root in roots]
     depth = 1
     while depth < max(map(len, parts)) and len({tuple(p[-depth:]) for p in parts}) < len({tuple(p) for p in parts}):
         depth += 1
@@ -207,8 +225,12 @@ def _under(label: str, id: str) -> str:
     return label + id.removeprefix(name) if id == name or id.startswith(name + "#") else f"{label}/{id}"
 
 
+def _told(root: Path) -> str:
+    return printable(str(root)).replace("\0", "\\0")
+
+
 def _why_empty(roots: Sequence[Path], skipped: Sequence[Skipped], ignored: Ignored, config: ReadConfig) -> str:
-    places = ", ".join(str(root) for root in roots[:3]) + (" …" if len(roots) > 3 else "")
+    places = ", ".join(_told(root) for root in roots[:3]) + (" …" if len(roots) > 3 else "")
     message = f"No readable document in {places}."
     if skipped:
         reasons = Counter(s.reason for s in skipped).most_common(5)
@@ -223,4 +245,4 @@ def _why_empty(roots: Sequence[Path], skipped: Sequence[Skipped], ignored: Ignor
         message += " There are no files in it."
     if config.include:
         message += f" Only files matching {', '.join(config.include)} were asked for."
-    return message + " Give files of text, Markdown, HTML, PDF, Word, notebooks, jsonl, csv or source code."
+    return message + " Give files of text, Markdown, HTML, PDF, office programs, notebooks, JSON, csv or source code."

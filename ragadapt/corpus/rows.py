@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
+import io
 import json
+import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from ragadapt.config import ReadConfig
 from ragadapt.corpus.content import json_value, with_short_title
 from ragadapt.corpus.decode import Unreadable, encoding_of, tidy
+from ragadapt.corpus.json_file import TEXT_NAMES
+from ragadapt.corpus.paths import open_regular
 from ragadapt.text import encodable
 from ragadapt.values import Document
 
 _ID_NAMES = ("_id", "id", "doc_id", "docid", "document_id", "uuid", "key")
-_TEXT_NAMES = (
-    "text",
-    "contents",
-    "content",
-    "body",
-    "passage",
-    "page_content",
-    "document",
-    "abstract",
-    "answer",
-    "code",
-)
 _TITLE_NAMES = ("title", "headline", "heading", "question", "subject", "name")
 _SAMPLE_BYTES = 1_000_000
+_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.(\d+))?")
+_MARK = "ragadapt.rows"
+codecs.register_error(_MARK, lambda error: ("\udc80", error.end))  # type: ignore[attr-defined]  # a row is bad, not its file
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,26 +46,92 @@ class Row:
 def read_rows(path: Path, name: str, kind: str, config: ReadConfig) -> Iterator[Row | BadRow]:
     """The documents of a row file, and the rows that hold none. Raises Unreadable where no row can be read.
 
-    A row without an id is known by its content: the file's name and a hash, so other rows may come and go.
+    A row without an id is known by its content: the file's name and a hash, so other rows may come and go. Columns of
+    a csv file that hold nothing but numbers are numbers in the metadata.
     """
-    with path.open("rb") as file:
-        encoding = config.encoding or encoding_of(
-            sample := file.read(_SAMPLE_BYTES), complete=len(sample) < _SAMPLE_BYTES
-        )
-    with path.open("r", encoding=encoding, errors="surrogateescape", newline="" if kind == "csv" else None) as text:
-        records = _csv_records(text, path, config) if kind == "csv" else _json_records(text, config)
-        for line, record in records:
-            if isinstance(record, str):
-                yield BadRow(line, record)
-                continue
-            try:
-                yield Row(line, _document(record, name, config))
-            except Unreadable as error:
-                yield BadRow(line, str(error))
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        sample = file.read(_SAMPLE_BYTES)
+        if not sample:
+            raise Unreadable("empty")
+        encoding = config.encoding or encoding_of(sample, complete=len(sample) < _SAMPLE_BYTES)
+        file.seek(0)
+        text = io.TextIOWrapper(file, encoding, _MARK, newline="" if kind == "csv" else None)
+        rows = _read(text, name, path, kind, config, time.monotonic() + config.seconds_for(size))
+        yield from _with_numbers(rows) if kind == "csv" else rows
 
 
-def _json_records(lines: IO[str], config: ReadConfig) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
-    for number, line in enumerate(lines, 1):
+def rows_of(text: str, name: str, config: ReadConfig) -> Iterator[Row | BadRow]:
+    """The documents of jsonl text, which another format was made into."""
+    return _read(io.StringIO(text), name, Path(name), "jsonl", config, float("inf"))
+
+
+def _read(
+    text: IO[str], name: str, path: Path, kind: str, config: ReadConfig, deadline: float
+) -> Iterator[Row | BadRow]:
+    for line, record in _csv_records(text, path, config) if kind == "csv" else _json_records(text, config):
+        if time.monotonic() > deadline:
+            yield BadRow(line, "the file takes too long to read, and the rest of it is left out; see seconds_per_file")
+            return
+        if isinstance(record, str):
+            yield BadRow(line, record)
+            continue
+        try:
+            yield Row(line, _document(record, name, config))
+        except Unreadable as error:
+            yield BadRow(line, str(error))
+        except RecursionError:
+            yield BadRow(line, "malformed JSON: nested too deeply")
+
+
+class _Lines:
+    """The lines of a text, none held beyond `most` characters, nor as much between two calls of `start`.
+
+    What is longer raises _TooLong once it is passed over; the line after it comes next.
+    """
+
+    def __init__(self, text: IO[str], most: int) -> None:
+        self.text, self.most = text, most
+        self.number = 0
+        self._given = 0
+
+    def start(self) -> None:
+        """A row begins."""
+        self._given = 0
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        line = self.text.readline(self.most + 1)
+        if not line:
+            raise StopIteration
+        self.number += 1
+        self._given += len(line)
+        cut = False
+        while len(line) > self.most and not line.endswith(("\n", "\r")):
+            cut, line = True, self.text.readline(self.most + 1)
+        if cut or self._given > self.most + 1:
+            raise _TooLong
+        return line
+
+
+class _TooLong(Exception):
+    pass
+
+
+def _json_records(text: IO[str], config: ReadConfig) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+    lines = _Lines(text, config.max_file_bytes)
+    while True:
+        lines.start()
+        try:
+            line = next(lines)
+        except StopIteration:
+            return
+        except _TooLong:
+            yield lines.number, _over_size(config)
+            continue
+        number = lines.number
         if not line.strip():
             continue
         if reason := _damage(line, config):
@@ -86,28 +149,32 @@ def _json_records(lines: IO[str], config: ReadConfig) -> Iterator[tuple[int, Map
 
 
 def _csv_records(text: IO[str], path: Path, config: ReadConfig) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
-    csv.field_size_limit(max(csv.field_size_limit(), config.max_file_bytes))
+    csv.field_size_limit(max(csv.field_size_limit(), min(config.max_file_bytes, 2**31 - 1)))
     sample = text.read(65_536)
     text.seek(0)
-    reader = csv.reader(text, delimiter=_delimiter(sample, path), strict=True)
+    lines = _Lines(text, config.max_file_bytes)
+    reader = csv.reader(lines, delimiter=_delimiter(sample, path), strict=True)
     try:
         header = [column.removeprefix("\ufeff").strip() for column in next(reader, [])]
-    except csv.Error as error:
-        raise Unreadable(f"malformed header: {error}") from error
-    wanted = _field(dict.fromkeys(header, ""), config.text_field, _TEXT_NAMES)
+    except (csv.Error, _TooLong) as error:
+        raise Unreadable(f"malformed header: {error or _over_size(config)}") from error
+    wanted = _field(dict.fromkeys(header, ""), config.text_field, TEXT_NAMES)
     if wanted is None:
         asked = f"no column {config.text_field!r}" if config.text_field else "no column of text"
-        raise Unreadable(
-            f"{asked}; the columns are {', '.join(header[:20]) or 'none'}; name one with the setting text_field"
-        )
+        names = encodable(", ".join(header[:20]))[:500] or "none"
+        raise Unreadable(f"{asked}; the columns are {names}; name one with the setting text_field")
     while True:
-        line = reader.line_num + 1
+        line = lines.number + 1
+        lines.start()
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
             yield line, f"malformed row: {error}"
+            continue
+        except _TooLong:
+            yield line, _over_size(config)
             continue
         if not any(cell.strip() for cell in cells):
             continue
@@ -119,16 +186,39 @@ def _csv_records(text: IO[str], path: Path, config: ReadConfig) -> Iterator[tupl
             yield line, dict(zip(header, cells, strict=True))
 
 
+def _with_numbers(rows: Iterable[Row | BadRow]) -> Iterator[Row | BadRow]:
+    """The rows with numbers where a whole column is plainly of numbers; "007" or "1.10" beside "1.9" stay text."""
+    rows = list(rows)
+    decimals: dict[str, int] = {}  # column → digits after the point
+    text: set[str] = set()
+    for row in rows:
+        for column, value in row.document.metadata.items() if isinstance(row, Row) else ():
+            match = _NUMBER.fullmatch(value) if isinstance(value, str) and len(value) <= 20 else None
+            exact = match is not None and (len(value) <= 16 if match[1] else -(2**63) <= int(value) < 2**63)
+            if not (match and exact) or decimals.setdefault(column, len(match[1] or "")) != len(match[1] or ""):
+                text.add(column)
+    convert = {column: float if places else int for column, places in decimals.items() if column not in text}
+    for row in rows:
+        if isinstance(row, Row) and convert:
+            values = {c: convert[c](v) if c in convert else v for c, v in row.document.metadata.items()}
+            row = Row(row.line, replace(row.document, metadata=values))
+        yield row
+
+
 def _delimiter(sample: str, path: Path) -> str:
     first = re.sub(r'"[^"]*"', "", sample.split("\n", 1)[0])
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     return max((usual, ",", ";", "\t", "|"), key=first.count)
 
 
+def _over_size(config: ReadConfig) -> str:
+    return f"over-size: more than {config.max_file_bytes:,} characters, which is the limit max_file_bytes"
+
+
 def _damage(text: str, config: ReadConfig) -> str:
-    if len(text) > config.max_file_bytes:
-        return f"over-size: {len(text):,} characters"
-    if re.search("[\udc80-\udcff]", text):
+    if len(text) > config.max_file_bytes + 1:
+        return _over_size(config)
+    if "\udc80" in text:
         return "wrongly encoded"
     return ""
 
@@ -141,15 +231,15 @@ def _field(record: Mapping[str, Any], chosen: str | None, usual: tuple[str, ...]
 
 
 def _document(record: Mapping[str, Any], name: str, config: ReadConfig) -> Document:
-    text_field = _field(record, config.text_field, _TEXT_NAMES)
+    text_field = _field(record, config.text_field, TEXT_NAMES)
     title_field = _field(record, config.title_field, _TITLE_NAMES)
     id_field = _field(record, config.id_field, _ID_NAMES)
     if text_field is None:
         asked = repr(config.text_field) if config.text_field else "text"
-        raise Unreadable(f"no field {asked}; its fields are {', '.join(list(record)[:20]) or 'none'}")
+        raise Unreadable(f"no field {asked}; its fields are {_names(record) or 'none'}")
     for field, chosen in ((config.id_field, id_field), (config.title_field, title_field)):
         if field is not None and chosen is None:
-            raise Unreadable(f"no field {field!r}; its fields are {', '.join(list(record)[:20])}")
+            raise Unreadable(f"no field {field!r}; its fields are {_names(record)}")
     text = _text(record[text_field], text_field)
     title = " ".join(_text(record[title_field], title_field).split()) if title_field not in (None, text_field) else ""
     if not text.strip():
@@ -172,7 +262,12 @@ def _document(record: Mapping[str, Any], name: str, config: ReadConfig) -> Docum
     elif nested is not None:
         rest["metadata"] = nested
     text, title = with_short_title(text, title)
-    return Document(id=id, text=text, title=title, metadata=json_value(rest), source=name)
+    metadata = {encodable(key): json_value(value) for key, value in rest.items()}
+    return Document(id=id, text=text, title=title, metadata=metadata, source=name)
+
+
+def _names(record: Mapping[str, Any]) -> str:
+    return encodable(", ".join(list(record)[:20]))[:500]
 
 
 def _text(value: Any, field: str | None) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ragadapt.config import ReadConfig
 from ragadapt.corpus.frameworks import chunks_from, documents_from
+from ragadapt.corpus.paths import printable
 from ragadapt.corpus.read import read_documents
 from ragadapt.values import Chunk, Document, Progress
 
@@ -23,12 +24,12 @@ def describe_sources(sources: Sequence[Any], chunked: bool, labels: Sequence[Pat
     already, and which files in the folders are labels."""
     paths = [Path(source).resolve() for source in sources] if are_paths(sources) else []
     inside = [
-        {"root": path.name, "path": place}
+        {"root": printable(path.name), "path": printable(place)}
         for source, path in zip(sources, paths)
         for label in dict.fromkeys(labels)
         if (place := _place_in(label, source)) is not None
     ]
-    roots = [{"name": path.name, "folder": path.is_dir()} for path in paths]
+    roots = [{"name": printable(path.name), "folder": path.is_dir()} for path in paths]
     return {"chunked": chunked, "roots": roots, "labels": inside}
 
 
@@ -47,7 +48,7 @@ def known_labels(described: Mapping[str, Any], sources: Sequence[Any]) -> list[P
     roots = [Path(source).resolve() for source in sources] if are_paths(sources) else []
     found = []
     for label in described.get("labels", ()):
-        same = [root for root in roots if root.name == label["root"]]
+        same = [root for root in roots if printable(root.name) == label["root"]]
         found += [root / label["path"] for root in same or roots if label["path"] != "." or root in same]
     return found
 

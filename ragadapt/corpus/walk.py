@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pathspec import GitIgnoreSpec
 
 from ragadapt.config import ReadConfig
+from ragadapt.corpus.decode import Unreadable
+from ragadapt.corpus.paths import printable, read_bounded
 from ragadapt.errors import InvalidConfiguration
 
+_GITIGNORE_BYTES = 200_000  # every file is held against every rule of it
+_RULES = 5_000
+_STARS = 4  # in one rule; a file's name is held against it in the fourth power of its length
 _NEVER = ("/.git/", "__pycache__/", "node_modules/", ".ipynb_checkpoints/")  # other programs' stores, never documents
 
 
@@ -57,9 +63,14 @@ def compile_patterns(patterns: Iterable[str], setting: str) -> GitIgnoreSpec | N
     return GitIgnoreSpec.from_lines(lines)
 
 
-def walk(root: Path, config: ReadConfig, ignored: Ignored) -> Iterator[Found]:
-    """The files under `root` in a stable order; entries that cannot be followed come with their problem."""
+def walk(root: Path, config: ReadConfig, ignored: Ignored, inside: Sequence[Path] = ()) -> Iterator[Found]:
+    """The files under `root` in a stable order; entries that cannot be followed come with their problem.
+
+    inside: the other files and folders that were given; a link that leads out of all of them is followed if
+    config.follow_links says so.
+    """
     rules = _Rules(root, config, ignored)
+    given = [os.path.normcase(os.path.realpath(path)) for path in (root, *inside)]
     seen = {os.path.realpath(root): "the folder itself"}
     linked: list[tuple[Path, str]] = []
     yield from _folder(root, "", rules, seen, linked)
@@ -68,6 +79,8 @@ def walk(root: Path, config: ReadConfig, ignored: Ignored) -> Iterator[Found]:
         real = os.path.realpath(path)
         if not os.path.exists(real):  # noqa: PTH110 — realpath of a loop is still a string
             yield Found(path, name, "a link that leads nowhere, or in a circle")
+        elif not config.follow_links and not _is_inside(real, given):
+            yield Found(path, name, "a link that leads out of the documents; read.follow_links = true follows it")
         elif real in seen:
             yield Found(path, name, f"a link to {seen[real]}, which is read already")
         elif Path(real).is_dir():
@@ -76,6 +89,11 @@ def walk(root: Path, config: ReadConfig, ignored: Ignored) -> Iterator[Found]:
         else:
             seen[real] = name
             yield Found(path, name)
+
+
+def _is_inside(real: str, given: Iterable[str]) -> bool:
+    real = os.path.normcase(real)
+    return any(real == top or real.startswith(top.rstrip(os.sep) + os.sep) for top in given)
 
 
 def _folder(
@@ -87,15 +105,17 @@ def _folder(
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
-            yield Found(folder, prefix or folder.name, f"folder cannot be listed: {error.strerror or error}")
+            yield Found(folder, prefix or printable(folder.name), f"folder cannot be listed: {error.strerror or error}")
             continue
         if _is_ours({entry.name for entry in entries}, folder):
-            yield Found(folder, prefix or Path(os.path.realpath(folder)).name, "a retriever of ragadapt, not documents")
+            name = prefix or printable(Path(os.path.realpath(folder)).name)
+            yield Found(folder, name, "a retriever of ragadapt, not documents")
             continue
-        rules.enter(folder, prefix)
+        if problem := rules.enter(folder, prefix):
+            yield Found(folder / ".gitignore", prefix + ".gitignore", problem)
         below = []
-        for entry in entries:
-            path, name = Path(entry.path), prefix + unicodedata.normalize("NFC", entry.name)
+        for entry, name in zip(entries, _names([entry.name for entry in entries]), strict=True):
+            path, name = Path(entry.path), prefix + name
             try:
                 is_folder = entry.is_dir()
             except OSError:
@@ -120,6 +140,25 @@ def _folder(
         stack.extend(reversed(below))
 
 
+def _names(names: Sequence[str]) -> Iterator[str]:
+    """Each name of a folder in the one form that ids have; where two would get the same, one keeps its own form."""
+    taken = {name for name in names if shown(name) == name}
+    for raw in names:
+        name = shown(raw)
+        if name != raw:
+            if name in taken:
+                name = printable(raw)
+            while name in taken:
+                name = name.replace("\\", "\\\\")
+            taken.add(name)
+        yield name
+
+
+def shown(name: str) -> str:
+    """A file's name in its id: letters and accents composed, whatever the file system stores, and always text."""
+    return printable(unicodedata.normalize("NFC", name))
+
+
 def _is_ours(names: set[str], folder: Path) -> bool:
     """Whether the folder with these entries is a saved retriever, or the unfinished build of one."""
     return "ragadapt.json" in names or ({"build.json", "stages"} <= names and folder.name.endswith(".build"))
@@ -138,10 +177,13 @@ class _Rules:
         if config.gitignore:
             self.above = _above(root)
 
-    def enter(self, folder: Path, prefix: str) -> None:
+    def enter(self, folder: Path, prefix: str) -> str:
+        """Take up the folder's own rules; why they cannot be, or ""."""
         self.specs = [(p, spec) for p, spec in self.specs if prefix.startswith(p)]
-        if self.config.gitignore and (spec := _read_gitignore(folder)) is not None:
+        spec, problem = _read_gitignore(folder) if self.config.gitignore else (None, "")
+        if spec is not None:
             self.specs.append((prefix, spec))
+        return problem
 
     def accept(self, name: str, is_folder: bool) -> bool:
         base = name.rpartition("/")[2]
@@ -186,7 +228,7 @@ def _above(root: Path) -> list[tuple[str, GitIgnoreSpec]]:
     found = []
     for folder in root.parents if not (root / ".git").exists() else ():
         lead = root.relative_to(folder).as_posix() + "/"
-        spec = _read_gitignore(folder)
+        spec, _ = _read_gitignore(folder)
         if spec is not None and not spec.check_file(lead).include:
             found.append((lead, spec))
         if (folder / ".git").exists():
@@ -194,16 +236,29 @@ def _above(root: Path) -> list[tuple[str, GitIgnoreSpec]]:
     return []  # no repository: those files speak of something else
 
 
-def _read_gitignore(folder: Path) -> GitIgnoreSpec | None:
+def _read_gitignore(folder: Path) -> tuple[GitIgnoreSpec | None, str]:
+    """The folder's rules, None without any, and what of them is not applied, or ""."""
     try:
-        lines = (folder / ".gitignore").read_text("utf-8", errors="replace").splitlines()
+        data = read_bounded(folder / ".gitignore", _GITIGNORE_BYTES)
     except OSError:
-        return None
-    accepted = []
-    for line in lines:
+        return None, ""
+    except Unreadable as error:
+        return None, f"{error}; no rules are taken from it"
+    if data is None:
+        return None, f"over-size: more than {_GITIGNORE_BYTES:,} bytes; no rules are taken from it"
+    accepted: list[str] = []
+    slow = 0
+    for line in data.decode("utf-8", "replace").splitlines():
+        if line.startswith("#") or not line.strip():
+            continue
+        if len(re.findall(r"\*+", line)) > _STARS or len(accepted) == _RULES:
+            slow += 1
+            continue
         try:
             GitIgnoreSpec.from_lines([line])
         except ValueError:
             continue  # git, too, passes over a line that it cannot read
         accepted.append(line)
-    return GitIgnoreSpec.from_lines(accepted)
+    limits = f"those with more than {_STARS} stars, or after the first {_RULES:,}"
+    problem = f"{slow:,} of its rules are not applied: {limits}" if slow else ""
+    return GitIgnoreSpec.from_lines(accepted), problem

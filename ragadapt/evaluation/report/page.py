@@ -619,6 +619,20 @@ def _data(report: Report) -> Markup | None:
             )
             if skipped
             else None,
+            tag(
+                "details",
+                tag("summary", "left out on purpose of files that were read"),
+                _table(
+                    ["file", "what"],
+                    [[each.source, each.reason] for each in corpus.notes[:LISTED]],
+                    caption="Read, but for this.",
+                    sort_values=[[each.source, each.reason] for each in corpus.notes[:LISTED]],
+                ),
+                _more(min(len(corpus.notes), LISTED), corpus.notes_total or len(corpus.notes), "notes"),
+                cls="plain",
+            )
+            if corpus.notes
+            else None,
         ]
         if corpus
         else None,

@@ -136,6 +136,8 @@ class Corpus(Part):
     near_duplicates: int | None = None
     skipped: tuple[Skipped, ...] = ()
     skipped_total: int | None = None  # where `skipped` lists only some
+    notes: tuple[Skipped, ...] = ()  # what was left out on purpose of files that were read
+    notes_total: int | None = None
 
 
 class QueryYield(Part):
