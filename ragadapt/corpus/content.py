@@ -27,9 +27,9 @@ class Content:
     title: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    anchors: Mapping[str, int] = field(default_factory=dict)
     places: tuple[tuple[int, Mapping[str, Any]], ...] = ()
     rows: bool = False
+    anchors: Mapping[str, int] = field(default_factory=dict)
 
 
 def json_value(value: Any, depth: int = 0) -> Any:

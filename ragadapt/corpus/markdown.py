@@ -24,4 +24,4 @@ def read_markdown(text: str, home: Home | None = None) -> Content:
     if home is not None:
         text, notes = expand_includes(text, home)
     text, anchors = without_attributes(text)
-    return Content(text, title or first_heading(text), metadata, notes, anchors)
+    return Content(text, title or first_heading(text), metadata, notes, anchors=anchors)
