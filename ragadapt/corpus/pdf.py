@@ -89,7 +89,7 @@ def _pages(reader: Any) -> tuple[list[list[_Line]], list[str]]:
 
 def _shows_picture(page: Any) -> bool:
     resources: Any = page.get("/Resources")
-    drawn = resources.get_object().get("/XObject") if resources is not None else None
+    drawn: Any = resources.get_object().get("/XObject") if resources is not None else None
     objects = list(drawn.get_object().values())[:_LOOKED_AT] if drawn is not None else []
     return any(each.get_object().get("/Subtype") in ("/Image", "/Form") for each in objects)
 
@@ -104,7 +104,7 @@ def _filled_in(page: Any) -> Iterator[str]:
             continue
         kind, value = each.get("/Subtype"), None
         if kind == "/Widget":
-            parent = each.get("/Parent")
+            parent: Any = each.get("/Parent")
             value = each.get("/V") or (parent.get_object().get("/V") if hasattr(parent, "get_object") else None)
         elif kind == "/FreeText":
             value = each.get("/Contents")
