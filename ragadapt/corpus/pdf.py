@@ -102,7 +102,8 @@ def _filled_in(page: Any) -> Iterator[str]:
         each = each.get_object()
         if not hasattr(each, "get") or int(each.get("/F") or 0) & 2:  # hidden
             continue
-        kind, value = each.get("/Subtype"), None
+        kind = each.get("/Subtype")
+        value: Any = None
         if kind == "/Widget":
             parent: Any = each.get("/Parent")
             value = each.get("/V") or (parent.get_object().get("/V") if hasattr(parent, "get_object") else None)
