@@ -21,6 +21,7 @@ import pytest
 from test_corpus_office import docx_of, p, r, tbl, tc
 from test_corpus_reading import ids, pdf_bytes, reasons, write
 
+import ragadapt
 from ragadapt.chunks import document_hash
 from ragadapt.config import ChunkConfig, ReadConfig
 from ragadapt.corpus import apart, chunk_documents, read_documents
@@ -281,6 +282,22 @@ def test_where_no_process_can_be_started_files_are_read_all_the_same(
     for executable in ("", str(tmp_path / "none"), "/bin/true" if os.name != "nt" else ""):
         monkeypatch.setattr(sys, "executable", executable)
         assert [d.title for d in read_documents([tmp_path]).documents] == ["One"]
+
+
+@pytest.mark.parametrize("first", ["", "."])
+def test_modules_that_lie_among_the_documents_are_not_run(tmp_path: Path, first: str) -> None:
+    ran = f"open({str(tmp_path / 'ran')!r}, 'w').close()\n"
+    names = ("json", "yaml", "lxml", "pypdf", "ragadapt", "markdown_it")
+    write(tmp_path / "docs", {**{f"{name}.py": ran for name in names}, "a.md": "# One", "b.pdf": pdf_bytes(["x"])})
+    root = str(Path(ragadapt.__file__).parents[1])
+    # as in a console that was started among the documents, once its own imports are done
+    code = (
+        f"import sys; sys.path.remove(''); sys.path.insert(0, {root!r}); from ragadapt.corpus import read_documents\n"
+        f"import ragadapt.corpus.read; sys.path.insert(0, {first!r}); print(len(read_documents(['.']).documents))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "docs", capture_output=True, text=True)
+    assert done.stdout.strip() == "8", done.stderr
+    assert not (tmp_path / "ran").exists()
 
 
 @posix

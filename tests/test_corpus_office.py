@@ -124,6 +124,39 @@ def test_soft_hyphens_at_line_ends_rejoin() -> None:
     assert text.split("\n")[1] == "A forecast"
 
 
+def test_pages_that_are_pictures_are_told() -> None:
+    from pypdf import PdfReader, PdfWriter
+    from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
+
+    writer = PdfWriter(clone_from=PdfReader(io.BytesIO(pdf_of([block("Words."), [], []]))))
+    image = DecodedStreamObject()
+    image[NameObject("/Subtype")] = NameObject("/Image")
+    shown = DictionaryObject({NameObject("/I"): writer._add_object(image)})
+    writer.pages[1][NameObject("/Resources")] = DictionaryObject({NameObject("/XObject"): shown})
+    buffer = io.BytesIO()
+    writer.write(buffer)
+    content = read_content(buffer.getvalue(), "pdf", "a.pdf", None, 10**7)
+    assert content.notes == ("1 pages are pictures without text: scanned ones need OCR first",)
+
+
+def test_charts_and_comments_of_sheets_are_told() -> None:
+    import openpyxl
+    from openpyxl.chart import BarChart, Reference
+    from openpyxl.comments import Comment
+
+    book = openpyxl.Workbook()
+    sheet = book.active
+    sheet.append(["a", 1])
+    sheet["A1"].comment = Comment("look", "me")
+    chart = BarChart()
+    chart.add_data(Reference(sheet, min_col=2, min_row=1))
+    sheet.add_chart(chart)
+    buffer = io.BytesIO()
+    book.save(buffer)
+    notes = " ".join(read_content(buffer.getvalue(), "xlsx", "a.xlsx", None, 10**7).notes)
+    assert "charts are left out (1)" in notes and "comments of sheets are left out (1)" in notes
+
+
 def test_values_of_form_fields_and_typed_text_are_read() -> None:
     from pypdf import PdfReader, PdfWriter
     from pypdf.generic import ArrayObject, DictionaryObject, NameObject, NumberObject, TextStringObject

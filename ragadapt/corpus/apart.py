@@ -17,6 +17,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import fields
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self
 
@@ -36,11 +37,18 @@ _START_SECONDS: Final = 60
 _IDLE_SECONDS: Final = 20  # a process that nobody asks leaves
 _ALARMS: Final = hasattr(signal, "setitimer")
 _HELLO: Final = b"ragadapt\n"  # after whatever else was printed while Python started
+# Whatever else sys.path may hold, both sides are the same ragadapt.
 _BOOT: Final = """\
-import sys, json
-sys.path[:] = json.loads(sys.argv[1])
+import importlib.util, json, os, sys
+path, package, memory_bytes = sys.argv[1:]
+sys.path[:] = json.loads(path)
+found = importlib.util.spec_from_file_location(
+    "ragadapt", package, submodule_search_locations=[os.path.dirname(package)]
+)
+sys.modules["ragadapt"] = importlib.util.module_from_spec(found)
+found.loader.exec_module(sys.modules["ragadapt"])
 from ragadapt.corpus.apart import serve
-serve(int(sys.argv[2]))
+serve(int(memory_bytes))
 """
 
 
@@ -117,7 +125,11 @@ class _Process:
     def __init__(self, memory_bytes: int) -> None:
         self.memory_bytes = memory_bytes
         self.asked = 0
-        command = [sys.executable, "-c", _BOOT, json.dumps(sys.path), str(memory_bytes)]
+        # What lies in the working folder, which may be full of strangers' files, comes last: -P, and the sort.
+        path = [os.fspath(entry) for entry in sys.path if isinstance(entry, str | os.PathLike)]
+        path.sort(key=lambda entry: entry in ("", "."))
+        here = str(Path(__file__).parents[1] / "__init__.py")
+        command = [sys.executable, "-P", "-c", _BOOT, json.dumps(path), here, str(memory_bytes)]
         threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # each takes address space
         self._popen = subprocess.Popen(
             command,

@@ -15,6 +15,7 @@ from ragadapt.corpus.content import Content
 from ragadapt.corpus.decode import Unreadable, tidy
 
 _PAGES = 20_000  # a file may say that it has any number
+_LOOKED_AT = 20  # objects of a page, to see whether it shows a picture
 _FEWEST = 4  # pages that show what runs over them all
 _EDGE = 3  # lines of a running head or foot at most
 _LONGEST = 200  # characters of such a line
@@ -67,7 +68,7 @@ def _pages(reader: Any) -> tuple[list[list[_Line]], list[str]]:
     """The lines of every page, and what was left out."""
     pages: list[list[_Line]] = []
     read: set[Any] = set()
-    again = 0
+    again = pictures = 0
     notes = []
     for number, page in enumerate(reader.pages):
         if number == _PAGES:
@@ -76,23 +77,36 @@ def _pages(reader: Any) -> tuple[list[list[_Line]], list[str]]:
         keys = _keys_of(page)
         again += (seen := not read.isdisjoint(keys))
         read.update(keys)
-        pages.append([] if seen else _lines(page) + [_Line(text) for text in _filled_in(page)])
+        lines = [] if seen else _lines(page) + [_Line(text) for text in _filled_in(page)]
+        pictures += not seen and not any(line.text.strip() for line in lines) and _shows_picture(page)
+        pages.append(lines)
     if again:
         notes.append(f"{again:,} pages that are an earlier page again are left out")
+    if pictures:
+        notes.append(f"{pictures:,} pages are pictures without text: scanned ones need OCR first")
     return pages, notes
+
+
+def _shows_picture(page: Any) -> bool:
+    resources: Any = page.get("/Resources")
+    drawn: Any = resources.get_object().get("/XObject") if resources is not None else None
+    objects = list(drawn.get_object().values())[:_LOOKED_AT] if drawn is not None else []
+    return any(each.get_object().get("/Subtype") in ("/Image", "/Form") for each in objects)
 
 
 def _filled_in(page: Any) -> Iterator[str]:
     """What stands on a page beside its drawing: values of form fields, and text that was typed onto it."""
     annotations = page.get("/Annots")
-    for each in (annotations.get_object() if annotations is not None else None) or ():
+    listed: Any = annotations.get_object() if annotations is not None else None
+    for each in listed or ():
         each = each.get_object()
         if not hasattr(each, "get") or int(each.get("/F") or 0) & 2:  # hidden
             continue
-        kind, value = each.get("/Subtype"), None
+        kind = each.get("/Subtype")
+        value: Any = None
         if kind == "/Widget":
-            parent = each.get("/Parent")
-            value = each.get("/V") or (parent.get_object().get("/V") if parent is not None else None)
+            parent: Any = each.get("/Parent")
+            value = each.get("/V") or (parent.get_object().get("/V") if hasattr(parent, "get_object") else None)
         elif kind == "/FreeText":
             value = each.get("/Contents")
         value = value.get_object() if hasattr(value, "get_object") else value

@@ -14,6 +14,7 @@ from ragadapt.corpus.office import Package, pipe_table
 
 _ROWS, _CHARACTERS = 20, 800  # of a piece of a table, which has the head of the table again: a passage says its columns
 _LONGEST_HEAD = 400  # characters; a longer one stands once
+_LEFT_OUT = {"charts": r"charts/chart\d*\.xml$", "comments of sheets": r"(?i)comments?/?\w*\d*\.xml$"}
 _UNSAVED = re.compile(rb"</(?:\w+:)?f>(?:<(?:\w+:)?v\s*/>|<(?:\w+:)?v></(?:\w+:)?v>)?</(?:\w+:)?c>")
 
 
@@ -28,7 +29,11 @@ def read_xlsx(data: bytes, max_bytes: int) -> Content:
     notes: list[str] = []
     length = 0
     try:
-        unsaved = _unpacks(Package(data, max_bytes, "Excel"))
+        package = Package(data, max_bytes, "Excel")
+        unsaved = _unpacks(package)
+        for what, pattern in _LEFT_OUT.items():
+            if count := sum(bool(re.search(pattern, name)) for name in package.names()):
+                notes.append(f"{what} are left out ({count})")
         book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True, keep_links=False)
         for sheet in book.worksheets:
             name = " ".join(tidy(str(sheet.title)).split())
