@@ -29,6 +29,7 @@ from ragadapt.pefa import Feedback
 from ragadapt.pefa.tuning import Tuned, tune
 from ragadapt.retriever import Retriever
 from ragadapt.store import FEEDBACK_REPORT
+from ragadapt.text import printable_json
 from ragadapt.values import Evidence, Progress, no_progress
 from ragadapt.version import __version__
 
@@ -262,13 +263,16 @@ def _count_lines(path: str | Path) -> int:
 def _write_lines(path: str | Path, lines: Iterable[Mapping[str, Any]]) -> None:
     if str(path) == "-":
         for line in lines:
-            sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+            sys.stdout.write(_dump(line))
         return
-    pieces = (json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     try:
-        write_atomically(Path(path), pieces)
+        write_atomically(Path(path), map(_dump, lines))
     except OSError as error:
         raise InvalidInput(f"{path} cannot be written ({error}). Name a file in a folder that is there.") from error
+
+
+def _dump(line: Mapping[str, Any]) -> str:
+    return printable_json(json.dumps(line, ensure_ascii=False)) + "\n"
 
 
 def _report(retriever: Retriever, tuned: Tuned, seed: int) -> Report:

@@ -1,7 +1,12 @@
-"""What the user sees: data on stdout, everything else on stderr; progress, log, colours, errors."""
+"""What the user sees: data on stdout, everything else on stderr; progress, log, colours, errors.
+
+Names, titles, ids and texts come from documents and files, and may hold what a terminal obeys. So all that is printed
+goes through here, where control characters become escapes; commands print nothing by themselves.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
@@ -15,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ragadapt.text import printable, printable_json
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import Task, TaskID
@@ -23,6 +30,9 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 ERROR, USAGE, NO_GAIN, MISSING_EXTRA, INTERRUPTED = 1, 2, 3, 4, 130
+
+Piece = str | tuple[str, Mapping[str, Any]]
+"""A part of a line; with the settings of click.style where it has a style."""
 
 _SHORT_SECONDS = 2.0  # a finished stage that took less leaves no line behind
 
@@ -46,19 +56,33 @@ class Terminal:
 
     # Data
 
-    def write(self, text: str = "") -> None:
-        """A line of data."""
-        click.echo(text)
+    def write(self, *pieces: Piece) -> None:
+        """A line of data. Newlines within it are escaped as all control characters are; see `write_lines`."""
+        colours = self.colours
+        line = "".join(
+            printable(piece)
+            if isinstance(piece, str)
+            else click.style(printable(piece[0]), **piece[1])
+            if colours
+            else printable(piece[0])
+            for piece in pieces
+        )
+        click.echo(line, color=colours or None)
+
+    def write_lines(self, text: str) -> None:
+        """Lines of data, as they stand in a text of ours; what comes from documents must be `printable` in it."""
+        for line in text.split("\n"):
+            self.write(line)
 
     def write_json(self, command: str, values: Mapping[str, Any]) -> None:
         """The one document that --json promises."""
         document = {"schema_version": SCHEMA_VERSION, "command": command, **values}
-        click.echo(json.dumps(_plain(document), ensure_ascii=False, indent=2, allow_nan=False))
+        click.echo(printable_json(json.dumps(_plain(document), ensure_ascii=False, indent=2, allow_nan=False)))
 
     def note(self, text: str) -> None:
-        """Something for a person beside the data; not under --quiet or --json."""
+        """Something for a person beside the data, on a line; not under --quiet or --json."""
         if not self.quiet and not self.json:
-            click.echo(text, err=True)
+            click.echo(printable(text), err=True)
 
     @property
     def colours(self) -> bool:
@@ -83,9 +107,9 @@ class Terminal:
 
         columns = (
             SpinnerColumn(finished_text="✓"),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=28),
-            TextColumn("{task.fields[count]}"),
+            TextColumn("{task.fields[count]}", markup=False),
             _time_column(),
         )
         with Bars(*columns, console=Console(stderr=True), refresh_per_second=5, redirect_stdout=False) as bars:
@@ -212,7 +236,10 @@ def report_error(error: BaseException, terminal: Terminal) -> int:
     if isinstance(error, click.ClickException):
         if terminal.json:
             return _say(error, error.exit_code, error.format_message(), terminal)
-        error.show()
+        error.message = printable(error.message)
+        shown = io.StringIO()
+        error.show(shown)  # with the usage, on lines of its own
+        click.echo(_lines(shown.getvalue()), err=True, nl=False)
         return error.exit_code
     # Here, so that nothing of it is imported when all goes well.
     from ragadapt.errors import MissingExtra, RagadaptError
@@ -242,24 +269,31 @@ def _say(error: BaseException, code: int, message: str, terminal: Terminal, trac
             }
             if lines:
                 values["traceback"] = lines
-            click.echo(json.dumps({"schema_version": SCHEMA_VERSION, "error": values}, ensure_ascii=False), err=True)
+            document = {"schema_version": SCHEMA_VERSION, "error": values}
+            click.echo(printable_json(json.dumps(document, ensure_ascii=False)), err=True)
         else:
             if lines:
-                click.echo(lines, err=True, nl=False)
-            click.echo(message, err=True)
+                click.echo(_lines(lines), err=True, nl=False)
+            click.echo(printable(message), err=True)
     return code
+
+
+def _lines(text: str) -> str:
+    """Text whose newlines are ours, with all other control characters escaped."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 class _Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        message = super().format(record)
+        # What follows a newline is set in: no name or quoted line can look like a line of the log.
+        message = _lines(super().format(record)).replace("\n", "\n  ")
         return message if record.levelno < logging.WARNING else f"{record.levelname.capitalize()}: {message}"
 
 
 class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         values = {"level": record.levelname.lower(), "logger": record.name, "message": super().format(record)}
-        return json.dumps({"schema_version": SCHEMA_VERSION, "log": values}, ensure_ascii=False)
+        return printable_json(json.dumps({"schema_version": SCHEMA_VERSION, "log": values}, ensure_ascii=False))
 
 
 def _plain(value: Any) -> Any:

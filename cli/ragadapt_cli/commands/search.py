@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ragadapt_cli.options import command, device_options, feedback_options, retriever_argument
-from ragadapt_cli.terminal import Terminal
+from ragadapt_cli.terminal import Piece, Terminal
 
 if TYPE_CHECKING:
     from ragadapt.values import Hit
@@ -144,14 +144,9 @@ def _show(terminal: Terminal, query: str, hits: Sequence[Hit]) -> None:
         place = " > ".join(_places(hit.chunk.source or hit.chunk.document_id, hit.chunk.heading_path))
         score = f"{hit.score:.3f}"
         text, spans = snippet(hit.chunk.text, query, width * (3 if in_terminal else 1))
-        if not terminal.colours:
-            terminal.write(f"{rank:>3}  {score}  {place}")
-            for line in _wrapped(text, width) if in_terminal else [text]:
-                terminal.write(f"     {line}")
-            continue
-        click.echo(f"{rank:>3}  {click.style(score, fg='green')}  {click.style(place, bold=True)}", color=True)
-        for start, end in _lines(text, width):
-            click.echo("     " + _marked(text, spans, start, end), color=True)
+        terminal.write(f"{rank:>3}  ", (score, {"fg": "green"}), "  ", (place, {"bold": True}))
+        for start, end in _lines(text, width) if in_terminal or terminal.colours else [(0, len(text))]:
+            terminal.write("     ", *_marked(text, spans, start, end))
 
 
 def _places(source: str, headings: Iterable[str]) -> list[str]:
@@ -161,10 +156,6 @@ def _places(source: str, headings: Iterable[str]) -> list[str]:
         if heading and heading.casefold() != Path(parts[-1]).stem.casefold() and heading != parts[-1]:
             parts.append(heading)
     return parts
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    return [text[start:end] for start, end in _lines(text, width)]
 
 
 def _lines(text: str, width: int) -> list[tuple[int, int]]:
@@ -180,15 +171,16 @@ def _lines(text: str, width: int) -> list[tuple[int, int]]:
     return lines
 
 
-def _marked(text: str, spans: Sequence[tuple[int, int]], start: int, end: int) -> str:
+def _marked(text: str, spans: Sequence[tuple[int, int]], start: int, end: int) -> list[Piece]:
     """text[start:end] with its marks in bold yellow."""
-    pieces, at = [], start
+    pieces: list[Piece] = []
+    at = start
     for first, last in spans:
         first, last = max(first, start), min(last, end)
         if first < last:
-            pieces += [text[at:first], click.style(text[first:last], bold=True, fg="yellow")]
+            pieces += [text[at:first], (text[first:last], {"bold": True, "fg": "yellow"})]
             at = last
-    return "".join([*pieces, text[at:end]])
+    return [*pieces, text[at:end]]
 
 
 def _read_filter(text: str | None) -> Mapping[str, Any] | None:
