@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ragadapt.checks import checked_k, checked_list, checked_path
 from ragadapt.errors import InvalidInput, MissingExtra, StoreCorrupt
 from ragadapt.files import read_json, split_lines, write_text
 from ragadapt.values import Progress, no_progress
@@ -107,11 +108,11 @@ def encode_files(
     """
     if engine not in ENGINES:
         raise InvalidInput(f"engine = {engine!r}: it is one of {', '.join(ENGINES)}.")
-    if shard_rows < 1:
-        raise InvalidInput(f"shard_rows = {shard_rows}: a shard needs at least one row.")
-    if workers is not None and workers < 1:
-        raise InvalidInput(f"workers = {workers}: at least one is needed.")
-    folder = Path(folder).resolve()
+    shard_rows = checked_k(shard_rows, "shard_rows")
+    workers = None if workers is None else checked_k(workers, "workers")
+    if not isinstance(job, Job):
+        raise InvalidInput(f"job is {type(job).__name__}; a Job is needed.")
+    folder = checked_path(folder, "The output folder").resolve()
     shards = plan(inputs, shard_rows)
     encoder = open_job(job) if engine == "local" else None
     fingerprint, dim = (encoder.fingerprint, encoder.dim) if encoder else _identity(job)
@@ -177,8 +178,8 @@ def plan(inputs: Sequence[str | Path], shard_rows: int) -> list[Shard]:
 
 def _files(inputs: Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
-    for given in inputs:
-        path = Path(given).resolve()
+    for at, given in enumerate([inputs] if isinstance(inputs, str | Path) else checked_list(inputs, "inputs")):
+        path = checked_path(given, f"inputs[{at}]").resolve()
         if path.is_dir():
             inside = sorted(file for file in path.rglob("*") if file.suffix in KINDS and file.is_file())
             if not inside:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ragadapt.checks import checked_path
 from ragadapt.errors import InvalidInput
 from ragadapt.evaluation.files import write_atomically
 from ragadapt.evaluation.report import (
@@ -71,6 +72,7 @@ def read_feedback(retriever: Retriever, path: str | Path, *, progress: Progress 
     added = known = withdrawn = lines = 0
     problems: list[Problem] = []
     seen: dict[str, int] = {}
+    path = checked_path(path, "The feedback file")
     total = _count_lines(path)
     page: list[tuple[int, dict[str, Any]]] = []
 
@@ -261,6 +263,7 @@ def _count_lines(path: str | Path) -> int:
 
 
 def _write_lines(path: str | Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    path = checked_path(path, "The file")
     if str(path) == "-":
         for line in lines:
             sys.stdout.write(_dump(line))

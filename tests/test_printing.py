@@ -178,7 +178,11 @@ CALLS = {
         ["feedback", "export", "{retriever}", "--as", "feedback"],
         ["feedback", "undo", "{copy}", "--user", "{evil}"],
     ],
-    "index": [["index", "{retriever}"], ["index", "{retriever}", "--json"], ["index", "{retriever}", "--kind", "{evil}"]],
+    "index": [
+        ["index", "{retriever}"],
+        ["index", "{retriever}", "--json"],
+        ["index", "{retriever}", "--kind", "{evil}"],
+    ],
     "export": [["export", "{retriever}", "{tmp}/export{name}"], ["export", "{tmp}/{name}", "{tmp}/export"]],
     "encode": [
         ["encode", "{rows}", "-o", "{tmp}/vectors{name}", "--retriever", "{retriever}"],

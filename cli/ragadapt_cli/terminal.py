@@ -273,7 +273,7 @@ def _say(error: BaseException, code: int, message: str, terminal: Terminal, trac
             click.echo(printable_json(json.dumps(document, ensure_ascii=False)), err=True)
         else:
             if lines:
-                click.echo(_lines(lines), err=True, nl=False)
+                click.echo(_set_in(lines.rstrip("\n")), err=True)
             click.echo(printable(message), err=True)
     return code
 
@@ -283,10 +283,14 @@ def _lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
+def _set_in(text: str) -> str:
+    """`_lines` with all but the first set in: no name or quoted line can look like one of ours."""
+    return _lines(text).replace("\n", "\n  ")
+
+
 class _Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        # What follows a newline is set in: no name or quoted line can look like a line of the log.
-        message = _lines(super().format(record)).replace("\n", "\n  ")
+        message = _set_in(super().format(record))
         return message if record.levelno < logging.WARNING else f"{record.levelname.capitalize()}: {message}"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from langchain_core.indexing import RecordManager
 from langchain_core.runnables.config import run_in_executor
 
+from ragadapt.checks import checked_ids, checked_path, checked_text
 from ragadapt.errors import InvalidInput, StoreCorrupt
 
 _PAGE = 500  # keys per statement; below the 999 variables that old SQLite builds allow
@@ -32,8 +33,8 @@ class SQLiteRecordManager(RecordManager):
 
     def __init__(self, namespace: str, path: str | Path, *, timeout_seconds: float = 30.0) -> None:
         """path: the file, made where it is missing; ":memory:" keeps nothing. Raises InvalidInput, StoreCorrupt."""
-        super().__init__(namespace)
-        self.path = str(path)
+        super().__init__(checked_text("namespace", namespace))
+        self.path = str(checked_path(path, "The record manager's file"))
         if self.path != ":memory:" and not Path(self.path).absolute().parent.is_dir():
             raise InvalidInput(
                 f"There is no folder {Path(self.path).absolute().parent} for {self.path}. Make it first."
@@ -74,7 +75,8 @@ class SQLiteRecordManager(RecordManager):
             now = self.get_time()
             if time_at_least is not None and time_at_least > now:
                 raise InvalidInput(f"time_at_least is {time_at_least}, which lies in the future; now is {now}.")
-            rows = [(self.namespace, key, group, now) for key, group in zip(keys, group_ids or [None] * len(keys))]
+            groups = group_ids or [None] * len(keys)
+            rows = [(self.namespace, key, group, now) for key, group in zip(checked_ids(keys, "keys"), groups)]
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 self._connection.executemany(
@@ -89,7 +91,7 @@ class SQLiteRecordManager(RecordManager):
 
     def exists(self, keys: Sequence[str]) -> list[bool]:
         """For each key whether it is recorded."""
-        found = set[str]()
+        keys, found = checked_ids(keys, "keys"), set[str]()
         for start in range(0, len(keys), _PAGE):
             page = list(keys[start : start + _PAGE])
             found.update(
@@ -132,6 +134,7 @@ class SQLiteRecordManager(RecordManager):
 
     def delete_keys(self, keys: Sequence[str]) -> None:
         """Forget keys; missing ones are no error."""
+        keys = checked_ids(keys, "keys")
         for start in range(0, len(keys), _PAGE):
             page = list(keys[start : start + _PAGE])
             self._rows(f"DELETE FROM records WHERE namespace = ? AND {_in(page)}", page)

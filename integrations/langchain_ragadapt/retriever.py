@@ -19,10 +19,20 @@ from pydantic import ConfigDict, Field, SkipValidation
 
 from langchain_ragadapt.documents import as_documents
 from langchain_ragadapt.embeddings import LoRAEmbeddings
+from ragadapt.checks import checked_list, checked_queries, checked_threshold
 from ragadapt.errors import InvalidInput
 from ragadapt.retriever import Retriever
 
 SearchType = Literal["hybrid", "dense", "lexical"]
+
+
+def _or_raise(found: list[list[Document] | Exception], return_exceptions: bool) -> list[list[Document]]:
+    """What was found; the first error is raised unless errors are wanted in their places, as Runnable.batch says."""
+    if not return_exceptions:
+        for one in found:
+            if isinstance(one, Exception):
+                raise one
+    return found  # type: ignore[return-value]
 
 
 class LoRARetriever(BaseRetriever):
@@ -188,10 +198,7 @@ class LoRARetriever(BaseRetriever):
                 f"{', '.join(sorted(unknown))}: not known here. A call takes k, filter, score_threshold, search_type, "
                 "lam, tenant."
             )
-        for query in queries:
-            if not isinstance(query, str):
-                raise InvalidInput(f"The query is {type(query).__name__}, a str is needed.")
-        least = self.score_threshold if score_threshold is None else score_threshold
+        least = checked_threshold(self.score_threshold if score_threshold is None else score_threshold)
         found = self.retriever.search_many(
             queries,
             self.k if k is None else k,
@@ -214,24 +221,24 @@ class LoRARetriever(BaseRetriever):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[list[Document]]:
-        """`invoke` for many questions: all are encoded in one batch, each has its own events."""
+        """`invoke` for many questions: all are encoded in one batch, each has its own events.
+
+        return_exceptions: what cannot be searched for has its error in its place, and the others go on.
+        """
+        inputs = checked_list(inputs, "inputs")
         if not inputs:
             return []
         runs = [
             self._manager(CallbackManager, one, kwargs).on_retriever_start(None, query, **self._start(one))
             for query, one in zip(inputs, get_config_list(config, len(inputs)), strict=True)
         ]
-        try:
-            found = self._search(inputs, **kwargs)
-        except Exception as error:
-            for run in runs:
-                run.on_retriever_error(error)
-            if return_exceptions:
-                return [error] * len(inputs)  # type: ignore[list-item]
-            raise
+        found = self._search_each(inputs, kwargs)
         for run, documents in zip(runs, found, strict=True):
-            run.on_retriever_end(documents)
-        return found
+            if isinstance(documents, Exception):
+                run.on_retriever_error(documents)
+            else:
+                run.on_retriever_end(documents)
+        return _or_raise(found, return_exceptions)
 
     async def abatch(
         self,
@@ -242,23 +249,37 @@ class LoRARetriever(BaseRetriever):
         **kwargs: Any | None,
     ) -> list[list[Document]]:
         """`ainvoke` for many questions: all are encoded in one batch in a thread, each has its own events."""
+        inputs = checked_list(inputs, "inputs")
         if not inputs:
             return []
         runs = [
             await self._manager(AsyncCallbackManager, one, kwargs).on_retriever_start(None, query, **self._start(one))
             for query, one in zip(inputs, get_config_list(config, len(inputs)), strict=True)
         ]
-        try:
-            found = await run_in_executor(None, self._search, inputs, **kwargs)
-        except Exception as error:
-            for run in runs:
-                await run.on_retriever_error(error)
-            if return_exceptions:
-                return [error] * len(inputs)  # type: ignore[list-item]
-            raise
+        found = await run_in_executor(None, self._search_each, inputs, kwargs)
         for run, documents in zip(runs, found, strict=True):
-            await run.on_retriever_end(documents)
-        return found
+            if isinstance(documents, Exception):
+                await run.on_retriever_error(documents)
+            else:
+                await run.on_retriever_end(documents)
+        return _or_raise(found, return_exceptions)
+
+    def _search_each(self, queries: Sequence[str], kwargs: Mapping[str, Any]) -> list[list[Document] | Exception]:
+        """For each query its documents, or why there are none; the good ones are encoded in one batch."""
+        found: list[list[Document] | Exception] = []
+        good = []
+        for number, query in enumerate(queries):
+            try:
+                good += checked_queries([query], first=number)
+                found.append([])
+            except InvalidInput as error:
+                found.append(error)
+        try:
+            results: list[list[Document]] | list[Exception] = self._search(good, **kwargs)
+        except Exception as error:
+            results = [error] * len(good)
+        rest = iter(results)
+        return [one if isinstance(one, Exception) else next(rest) for one in found]
 
     def _manager(self, kind: Any, config: RunnableConfig, kwargs: Mapping[str, Any]) -> Any:
         return kind.configure(

@@ -32,14 +32,14 @@ def json_value(value: Any) -> Any:
     if isinstance(value, datetime.date | datetime.datetime | datetime.time):
         return value.isoformat()
     if isinstance(value, Mapping):
-        return {str(key): json_value(item) for key, item in value.items()}
+        return {encodable(str(key)): json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [json_value(item) for item in value]
     if isinstance(value, set | frozenset):
         return sorted((json_value(item) for item in value), key=str)
     if hasattr(value, "tolist") and callable(value.tolist):  # numpy scalars and arrays
         return json_value(value.tolist())
-    return str(value)
+    return encodable(str(value))
 
 
 def first_heading(text: str, *, rst: bool = False) -> str:

@@ -2,8 +2,8 @@
 
 Columns are separated by white space, so an id that holds some cannot stand as it is. A space becomes ␠, any
 other white space or control character its code point between ␣ and a semicolon (␣A0; for a no-break space);
-`read_run` turns both back. Every id that the format can hold is written verbatim. Judgements for an outside tool need the same
-spelling: `escape_id`.
+`read_run` turns both back. Every other id is written verbatim. Judgements for an outside tool need the same spelling:
+`escape_id`.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ragadapt.checks import checked_path
 from ragadapt.errors import InvalidLabels
 from ragadapt.files import split_lines
 from ragadapt.queries.filters import replace_positives
@@ -67,7 +68,8 @@ def load_labels(
     left out silently, as a queries file serves several splits. Raises InvalidLabels if a file cannot be
     read, or nothing matches.
     """
-    queries_path = Path(queries_path)
+    queries_path = checked_path(queries_path, "queries")
+    qrels_path = None if qrels_path is None else checked_path(qrels_path, "qrels")
     unmatched: list[tuple[str, str]] = []
     asked = list(_read_queries(queries_path, unmatched))
     if not asked:
