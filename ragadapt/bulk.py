@@ -29,6 +29,7 @@ import numpy.typing as npt
 from ragadapt.checks import checked_k, checked_list, checked_path
 from ragadapt.errors import InvalidInput, MissingExtra, StoreCorrupt
 from ragadapt.files import read_json, split_lines, write_text
+from ragadapt.text import encodable
 from ragadapt.values import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -268,7 +269,7 @@ def _line_rows(path: Path, shard: Shard) -> Iterator[dict[str, Any]]:
                     yield {"text": text}
                     continue
                 row = json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InvalidInput(f"{path}, row {number}: {error}. Mend or remove the row.") from error
             if not isinstance(row, dict):
                 raise InvalidInput(f"{path}, row {number} is {type(row).__name__}; a JSON object is needed.")
@@ -301,7 +302,7 @@ def _id_and_text(row: dict[str, Any], fallback: str, job: Job, where: str) -> tu
     if job.id_field and row.get(job.id_field) is None:
         raise InvalidInput(f"{where} has no {job.id_field}; found {', '.join(row)}.")
     found = row.get(id_field) if id_field else None
-    return (fallback if found is None else str(found)), text
+    return encodable(fallback if found is None else str(found)), encodable(text)
 
 
 # One shard

@@ -424,8 +424,9 @@ class Retriever:
 
         queries and qrels: as for `fit --queries --qrels`. Labels that name documents are judged by document; chunk
         labels and quotes by chunk, quotes with evidence recall@5 and @10 besides: over all questions with quotes
-        ("evidence questions"), where quotes that no passage holds ("quotes not found") count as missed. lam, tenant:
-        as for `search`. Raises InvalidLabels.
+        ("evidence questions"), where quotes that no passage holds ("quotes not found") count as missed. Where some are,
+        "labels left out" counts what names nothing here or cannot be read, "lines not read" the latter alone. lam,
+        tenant: as for `search`. Raises InvalidLabels.
         """
         from ragadapt.evaluation import evaluate
         from ragadapt.queries import evidence_recall, load_labels
@@ -462,6 +463,9 @@ class Retriever:
                     results[mode][f"evidence recall@{k}"] = float(np.mean(found))
                 results[mode]["evidence questions"] = len(labels.evidence)
                 results[mode]["quotes not found"] = labels.quotes_not_found
+            for name, count in (("labels left out", len(labels.unmatched)), ("lines not read", labels.unread)):
+                if count:
+                    results[mode][name] = count
         return results
 
     def _best(self, ranked: Ranked, k: int, level: str) -> dict[str, float]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[\d.,%]+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # What moves a cursor, ends a line or turns the direction of writing; left-to-right and right-to-left marks do neither.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")
@@ -22,6 +24,25 @@ def encodable(text: str) -> str:
 def is_encodable(text: str) -> bool:
     """Whether UTF-8 can hold the text: no half of a surrogate pair is in it."""
     return _SURROGATE.search(text) is None
+
+
+def grouped(problems: Iterable[tuple[str, str]], most: int = 5) -> list[str]:
+    """(where, why) of things that were left out, as a few lines: like reasons together, with the first of each.
+
+    Reasons are alike that differ in what they quote and in numbers alone. most: lines, the last of which sums up.
+    """
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for where, why in problems:
+        kinds.setdefault(_QUOTED.sub("…", why), []).append((where, why))
+    found = [
+        f"{where}: {why}" + (f" (and {len(same) - 1:,} more like it)" if len(same) > 1 else "")
+        for same in kinds.values()
+        for where, why in same[:1]
+    ]
+    if len(found) > most:
+        rest = sum(len(same) for same in list(kinds.values())[most - 1 :])
+        found = [*found[: most - 1], f"… and {rest:,} more"]
+    return found
 
 
 def printable(text: str) -> str:

@@ -80,7 +80,7 @@ def choose_device(device: str) -> str:
             torch.zeros(1, device=device).tolist()
         except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
             raise InvalidInput(
-                f"device = {shown(device)} cannot be used here ({reason_of(error)}). It is auto, cpu, cuda, cuda:1, mps."
+                f"device = {shown(device)} cannot be used here ({reason_of(error)}). It is auto, cpu, cuda:1, mps …"
             ) from error
         return device
     if torch.cuda.is_available():
