@@ -210,8 +210,7 @@ def as_before() -> Iterator[None]:
     logging.captureWarnings(False)
 
 
-@pytest.mark.parametrize("colours", ["", "1"])
-@pytest.mark.parametrize("command", CALLS)
+@pytest.mark.parametrize(("command", "colours"), [*((command, "") for command in CALLS), ("search", "1")])
 def test_no_command_prints_a_control_character(
     command: str,
     colours: str,
@@ -221,8 +220,6 @@ def test_no_command_prints_a_control_character(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if colours and command != "search":
-        pytest.skip("only search has colours")
     monkeypatch.setenv("FORCE_COLOR", colours)
     shutil.copytree(retriever, tmp_path / "copy")
     model = json.dumps(str(next((corpus / "base").rglob("modules.json")).parent))

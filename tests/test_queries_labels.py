@@ -93,7 +93,8 @@ def test_what_cannot_be_used_is_listed_with_its_line(tmp_path: Path) -> None:
 
 
 def test_one_bad_line_of_any_kind_is_listed_and_the_others_count(tmp_path: Path) -> None:
-    good = b'{"_id": "q1", "text": "reset \\ud800", "evidence": [{"source": "docs/cars.md", "quote": "paid by the fleet desk"}]}\n'
+    evidence = b'[{"source": "docs/cars.md", "quote": "paid by the fleet desk"}]'
+    good = b'{"_id": "q1", "text": "reset \\ud800", "evidence": ' + evidence + b"}\n"
     bad = (
         b"nonsense\n",
         b'{"text": "caf\xe9"}\n',

@@ -236,10 +236,12 @@ def report_error(error: BaseException, terminal: Terminal) -> int:
     if isinstance(error, click.ClickException):
         if terminal.json:
             return _say(error, error.exit_code, error.format_message(), terminal)
-        error.message = printable(error.message)
         shown = io.StringIO()
         error.show(shown)  # with the usage, on lines of its own
-        click.echo(_lines(shown.getvalue()), err=True, nl=False)
+        text = shown.getvalue()
+        if error.message:
+            text = text.replace(error.message, printable(error.message))
+        click.echo(_lines(text), err=True, nl=False)
         return error.exit_code
     # Here, so that nothing of it is imported when all goes well.
     from ragadapt.errors import MissingExtra, RagadaptError

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -275,11 +276,10 @@ class LoRARetriever(BaseRetriever):
             except InvalidInput as error:
                 found.append(error)
         try:
-            results: list[list[Document]] | list[Exception] = self._search(good, **kwargs)
+            results: Iterator[list[Document] | Exception] = iter(self._search(good, **kwargs))
         except Exception as error:
-            results = [error] * len(good)
-        rest = iter(results)
-        return [one if isinstance(one, Exception) else next(rest) for one in found]
+            results = itertools.repeat(error)
+        return [one if isinstance(one, Exception) else next(results) for one in found]
 
     def _manager(self, kind: Any, config: RunnableConfig, kwargs: Mapping[str, Any]) -> Any:
         return kind.configure(

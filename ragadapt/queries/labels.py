@@ -120,12 +120,12 @@ def load_labels(
     if not queries:
         if qrels_path is not None and not judged:
             named = Path(qrels_path).name
-            why = next((f" First problem: {at}: {what}." for at, what in unmatched if at.startswith(named)), "")
-            raise InvalidLabels(f"{qrels_path} holds no judgement. A row is query-id, corpus-id, score.{why}")
+            first = next((f" First problem: {at}: {what}." for at, what in unmatched if at.startswith(named)), "")
+            raise InvalidLabels(f"{qrels_path} holds no judgement. A row is query-id, corpus-id, score.{first}")
         raise InvalidLabels(_nothing_matched(queries_path, qrels_path, judged, evidence, corpus, known))
     if unmatched:
-        listed = "\n".join(grouped(unmatched))
-        logger.warning("%s: %d labels could not be used:\n%s", queries_path, len(unmatched), listed)
+        said = "\n".join(grouped(unmatched))
+        logger.warning("%s: %d labels could not be used:\n%s", queries_path, len(unmatched), said)
     kept = {query.id for query in queries}
     return LabelledSet(
         queries,
