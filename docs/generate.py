@@ -31,8 +31,11 @@ Written by `python docs/generate.py` from the commands themselves; don't edit.
   `-q` or `--json`.
 - **`--json`** prints one document with `schema_version`. An error is then one JSON document on stderr:
   `{"schema_version": 1, "error": {"type", "message", "exit_code"}}`.
-- **Exit codes**: 0 done; 1 an error, or a check of `doctor` failed; 2 wrong usage; 3 no gain under
-  `--fail-on-no-gain`; 4 an optional package is missing; 130 interrupted.
+- **Exit codes**: 0 done; 1 an error, lines of a file of questions, judgements or feedback that could not be read (the
+  others counted), or a check of `doctor` failed; 2 wrong usage; 3 no gain under `--fail-on-no-gain`; 4 an optional
+  package is missing; 130 interrupted.
+- **Control characters** in texts, titles, names and ids are escaped in all that is printed (`\\x1b`, `\\n`, `\\u202e`):
+  no document moves the cursor or forges a line. JSON holds the same values, with `\\u009b` and the like.
 - **Where a setting comes from**: a flag goes before the environment, that before the file of `--config`, that before
   the default. See [configuration](configuration.md).
 - **Interrupted or killed**, `fit` and `index` go on from the last finished stage when the same command is run again.

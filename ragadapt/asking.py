@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ragadapt import profiling
+from ragadapt.checks import checked_path
 from ragadapt.config import FitConfig
 from ragadapt.corpus import internal_links, normalise
 from ragadapt.errors import InvalidLabels
@@ -57,9 +58,9 @@ class Labels:
     use: Literal["both", "train", "eval"] = "both"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "queries", Path(self.queries))
+        object.__setattr__(self, "queries", checked_path(self.queries, "queries"))
         if self.qrels is not None:
-            object.__setattr__(self, "qrels", Path(self.qrels))
+            object.__setattr__(self, "qrels", checked_path(self.qrels, "qrels"))
         for path in (self.queries, self.qrels):
             if path is not None and not path.is_file():
                 raise InvalidLabels(f"There is no file at {path}. Give the path of your labelled questions.")

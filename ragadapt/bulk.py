@@ -26,8 +26,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ragadapt.checks import checked_k, checked_list, checked_path
 from ragadapt.errors import InvalidInput, MissingExtra, StoreCorrupt
 from ragadapt.files import read_json, split_lines, write_text
+from ragadapt.text import encodable
 from ragadapt.values import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -107,11 +109,11 @@ def encode_files(
     """
     if engine not in ENGINES:
         raise InvalidInput(f"engine = {engine!r}: it is one of {', '.join(ENGINES)}.")
-    if shard_rows < 1:
-        raise InvalidInput(f"shard_rows = {shard_rows}: a shard needs at least one row.")
-    if workers is not None and workers < 1:
-        raise InvalidInput(f"workers = {workers}: at least one is needed.")
-    folder = Path(folder).resolve()
+    shard_rows = checked_k(shard_rows, "shard_rows")
+    workers = None if workers is None else checked_k(workers, "workers")
+    if not isinstance(job, Job):
+        raise InvalidInput(f"job is {type(job).__name__}; a Job is needed.")
+    folder = checked_path(folder, "The output folder").resolve()
     shards = plan(inputs, shard_rows)
     encoder = open_job(job) if engine == "local" else None
     fingerprint, dim = (encoder.fingerprint, encoder.dim) if encoder else _identity(job)
@@ -177,8 +179,8 @@ def plan(inputs: Sequence[str | Path], shard_rows: int) -> list[Shard]:
 
 def _files(inputs: Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
-    for given in inputs:
-        path = Path(given).resolve()
+    for at, given in enumerate([inputs] if isinstance(inputs, str | Path) else checked_list(inputs, "inputs")):
+        path = checked_path(given, f"inputs[{at}]").resolve()
         if path.is_dir():
             inside = sorted(file for file in path.rglob("*") if file.suffix in KINDS and file.is_file())
             if not inside:
@@ -267,7 +269,7 @@ def _line_rows(path: Path, shard: Shard) -> Iterator[dict[str, Any]]:
                     yield {"text": text}
                     continue
                 row = json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InvalidInput(f"{path}, row {number}: {error}. Mend or remove the row.") from error
             if not isinstance(row, dict):
                 raise InvalidInput(f"{path}, row {number} is {type(row).__name__}; a JSON object is needed.")
@@ -300,7 +302,7 @@ def _id_and_text(row: dict[str, Any], fallback: str, job: Job, where: str) -> tu
     if job.id_field and row.get(job.id_field) is None:
         raise InvalidInput(f"{where} has no {job.id_field}; found {', '.join(row)}.")
     found = row.get(id_field) if id_field else None
-    return (fallback if found is None else str(found)), text
+    return encodable(fallback if found is None else str(found)), encodable(text)
 
 
 # One shard

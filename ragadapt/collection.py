@@ -11,17 +11,28 @@ import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ragadapt.checks import (
+    MODES,
+    checked_choice,
+    checked_filter,
+    checked_k,
+    checked_lam,
+    checked_list,
+    checked_number,
+    checked_path,
+    checked_queries,
+    checked_texts,
+)
 from ragadapt.errors import FingerprintMismatch, InvalidInput
 from ragadapt.fusion import Background, Floats, Fusion
 from ragadapt.index import Filter, VectorIndex, open_index
-from ragadapt.index.contract import check_ids
+from ragadapt.index.contract import check_ids, check_vectors
 from ragadapt.pefa import Pefa
 from ragadapt.retriever import Retriever
 from ragadapt.search import Mode, Searcher
@@ -167,7 +178,7 @@ class Collection:
         return len(self.index)
 
     def ids(self, filter: Filter | None = None) -> list[str]:
-        return self.index.ids(filter or None)
+        return self.index.ids(checked_filter(filter) or None)
 
     def get(self, ids: Sequence[str]) -> dict[str, Chunk]:
         wanted = list(dict.fromkeys(check_ids(ids)))
@@ -180,11 +191,14 @@ class Collection:
     def add(
         self, ids: Sequence[str], texts: Sequence[str], vectors: ArrayLike, metadata: Sequence[Mapping[str, Any]]
     ) -> None:
+        ids, texts, metadata = check_ids(ids), checked_texts(texts), checked_list(metadata, "metadata")
         if not len(ids) == len(texts) == len(metadata):
             raise InvalidInput(f"{len(ids)} ids, {len(texts)} texts, {len(metadata)} metadata: one each is needed.")
-        for id, text, values in zip(ids, texts, metadata):
-            if not isinstance(text, str):
-                raise InvalidInput(f"The text of {id!r} is {type(text).__name__}, a str is needed.")
+        for id, values in zip(ids, metadata):
+            if not isinstance(values, Mapping):
+                raise InvalidInput(
+                    f"The metadata of {id!r} are {type(values).__name__}, a dict is needed; {{}} is none."
+                )
             if TEXT_KEY in values:
                 raise InvalidInput(
                     f"The metadata of {id!r} have a field {TEXT_KEY!r}, which holds the text here. Rename it."
@@ -225,7 +239,9 @@ class Collection:
         mode = mode or self.default_mode
         rows = None if vectors is None else self._prepared(vectors)
         _check_query(mode, texts, rows)
-        filter = filter or None
+        k, lam, texts = checked_k(k), checked_lam(lam), None if texts is None else checked_queries(texts, blank=True)
+        weight = None if weight is None else checked_number("weight", weight, 0, 1, "1 = dense alone")
+        filter = checked_filter(filter) or None
         if mode == "dense":
             assert rows is not None
             if self._pefa is None or lam == 1:
@@ -249,6 +265,8 @@ class Collection:
         return [[Hit(chunks[id], float(score)) for id, score in zip(*one) if id in chunks] for one in found]
 
     def save(self, folder: str | Path | None = None) -> None:
+        if folder is not None and checked_path(folder, "The store's folder").is_file():
+            raise InvalidInput(f"{folder} is a file. Name a folder for the store.")
         self.index.save(folder)
         target = Path(folder) if folder is not None else self._folder
         if target is not None:
@@ -285,8 +303,8 @@ class Collection:
         return self.pefa.withdraw(key, query=query, id=id, user=user, tenant=tenant)
 
     def _prepared(self, vectors: ArrayLike) -> Floats:
-        rows = np.asarray(vectors, np.float32)
-        if not self._normalise or rows.ndim != 2 or not rows.size:
+        rows = check_vectors(vectors, self.dim, "vectors")
+        if not self._normalise or not rows.size:
             return rows
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
         return np.asarray(rows / np.where(lengths > 0, lengths, 1), np.float32)
@@ -361,7 +379,7 @@ class FittedPassages:
     ) -> list[list[Hit]]:
         """For each query up to k hits, best first; see Collection.search. weight: only None, the learnt one."""
         mode = mode or self.default_mode
-        rows = None if vectors is None else np.asarray(vectors, np.float32)
+        rows = None if vectors is None else check_vectors(vectors, self.dim, "query vectors")
         _check_query(mode, texts, rows)
         if weight is not None and mode == "hybrid":
             raise InvalidInput("A fitted retriever mixes by the weight that it learnt: leave alpha out.")
@@ -433,8 +451,7 @@ def diversify(query: ArrayLike, vectors: ArrayLike, k: int, balance: float = 0.5
 
     balance: 1 = relevance to the query (d,) alone, 0 = difference from what was chosen alone. Cosines throughout.
     """
-    if not isinstance(balance, Real) or not 0 <= balance <= 1:
-        raise InvalidInput(f"The balance of relevance and diversity is {balance!r}: it lies between 0 and 1.")
+    balance = checked_number("The balance of relevance and diversity", balance, 0, 1)
     rows = np.asarray(vectors, np.float32)
     if not len(rows):
         return []
@@ -482,7 +499,7 @@ def open_collection(
     spec: of the encoder, if it is one of ours; a folder keeps it to say what differs when another one comes.
     normalise, feedback, embed: see Collection.
     """
-    folder = Path(folder) if folder is not None else None
+    folder = checked_path(folder, "The store's folder") if folder is not None else None
     if kind is None and (folder is None or not (folder / "index.json").is_file()):
         kind = "qdrant" if settings.get("url") else "exact"
     try:
@@ -533,8 +550,7 @@ def _differences(folder: Path | None, spec: EncoderSpec | None) -> str:
 
 
 def _check_query(mode: Mode, texts: Sequence[str] | None, vectors: Floats | None) -> None:
-    if mode not in ("dense", "lexical", "hybrid"):
-        raise InvalidInput(f"mode = {mode!r}: it is 'dense', 'lexical' or 'hybrid'.")
+    checked_choice("mode", mode, MODES)
     if mode != "lexical" and vectors is None:
         raise InvalidInput(f"{mode.capitalize()} search needs the query's vector.")
     if mode != "dense" and texts is None:

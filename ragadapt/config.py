@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ragadapt.checks import checked_path, shown
 from ragadapt.errors import InvalidConfiguration
 
 
@@ -217,13 +218,15 @@ class FitConfig(Stage):
 
 def load_config(path: str | Path) -> FitConfig:
     """Read a TOML file whose tables are the stages of FitConfig."""
-    path = Path(path)
+    path = checked_path(path, "The configuration file")
     try:
         with path.open("rb") as file:
             values = tomllib.load(file)
     except FileNotFoundError as error:
         raise InvalidConfiguration(f"There is no configuration file at {path}.") from error
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise InvalidConfiguration(f"{path} cannot be read ({error}). Name a TOML file.") from error
+    except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8
         raise InvalidConfiguration(f"{path} is not valid TOML: {error}.") from error
     return FitConfig.build(values)
 
@@ -235,5 +238,5 @@ def _explain(error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             lines.append(f"unknown setting {key!r}")
         else:
-            lines.append(f"{key} = {problem['input']!r}: {problem['msg']}")
+            lines.append(f"{key} = {shown(problem['input'])}: {problem['msg']}")
     return "Configuration not accepted: " + "; ".join(lines) + ". See docs/configuration.md for every setting."

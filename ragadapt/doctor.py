@@ -147,13 +147,14 @@ def _gather(
     answers: Path | None = None,
 ) -> _Material:
     from ragadapt.corpus import chunk_documents, internal_links, near_duplicate_groups, normalise, read_documents
+    from ragadapt.corpus.sources import listed_sources
     from ragadapt.encoder import Encoder
     from ragadapt.queries import check_generator, structural_queries
     from ragadapt.stages import Corpus
 
     check_generator(config.query)
     label_files = [file for label in labels for file in label.files]
-    read = read_documents(list(sources), config.read, labels=label_files, progress=progress)
+    read = read_documents(listed_sources(sources), config.read, labels=label_files, progress=progress)
     encoder = Encoder.load(config.encoder)
     limit = encoder.passage_room
     chunks = chunk_documents(read.documents, config.chunk, encoder.count_tokens, limit, progress=progress)
@@ -657,8 +658,8 @@ def examine(
 
     Raises NotARetriever where there is none; anything else that is wrong becomes a failed check.
     """
-    folder = Path(path)
-    opened = open_store(folder, "none")
+    opened = open_store(path, "none")
+    folder = opened.path
     checks: list[Check] = []
     progress("verify files", 0, 1)
     try:

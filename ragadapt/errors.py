@@ -22,7 +22,7 @@ RagadaptError
     └── StoreLocked            another process is writing there
 """
 
-from ragadapt.text import redacted
+from ragadapt.secrets import redacted
 
 
 class RagadaptError(Exception):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ragadapt.checks import checked_path
 from ragadapt.errors import InvalidInput, MissingExtra, StoreError
 from ragadapt.files import remove, rename, sync_tree
 from ragadapt.store import open_store
@@ -87,7 +88,7 @@ def export(
         raise InvalidInput(f"format = {format!r}: it is one of {', '.join(FORMATS)}.")
     if int8 and format != "onnx":
         raise InvalidInput("int8 is for format 'onnx'; other formats are written in float32.")
-    target = Path(target).resolve()
+    target = checked_path(target, "The target").resolve()
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise InvalidInput(f"{target} exists already. Name a folder that does not, or an empty one.")
     opened = open_store(retriever)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ragadapt.checks import checked_number, checked_path, shown
 from ragadapt.errors import InvalidInput
 from ragadapt.evaluation.files import write_atomically
 from ragadapt.evaluation.report import (
@@ -25,10 +25,12 @@ from ragadapt.evaluation.report import (
     Verdict,
     write_report,
 )
+from ragadapt.files import parse_object, read_lines
 from ragadapt.pefa import Feedback
 from ragadapt.pefa.tuning import Tuned, tune
 from ragadapt.retriever import Retriever
 from ragadapt.store import FEEDBACK_REPORT
+from ragadapt.text import printable_json
 from ragadapt.values import Evidence, Progress, no_progress
 from ragadapt.version import __version__
 
@@ -70,6 +72,7 @@ def read_feedback(retriever: Retriever, path: str | Path, *, progress: Progress 
     added = known = withdrawn = lines = 0
     problems: list[Problem] = []
     seen: dict[str, int] = {}
+    path = checked_path(path, "The feedback file")
     total = _count_lines(path)
     page: list[tuple[int, dict[str, Any]]] = []
 
@@ -81,8 +84,6 @@ def read_feedback(retriever: Retriever, path: str | Path, *, progress: Progress 
 
     for number, text in _lines(path):
         lines = number
-        if not text.strip():
-            continue
         try:
             values = _parsed(text)
             digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -199,25 +200,19 @@ def _withdraw(retriever: Retriever, line: int, values: dict[str, Any], problems:
 
 def _parsed(text: str) -> dict[str, Any]:
     """A line's values, checked as far as that goes without the retriever."""
-    try:
-        text.encode("utf-8")
-        values = json.loads(text)
-    except UnicodeEncodeError as error:
-        raise InvalidInput("it is not UTF-8 text") from error
-    except ValueError as error:
-        raise InvalidInput(f"it is not JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise InvalidInput(f'it is a JSON {type(values).__name__}, and an object is needed: {{"query": …}}')
+    values = parse_object(text)
     unknown = sorted(set(values) - _FIELDS)
     if unknown:
-        raise InvalidInput(f"unknown field {unknown[0]!r}; a line has {', '.join(sorted(_FIELDS))}")
+        raise InvalidInput(f"unknown field {shown(unknown[0])}; a line has {', '.join(sorted(_FIELDS))}")
     values = {name: value for name, value in values.items() if value is not None}
     withdraw = values.get("withdraw", False)
     if not isinstance(withdraw, bool):
         raise InvalidInput(f"withdraw = {withdraw!r}: it is true or false")
     for name in ("query", "chunk_id", "document_id", "source", "quote", "user", "tenant", "key"):
         if not isinstance(values.get(name, ""), str):
-            raise InvalidInput(f"{name} = {values[name]!r}: it is a string")
+            raise InvalidInput(f"{name} = {shown(values[name])}: it is a string")
+    if "weight" in values:
+        values["weight"] = checked_number("weight", values["weight"])
     if withdraw and "key" in values:
         values["own_key"] = values["key"]
     elif not values.get("query", "").strip():
@@ -232,20 +227,16 @@ def _time(value: Any) -> float:
         try:
             moment = datetime.fromisoformat(value)
         except ValueError as error:
-            raise InvalidInput(f"at = {value!r}: Unix seconds or ISO 8601, such as 2026-03-01T12:00:00Z") from error
+            raise InvalidInput(
+                f"at = {shown(value)}: Unix seconds or ISO 8601, such as 2026-03-01T12:00:00Z"
+            ) from error
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise InvalidInput(f"at = {value!r}: Unix seconds or ISO 8601, such as 2026-03-01T12:00:00Z")
-    return float(value)
+    return checked_number("at", value, what="Unix seconds; or text in ISO 8601, such as 2026-03-01T12:00:00Z")
 
 
 def _lines(path: str | Path) -> Iterator[tuple[int, str]]:
     try:
-        if str(path) == "-":
-            yield from enumerate(sys.stdin, start=1)
-            return
-        with Path(path).open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
-            yield from enumerate(file, start=1)
+        yield from read_lines(path)
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read ({error}).") from error
 
@@ -260,15 +251,19 @@ def _count_lines(path: str | Path) -> int:
 
 
 def _write_lines(path: str | Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    path = checked_path(path, "The file")
     if str(path) == "-":
         for line in lines:
-            sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+            sys.stdout.write(_dump(line))
         return
-    pieces = (json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     try:
-        write_atomically(Path(path), pieces)
+        write_atomically(Path(path), map(_dump, lines))
     except OSError as error:
         raise InvalidInput(f"{path} cannot be written ({error}). Name a file in a folder that is there.") from error
+
+
+def _dump(line: Mapping[str, Any]) -> str:
+    return printable_json(json.dumps(line, ensure_ascii=False)) + "\n"
 
 
 def _report(retriever: Retriever, tuned: Tuned, seed: int) -> Report:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
 import json
 import os
 import shutil
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -15,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ragadapt.errors import InvalidInput, RagadaptError, StoreError
+from ragadapt.errors import InvalidInput, RagadaptError, StoreError, reason_of
+from ragadapt.text import encodable, is_encodable
 
 DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
@@ -76,6 +79,42 @@ def split_lines(text: str) -> list[str]:
     str.splitlines() also cuts at U+2028, U+0085 and others, which JSON may hold as they are.
     """
     return text.replace("\r\n", "\n").split("\n")
+
+
+def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """(number from 1, line) of a file of one value a line, blank lines left out; "-" = standard input.
+
+    UTF-8, or UTF-16 with its mark. A line in another encoding comes with surrogates in it, which `parse_object`
+    refuses, so that the others can go on. Raises OSError.
+    """
+    if str(path) == "-":
+        reconfigure = getattr(sys.stdin, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(encoding="utf-8-sig", errors="surrogateescape", newline="\n")
+        yield from ((number, line) for number, line in enumerate(sys.stdin, start=1) if line.strip())
+        return
+    with Path(path).open("rb") as file:
+        marked = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    encoding, errors = ("utf-16", "replace") if marked else ("utf-8-sig", "surrogateescape")
+    with Path(path).open(encoding=encoding, errors=errors, newline="\n") as text:
+        yield from ((number, line) for number, line in enumerate(text, start=1) if line.strip())
+
+
+def parse_object(line: str) -> dict[str, Any]:
+    """The JSON object in a line, its texts cleaned (see `encodable`). Raises InvalidInput with what is wrong."""
+    if not is_encodable(line):
+        raise InvalidInput("it is not UTF-8 text")
+    try:
+        values = json.loads(line)
+        if "\\u" in line:  # the only way in which half a surrogate pair comes into encodable text
+            values = json.loads(encodable(json.dumps(values, ensure_ascii=False)))
+    except ValueError as error:
+        raise InvalidInput(f"it is not JSON ({reason_of(error)})") from error
+    except RecursionError as error:
+        raise InvalidInput("it is nested too deeply") from error
+    if not isinstance(values, dict):
+        raise InvalidInput(f"it is a JSON {type(values).__name__}, and an object is needed")
+    return values
 
 
 def write_text(path: Path, text: str) -> None:

@@ -29,10 +29,11 @@ from ragadapt.adaptation import (
 )
 from ragadapt.arena import Arena, Grades, build_arena, one_rank
 from ragadapt.asking import Asked, Labels, answer_was_trained, ask, held_out_negatives, leaked, narrowed
+from ragadapt.checks import checked_list, checked_path, shown
 from ragadapt.chunks import ChunkStore, document_hash
 from ragadapt.config import FitConfig, IndexConfig
-from ragadapt.corpus.sources import describe_sources, read_sources
-from ragadapt.errors import InvalidConfiguration
+from ragadapt.corpus.sources import describe_sources, listed_sources, read_sources
+from ragadapt.errors import InvalidConfiguration, InvalidInput
 from ragadapt.evaluation import gate
 from ragadapt.evaluation.report import Report, write_report
 from ragadapt.fusion import Floats
@@ -102,12 +103,13 @@ def fit(
     does the rest.
     Raises EmptyCorpus, InvalidInput, StoreLocked, ModelNotFound, TrainingFailed.
     """
+    _check_arguments(config, labels)
     check_index(config.index)
     check_teacher(config)
     check_generator(config.query)
     _check_cache_folder(config)
-    if isinstance(sources, (str, Path)):
-        sources = [sources]
+    target = checked_path(target, "The target")
+    sources = checked_list(sources, "sources") if chunked else listed_sources(sources)
     from ragadapt.encoder.precision import choose_device
     from ragadapt.training.processes import Processes
 
@@ -211,6 +213,8 @@ def reindex(retriever: str | Path, index: IndexConfig, *, progress: Progress = n
     """
     from ragadapt.encoder import Encoder
 
+    if not isinstance(index, IndexConfig):
+        raise InvalidInput(f"index is {type(index).__name__} ({shown(index)}); give an IndexConfig.")
     check_index(index)
     old = open_store(retriever)
     manifest = old.manifest
@@ -603,6 +607,15 @@ class _Run:
         with self.clock("commit"), profiling.work("commit"):
             commit_build(self.work, manifest, parts)
         return self.work.target
+
+
+def _check_arguments(config: FitConfig, labels: Sequence[Labels]) -> None:
+    """Raises InvalidInput for what is of another type: settings are not merged, nor paths taken for labels."""
+    if not isinstance(config, FitConfig):
+        raise InvalidInput(f"config is {type(config).__name__} ({shown(config)}); build one with FitConfig.build(…).")
+    for at, label in enumerate(checked_list(labels, "labels")):
+        if not isinstance(label, Labels):
+            raise InvalidInput(f"labels[{at}] is {type(label).__name__} ({shown(label)}); give Labels(queries, qrels).")
 
 
 def _check_cache_folder(config: FitConfig) -> None:

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ragadapt.checks import checked_path
 from ragadapt.chunks import ChunkStore, DocumentRecord, document_hash
 from ragadapt.config import FitConfig
 from ragadapt.corpus import chunk_documents
-from ragadapt.corpus.sources import are_paths, describe_sources, known_labels, read_sources
+from ragadapt.corpus.sources import are_paths, describe_sources, known_labels, listed_sources, read_sources
 from ragadapt.errors import (
     EmptyCorpus,
     FingerprintMismatch,
@@ -122,8 +123,7 @@ def refresh_documents(
     """
     if keep_missing and delete_missing:
         raise InvalidInput("keep_missing and delete_missing contradict each other. Give one of them.")
-    if isinstance(sources, (str, Path)):
-        sources = [sources]
+    sources = listed_sources(sources)
     clock = Clock()
     opened = open_store(retriever)
     run = _Refresh(opened, clock, progress)
@@ -149,7 +149,7 @@ def rollback(retriever: str | Path) -> Manifest:
 
     Raises StoreError where nothing is kept, StoreCorrupt, StoreLocked.
     """
-    path = Path(retriever).resolve()
+    path = checked_path(retriever, "The retriever's folder").resolve()
     with server_follows(path):
         return roll_back(path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from ragadapt.evaluation.report import build
 from ragadapt.fusion import Floats, Fusion
 from ragadapt.profiling import Profile
 from ragadapt.stages import Corpus
+from ragadapt.text import printable
 from ragadapt.tuning import LearntFusion, System, ranking
 from ragadapt.values import Chunk, Document, Evidence
 
@@ -373,15 +375,23 @@ def library_versions() -> dict[str, str]:
     return found
 
 
+_MARKUP = re.compile(r"[\\`<>\[\]|]")
+
+
+def _plain(text: str) -> str:
+    """Text on one line of Markdown that is nothing but text: no link, no HTML, no cell of a table."""
+    return _MARKUP.sub(lambda found: f"\\{found[0]}", printable(text))
+
+
 def model_card(report: reports.Report) -> str:
     """The folder's README: data, method, figures, licences."""
     lines = ["# Retriever fitted by ragadapt", ""]
     if report.verdict is not None:
-        lines += [f"**{report.verdict.outcome}**: ships {report.verdict.shipped}.", ""]
-        lines += [f"- {reason}" for reason in report.verdict.reasons] + [""]
+        lines += [f"**{report.verdict.outcome}**: ships {_plain(report.verdict.shipped)}.", ""]
+        lines += [f"- {_plain(reason)}" for reason in report.verdict.reasons] + [""]
     if report.corpus is not None:
         lines += [f"Data: {report.corpus.documents} documents, {report.corpus.chunks} passages.", ""]
-    lines += [f"Base model: {report.base_model}.", ""]
+    lines += [f"Base model: {_plain(report.base_model)}.", ""]
     if "precision" in report.machine:
         machine = report.machine
         agrees = (
@@ -396,12 +406,12 @@ def model_card(report: reports.Report) -> str:
         for system in report.systems:
             value = system.metrics[metric]
             interval = "" if value.low is None or value.high is None else f" [{value.low:.3f}, {value.high:.3f}]"
-            lines.append(f"| {system.label} | {value.value:.3f}{interval} |")
+            lines.append(f"| {_plain(system.label)} | {value.value:.3f}{interval} |")
         lines.append("")
     if report.evidence is not None:
         lines += [f"Measured on {report.evidence.queries} held-out queries ({report.evidence.tier}).", ""]
-    lines += ["Licences: " + "; ".join(f"{item.what}: {item.licence}" for item in report.licences) + ".", ""]
-    lines += [f"- {warning}" for warning in report.warnings]
+    lines += ["Licences: " + "; ".join(_plain(f"{item.what}: {item.licence}") for item in report.licences) + ".", ""]
+    lines += [f"- {_plain(warning)}" for warning in report.warnings]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -14,15 +14,28 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from ragadapt.checks import (
+    MODES,
+    checked_choice,
+    checked_filter,
+    checked_k,
+    checked_lam,
+    checked_list,
+    checked_queries,
+    checked_text,
+    shown,
+)
 from ragadapt.chunks import ChunkStore
 from ragadapt.config import PefaConfig
 from ragadapt.errors import FingerprintMismatch, InvalidInput, RagadaptError
 from ragadapt.fusion import Floats, Fusion
-from ragadapt.pefa import Feedback, Ledger, Pefa
+from ragadapt.index.contract import check_vectors
+from ragadapt.pefa import Feedback, Ledger, Pefa, checked_feedback
 from ragadapt.pefa.passages import StoredPassages
 from ragadapt.search import Dense, Mask, Mode, Plain, Ranked, Searcher
 from ragadapt.stages import open_searcher
 from ragadapt.store import LEDGER, MANIFEST, Manifest, OpenedStore, ledger_lock, load_store
+from ragadapt.text import encodable
 from ragadapt.values import Hit
 
 if TYPE_CHECKING:
@@ -64,7 +77,8 @@ class Retriever:
     def open(cls, path: str | Path, *, device: str = "auto", precision: str = "auto") -> Self:
         """Open a folder that `fit` wrote.
 
-        Raises NotARetriever, FormatTooNew, StoreCorrupt, and FingerprintMismatch where index and model differ.
+        Raises InvalidInput for a device that is not there, NotARetriever, FormatTooNew, StoreCorrupt, and
+        FingerprintMismatch where index and model differ.
         """
         return load_store(path, lambda opened: cls._load(opened, device, precision))
 
@@ -130,7 +144,9 @@ class Retriever:
         = as tuned, 1 = without feedback. tenant: whose feedback counts beside that for all. Raises InvalidInput.
         """
         if not isinstance(query, str):
-            raise InvalidInput(f"query is {type(query).__name__}; pass one string, or use search_many for a list.")
+            raise InvalidInput(
+                f"query is {type(query).__name__} ({shown(query)}); pass one string, or use search_many for a list."
+            )
         return self.search_many([query], k, mode=mode, filter=filter, lam=lam, tenant=tenant)[0]
 
     def search_many(
@@ -169,13 +185,19 @@ class Retriever:
         tenant: str | None = None,
     ) -> list[Ranked]:
         """Chunk ids and scores without the texts. vectors: (Q, d) to use instead of encoding the queries."""
-        _check_queries(queries)
+        blank = vectors is not None and mode != "lexical"  # the words may be missing where the vector is given
+        queries, k, lam = checked_queries(queries, blank=blank), checked_k(k), checked_lam(lam)
+        checked_choice("mode", mode, MODES)
+        checked_filter(filter)
         if not queries:
             return []
         with self._lock:
             self._follow()
             if vectors is None:
                 vectors = self._encode(queries, mode)
+            vectors = check_vectors(vectors, self.encoder.dim, "query vectors")
+            if len(vectors) != len(queries):
+                raise InvalidInput(f"{len(queries)} queries but {len(vectors)} vectors: one each is needed.")
             return self._rank(queries, vectors, k, mode, lam, tenant, filter)
 
     def _rank(
@@ -237,7 +259,8 @@ class Retriever:
         with self._lock:
             self._follow()
             if not isinstance(query, str) or not query.strip():
-                raise InvalidInput(f"query is {query!r}: feedback says which passage answers a query.")
+                raise InvalidInput(f"query is {shown(query)}: feedback says which passage answers a query.")
+            query, key = encodable(query), None if key is None else checked_text("key", key)
             chunk, level = self.passages().locate(query, chunk_id, document_id, source, quote)
             one = Feedback(query, chunk.id, weight, user, tenant or "", at, key or "", chunk.content_hash,
                            chunk.document_id, level, quote or "")  # fmt: skip
@@ -247,7 +270,7 @@ class Retriever:
         """Several at once, in one transaction: all of it or nothing. The keys."""
         with self._lock:
             self._follow()
-            checked = [one.checked() for one in feedback]
+            checked = [one.checked() for one in checked_feedback(feedback)]
             return self.feedback(create=True).add_many(
                 checked, list(self._query_vectors([one.query for one in checked])) if checked else None
             )
@@ -268,13 +291,14 @@ class Retriever:
 
     def remember(self, queries: Sequence[str]) -> None:
         """Encode queries in one batch, so that feedback on them, one by one, needs no encoding."""
-        asked = [query for query in queries if isinstance(query, str) and query.strip()]
+        asked = [encodable(q) for q in checked_list(queries, "queries") if isinstance(q, str) and q.strip()]
         if asked:
             with self._lock:
                 self._query_vectors(asked)
 
     def locate(self, query: str, **where: str | None) -> Feedback:
         """Feedback on what is named as in `add_feedback`, not added yet. Raises InvalidInput."""
+        (query,) = checked_queries([query])
         with self._lock:
             chunk, level = self.passages().locate(query, **where)
             return Feedback(query, chunk.id, content_hash=chunk.content_hash, document_id=chunk.document_id,
@@ -310,8 +334,6 @@ class Retriever:
 
     def _with_feedback(self, lam: float | None, tenant: str | None) -> tuple[Dense | None, Fusion | None]:
         """The dense side and the fusion of a search; None = the searcher's own."""
-        if lam is not None and (isinstance(lam, bool) or not isinstance(lam, (int, float)) or not 0 <= lam <= 1):
-            raise InvalidInput(f"lam = {lam!r}: λ is a number between 0 (feedback only) and 1 (feedback off).")
         if lam == 1 or not self.has_feedback:
             return None, None
         pefa = self.feedback()
@@ -359,10 +381,12 @@ class Retriever:
 
         level: "document" or "chunk". k ids per query where the search finds so many. lam, tenant: as for `search`.
         """
-        if level not in ("document", "chunk"):
-            raise InvalidInput(f"level = {level!r}: it is 'document' or 'chunk'.")
-        ids, texts = list(queries), list(queries.values())
-        _check_queries(texts)
+        checked_choice("level", level, ("document", "chunk"))
+        checked_choice("mode", mode, MODES)
+        if not isinstance(queries, Mapping):
+            raise InvalidInput(f"queries is {type(queries).__name__}; a dict of query id → query is needed.")
+        ids, texts = list(queries), checked_queries(queries.values())
+        k, lam = checked_k(k), checked_lam(lam)
         found: dict[str, dict[str, float]] = {}
         if not ids:
             return found
@@ -400,8 +424,9 @@ class Retriever:
 
         queries and qrels: as for `fit --queries --qrels`. Labels that name documents are judged by document; chunk
         labels and quotes by chunk, quotes with evidence recall@5 and @10 besides: over all questions with quotes
-        ("evidence questions"), where quotes that no passage holds ("quotes not found") count as missed. lam, tenant:
-        as for `search`. Raises InvalidLabels.
+        ("evidence questions"), where quotes that no passage holds ("quotes not found") count as missed. Where some are,
+        "labels left out" counts what names nothing here or cannot be read, "lines not read" the latter alone. lam,
+        tenant: as for `search`. Raises InvalidLabels.
         """
         from ragadapt.evaluation import evaluate
         from ragadapt.queries import evidence_recall, load_labels
@@ -438,6 +463,9 @@ class Retriever:
                     results[mode][f"evidence recall@{k}"] = float(np.mean(found))
                 results[mode]["evidence questions"] = len(labels.evidence)
                 results[mode]["quotes not found"] = labels.quotes_not_found
+            for name, count in (("labels left out", len(labels.unmatched)), ("lines not read", labels.unread)):
+                if count:
+                    results[mode][name] = count
         return results
 
     def _best(self, ranked: Ranked, k: int, level: str) -> dict[str, float]:
@@ -468,14 +496,6 @@ class Retriever:
                 self._masks.pop(next(iter(self._masks)))
             self._masks[key] = mask
         return self._masks[key]
-
-
-def _check_queries(queries: Sequence[str]) -> None:
-    if isinstance(queries, str):
-        raise InvalidInput("queries is one string; pass a list of strings, or use search for one query.")
-    for number, query in enumerate(queries):
-        if not isinstance(query, str) or not query.strip():
-            raise InvalidInput(f"query {number} is {query!r}: a query is a string with at least one word.")
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

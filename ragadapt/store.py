@@ -36,6 +36,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from filelock import FileLock, Timeout
 
+from ragadapt.checks import checked_path
 from ragadapt.errors import (
     FormatTooNew,
     InvalidInput,
@@ -176,7 +177,7 @@ def open_store(path: str | Path, verify: Verify = "quick") -> OpenedStore:
     """
     if verify not in ("none", "quick", "full"):
         raise InvalidInput(f"verify={verify!r}: must be 'none', 'quick' or 'full'.")
-    path = Path(path).resolve()
+    path = checked_path(path, "The retriever's folder").resolve()
     trouble: StoreError = StoreLocked(f"{path} is replaced again and again. Open it when its writer is done.")
     misses = 0
     for _ in range(20):  # a reader that meets a commit starts over; nobody meets twenty in a row
@@ -323,7 +324,7 @@ class Workspace:
         the same. wait_seconds: how long to wait for another writer. Raises StoreLocked, and StoreError if
         target holds something that ragadapt did not write.
         """
-        target = Path(target).resolve()
+        target = checked_path(target, "The target").resolve()
         if not target.name:
             raise InvalidInput(f"{target} cannot be replaced as a whole. Name a folder inside it.")
         key_digest = json_digest(dict(key), "the workspace's key")

@@ -1,37 +1,16 @@
-"""Text as it comes in and goes out at every door: what can be stored, what can be shown, what has to stay secret."""
+"""Text as it comes in at every door: what can be stored, what is searched, and what can be shown."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import unicodedata
-from urllib.parse import parse_qsl, quote, urlsplit
+from collections.abc import Iterable
 
-KEY_VARIABLES = ("RAGADAPT_API_KEY", "OPENAI_API_KEY", "QDRANT_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-"""The environment's variables whose values are secret: what we, or a library for us, send to a server."""
-
-HIDDEN = "***"
-_SHORTEST_KEY = 6
-_NO_KEYS = frozenset(("lm-studio", "no-key", "not-needed", "ollama", "unused"))  # what people set in place of one
-_SECRET_NAME = (
-    r"(?:[\w.-]*?[_.-])?(?:api[_-]?key|\w*key|\w*token|\w*secret|passw(?:or)?d|passphrase|pass|pwd|pat|auth|authorization"
-    r"|bearer|credentials?|signature|sig|sas|jwt|session(?:[_-]?id)?|code)"
-)
-_SHOWN = (
-    (re.compile(r"(?<=://)[^\s/?#@'\"<>]+(?=@)"), HIDDEN),
-    (re.compile(rf"(?i)([?&;#]{_SECRET_NAME}=)[^&#;\s'\"<>]+"), rf"\1{HIDDEN}"),
-    (re.compile(r"(?i)\b(bearer|basic)(\s+|%20)(?=[a-z.~+/=_-]*\d)[\w.~+/=-]{8,}"), rf"\1\2{HIDDEN}"),
-    (
-        re.compile(
-            r"(?i)((?<![\w-])(?:x-|proxy-)?(?:api[_-]?key|authorization|auth-token)['\"]?\s*[:=]\s*b?['\"]?)"
-            r"(?!bearer\b|basic\b)[\w.~+/=-]{8,}"
-        ),
-        rf"\1{HIDDEN}",
-    ),
-    (re.compile(r"\b(?:sk-(?:[a-z]+-)*[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,})"), HIDDEN),
-)
-_SECRET_PARAMETER = re.compile(rf"(?i){_SECRET_NAME}")
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[\d.,%]+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# What moves a cursor, ends a line or turns the direction of writing; left-to-right and right-to-left marks do neither.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")
+_CONTROL_IN_JSON = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")  # JSON escapes the others itself
 
 
 def encodable(text: str) -> str:
@@ -41,44 +20,6 @@ def encodable(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
-
-
-def without_keys(text: str, *keys: str) -> str:
-    """The text with `***` for these keys and those in the environment (KEY_VARIABLES), in every form that they take in
-    addresses and JSON. Nothing else is touched: for what is kept."""
-    for key in sorted({*keys, *(os.environ.get(name, "") for name in KEY_VARIABLES)}, key=len, reverse=True):
-        key = key.strip()
-        if len(key) >= _SHORTEST_KEY and key.lower() not in _NO_KEYS:
-            for form in dict.fromkeys((key, json.dumps(key)[1:-1], quote(key, safe=""), quote(key))):
-                text = text.replace(form, HIDDEN)
-    return text
-
-
-def redacted(text: str, *keys: str) -> str:
-    """`without_keys`, and `***` for whatever looks like a secret: the user's part and key-like parameters of an
-    address, an Authorization header's value, the known shapes of tokens. For what is printed and logged."""
-    text = without_keys(text, *keys)
-    for pattern, replacement in _SHOWN:
-        text = pattern.sub(replacement, text)
-    return text
-
-
-def secret_in_url(url: str) -> str | None:
-    """What in an address is secret, in words that don't show it; None where nothing is."""
-    try:
-        parts = urlsplit(url.strip())
-    except ValueError:
-        return "a secret" if redacted(url) != url else None
-    if "@" in parts.netloc:
-        return "a user name or password"
-    for name, _ in (
-        *parse_qsl(parts.query, True),
-        *parse_qsl(parts.query, True, separator=";"),
-        *parse_qsl(parts.fragment, True),
-    ):
-        if _SECRET_PARAMETER.fullmatch(name):
-            return f"the parameter {name!r}"
-    return "a key" if redacted(url) != url else None
 
 
 # What says the same as plainer characters, and means no more than they do: Latin and Armenian ligatures and digraphs,
@@ -138,3 +79,37 @@ def _half_width(match: re.Match[str]) -> str:
     start = start if _EAST_ASIAN.match(text[match.start() - 1 : match.start()]) else 0
     end = end if _EAST_ASIAN.match(text[match.end() : match.end() + 1]) else len(run)
     return run[:start] + unicodedata.normalize("NFKC", run[start:end]) + run[end:]
+
+
+def is_encodable(text: str) -> bool:
+    """Whether UTF-8 can hold the text: no half of a surrogate pair is in it."""
+    return _SURROGATE.search(text) is None
+
+
+def grouped(problems: Iterable[tuple[str, str]], most: int = 5) -> list[str]:
+    """(where, why) of things that were left out, as a few lines: like reasons together, with the first of each.
+
+    Reasons are alike that differ in what they quote and in numbers alone. most: lines, the last of which sums up.
+    """
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for where, why in problems:
+        kinds.setdefault(_QUOTED.sub("…", why), []).append((where, why))
+    found = [
+        f"{where}: {why}" + (f" (and {len(same) - 1:,} more like it)" if len(same) > 1 else "")
+        for same in kinds.values()
+        for where, why in same[:1]
+    ]
+    if len(found) > most:
+        rest = sum(len(same) for same in list(kinds.values())[most - 1 :])
+        found = [*found[: most - 1], f"… and {rest:,} more"]
+    return found
+
+
+def printable(text: str) -> str:
+    """The text on one line, as a terminal may show it: control characters stand as escapes, such as \\x1b or \\n."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def printable_json(text: str) -> str:
+    """JSON with the same values and no control character that a terminal would obey."""
+    return _CONTROL_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -560,22 +560,61 @@ def test_search_reads_queries_from_stdin(
         (["q", "-k", "0"], "x>=1"),
         (["q", "--filter", "lang=en"], "not JSON"),
         (["q", "--filter", "[1]"], "object"),
-        (["--queries", "{f}"], "line 2"),
-        (["--queries", "{g}"], "stands twice"),
         (["--queries", "{e}"], "no query"),
+        (["--queries", "{x}"], "line 1: it is not JSON"),
     ],
 )
 def test_wrong_searches_are_usage_errors(
     arguments: list[str], said: str, opened: Opened, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = {
-        "f": write(tmp_path / "f.jsonl", '{"text": "a"}\n{"txt": "b"}\n'),
-        "g": write(tmp_path / "g.jsonl", '{"_id": 1, "text": "a"}\n{"_id": 1, "text": "b"}\n'),
+        "f": write(tmp_path / "f.jsonl", '{"text": "a"}\n'),
+        "x": write(tmp_path / "x.jsonl", "nonsense\n"),
         "e": write(tmp_path / "e.jsonl", "\n"),
     }
     assert run(["search", "r", *(part.format(**files) for part in arguments)]) == 2
     assert said in capsys.readouterr().err
     assert opened.asked == []
+
+
+BAD_LINES = (
+    b"nonsense\n",
+    b'{"txt": "no text"}\n',
+    b'["a list"]\n',
+    b'{"text": 3}\n',
+    b'{"_id": "1", "text": "stands twice"}\n',
+    b'{"_id": ["x"], "text": "b"}\n',
+    b'{"text": "caf\xe9"}\n',
+    b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n",
+    b'{"text": "a", "n": ' + b"9" * 5000 + b"}\n",
+)
+
+
+def test_lines_that_are_no_query_are_listed_and_the_others_searched(
+    opened: Opened, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = b'{"_id": 1, "text": "first"}\n', b'{"_id": null, "text": "half \\ud800"}\n'
+    path = tmp_path / "queries.jsonl"
+    path.write_bytes(good[0] + b"".join(BAD_LINES) + good[1])
+    assert run(["search", "r", "--queries", str(path), "--json"]) == 1
+    shown = json.loads(capsys.readouterr().out)
+    assert [one["query"] for one in shown["results"]] == ["first", "half \ufffd"]
+    assert [one["query_id"] for one in shown["results"]] == ["1", "11"]
+    assert [one["where"].rpartition(" ")[2] for one in shown["left_out"]] == [str(n) for n in range(2, 11)]
+    assert run(["search", "r", "--queries", str(path), "--run", str(tmp_path / "run.trec"), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["queries"] == 2
+    assert run(["search", "r", "--queries", str(path)]) == 1
+    assert "queries.jsonl, line 2: it is not JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_queries_file_may_have_a_mark_or_be_utf_16(
+    encoding: str, opened: Opened, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "queries.jsonl"
+    path.write_text('{"text": "naïve"}\n{"text": "漢字"}\n', encoding=encoding)
+    assert run(["search", "r", "--queries", str(path), "--json"]) == 0
+    assert [one["query"] for one in json.loads(capsys.readouterr().out)["results"]] == ["naïve", "漢字"]
 
 
 def test_search_says_what_to_do_where_there_is_no_retriever(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from ragadapt.errors import GeneratorFailed, InvalidConfiguration, RagadaptError
 from ragadapt.queries.generate import generate
 from ragadapt.queries.generators import wire
 from ragadapt.queries.generators.cache import read_answers
-from ragadapt.text import redacted, secret_in_url, without_keys
+from ragadapt.secrets import redacted, secret_in_url, without_keys
 from ragadapt.values import Chunk
 
 KEY = "kd83-very/secret+key=="

@@ -484,12 +484,26 @@ async def test_abatch_is_batch(opened: Retriever) -> None:
     assert await retriever.abatch(QUERIES, k=2) == retriever.batch(QUERIES, k=2)
 
 
-def test_batch_reports_errors_as_events_and_returns_them_if_asked(opened: Retriever) -> None:
+async def test_one_bad_question_of_a_batch_fails_alone(opened: Retriever) -> None:
     retriever, seen = LoRARetriever(retriever=opened), Counting()
-    with pytest.raises(InvalidInput):
-        retriever.batch(["good", ""], {"callbacks": [seen]})
+    with pytest.raises(InvalidInput, match="query 1 is ' '"):
+        retriever.batch(["red fox", " "], {"callbacks": [seen]})
+    assert (seen.failed, len(seen.ended)) == (1, 1)
+    for inputs in (["red fox", " ", "file"], ["red fox", None, "file"], ["red fox", 3, "file"]):
+        for found in (
+            retriever.batch(inputs, return_exceptions=True),  # type: ignore[arg-type]
+            await retriever.abatch(inputs, return_exceptions=True),  # type: ignore[arg-type]
+        ):
+            assert isinstance(found[1], InvalidInput)
+            for documents, query in ((found[0], "red fox"), (found[2], "file")):
+                assert [document.id for document in documents] == [one.id for one in retriever.invoke(query)]
+
+
+def test_what_is_wrong_for_all_questions_of_a_batch_fails_all(opened: Retriever) -> None:
+    retriever, seen = LoRARetriever(retriever=opened), Counting()
+    found = retriever.batch(["red fox", "file"], {"callbacks": [seen]}, return_exceptions=True, k=0)
+    assert all(isinstance(one, InvalidInput) for one in found)
     assert seen.failed == 2
-    assert all(isinstance(one, InvalidInput) for one in retriever.batch(["good", ""], return_exceptions=True))
 
 
 async def test_events_show_the_retriever_within_a_chain(opened: Retriever) -> None:

@@ -16,6 +16,7 @@ from ragadapt.queries import (
     narrow_to_best_chunk,
     quote_share,
 )
+from ragadapt.text import grouped
 from ragadapt.values import Chunk, Document, Evidence
 
 CHUNKS = [
@@ -89,6 +90,66 @@ def test_what_cannot_be_used_is_listed_with_its_line(tmp_path: Path) -> None:
         *(f"q.tsv:{line}" for line in (5, 6, 3, 4)),
     ]
     assert len(labels.queries) == 1
+
+
+def test_one_bad_line_of_any_kind_is_listed_and_the_others_count(tmp_path: Path) -> None:
+    evidence = b'[{"source": "docs/cars.md", "quote": "paid by the fleet desk"}]'
+    good = b'{"_id": "q1", "text": "reset \\ud800", "evidence": ' + evidence + b"}\n"
+    bad = (
+        b"nonsense\n",
+        b'{"text": "caf\xe9"}\n',
+        b'{"text": 3}\n',
+        b'["x"]\n',
+        b'{"_id": {"a": 1}, "text": "b"}\n',
+        b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n",
+        b'{"text": "a", "n": ' + b"9" * 5000 + b"}\n",
+    )
+    path = tmp_path / "queries.jsonl"
+    path.write_bytes(b"".join(bad) + good)
+    labels = load_labels(path, chunks=CHUNKS)
+    assert [(query.id, query.text) for query in labels.queries] == [("q1", "reset \ufffd")]
+    assert [where for where, _ in labels.unmatched] == [f"queries.jsonl:{number}" for number in range(1, 8)]
+    assert labels.unread == 7
+    path.write_bytes(b"".join(bad))
+    with pytest.raises(InvalidLabels, match=r"holds no query.*queries.jsonl:1: it is not JSON"):
+        load_labels(path, chunks=CHUNKS)
+
+
+def test_bad_judgements_are_listed_and_the_others_count(tmp_path: Path) -> None:
+    queries, qrels = tmp_path / "queries.jsonl", tmp_path / "qrels.tsv"
+    queries.write_text('{"_id": "q1", "text": "reset"}\n')
+    bad = (
+        b"q1\tdocs/cars.md\tnan\n",
+        b"q1\tdocs/cars.md\t1e999\n",
+        b"q1\tdocs/cars.md\tx\n",
+        b"q1\tcaf\xe9\t1\n",
+        b"alone\n",
+    )
+    qrels.write_bytes(b"query-id\tcorpus-id\tscore\n" + b"".join(bad) + b"q1\tdocs/cars.md\t1\nq9\tdocs/cars.md\t1\n")
+    labels = load_labels(queries, qrels, chunks=CHUNKS)
+    assert [query.id for query in labels.queries] == ["q1"]
+    assert (labels.unread, len(labels.unmatched)) == (5, 6)
+    assert set(labels.grades["q1"].values()) == {1.0}
+    qrels.write_bytes(b"".join(bad))
+    with pytest.raises(InvalidLabels, match=r"holds no judgement.*qrels.tsv:1"):
+        load_labels(queries, qrels, chunks=CHUNKS)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_labels_may_have_a_mark_or_be_utf_16(tmp_path: Path, encoding: str) -> None:
+    queries, qrels = tmp_path / "queries.jsonl", tmp_path / "qrels.tsv"
+    queries.write_text('{"_id": "q1", "text": "漢字"}\n', encoding=encoding)
+    qrels.write_text("q1\tdocs/cars.md\t1\n", encoding=encoding)
+    assert [query.text for query in load_labels(queries, qrels, chunks=CHUNKS).queries] == ["漢字"]
+
+
+def test_what_was_left_out_is_said_in_groups() -> None:
+    problems = [(f"f:{n}", f"no query has the id 'q{n}'") for n in range(1, 1001)] + [("f:1001", "it is not JSON (x)")]
+    assert grouped(problems) == [
+        "f:1: no query has the id 'q1' (and 999 more like it)",
+        "f:1001: it is not JSON (x)",
+    ]
+    assert grouped([(str(n), chr(96 + n)) for n in range(1, 10)], 3) == ["1: a", "2: b", "… and 7 more"]
 
 
 def test_evidence_finds_the_chunk_by_its_words_and_the_end_of_its_path(tmp_path: Path) -> None:

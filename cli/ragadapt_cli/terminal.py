@@ -1,7 +1,12 @@
-"""What the user sees: data on stdout, everything else on stderr; progress, log, colours, errors."""
+"""What the user sees: data on stdout, everything else on stderr; progress, log, colours, errors.
+
+Names, titles, ids and texts come from documents and files, and may hold what a terminal obeys. So all that is printed
+goes through here, where control characters become escapes; commands print nothing by themselves.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
@@ -15,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ragadapt.text import printable, printable_json
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import Task, TaskID
@@ -23,6 +30,9 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 ERROR, USAGE, NO_GAIN, MISSING_EXTRA, INTERRUPTED = 1, 2, 3, 4, 130
+
+Piece = str | tuple[str, Mapping[str, Any]]
+"""A part of a line; with the settings of click.style where it has a style."""
 
 _SHORT_SECONDS = 2.0  # a finished stage that took less leaves no line behind
 
@@ -46,19 +56,33 @@ class Terminal:
 
     # Data
 
-    def write(self, text: str = "") -> None:
-        """A line of data."""
-        click.echo(text)
+    def write(self, *pieces: Piece) -> None:
+        """A line of data. Newlines within it are escaped as all control characters are; see `write_lines`."""
+        colours = self.colours
+        line = "".join(
+            printable(piece)
+            if isinstance(piece, str)
+            else click.style(printable(piece[0]), **piece[1])
+            if colours
+            else printable(piece[0])
+            for piece in pieces
+        )
+        click.echo(line, color=colours or None)
+
+    def write_lines(self, text: str) -> None:
+        """Lines of data, as they stand in a text of ours; what comes from documents must be `printable` in it."""
+        for line in text.split("\n"):
+            self.write(line)
 
     def write_json(self, command: str, values: Mapping[str, Any]) -> None:
         """The one document that --json promises."""
         document = {"schema_version": SCHEMA_VERSION, "command": command, **values}
-        click.echo(json.dumps(_plain(document), ensure_ascii=False, indent=2, allow_nan=False))
+        click.echo(printable_json(json.dumps(_plain(document), ensure_ascii=False, indent=2, allow_nan=False)))
 
     def note(self, text: str) -> None:
-        """Something for a person beside the data; not under --quiet or --json."""
+        """Something for a person beside the data, on a line; not under --quiet or --json."""
         if not self.quiet and not self.json:
-            click.echo(text, err=True)
+            click.echo(printable(text), err=True)
 
     @property
     def colours(self) -> bool:
@@ -83,9 +107,9 @@ class Terminal:
 
         columns = (
             SpinnerColumn(finished_text="✓"),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=28),
-            TextColumn("{task.fields[count]}"),
+            TextColumn("{task.fields[count]}", markup=False),
             _time_column(),
         )
         with Bars(*columns, console=Console(stderr=True), refresh_per_second=5, redirect_stdout=False) as bars:
@@ -209,13 +233,18 @@ def report_error(error: BaseException, terminal: Terminal) -> int:
         return _say(error, INTERRUPTED, f"Interrupted.{again}", terminal)
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
-    from ragadapt.text import redacted
+    from ragadapt.secrets import redacted
 
     if isinstance(error, click.ClickException):
         error.__dict__["message"] = redacted(error.message)  # it quotes what was typed
         if terminal.json:
             return _say(error, error.exit_code, error.format_message(), terminal)
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)  # with the usage, on lines of its own
+        text = shown.getvalue()
+        if error.message:
+            text = text.replace(error.message, printable(error.message))
+        click.echo(_lines(text), err=True, nl=False)
         return error.exit_code
     # Here, so that nothing of it is imported when all goes well.
     from ragadapt.errors import MissingExtra, RagadaptError
@@ -235,7 +264,7 @@ def _of_system(error: OSError) -> str:
 
 
 def _say(error: BaseException, code: int, message: str, terminal: Terminal, trace: bool = False) -> int:
-    from ragadapt.text import redacted
+    from ragadapt.secrets import redacted
 
     message = redacted(message)
     lines = redacted("".join(traceback.format_exception(error))) if trace else None
@@ -248,31 +277,42 @@ def _say(error: BaseException, code: int, message: str, terminal: Terminal, trac
             }
             if lines:
                 values["traceback"] = lines
-            click.echo(json.dumps({"schema_version": SCHEMA_VERSION, "error": values}, ensure_ascii=False), err=True)
+            document = {"schema_version": SCHEMA_VERSION, "error": values}
+            click.echo(printable_json(json.dumps(document, ensure_ascii=False)), err=True)
         else:
             if lines:
-                click.echo(lines, err=True, nl=False)
-            click.echo(message, err=True)
+                click.echo(_set_in(lines.rstrip("\n")), err=True)
+            click.echo(printable(message), err=True)
     return code
 
 
 def _logged(text: str) -> str:
     """A log line, of ours or of a library, without secrets."""
-    from ragadapt.text import redacted
+    from ragadapt.secrets import redacted
 
     return redacted(text)
 
 
+def _lines(text: str) -> str:
+    """Text whose newlines are ours, with all other control characters escaped."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def _set_in(text: str) -> str:
+    """`_lines` with all but the first set in: no name or quoted line can look like one of ours."""
+    return _lines(text).replace("\n", "\n  ")
+
+
 class _Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        message = _logged(super().format(record))
+        message = _set_in(_logged(super().format(record)))
         return message if record.levelno < logging.WARNING else f"{record.levelname.capitalize()}: {message}"
 
 
 class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         values = {"level": record.levelname.lower(), "logger": record.name, "message": _logged(super().format(record))}
-        return json.dumps({"schema_version": SCHEMA_VERSION, "log": values}, ensure_ascii=False)
+        return printable_json(json.dumps({"schema_version": SCHEMA_VERSION, "log": values}, ensure_ascii=False))
 
 
 def _plain(value: Any) -> Any:

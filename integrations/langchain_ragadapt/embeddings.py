@@ -10,7 +10,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.runnables.config import run_in_executor
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-from ragadapt.errors import InvalidInput
+from ragadapt.checks import checked_text
 
 if TYPE_CHECKING:
     from ragadapt.encoder import Encoder
@@ -44,6 +44,11 @@ class LoRAEmbeddings(BaseModel, Embeddings):
         """encoder: one that is open already, e.g. that of a retriever; `model` is then only what it is called."""
         if encoder is not None and not {"model", "model_name"} & values.keys():
             values["model"] = encoder.spec.model
+        for name in ("model", "model_name"):
+            if isinstance(values.get(name), Path):
+                values[name] = str(values[name])
+        for name in ("device", "precision", "model", "model_name"):
+            checked_text(name, values.get(name, ""))
         super().__init__(**values)
         if encoder is None:
             from ragadapt.encoder import open_encoder
@@ -94,8 +99,7 @@ class LoRAEmbeddings(BaseModel, Embeddings):
 
     def embed_query(self, text: str) -> list[float]:
         """The query's vector. Raises InvalidInput for what is no text."""
-        if not isinstance(text, str):
-            raise InvalidInput(f"The query is {type(text).__name__} ({text!r:.60}), a str is needed.")
+        text = checked_text("The query", text)
         vector: list[float] = self.encoder.encode_queries([text])[0].tolist()
         return vector
 

@@ -13,6 +13,7 @@ from langchain_core.indexing import RecordManager
 from langchain_core.runnables.config import run_in_executor
 from langchain_core.vectorstores import VectorStore
 
+from ragadapt.checks import checked_ids, checked_path, checked_text
 from ragadapt.errors import InvalidInput, StoreCorrupt
 
 _PAGE = 500  # keys per statement; below the 999 variables that old SQLite builds allow
@@ -48,8 +49,8 @@ class SQLiteRecordManager(RecordManager):
         was deleted from a store that was not saved is deleted again: records never say more than the store keeps.
         Raises InvalidInput, StoreCorrupt.
         """
-        super().__init__(namespace)
-        self.path = str(path)
+        super().__init__(checked_text("namespace", namespace))
+        self.path = str(checked_path(path, "The record manager's file"))
         self._store = store
         parent = Path(self.path).absolute().parent
         if self.path != ":memory:" and not parent.is_dir():
@@ -93,7 +94,8 @@ class SQLiteRecordManager(RecordManager):
             now = self.get_time()
             if time_at_least is not None and time_at_least > now:
                 raise InvalidInput(f"time_at_least is {time_at_least}, which lies in the future; now is {now}.")
-            rows = [(self.namespace, key, group, now) for key, group in zip(keys, group_ids or [None] * len(keys))]
+            groups = group_ids or [None] * len(keys)
+            rows = [(self.namespace, key, group, now) for key, group in zip(checked_ids(keys, "keys"), groups)]
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 self._connection.executemany(
@@ -109,7 +111,7 @@ class SQLiteRecordManager(RecordManager):
 
     def exists(self, keys: Sequence[str]) -> list[bool]:
         """For each key whether it is recorded, and still in the store, if one was given."""
-        found = set[str]()
+        keys, found = checked_ids(keys, "keys"), set[str]()
         for start in range(0, len(keys), _PAGE):
             page = list(keys[start : start + _PAGE])
             found.update(
@@ -154,6 +156,7 @@ class SQLiteRecordManager(RecordManager):
 
     def delete_keys(self, keys: Sequence[str]) -> None:
         """Forget keys; missing ones are no error."""
+        keys = checked_ids(keys, "keys")
         for start in range(0, len(keys), _PAGE):
             page = list(keys[start : start + _PAGE])
             if self._store is not None:

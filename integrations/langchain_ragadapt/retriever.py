@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -19,9 +20,9 @@ from pydantic import ConfigDict, Field, SkipValidation
 
 from langchain_ragadapt.documents import as_documents
 from langchain_ragadapt.embeddings import LoRAEmbeddings
+from ragadapt.checks import checked_k, checked_list, checked_queries, checked_threshold
 from ragadapt.collection import FittedPassages, diverse_hits
 from ragadapt.errors import InvalidInput
-from ragadapt.index.contract import check_k
 from ragadapt.retriever import Retriever
 from ragadapt.search import Mode
 from ragadapt.values import Hit
@@ -32,6 +33,15 @@ SEARCH_TYPES: dict[str, Mode] = {
     "similarity": "dense", "similarity_score_threshold": "dense", "mmr": "hybrid",
 }  # fmt: skip
 """LangChain's words beside ours → how the passages are searched."""
+
+
+def _or_raise(found: list[list[Document] | Exception], return_exceptions: bool) -> list[list[Document]]:
+    """What was found; the first error is raised unless errors are wanted in their places, as Runnable.batch says."""
+    if not return_exceptions:
+        for one in found:
+            if isinstance(one, Exception):
+                raise one
+    return found  # type: ignore[return-value]
 
 
 class LoRARetriever(BaseRetriever):
@@ -193,17 +203,15 @@ class LoRARetriever(BaseRetriever):
                 f"{', '.join(sorted(unknown))}: not known here. A call takes k, filter, score_threshold, search_type, "
                 "fetch_k, lambda_mult, lam, tenant."
             )
-        for query in queries:
-            if not isinstance(query, str):
-                raise InvalidInput(f"The query is {type(query).__name__}, a str is needed.")
-        least = self.score_threshold if score_threshold is None else score_threshold
+        least = checked_threshold(self.score_threshold if score_threshold is None else score_threshold)
         kind = search_type or self.search_type
         if kind not in SEARCH_TYPES:
             raise InvalidInput(f"search_type = {kind!r}: it is one of {', '.join(SEARCH_TYPES)}.")
         if kind == "similarity_score_threshold" and least is None:
             raise InvalidInput("search_type 'similarity_score_threshold' needs a score_threshold, a cosine.")
-        wanted, diverse = check_k(self.k if k is None else k), kind == "mmr"
-        looked_at = max(wanted, check_k(self.fetch_k if fetch_k is None else fetch_k)) if diverse else wanted
+        wanted, diverse = checked_k(self.k if k is None else k), kind == "mmr"
+        fetched = checked_k(self.fetch_k if fetch_k is None else fetch_k, "fetch_k") if diverse else wanted
+        looked_at = max(wanted, fetched)
         vectors = self.retriever.encoder.encode_queries(list(queries)) if diverse else None
         found = self.retriever.search_many(
             queries,
@@ -232,24 +240,24 @@ class LoRARetriever(BaseRetriever):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[list[Document]]:
-        """`invoke` for many questions: all are encoded in one batch, each has its own events."""
+        """`invoke` for many questions: all are encoded in one batch, each has its own events.
+
+        return_exceptions: what cannot be searched for has its error in its place, and the others go on.
+        """
+        inputs = checked_list(inputs, "inputs")
         if not inputs:
             return []
         runs = [
             self._manager(CallbackManager, one, kwargs).on_retriever_start(None, query, **self._start(one))
             for query, one in zip(inputs, get_config_list(config, len(inputs)), strict=True)
         ]
-        try:
-            found = self._search(inputs, **kwargs)
-        except Exception as error:
-            for run in runs:
-                run.on_retriever_error(error)
-            if return_exceptions:
-                return [error] * len(inputs)  # type: ignore[list-item]
-            raise
+        found = self._search_each(inputs, kwargs)
         for run, documents in zip(runs, found, strict=True):
-            run.on_retriever_end(documents)
-        return found
+            if isinstance(documents, Exception):
+                run.on_retriever_error(documents)
+            else:
+                run.on_retriever_end(documents)
+        return _or_raise(found, return_exceptions)
 
     async def abatch(
         self,
@@ -260,23 +268,36 @@ class LoRARetriever(BaseRetriever):
         **kwargs: Any | None,
     ) -> list[list[Document]]:
         """`ainvoke` for many questions: all are encoded in one batch in a thread, each has its own events."""
+        inputs = checked_list(inputs, "inputs")
         if not inputs:
             return []
         runs = [
             await self._manager(AsyncCallbackManager, one, kwargs).on_retriever_start(None, query, **self._start(one))
             for query, one in zip(inputs, get_config_list(config, len(inputs)), strict=True)
         ]
-        try:
-            found = await run_in_executor(None, self._search, inputs, **kwargs)
-        except Exception as error:
-            for run in runs:
-                await run.on_retriever_error(error)
-            if return_exceptions:
-                return [error] * len(inputs)  # type: ignore[list-item]
-            raise
+        found = await run_in_executor(None, self._search_each, inputs, kwargs)
         for run, documents in zip(runs, found, strict=True):
-            await run.on_retriever_end(documents)
-        return found
+            if isinstance(documents, Exception):
+                await run.on_retriever_error(documents)
+            else:
+                await run.on_retriever_end(documents)
+        return _or_raise(found, return_exceptions)
+
+    def _search_each(self, queries: Sequence[str], kwargs: Mapping[str, Any]) -> list[list[Document] | Exception]:
+        """For each query its documents, or why there are none; the good ones are encoded in one batch."""
+        found: list[list[Document] | Exception] = []
+        good = []
+        for number, query in enumerate(queries):
+            try:
+                good += checked_queries([query], first=number)
+                found.append([])
+            except InvalidInput as error:
+                found.append(error)
+        try:
+            results: Iterator[list[Document] | Exception] = iter(self._search(good, **kwargs))
+        except Exception as error:
+            results = itertools.repeat(error)
+        return [one if isinstance(one, Exception) else next(results) for one in found]
 
     def _manager(self, kind: Any, config: RunnableConfig, kwargs: Mapping[str, Any]) -> Any:
         return kind.configure(

@@ -16,9 +16,17 @@ from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
 from langchain_ragadapt.documents import as_document, origin
 from langchain_ragadapt.embeddings import LoRAEmbeddings
+from ragadapt.checks import (
+    checked_ids,
+    checked_k,
+    checked_list,
+    checked_path,
+    checked_text,
+    checked_texts,
+    checked_threshold,
+)
 from ragadapt.collection import Collection, FittedPassages, Passages, diverse_hits, open_collection
 from ragadapt.errors import InvalidInput
-from ragadapt.index.contract import check_k
 from ragadapt.retriever import Retriever
 from ragadapt.search import Mode
 from ragadapt.values import Chunk, Hit
@@ -162,16 +170,17 @@ class RagAdaptVectorStore(VectorStore):
 
         Raises InvalidInput for unequal lists, what is no text, and metadata that is not JSON.
         """
-        if isinstance(texts, str):
-            raise InvalidInput("texts is one string; pass a list of texts.")
-        listed = list(texts)
-        metadata = metadatas if metadatas is not None else [{} for _ in listed]
-        named: Sequence[str | None] = ids if ids is not None else [None] * len(listed)
+        listed = checked_texts(texts)
+        metadata = checked_list(metadatas, "metadatas") if metadatas is not None else [{} for _ in listed]
+        named: Sequence[str | None] = checked_list(ids, "ids") if ids is not None else [None] * len(listed)
         if not len(listed) == len(metadata) == len(named):
             raise InvalidInput(
                 f"Got {len(listed)} texts, {len(metadata)} metadatas and {len(named)} ids; there must be one each."
             )
-        chosen = [id or str(uuid.uuid4()) for id in named]
+        chosen = checked_ids([str(uuid.uuid4()) if id is None or id == "" else id for id in named])
+        for at, values in enumerate(metadata):
+            if not isinstance(values, dict):
+                raise InvalidInput(f"metadatas[{at}] is {type(values).__name__}, a dict is needed; {{}} is none.")
         if listed:
             vectors = self._embedding.embed_documents(listed)
             self.passages.add(chosen, listed, np.asarray(vectors, np.float32), metadata)
@@ -179,6 +188,10 @@ class RagAdaptVectorStore(VectorStore):
 
     def add_documents(self, documents: list[Document], **kwargs: Any) -> list[str]:
         """Add or replace documents by id; returns the ids (new ones where none are given)."""
+        documents = checked_list(documents, "documents")
+        for at, document in enumerate(documents):
+            if not isinstance(document, Document):
+                raise InvalidInput(f"documents[{at}] is {type(document).__name__}, a LangChain Document is needed.")
         ids = kwargs.pop("ids", None)
         named: Any = ids if ids is not None else [document.id for document in documents]
         return self.add_texts(
@@ -195,6 +208,7 @@ class RagAdaptVectorStore(VectorStore):
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """The documents that are there, in the order of ids; missing ones are left out."""
+        ids = checked_ids(ids)
         found = self.passages.get(ids)
         return [self._document(found[id]) for id in dict.fromkeys(ids) if id in found]
 
@@ -260,6 +274,13 @@ class RagAdaptVectorStore(VectorStore):
         """Cosines, cut to 0…1."""
         return lambda score: min(1.0, max(0.0, float(score)))
 
+    def similarity_search_with_relevance_scores(
+        self, query: str, k: int = 4, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
+        """The k best documents with their cosines, cut to 0…1. kwargs: also score_threshold."""
+        checked_threshold(kwargs.get("score_threshold"))
+        return super().similarity_search_with_relevance_scores(query, k, **kwargs)
+
     # Async: the same in a thread; the base class has twins for the rest
 
     async def asimilarity_search_with_score(self, *args: Any, **kwargs: Any) -> list[tuple[Document, float]]:
@@ -308,7 +329,7 @@ class RagAdaptVectorStore(VectorStore):
     @classmethod
     def load_local(cls, folder: str | Path, embedding: Embeddings, **kwargs: Any) -> Self:
         """Open what `save_local` wrote. Raises InvalidInput where nothing is, FingerprintMismatch, IndexCorrupt."""
-        if not (Path(folder) / "index.json").is_file():
+        if not (checked_path(folder, "The store's folder") / "index.json").is_file():
             raise InvalidInput(f"There is no store in {folder} (no index.json). Give the folder of `save_local`.")
         return cls(embedding, folder=folder, **kwargs)
 
@@ -317,9 +338,7 @@ class RagAdaptVectorStore(VectorStore):
         self.passages.close()
 
     def _query_vector(self, query: str) -> list[float]:
-        if not isinstance(query, str):
-            raise InvalidInput(f"The query is {type(query).__name__}, a str is needed.")
-        return self._embedding.embed_query(query)
+        return self._embedding.embed_query(checked_text("The query", query))
 
     def _find(
         self,
@@ -340,6 +359,7 @@ class RagAdaptVectorStore(VectorStore):
                 f"{', '.join(sorted(unknown))}: not known here. A search takes filter, search_type, weight, "
                 "score_threshold, lam, tenant."
             )
+        least = checked_threshold(score_threshold)
         mode = _MODES.get(search_type) if search_type else self.passages.default_mode
         if mode is None:
             raise InvalidInput(f"search_type = {search_type!r}: it is one of {', '.join(_MODES)}.")
@@ -347,7 +367,7 @@ class RagAdaptVectorStore(VectorStore):
             vector = self._query_vector(query)
         hits = self.passages.search(
             None if query is None else [query],
-            None if vector is None else np.asarray([vector], np.float32),
+            None if vector is None else [vector],
             k,
             mode=mode,
             filter=filter,
@@ -355,12 +375,13 @@ class RagAdaptVectorStore(VectorStore):
             lam=lam,
             tenant=tenant,
         )[0]
-        return [hit for hit in hits if score_threshold is None or hit.score >= score_threshold]
+        return [hit for hit in hits if least is None or hit.score >= least]
 
     def _diverse(
         self, query: str | None, vector: Sequence[float], k: int, fetch_k: int, lambda_mult: float, **kwargs: Any
     ) -> list[Document]:
-        hits = self._find(query, max(check_k(k), check_k(fetch_k)), vector=vector, **kwargs)
+        k, fetch_k = checked_k(k), checked_k(fetch_k, "fetch_k")
+        hits = self._find(query, max(k, fetch_k), vector=vector, **kwargs)
         return [self._document(hit.chunk) for hit in diverse_hits(self.passages, vector, hits, k, lambda_mult)]
 
     def _document(self, chunk: Chunk) -> Document:

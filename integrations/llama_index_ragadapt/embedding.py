@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 
+from ragadapt.checks import checked_text
 from ragadapt.errors import FingerprintMismatch, InvalidInput
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class LoRAEmbedding(BaseEmbedding):
                 "embeddings_cache is keyed by the text alone: a query would be given a passage's vector, and a new "
                 "adapter an old one's. Leave it out; an IngestionPipeline's own cache is keyed by model and revision."
             )
+        for name in ("device", "precision"):
+            checked_text(name, values.get(name, ""))
         super().__init__(model_name=str(model_name or (encoder.spec.model if encoder else "")), **values)
         if encoder is None:
             from ragadapt.encoder import open_encoder
@@ -98,8 +101,7 @@ class LoRAEmbedding(BaseEmbedding):
         return {**super().to_payload(), "revision": self.revision}
 
     def _get_query_embedding(self, query: str) -> list[float]:
-        if not isinstance(query, str):
-            raise InvalidInput(f"The query is {type(query).__name__} ({query!r:.60}), a str is needed.")
+        query = checked_text("The query", query)
         vector: list[float] = self.encoder.encode_queries([query])[0].tolist()
         return vector
 

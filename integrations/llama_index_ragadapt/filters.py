@@ -26,7 +26,10 @@ def to_filter(filters: MetadataFilters | None) -> dict[str, Any] | None:
     """The same test as a filter of ours; None for none. Conditions may be nested. Raises InvalidFilter."""
     if filters is None or not filters.filters:
         return None
-    parts = [_one(part) for part in filters.filters]
+    try:
+        parts = [_one(part) for part in filters.filters]
+    except RecursionError as error:
+        raise InvalidFilter("The filters are nested too deeply, or contain themselves. Write them flat.") from error
     match filters.condition:
         case FilterCondition.AND | None:
             return {"$and": parts}

@@ -15,8 +15,10 @@ from llama_index.core.vector_stores.types import MetadataFilters
 from llama_index_ragadapt.embedding import LoRAEmbedding
 from llama_index_ragadapt.filters import to_filter
 from llama_index_ragadapt.nodes import as_scored
+from ragadapt.checks import checked_list, checked_threshold
 from ragadapt.errors import InvalidInput
 from ragadapt.fusion import Floats
+from ragadapt.index.contract import check_vectors
 from ragadapt.retriever import Retriever
 from ragadapt.search import Mode
 
@@ -134,7 +136,7 @@ class LoRARetriever(BaseRetriever):
 
     def retrieve_many(self, queries: list[str]) -> list[list[NodeWithScore]]:
         """The nodes of many questions, encoded in one batch."""
-        return self._find(queries, None)
+        return self._find(checked_list(queries, "queries"), None)
 
     async def aretrieve_many(self, queries: list[str]) -> list[list[NodeWithScore]]:
         """`retrieve_many` in a thread."""
@@ -149,7 +151,7 @@ class LoRARetriever(BaseRetriever):
     def _vectors(self, query: QueryBundle) -> Floats | None:
         """(1, dim) where the bundle brings a vector, or strings other than the query to make it of."""
         if query.embedding is not None:
-            return np.asarray([query.embedding], np.float32)
+            return check_vectors([query.embedding], self.retriever.encoder.dim, "query vectors")
         strings = query.embedding_strs
         if not strings or strings == [query.query_str]:
             return None
@@ -158,6 +160,7 @@ class LoRARetriever(BaseRetriever):
         return vector
 
     def _find(self, queries: list[str], vectors: Floats | None) -> list[list[NodeWithScore]]:
+        least = checked_threshold(self.score_threshold)
         filter = to_filter(self.filters) if isinstance(self.filters, MetadataFilters) else self.filters
         found = self.retriever.search_many(
             queries,
@@ -168,5 +171,4 @@ class LoRARetriever(BaseRetriever):
             lam=self.lam,
             tenant=self.tenant,
         )
-        least = self.score_threshold
         return [as_scored([hit for hit in hits if least is None or hit.score >= least]) for hits in found]

@@ -22,6 +22,7 @@ from llama_index.core.vector_stores.types import (
 from llama_index_ragadapt.embedding import LoRAEmbedding
 from llama_index_ragadapt.filters import to_filter
 from llama_index_ragadapt.nodes import NODE_ID, as_node, as_passage
+from ragadapt.checks import checked_id, checked_ids, checked_k, checked_list, checked_path
 from ragadapt.collection import Collection, FittedPassages, Passages, diverse_hits, only, open_collection
 from ragadapt.errors import InvalidInput
 from ragadapt.retriever import Retriever
@@ -193,6 +194,10 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
         """Add or replace nodes, which have their embeddings; returns their ids. Raises InvalidInput."""
+        nodes = checked_list(nodes, "nodes")
+        for at, node in enumerate(nodes):
+            if not isinstance(node, BaseNode):
+                raise InvalidInput(f"nodes[{at}] is {type(node).__name__}, a LlamaIndex node is needed.")
         if not nodes:
             return []
         bare = [node.node_id for node in nodes if node.embedding is None]
@@ -201,6 +206,7 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
                 f"{len(bare)} of {len(nodes)} nodes have no embedding, the first is {bare[0]!r}. Embed first."
             )
         vectors = [node.get_embedding() for node in nodes]
+        checked_ids([node.node_id for node in nodes])
         if self._passages is None:
             self._open(len(vectors[0]))
         ids, texts, metadata = zip(*(as_passage(node) for node in nodes))
@@ -212,6 +218,7 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Remove all nodes of a document; also the document itself where it was stored whole, as its own node."""
+        checked_id(ref_doc_id, "ref_doc_id")
         if self._passages is not None:
             whole = {NODE_ID: ref_doc_id, "ref_doc_id": "None"}
             self._passages.delete(self._passages.ids({"$or": [{"ref_doc_id": ref_doc_id}, whole]}))
@@ -335,6 +342,7 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
         passing = self._passages.ids(to_filter(filters)) if filters is not None or node_ids is None else None
         if node_ids is None:
             return list(passing or [])
+        node_ids = checked_ids(node_ids, "node_ids")
         allowed = None if passing is None else set(passing)
         return [id for id in dict.fromkeys(node_ids) if allowed is None or id in allowed]
 
@@ -347,7 +355,7 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
         tenant: str | None = None,
     ) -> list[Hit]:
         mode = _MODES[query.mode]
-        k = k or self._wanted(query)
+        k = checked_k(self._wanted(query), "similarity_top_k") if k is None else k
         weight = query.alpha if mode == "hybrid" else None
         fitted = isinstance(self._passages, FittedPassages)
         parts = [] if query.filters is None else [to_filter(query.filters)]
@@ -392,7 +400,8 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
     def _diverse(self, query: VectorStoreQuery, mmr_prefetch_k: int | None = None, **kwargs: Any) -> list[Hit]:
         if query.query_embedding is None:
             raise InvalidInput("Mode mmr needs the query's embedding.")
-        k = query.similarity_top_k
+        k = checked_k(query.similarity_top_k, "similarity_top_k")
+        mmr_prefetch_k = None if mmr_prefetch_k is None else checked_k(mmr_prefetch_k, "mmr_prefetch_k")
         hits = self._find(query, max(k, mmr_prefetch_k or _FETCH * k), **kwargs)
         balance = 0.5 if query.mmr_threshold is None else query.mmr_threshold
         return diverse_hits(self._passages, query.query_embedding, hits, k, balance)
@@ -407,4 +416,4 @@ def query_encoder(embed_model: BaseEmbedding) -> Callable[[list[str]], Any]:
 
 def persist_folder(persist_path: str | Path) -> Path:
     """The folder that stands for a persist path: "storage/default__vector_store.json" → "…/default__vector_store"."""
-    return Path(persist_path).with_suffix("")
+    return checked_path(persist_path, "The persist path").with_suffix("")

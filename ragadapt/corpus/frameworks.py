@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
+from ragadapt.checks import checked_list, checked_text, checked_texts, shown
 from ragadapt.corpus.content import json_value, with_short_title
 from ragadapt.errors import EmptyCorpus, InvalidInput
 from ragadapt.text import encodable
@@ -38,7 +40,7 @@ def documents_from(objects: Iterable[Any]) -> list[Document]:
     """
     documents: list[Document] = []
     shared = Counter[str]()
-    parsed = [o if isinstance(o, Document) else _parse(o, n) for n, o in _listed(objects, "documents_from")]
+    parsed = [_own(o, n) if isinstance(o, Document) else _parse(o, n) for n, o in _listed(objects, "documents_from")]
     without_id = Counter(_source(o.metadata) for o in parsed if isinstance(o, _Object) and not o.id)
     for item in parsed:
         if isinstance(item, Document):
@@ -76,9 +78,10 @@ def chunks_from(objects: Iterable[Any]) -> list[Chunk]:
     for n, item in _listed(objects, "chunks_from"):
         count += 1
         if isinstance(item, Chunk):
-            chunks.append(item)
+            chunks.append(_own(item, n))
             continue
         if isinstance(item, Document):
+            item = _own(item, n)
             path = (item.title,) if item.title else ()
             whole = Chunk(f"{item.id}#0", item.id, item.text, path, 0, len(item.text), item.metadata, item.source)
             chunks.extend([whole] if item.text.strip() else [])
@@ -143,9 +146,38 @@ def _parse(item: Any, place: int) -> _Object:
         raise InvalidInput(
             f"Object {place} ({type(item).__name__}) has {type(text).__name__} where its text should be."
         )
-    metadata = json_value(_mapping(item))
+    try:
+        metadata = json_value(_mapping(item))
+    except RecursionError as error:
+        raise InvalidInput(f"Object {place}: its metadata is nested too deeply, or contains itself.") from error
     start = start if isinstance(start, int) and start >= 0 else None
-    return _Object(encodable(text), str(id) if id else "", metadata, str(document_id) if document_id else "", start)
+    id, document_id = (encodable(str(name)) if name else "" for name in (id, document_id))
+    return _Object(encodable(text), id, metadata, document_id, start)
+
+
+Own = TypeVar("Own", Document, Chunk)
+
+
+def _own(item: Own, place: int) -> Own:
+    """A Document or Chunk that the caller made, in text that can be stored. Raises InvalidInput with its number."""
+    values: dict[str, Any] = {}
+    for name in ("id", "document_id", "text", "title", "source"):
+        if hasattr(item, name):
+            values[name] = checked_text(f"Object {place} ({type(item).__name__}): {name}", getattr(item, name))
+    if not values["id"]:
+        raise InvalidInput(f"Object {place} ({type(item).__name__}) has an empty id. Give each its own.")
+    if isinstance(item, Chunk):
+        path = checked_list(item.heading_path, f"Object {place} (Chunk): heading_path")
+        values["heading_path"] = tuple(checked_texts(path, f"Object {place} (Chunk): heading_path"))
+    if not isinstance(item.metadata, Mapping):
+        raise InvalidInput(f"Object {place} ({type(item).__name__}): metadata is {shown(item.metadata)}, not a dict.")
+    try:
+        text = json.dumps(dict(item.metadata), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput(
+            f"Object {place}: its metadata is not JSON ({error}). Convert it to plain values."
+        ) from error
+    return replace(item, **values, metadata=json.loads(encodable(text)))
 
 
 def _mapping(item: Any) -> Mapping[str, Any]:

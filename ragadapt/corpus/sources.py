@@ -7,11 +7,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ragadapt.checks import checked_list, checked_path
 from ragadapt.config import ReadConfig
 from ragadapt.corpus.frameworks import chunks_from, documents_from
 from ragadapt.corpus.paths import printable
 from ragadapt.corpus.read import read_documents
+from ragadapt.errors import InvalidInput
 from ragadapt.values import Chunk, Document, Progress
+
+
+def listed_sources(sources: Any) -> list[Any]:
+    """What a fit or refresh was given, as a list; one path is a list of one.
+
+    Raises InvalidInput for what is neither paths nor objects, and with the path that cannot be one.
+    """
+    if isinstance(sources, str | os.PathLike):
+        sources = [sources]
+    if hasattr(sources, "page_content") or hasattr(sources, "get_content"):
+        raise InvalidInput(f"sources is one {type(sources).__name__}: pass a list, [document].")
+    listed = checked_list(sources, "sources")
+    if all(isinstance(source, str | os.PathLike) for source in listed):
+        return [checked_path(source, f"sources[{at}]") for at, source in enumerate(listed)]
+    return listed
 
 
 def are_paths(sources: Sequence[Any]) -> bool:

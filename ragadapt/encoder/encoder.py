@@ -19,10 +19,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ragadapt.checks import checked_choice, checked_path, checked_text, checked_texts
 from ragadapt.config import EncoderConfig
 from ragadapt.encoder import attention, direct, loading
 from ragadapt.encoder.batches import Ids, lacks_memory, token_batches
 from ragadapt.encoder.precision import (
+    PRECISIONS,
     PROBE_PASSAGES,
     PROBE_QUERIES,
     Precision,
@@ -106,14 +108,18 @@ class Encoder:
 
         Raises ModelNotFound, MissingExtra, InvalidConfiguration.
         """
-        config = config or EncoderConfig.model_validate({})
+        config = EncoderConfig.model_validate({}) if config is None else config
+        if not isinstance(config, EncoderConfig):
+            raise InvalidInput(f"config is {type(config).__name__}; an EncoderConfig is needed.")
         source = resolve(config)
         return cls._build(source, config, spec=None)
 
     @classmethod
     def open(cls, folder: str | Path, *, device: str = "auto", precision: str = "auto") -> Self:
         """An encoder saved with `save`. Raises NotARetriever, StoreCorrupt, FormatTooNew, ModelNotFound."""
-        folder = Path(folder)
+        folder = checked_path(folder, "The model's folder")
+        checked_choice("precision", precision, PRECISIONS)
+        checked_text("device", device)
         spec = read_spec(folder)
         if spec is None:
             raise NotARetriever(
@@ -295,7 +301,7 @@ class Encoder:
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, uncut, without special tokens and without a prompt."""
-        texts = _checked(texts)
+        texts = checked_texts(texts)
         counts: list[int] = []
         with self._lock:
             for start in range(0, len(texts), _WINDOW):
@@ -330,7 +336,7 @@ class Encoder:
         return self._encode(texts, "document", progress)
 
     def _encode(self, texts: Sequence[str], task: str, progress: Progress) -> Vectors:
-        texts = _checked(texts)
+        texts = checked_texts(texts)
         if not texts:
             self.truncated = 0
             return np.zeros((0, self.dim), dtype=np.float32)
@@ -411,7 +417,7 @@ class Encoder:
         others it starts anew. Memory stays bounded by a shard; equal texts are encoded once. A file beside it,
         `<name>.progress`, tells how far it came, and is gone at the end. Raises InvalidInput.
         """
-        texts = _checked(texts)
+        texts = checked_texts(texts)
         path = Path(path)
         if side not in ("query", "passage"):
             raise InvalidInput(f"side = {side!r}: it is 'query' or 'passage'.")
@@ -598,19 +604,6 @@ def _embed(tower: Tower, rows: list[Ids], prompt_length: int) -> Vectors:
     log.warning("memory is short: going on with half the batch (%d texts)", len(rows) // 2)
     middle = len(rows) // 2
     return np.concatenate([_embed(tower, rows[:middle], prompt_length), _embed(tower, rows[middle:], prompt_length)])
-
-
-def _checked(texts: Sequence[str]) -> list[str]:
-    if isinstance(texts, str | bytes):
-        raise InvalidInput(f"a single text was passed ({texts[:40]!r}), a list of texts is needed: wrap it in [ ].")
-    try:
-        texts = list(texts)
-    except TypeError as error:
-        raise InvalidInput(f"{type(texts).__name__} was passed, a list of texts is needed.") from error
-    for position, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InvalidInput(f"texts[{position}] is {type(text).__name__} ({text!r:.60}), a str is needed.")
-    return texts
 
 
 def _prompts(model: SentenceTransformer, config: EncoderConfig, source: Source) -> tuple[str, str]:

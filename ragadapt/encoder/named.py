@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ragadapt.checks import checked_path, shown
 from ragadapt.config import EncoderConfig
 from ragadapt.encoder.encoder import Encoder
 from ragadapt.encoder.spec import EncoderSpec, read_spec
@@ -27,9 +28,11 @@ def open_encoder(
     takes no others: they would give vectors that fit no index built with it. Raises NotARetriever, ModelNotFound,
     InvalidInput, MissingExtra, StoreCorrupt.
     """
-    if not isinstance(model, str | Path) or not str(model):
-        raise InvalidInput(f"model is {model!r}: give a retriever's folder, a model's folder, a preset or a hub name.")
-    folder = Path(model).expanduser()
+    if not isinstance(model, str | Path) or not str(model) or "\0" in str(model):
+        raise InvalidInput(
+            f"model is {shown(model)}: give a retriever's folder, a model's folder, a preset or a hub name."
+        )
+    folder = checked_path(model, "model").expanduser()
     if (folder / MANIFEST).is_file():
         folder = folder / "model"
     spec = read_spec(folder) if folder.is_dir() else None

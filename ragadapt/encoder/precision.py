@@ -9,6 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ragadapt.checks import checked_choice, shown
+from ragadapt.errors import InvalidInput, reason_of
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 PROBE_QUERIES: tuple[str, ...] = (
     "how do I reset my password",
     "symptoms of vitamin D deficiency",
@@ -67,8 +71,17 @@ class Precision:
 
 
 def choose_device(device: str) -> str:
-    """ "auto" → cuda, mps or cpu, in this order of preference; anything else as it stands."""
+    """ "auto" → cuda, mps or cpu, in this order of preference; another one as it stands, if it is there.
+
+    Raises InvalidInput for a device that torch does not know or this machine does not have.
+    """
     if device != "auto":
+        try:
+            torch.zeros(1, device=device).tolist()
+        except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+            raise InvalidInput(
+                f"device = {shown(device)} cannot be used here ({reason_of(error)}). It is auto, cpu, cuda:1, mps …"
+            ) from error
         return device
     if torch.cuda.is_available():
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # a launcher gives every process its own GPU
@@ -78,7 +91,11 @@ def choose_device(device: str) -> str:
 
 
 def choose_precision(precision: str, device: str) -> Precision:
-    """The precision to try. "auto" takes bfloat16 only where the hardware multiplies it natively."""
+    """The precision to try. "auto" takes bfloat16 only where the hardware multiplies it natively.
+
+    Raises InvalidInput for one that there is not.
+    """
+    checked_choice("precision", precision, PRECISIONS)
     if precision != "auto":
         return Precision(precision, device, "as configured")
     kind = device.split(":")[0]

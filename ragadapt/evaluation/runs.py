@@ -1,9 +1,9 @@
 """TREC run files: six columns, `query Q0 document rank score tag`, that any evaluation tool reads.
 
 Columns are separated by white space, so an id that holds some cannot stand as it is. A space becomes ␠, any
-other white space its code point between ␣ and a semicolon (␣A0; for a no-break space); `read_run` turns both
-back. Every id that the format can hold is written verbatim. Judgements for an outside tool need the same
-spelling: `escape_id`.
+other white space or control character its code point between ␣ and a semicolon (␣A0; for a no-break space);
+`read_run` turns both back. Every other id is written verbatim. Judgements for an outside tool need the same spelling:
+`escape_id`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from pathlib import Path
 from ragadapt.errors import InvalidInput
 from ragadapt.evaluation.files import write_atomically
 from ragadapt.evaluation.metrics import Run, ranked
+from ragadapt.text import CONTROL
 
 _SPACE, _OTHER = "\u2420", "\u2423"  # the signs for a space and for an open box
+_AWKWARD = re.compile(rf"\s|{CONTROL.pattern}")
 _ESCAPED = re.compile(f"{_SPACE}|{_OTHER}([0-9A-F]{{1,4}});")
 
 
@@ -71,7 +73,7 @@ def escape_id(id: str) -> str:
     for sign in (_SPACE, _OTHER, "\0"):
         if sign in id:
             raise InvalidInput(f"The id {id!r} holds {sign!r}, which a TREC run cannot carry; rename it first.")
-    return re.sub(r"\s", lambda match: _SPACE if match[0] == " " else f"{_OTHER}{ord(match[0]):X};", id)
+    return _AWKWARD.sub(lambda found: _SPACE if found[0] == " " else f"{_OTHER}{ord(found[0]):X};", id)
 
 
 def unescape_id(text: str) -> str:

@@ -14,10 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from ragadapt.checks import checked_path, shown
 from ragadapt.errors import InvalidConfiguration, InvalidInput, RagadaptError
 from ragadapt.index.contract import Payload, VectorIndex, check_dim, check_fingerprint, read_description
 from ragadapt.index.filters import Filter, compile_filter
-from ragadapt.text import secret_in_url
+from ragadapt.secrets import secret_in_url
 
 if TYPE_CHECKING:
     from ragadapt.index.exact import ExactIndex
@@ -55,7 +58,7 @@ def open_index(
     Raises DimensionMismatch, FingerprintMismatch, IndexCorrupt, IndexUnreachable, MissingExtra, InvalidInput.
     """
     check_address(url, "url")
-    folder = Path(folder) if folder is not None else None
+    folder = checked_path(folder, "The index's folder") if folder is not None else None
     description = read_description(folder) if folder is not None else None
     if description is not None:
         stored = description.get("kind")
@@ -133,6 +136,6 @@ def exact_index(
 
 
 def _needed(dim: int | None) -> int:
-    if dim is None or dim < 1:
-        raise InvalidInput(f"A new index needs the width of its vectors; dim is {dim}.")
-    return dim
+    if dim is None or isinstance(dim, bool) or not isinstance(dim, int | np.integer) or dim < 1:
+        raise InvalidInput(f"A new index needs the width of its vectors; dim is {shown(dim)}.")
+    return int(dim)

@@ -17,9 +17,11 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ragadapt.checks import checked_ids, checked_k, checked_list
 from ragadapt.errors import DimensionMismatch, FingerprintMismatch, FormatTooNew, IndexCorrupt, InvalidInput
 from ragadapt.index.filters import Filter
 from ragadapt.lexical.ranking import Ranking
+from ragadapt.text import encodable
 
 log = logging.getLogger(__name__)
 
@@ -96,17 +98,14 @@ class Closing(ABC):
 
 
 def check_ids(ids: Sequence[str]) -> list[str]:
-    """The ids as a list. Raises InvalidInput for a lone string, or an id that is no string or empty."""
-    if isinstance(ids, str):
-        raise InvalidInput(f"ids is one string, {ids!r}; pass a list of ids.")
-    for id in ids:
-        if not isinstance(id, str) or not id:
-            raise InvalidInput(f"id {id!r} is not a string with at least one character.")
-    return list(ids)
+    """The ids as a list. Raises InvalidInput for a lone string, or with the first that is no id."""
+    return checked_ids(ids)
 
 
 def check_vectors(vectors: ArrayLike, dim: int, what: str) -> Floats:
     """The vectors as contiguous float32 (n, dim). Raises DimensionMismatch, or InvalidInput with the bad row."""
+    if np.iscomplexobj(vectors):
+        raise InvalidInput(f"{what} are complex numbers; real ones are needed.")
     try:
         array = np.ascontiguousarray(vectors, dtype=np.float32)
     except (TypeError, ValueError) as error:
@@ -128,15 +127,15 @@ def check_vectors(vectors: ArrayLike, dim: int, what: str) -> Floats:
 
 
 def check_k(k: int) -> int:
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-        raise InvalidInput(f"k = {k!r}: ask for at least one result.")
-    return int(k)
+    """k as an int. Raises InvalidInput unless it is a whole number from 1 on."""
+    return checked_k(k)
 
 
 def check_payloads(payloads: Sequence[Payload] | None, ids: Sequence[str]) -> list[dict[str, Any]]:
-    """One plain JSON object per id. Raises InvalidInput with the id whose metadata is none."""
+    """One plain JSON object per id, in text that can be stored. Raises InvalidInput with the id that has none."""
     if payloads is None:
         return [{} for _ in ids]
+    payloads = checked_list(payloads, "payloads")
     if len(payloads) != len(ids):
         raise InvalidInput(f"Got {len(payloads)} payloads for {len(ids)} ids; there must be one each.")
     plain = []
@@ -144,8 +143,9 @@ def check_payloads(payloads: Sequence[Payload] | None, ids: Sequence[str]) -> li
         try:
             if not isinstance(payload, Mapping):
                 raise TypeError(f"it is {type(payload).__name__}, not a dict")
-            plain.append(json.loads(json.dumps(dict(payload), allow_nan=False)))
-        except (TypeError, ValueError) as error:
+            text = json.dumps(dict(payload), allow_nan=False, ensure_ascii=False)
+            plain.append(json.loads(encodable(text)))
+        except (TypeError, ValueError, RecursionError) as error:
             raise InvalidInput(f"The metadata of {id!r} is not a JSON object ({error}). Use plain values.") from error
     return plain
 

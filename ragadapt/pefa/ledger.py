@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import sqlite3
 import threading
 import time
@@ -27,8 +26,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ragadapt.checks import checked_list, checked_number, checked_text, shown
 from ragadapt.errors import FormatTooNew, InvalidInput, StoreCorrupt, StoreError, StoreLocked
 from ragadapt.store import open_store
+from ragadapt.text import encodable, is_encodable
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -37,6 +38,7 @@ FORMAT_VERSION = 1
 MOST_WEIGHT = 1000.0  # of one event; beyond is a slip of the pen
 BUSY_SECONDS = 10.0  # how long a writer waits for another one
 _PAGE = 500  # below the 999 variables that old SQLite builds allow
+_TIMES = (-62135596800.0, 253402300799.0)  # the years 1 to 9999: what a date can be made of
 T = TypeVar("T")
 
 _COLUMNS = "key, query, chunk_id, content_hash, document_id, weight, user, tenant, at, level, quote"
@@ -88,18 +90,28 @@ class Feedback:
         for name in ("query", "chunk_id", "user", "tenant", "key", "content_hash", "document_id", "quote"):
             value = getattr(self, name)
             if not isinstance(value, str):
-                raise InvalidInput(f"{name} = {value!r}: it is a string.")
-            if "\0" in value or not _is_utf8(value):
-                raise InvalidInput(f"{name} = {value!r} holds a NUL or a lone surrogate. Clean it first.")
+                raise InvalidInput(f"{name} = {shown(value)}: it is a string.")
+            if "\0" in value or not (is_encodable(value) or name in ("query", "quote")):
+                raise InvalidInput(f"{name} = {shown(value)} holds a NUL or a lone surrogate. Clean it first.")
         if not self.query.strip():
             raise InvalidInput("The query is empty: feedback says which passage answers a query.")
         if not self.chunk_id:
             raise InvalidInput("chunk_id is empty: name the passage that the feedback is about.")
-        weight = _number("weight", self.weight)
+        weight = checked_number("weight", self.weight)
         if weight == 0 or abs(weight) > MOST_WEIGHT:
             raise InvalidInput(f"weight = {weight}: between -{MOST_WEIGHT:g} and {MOST_WEIGHT:g}, and not 0.")
-        at = time.time() if self.at is None else _number("at", self.at)
-        return replace(self, weight=weight, at=at, key=self.key or uuid.uuid4().hex)
+        at = time.time() if self.at is None else checked_number("at", self.at, *_TIMES, "Unix seconds")
+        query, quote = encodable(self.query), encodable(self.quote)
+        return replace(self, query=query, quote=quote, weight=weight, at=at, key=self.key or uuid.uuid4().hex)
+
+
+def checked_feedback(feedback: Any) -> list[Feedback]:
+    """Feedback of any iterable; not checked one by one yet. Raises InvalidInput."""
+    listed = checked_list(feedback, "feedback")
+    for number, one in enumerate(listed):
+        if not isinstance(one, Feedback):
+            raise InvalidInput(f"feedback[{number}] is {type(one).__name__} ({shown(one)}), a Feedback is needed.")
+    return listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +272,7 @@ class Ledger:
     ) -> Iterator[Feedback]:
         """Feedback in order, filtered; withdrawn: also what was taken back."""
         wanted = {"key": key, "query": query, "chunk_id": chunk_id, "user": user, "tenant": tenant}
-        given = {name: value for name, value in wanted.items() if value is not None}
+        given = {name: checked_text(name, value) for name, value in wanted.items() if value is not None}
         where = " AND ".join(["kind = 'add'", *(f"{name} = ?" for name in given)])
         gone = "EXISTS (SELECT 1 FROM events w WHERE w.kind = 'withdraw' AND w.key = e.key)"
         if not withdrawn:
@@ -448,17 +460,3 @@ def _hash(query: str) -> bytes:
 
 def _marks(count: int) -> str:
     return ",".join("?" * count)
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise InvalidInput(f"{name} = {value!r}: it must be a finite number.")
-    return float(value)
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

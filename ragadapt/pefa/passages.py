@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ragadapt.checks import checked_text
 from ragadapt.chunks import ChunkStore
 from ragadapt.errors import InvalidInput
 from ragadapt.fusion import Floats
@@ -59,6 +60,12 @@ class StoredPassages:
 
         A document stands for its chunk that is nearest to the query; a quote for the chunk that holds it.
         """
+        chunk_id, document_id, source, quote = (
+            None if value is None else checked_text(name, value)
+            for name, value in (
+                ("chunk_id", chunk_id), ("document_id", document_id), ("source", source), ("quote", quote),
+            )
+        )  # fmt: skip
         ways = [chunk_id is not None, document_id is not None, source is not None or quote is not None]
         if sum(ways) != 1:
             raise InvalidInput("Name the passage in one way: chunk_id, or document_id, or source with quote.")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +11,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ragadapt.errors import InvalidLabels
-from ragadapt.files import split_lines
+from ragadapt.checks import checked_path, shown
+from ragadapt.errors import InvalidInput, InvalidLabels
+from ragadapt.files import parse_object, read_lines
 from ragadapt.queries.filters import replace_positives
 from ragadapt.queries.text import words
+from ragadapt.text import grouped, is_encodable
 from ragadapt.values import Chunk, Document, Evidence, Query
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,12 @@ class EvidenceQuote:
 
     source: str
     quote: str
+
+
+class Unread(tuple[str, str]):
+    """(where, why) of a line that is no query or judgement at all: somebody has to mend it."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +58,11 @@ class LabelledSet:
     evidence: dict[str, tuple[EvidenceQuote, ...]] = field(default_factory=dict)
     quotes_not_found: int = 0
 
+    @property
+    def unread(self) -> int:
+        """How many lines of the files hold no query or judgement that can be read."""
+        return sum(isinstance(problem, Unread) for problem in self.unmatched)
+
 
 def load_labels(
     queries_path: str | Path,
@@ -67,7 +80,8 @@ def load_labels(
     left out silently, as a queries file serves several splits. Raises InvalidLabels if a file cannot be
     read, or nothing matches.
     """
-    queries_path = Path(queries_path)
+    queries_path = checked_path(queries_path, "queries")
+    qrels_path = None if qrels_path is None else checked_path(qrels_path, "qrels")
     unmatched: list[tuple[str, str]] = []
     asked = list(_read_queries(queries_path, unmatched))
     if not asked:
@@ -104,9 +118,14 @@ def load_labels(
         elif query_id not in evidence:  # its quotes have been reported one by one
             unmatched.append((where, f"query {query_id!r} has no judgement above 0 in this corpus"))
     if not queries:
+        if qrels_path is not None and not judged:
+            named = Path(qrels_path).name
+            first = next((f" First problem: {at}: {what}." for at, what in unmatched if at.startswith(named)), "")
+            raise InvalidLabels(f"{qrels_path} holds no judgement. A row is query-id, corpus-id, score.{first}")
         raise InvalidLabels(_nothing_matched(queries_path, qrels_path, judged, evidence, corpus, known))
     if unmatched:
-        logger.warning("%s: %d labels could not be used; first: %s: %s", queries_path, len(unmatched), *unmatched[0])
+        said = "\n".join(grouped(unmatched))
+        logger.warning("%s: %d labels could not be used:\n%s", queries_path, len(unmatched), said)
     kept = {query.id for query in queries}
     return LabelledSet(
         queries,
@@ -232,18 +251,19 @@ def _read_queries(path: Path, unmatched: list[tuple[str, str]]) -> Iterator[tupl
     for number, line in _lines(path):
         where = f"{path.name}:{number}"
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            unmatched.append((where, f"not JSON: {error.msg}"))
-            continue
-        if not isinstance(row, dict):
-            unmatched.append((where, "not a JSON object"))
+            row = parse_object(line)
+        except InvalidInput as error:
+            unmatched.append(Unread((where, str(error))))
             continue
         text = row.get("text", row.get("query", row.get("question")))
         if not isinstance(text, str) or not text.strip():
-            unmatched.append((where, 'no "text" (or "query")'))
+            unmatched.append(Unread((where, 'no "text" (or "query")')))
             continue
-        query_id = str(row.get("_id", row.get("id", number)))
+        named = next((row[key] for key in ("_id", "id") if row.get(key) is not None), number)
+        if isinstance(named, bool | list | dict):
+            unmatched.append(Unread((where, f"the id is {shown(named)}, and a string or number is needed")))
+            continue
+        query_id = str(named)
         if query_id in seen:
             unmatched.append((where, f"query id {query_id!r} stands twice; the first is kept"))
             continue
@@ -264,6 +284,9 @@ def _read_qrels(path: Path, unmatched: list[tuple[str, str]]) -> Iterator[tuple[
     """(where, query id, corpus id, grade) of every row that can be read."""
     for number, line in _lines(path):
         where = f"{path.name}:{number}"
+        if not is_encodable(line):
+            unmatched.append(Unread((where, "it is not UTF-8 text")))
+            continue
         columns = line.split("\t") if "\t" in line else line.split()
         columns = [column.strip() for column in columns]
         if len(columns) >= 4 and "\t" not in line:  # TREC; a path may hold blanks
@@ -271,27 +294,27 @@ def _read_qrels(path: Path, unmatched: list[tuple[str, str]]) -> Iterator[tuple[
         elif len(columns) == 4:
             columns = [columns[0], columns[2], columns[3]]
         if len(columns) != 3 or not all(columns):
-            unmatched.append((where, "not query-id, corpus-id, score (or TREC's four columns)"))
+            unmatched.append(Unread((where, "not query-id, corpus-id, score (or TREC's four columns)")))
             continue
         try:
             grade = float(columns[2])
         except ValueError:
             if number > 1:
-                unmatched.append((where, f"score {columns[2]!r} is not a number"))
+                unmatched.append(Unread((where, f"score {shown(columns[2])} is not a number")))
+            continue
+        if not math.isfinite(grade):
+            unmatched.append(Unread((where, f"score {shown(columns[2])} is not a finite number")))
             continue
         yield where, columns[0], columns[1], grade
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        yield from read_lines(path)
     except FileNotFoundError as error:
         raise InvalidLabels(f"There is no file {path}.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidLabels(f"{path} cannot be read as UTF-8 text: {error}.") from error
-    for number, line in enumerate(split_lines(text), 1):
-        if line.strip():
-            yield number, line
+    except OSError as error:
+        raise InvalidLabels(f"{path} cannot be read: {error}.") from error
 
 
 def _grade_evidence(

@@ -25,4 +25,4 @@ def completion_command(terminal: Terminal, shell: str) -> None:
 
     made = get_completion_class(shell)
     assert made is not None
-    terminal.write(made(program, {}, "ragadapt", "_RAGADAPT_COMPLETE").source())
+    terminal.write_lines(made(program, {}, "ragadapt", "_RAGADAPT_COMPLETE").source())

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ragadapt_cli.options import FILE, command, device_options, feedback_options, retriever_argument
-from ragadapt_cli.terminal import Terminal
+from ragadapt_cli.terminal import ERROR, Terminal
 
 MODES = ("hybrid", "dense", "lexical")
 
@@ -39,8 +39,10 @@ def eval_command(
     tenant: str | None,
     device: str,
     precision: str,
-) -> None:
+) -> int:
     """Measure a retriever on judged queries.
+
+    Lines that hold no query or judgement are said, the others count, and the exit code is 1 then.
 
     \b
         ragadapt eval ./retriever --queries queries.jsonl --qrels qrels/test.tsv
@@ -62,9 +64,10 @@ def eval_command(
     if terminal.json:
         shared = {"retriever": retriever, "fingerprint": fingerprint, "queries": file, "qrels": qrels}
         terminal.write_json("eval", {**shared, "systems": systems})
-        return
-    for line in rows(systems):
-        terminal.write(line)
+    else:
+        for line in rows(systems):
+            terminal.write(line)
+    return ERROR if any(metrics.get("lines not read") for metrics in systems.values()) else 0
 
 
 def rows(systems: Mapping[str, Mapping[str, float]]) -> list[str]:

@@ -108,7 +108,7 @@ def fit_command(
 
         if result.reused:
             terminal.note(f"Taken over from the interrupted run: {', '.join(result.reused)}.")
-        terminal.write(table(result.report))
+        terminal.write_lines(table(result.report))
         terminal.write()
         terminal.write(f"Retriever: {result.path}")
         terminal.write(f"Report:    {page}")

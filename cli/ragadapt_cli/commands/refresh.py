@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ragadapt.text import grouped
 from ragadapt_cli.options import command, retriever_argument
 from ragadapt_cli.terminal import Terminal, clock
 
@@ -186,10 +187,10 @@ def _feedback(terminal: Terminal, retriever: Path, file: Path) -> int:
         terminal.note(f'{file} is empty. A line is {{"query": "…", "chunk_id": "…"}}; see docs/feedback.md')
     if status.inactive:
         terminal.note(f"{status.inactive:,} are about passages that are gone; they count again when those are back")
-    for problem in taken.problems[:20]:
-        terminal.note(f"line {problem.line}: {problem.reason}")
-    if len(taken.problems) > 20:
-        terminal.note(f"… and {len(taken.problems) - 20:,} more lines; --json lists them all")
+    for line in grouped((f"line {problem.line}", problem.reason) for problem in taken.problems):
+        terminal.note(line)
+    if len(taken.problems) > 1:
+        terminal.note("--json lists every line that was left out, with its reason.")
     terminal.note(f"Done in {clock(seconds)}. Tune with: ragadapt refresh {retriever} --tune")
     return 1 if taken.problems else 0
 

@@ -27,7 +27,7 @@ def report_command(terminal: Terminal, retriever: Path, in_browser: bool) -> Non
     if terminal.json:
         terminal.write_json("report", {"retriever": retriever, "page": page, "report": report})
     else:
-        terminal.write(table(report))
+        terminal.write_lines(table(report))
         terminal.write()
         terminal.write(f"Report:    {page}")
         tuned = folder.with_name(FEEDBACK_REPORT) / "report.html"

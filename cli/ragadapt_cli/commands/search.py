@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ragadapt.checks import shown
+from ragadapt.errors import InvalidInput
+from ragadapt.files import parse_object, read_lines
+from ragadapt.text import encodable, grouped
 from ragadapt_cli.options import command, device_options, feedback_options, retriever_argument
-from ragadapt_cli.terminal import Terminal
+from ragadapt_cli.terminal import ERROR, Piece, Terminal
 
 if TYPE_CHECKING:
     from ragadapt.values import Hit
@@ -61,12 +65,14 @@ def search_command(
     tenant: str | None,
     device: str,
     precision: str,
-) -> None:
+) -> int:
     """Search a retriever: one query, or a file of queries into a TREC run.
 
     \b
         ragadapt search ./retriever "how do I reset my password"
         ragadapt search ./retriever --queries queries.jsonl --run run.trec -k 100
+
+    Lines of --queries that hold no query are said, the others are searched for, and the exit code is 1 then.
     """
     if (query is None) == (queries is None):
         raise click.UsageError("Give one QUERY, or a file of them with --queries.")
@@ -77,7 +83,12 @@ def search_command(
     if query is not None and not query.strip():
         raise click.UsageError("The query is empty.")
     condition = _read_filter(conditions)
-    asked = {"1": query} if query is not None else _read_queries(queries)
+    problems: list[tuple[str, str]] = []
+    query = None if query is None else encodable(query)
+    asked = {"1": query} if query is not None else _read_queries(queries, problems)
+    code = ERROR if problems else 0
+    for line in grouped(problems):
+        terminal.note(f"Left out: {line}")
 
     from ragadapt.retriever import Retriever
 
@@ -89,10 +100,11 @@ def search_command(
             write_run(run_file, run)
             lines = sum(len(found) for found in run.values())
             if terminal.json:
-                terminal.write_json("search", {"run": run_file, "queries": len(run), "lines": lines, "mode": mode})
+                values = {"run": run_file, "queries": len(run), "lines": lines, "mode": mode}
+                terminal.write_json("search", {**values, "left_out": _listed(problems)})
             else:
                 terminal.note(f"{lines} lines for {len(run)} queries in {run_file}")
-            return
+            return code
         found = opened.search_many(list(asked.values()), k or 5, mode=mode, filter=condition, lam=lam, tenant=tenant)
         if terminal.json:
             results = [
@@ -103,14 +115,15 @@ def search_command(
             if query is not None:
                 terminal.write_json("search", {**shared, "query": query, "hits": results[0]["hits"]})
             else:
-                terminal.write_json("search", {**shared, "results": results})
-            return
+                terminal.write_json("search", {**shared, "results": results, "left_out": _listed(problems)})
+            return code
     for text, hits in zip(asked.values(), found, strict=True):
         if len(asked) > 1:
             terminal.write(f"# {text}")
         if not hits:
             terminal.note("Nothing was found.")
         _show(terminal, text, hits)
+    return code
 
 
 def hits_as_json(hits: Sequence[Hit]) -> list[dict[str, Any]]:
@@ -144,14 +157,9 @@ def _show(terminal: Terminal, query: str, hits: Sequence[Hit]) -> None:
         place = " > ".join(_places(hit.chunk.source or hit.chunk.document_id, hit.chunk.heading_path))
         score = f"{hit.score:.3f}"
         text, spans = snippet(hit.chunk.text, query, width * (3 if in_terminal else 1))
-        if not terminal.colours:
-            terminal.write(f"{rank:>3}  {score}  {place}")
-            for line in _wrapped(text, width) if in_terminal else [text]:
-                terminal.write(f"     {line}")
-            continue
-        click.echo(f"{rank:>3}  {click.style(score, fg='green')}  {click.style(place, bold=True)}", color=True)
-        for start, end in _lines(text, width):
-            click.echo("     " + _marked(text, spans, start, end), color=True)
+        terminal.write(f"{rank:>3}  ", (score, {"fg": "green"}), "  ", (place, {"bold": True}))
+        for start, end in _lines(text, width) if in_terminal or terminal.colours else [(0, len(text))]:
+            terminal.write("     ", *_marked(text, spans, start, end))
 
 
 def _places(source: str, headings: Iterable[str]) -> list[str]:
@@ -161,10 +169,6 @@ def _places(source: str, headings: Iterable[str]) -> list[str]:
         if heading and heading.casefold() != Path(parts[-1]).stem.casefold() and heading != parts[-1]:
             parts.append(heading)
     return parts
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    return [text[start:end] for start, end in _lines(text, width)]
 
 
 def _lines(text: str, width: int) -> list[tuple[int, int]]:
@@ -180,61 +184,67 @@ def _lines(text: str, width: int) -> list[tuple[int, int]]:
     return lines
 
 
-def _marked(text: str, spans: Sequence[tuple[int, int]], start: int, end: int) -> str:
+def _marked(text: str, spans: Sequence[tuple[int, int]], start: int, end: int) -> list[Piece]:
     """text[start:end] with its marks in bold yellow."""
-    pieces, at = [], start
+    pieces: list[Piece] = []
+    at = start
     for first, last in spans:
         first, last = max(first, start), min(last, end)
         if first < last:
-            pieces += [text[at:first], click.style(text[first:last], bold=True, fg="yellow")]
+            pieces += [text[at:first], (text[first:last], {"bold": True, "fg": "yellow"})]
             at = last
-    return "".join([*pieces, text[at:end]])
+    return [*pieces, text[at:end]]
 
 
 def _read_filter(text: str | None) -> Mapping[str, Any] | None:
     if text is None:
         return None
     try:
-        values = json.loads(text)
-    except ValueError as error:
+        values = json.loads(encodable(text))
+    except (ValueError, RecursionError) as error:
         raise click.BadParameter(f"{text!r} is not JSON: {error}.", param_hint="--filter") from error
     if not isinstance(values, dict):
         raise click.BadParameter(f'{text!r}: it is an object, for example {{"lang": "en"}}.', param_hint="--filter")
     return values
 
 
-def _read_queries(path: Path | None) -> dict[str, str]:
-    """id → text. Lines of JSON objects, or in a .txt file the queries themselves, numbered by their lines."""
-    from ragadapt.files import split_lines
+def _listed(problems: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"where": where, "reason": why} for where, why in problems]
 
+
+def _read_queries(path: Path | None, problems: list[tuple[str, str]]) -> dict[str, str]:
+    """id → text. Lines of JSON objects, or in a .txt file the queries themselves, numbered by their lines.
+
+    problems: takes (where, why) of what is no query. A file without any is wrong usage.
+    """
     assert path is not None
-    if str(path) == "-":
-        lines, name = split_lines(sys.stdin.read()), "stdin"
-    else:
-        lines, name = split_lines(path.read_text(encoding="utf-8-sig", errors="replace")), str(path)
-    plain = path.suffix == ".txt" or (str(path) == "-" and not any(line.startswith("{") for line in lines))
+    name = "stdin" if str(path) == "-" else str(path)
+    lines = list(read_lines(path))
+    plain = path.suffix == ".txt" or (str(path) == "-" and not any(line.startswith("{") for _, line in lines))
     queries: dict[str, str] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
+    for number, line in lines:
+        where = f"{name}, line {number}"
+        try:
+            id, text = (str(number), encodable(line).strip()) if plain else _read_query(line, number)
+        except InvalidInput as error:
+            problems.append((where, str(error)))
             continue
-        id, text = (str(number), line.strip()) if plain else _read_query(line, number, name)
         if id in queries:
-            raise click.BadParameter(f"{name}, line {number}: the id {id!r} stands twice.", param_hint="--queries")
-        queries[id] = text
+            problems.append((where, f"the id {id!r} stands twice; the first is kept"))
+        else:
+            queries[id] = text
     if not queries:
-        raise click.BadParameter(f"{name} holds no query.", param_hint="--queries")
+        first = f" First problem: {problems[0][0]}: {problems[0][1]}." if problems else ""
+        raise click.BadParameter(f"{name} holds no query.{first}", param_hint="--queries")
     return queries
 
 
-def _read_query(line: str, number: int, name: str) -> tuple[str, str]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise click.BadParameter(f"{name}, line {number}: not JSON ({error}).", param_hint="--queries") from error
-    fields = row if isinstance(row, dict) else {}
-    text = next((fields[key] for key in ("text", "query", "question") if isinstance(fields.get(key), str)), "")
+def _read_query(line: str, number: int) -> tuple[str, str]:
+    row = parse_object(line)
+    text = next((row[key] for key in ("text", "query", "question") if isinstance(row.get(key), str)), "")
     if not text.strip():
-        raise click.BadParameter(
-            f'{name}, line {number}: no "text". A line is like {{"_id": "1", "text": "…"}}.', param_hint="--queries"
-        )
-    return str(fields.get("_id", fields.get("id", number))), text.strip()
+        raise InvalidInput('it has no "text"; a line is like {"_id": "1", "text": "…"}')
+    id = next((row[key] for key in ("_id", "id") if row.get(key) is not None), number)
+    if isinstance(id, bool | list | dict):
+        raise InvalidInput(f"its id is {shown(id)}, and a string or number is needed")
+    return str(id), text.strip()

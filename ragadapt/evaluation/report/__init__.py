@@ -48,6 +48,7 @@ from ragadapt.evaluation.report.values import (
     WorkDone,
 )
 from ragadapt.evaluation.report.words import headline
+from ragadapt.text import encodable, printable_json
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -102,8 +103,8 @@ def write_report(folder: str | Path, report: Report) -> tuple[Path, Path]:
         key: value for key, value in report.model_dump(mode="json", exclude_none=True).items() if value or value == 0
     }
     json_path, html_path = folder / "report.json", folder / "report.html"
-    write_atomically(json_path, [json.dumps(data, ensure_ascii=False, indent=1, allow_nan=False), "\n"])
-    write_atomically(html_path, [page(report)])
+    write_atomically(json_path, [printable_json(json.dumps(data, ensure_ascii=False, indent=1, allow_nan=False)), "\n"])
+    write_atomically(html_path, [encodable(page(report))])
     return json_path, html_path
 
 

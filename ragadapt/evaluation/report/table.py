@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from ragadapt.evaluation.report.values import Report
 from ragadapt.evaluation.report.words import EVIDENCE, cautions, headline, score, signed
+from ragadapt.text import printable
 
 
 def table(report: Report) -> str:
     """One line per system with its metrics and its difference from the base, then verdict and evidence.
 
-    The system that ships is marked with a star. Without systems only the verdict remains. No trailing newline.
+    The system that ships is marked with a star. Without systems only the verdict remains. Names are
+    escaped for a terminal. No trailing newline.
     """
     lines = []
     metrics = list(dict.fromkeys(name for system in report.systems for name in system.metrics))
@@ -49,4 +51,4 @@ def table(report: Report) -> str:
         )
     lines.append(f"{report.verdict.outcome}: {headline(report)}" if report.verdict else headline(report))
     lines.extend(f"Warning: {warning}" for warning in cautions(report))
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

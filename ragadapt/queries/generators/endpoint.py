@@ -21,7 +21,8 @@ from ragadapt.config import QueryConfig
 from ragadapt.errors import GeneratorFailed, InvalidConfiguration, MissingExtra
 from ragadapt.queries.generators.cache import Answer
 from ragadapt.queries.generators.prompts import CHAT_TEMPERATURE, Prompt, chat_text
-from ragadapt.text import encodable, redacted, secret_in_url, without_keys
+from ragadapt.secrets import redacted, secret_in_url, without_keys
+from ragadapt.text import encodable
 
 if TYPE_CHECKING:
     import openai
