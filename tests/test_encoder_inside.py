@@ -144,3 +144,20 @@ def test_a_folder_of_the_hubs_cache_opens_as_a_base(tmp_path: Path) -> None:
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(file)
     assert Encoder.load(EncoderConfig(model=str(snapshot), device="cpu")).dim == 32
+
+
+@pytest.mark.parametrize("kind", ["exact", "faiss"])
+def test_an_index_reads_its_own_files_alone(tmp_path: Path, kind: str) -> None:
+    from ragadapt.errors import IndexCorrupt
+    from ragadapt.index import open_index
+
+    for name in ("index", "elsewhere"):
+        index = open_index(kind, tmp_path / name, dim=2)
+        index.upsert(["a"], [[1.0, 0.0]])
+        index.save()
+        index.close()
+    for pattern in ("vectors-", "ids-", "payloads-"):
+        (tmp_path / "index" / pattern).mkdir(exist_ok=True)
+    change(tmp_path / "index" / "index.json", lambda values: values | {"generation": "/../../elsewhere/x"})
+    with pytest.raises(IndexCorrupt, match="is no number"):
+        open_index(folder=tmp_path / "index")

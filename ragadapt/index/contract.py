@@ -201,6 +201,8 @@ def read_description(folder: Path) -> dict[str, Any] | None:
         description = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(description, dict) or not isinstance(description["format"], int):
             raise ValueError("it is not the description of an index")
+        if not str(description.get("generation", "0")).isdecimal():  # part of file names, which stay in the folder
+            raise ValueError(f"generation {description['generation']!r:.60} is no number")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError) as error:
