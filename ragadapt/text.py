@@ -36,9 +36,7 @@ _HYPHENS = re.compile("[\u2010\u2011]")
 # (U+200C, U+200D) stay; a zero-width space stays beside scripts without spaces, where it parts words.
 UNSEEN = "\u2060-\u2064\ufeff\u200e\u200f\u202a-\u202e\u2066-\u206f\u061c\u180e"
 _UNSPACED = "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u9fff]"
-_UNSEEN = re.compile(
-    f"[\u2060-\u2064\ufeff\u200e\u200f\u202a-\u202e\u2066-\u206f\u061c\u180e]|(?<!{_UNSPACED})\u200b(?!{_UNSPACED})"
-)
+_UNSEEN = re.compile(f"[{UNSEEN}]|(?<!{_UNSPACED})\u200b(?!{_UNSPACED})")
 
 
 def searchable(text: str) -> str:
