@@ -41,10 +41,9 @@ _SOFT_HYPHEN = re.compile("\u00ad(?:[^\\S\n]*\n[^\\S\n]*(?=\\w))?")
 _HYPHENS = re.compile("[\u2010\u2011]")
 # Unseen marks inside words: joiners, byte-order marks, directions. The joiners of Persian, Indic scripts and emoji
 # (U+200C, U+200D) stay; a zero-width space stays beside scripts without spaces, where it parts words.
+UNSEEN = "\u2060-\u2064\ufeff\u200e\u200f\u202a-\u202e\u2066-\u206f\u061c\u180e"
 _UNSPACED = "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u9fff]"
-_UNSEEN = re.compile(
-    f"[\u2060-\u2064\ufeff\u200e\u200f\u202a-\u202e\u2066-\u206f\u061c\u180e]|(?<!{_UNSPACED})\u200b(?!{_UNSPACED})"
-)
+_UNSEEN = re.compile(f"[{UNSEEN}]|(?<!{_UNSPACED})\u200b(?!{_UNSPACED})")
 
 
 def searchable(text: str) -> str:

@@ -14,8 +14,10 @@ from ragadapt.config import EncoderConfig
 from ragadapt.corpus import near_duplicate_groups
 from ragadapt.encoder import Encoder
 from ragadapt.lexical import LexicalIndex, tokenise
-from ragadapt.queries.text import words
+from ragadapt.queries.kinds import masked_passage
+from ragadapt.queries.text import token_spans, words
 from ragadapt.text import searchable
+from ragadapt.values import Chunk, Evidence, Query
 
 PLAIN = "The financial office offers an efficient affine workflow for the café that is our example."
 VARIANTS = {
@@ -116,3 +118,20 @@ def test_it_takes_linear_time(piece: str) -> None:
     start = time.process_time()
     searchable(piece * 200_000)
     assert time.process_time() - start < 3  # hundredths of a second; squares take minutes
+
+
+def test_a_copy_of_a_query_is_hidden_however_it_is_written() -> None:
+    query = "the financial office is efficient"
+    written = "The \ufb01nan\u00adcial o\ufb03ce is effi\u00ad\ncient"
+    chunk = Chunk("c", "d", f"Before it. {written}, or so. After.", ("Title",))
+    asked = Query("q", query, "crop", Evidence.CROP, ("other",))
+    assert masked_passage(asked, chunk) == "Title\nBefore it. , or so. After."
+
+
+@pytest.mark.parametrize(
+    "text", ["Don't o'c'k l’eau naïve C++ C# 漢字 café e\u0301 x½ Ａｐｉ a\u200bb", *VARIANTS.values(), PLAIN]
+)
+def test_words_and_their_places_are_the_same_words(text: str) -> None:
+    spans = token_spans(text)
+    assert [word for word, _, _ in spans] == words(text)
+    assert all(words(text[start:end]).count(word) for word, start, end in spans)

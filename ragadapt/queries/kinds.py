@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from ragadapt.queries.code import code_name
 from ragadapt.queries.text import identifier_words, is_heading_line, plain, plain_heading, token_spans, words
+from ragadapt.text import searchable
 from ragadapt.values import Chunk, Evidence, Query
 
 KINDS: Mapping[str, Evidence] = MappingProxyType(
@@ -118,7 +119,7 @@ def _without_heading_lines(text: str, hidden: list[list[str]]) -> str:
 def _without_copies(text: str, tokens: list[str]) -> str:
     """The text without stretches that say the same words in a row, whatever stands between the words."""
     rarest = max(tokens, key=len)
-    if len(rarest) > 1 and rarest not in text.casefold().replace("’", "'"):
+    if len(rarest) > 1 and rarest not in searchable(text).casefold().replace("’", "'"):
         return text
     said = token_spans(text)
     width = len(tokens)

@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 from typing import Literal
 
 from ragadapt.corpus.front import front_matter
-from ragadapt.text import searchable
+from ragadapt.text import UNSEEN, searchable
 
 # Han, kana, CJK compatibility: scripts written without spaces, one token per character.
 CJK = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -58,9 +58,18 @@ def words(text: str) -> list[str]:
     return _TOKEN.findall(unicodedata.normalize("NFKC", searchable(text)).replace("’", "'").casefold())
 
 
+_PART = rf"(?:[^\W{CJK}]|[\u0300-\u036f])+"
+_PARTS = rf"{_PART}(?:(?:\u00ad(?:[^\S\n]*\n[^\S\n]*)?|[\u200b{UNSEEN}]){_PART})*"
+_WRITTEN = re.compile(  # a word as it may stand in a text: with soft hyphens, unseen marks and accents of their own
+    rf"[{CJK}]|{_PARTS}(?:['’]{_PARTS})?(?:(?:\+\+|\#)(?!\w))?"
+)
+
+
 def token_spans(text: str) -> list[tuple[str, int, int]]:
-    """(word in lower case, start, end) of every word, in order."""
-    return [(match.group().replace("’", "'").casefold(), *match.span()) for match in _TOKEN.finditer(text)]
+    """(word as `words` has it, start, end) of every word, in order."""
+    if text.isascii():
+        return [(match.group().casefold(), *match.span()) for match in _TOKEN.finditer(text)]
+    return [(word, *match.span()) for match in _WRITTEN.finditer(text) for word in words(match.group())]
 
 
 def is_cjk(text: str) -> bool:
