@@ -201,11 +201,13 @@ def _train_along(crew: Processes, config: FitConfig) -> FitResult:
     return told
 
 
-def reindex(retriever: str | Path, index: IndexConfig, *, progress: Progress = no_progress) -> Path:
+def reindex(
+    retriever: str | Path, index: IndexConfig, *, device: str = "auto", progress: Progress = no_progress
+) -> Path:
     """Build the retriever's index anew, of another kind or in another place; everything else stays as it is.
 
-    Passages are encoded again by the retriever's own model. The folder is replaced in one move. Raises NotARetriever,
-    StoreLocked, MissingExtra, IndexUnreachable.
+    Passages are encoded again by the retriever's own model, on the device; what the fit ran on is no demand. The
+    folder is replaced in one move. Raises NotARetriever, StoreLocked, MissingExtra, IndexUnreachable.
     """
     from ragadapt.encoder import Encoder
 
@@ -213,8 +215,8 @@ def reindex(retriever: str | Path, index: IndexConfig, *, progress: Progress = n
     old = open_store(retriever)
     manifest = old.manifest
     with Workspace.open(old.path, {"command": "index"}) as work:
-        settings = FitConfig.build(dict(manifest.configuration)).encoder
-        encoder = Encoder.open(old.path / "model", device=settings.device, precision=settings.precision)
+        precision = FitConfig.build(dict(manifest.configuration)).encoder.precision
+        encoder = Encoder.open(old.path / "model", device=device, precision=precision)
         with ChunkStore.open(old.path / "chunks.sqlite") as store:
             corpus = Corpus.of(tuple(store))
         key = {"build": manifest.build_id, "encoder": encoder.fingerprint}

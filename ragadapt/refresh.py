@@ -111,13 +111,15 @@ def refresh_documents(
     keep_missing: bool = False,
     delete_missing: bool = False,
     dry_run: bool = False,
+    device: str = "auto",
     progress: Progress = no_progress,
 ) -> Refreshed:
     """Bring the retriever up to date with its sources, encoding only passages that are new.
 
     sources: as for `fit`, all of them: a document that is not among them is deleted. keep_missing: leave such
     documents in, to add a few files. delete_missing: delete even where more than half of the documents would vanish,
-    or where sources lacks a folder that the retriever was made from. Killed, it goes on where it was when called
+    or where sources lacks a folder that the retriever was made from. device: where passages are encoded; what the
+    fit ran on is no demand. Killed, it goes on where it was when called
     again. Raises NotARetriever, EmptyCorpus, InvalidInput (nothing is changed then), StoreLocked, FingerprintMismatch.
     """
     if keep_missing and delete_missing:
@@ -126,7 +128,7 @@ def refresh_documents(
         sources = [sources]
     clock = Clock()
     opened = open_store(retriever)
-    run = _Refresh(opened, clock, progress)
+    run = _Refresh(opened, device, clock, progress)
     check_index(run.config.index)
     with clock("read"):
         documents, skipped, given = run.read(sources)
@@ -175,8 +177,9 @@ class _Plan:
 class _Refresh:
     """One refresh at work."""
 
-    def __init__(self, opened: OpenedStore, clock: Clock, progress: Progress) -> None:
+    def __init__(self, opened: OpenedStore, device: str, clock: Clock, progress: Progress) -> None:
         self.path = opened.path
+        self.device = device
         self.manifest = opened.manifest
         self.config = FitConfig.build(dict(opened.manifest.configuration))
         self.clock = clock
@@ -192,9 +195,9 @@ class _Refresh:
         if self._encoder is None:
             from ragadapt.encoder import Encoder
 
-            settings = self.config.encoder
+            precision = self.config.encoder.precision
             with self.clock("load model"):
-                encoder = Encoder.open(self.path / "model", device=settings.device, precision=settings.precision)
+                encoder = Encoder.open(self.path / "model", device=self.device, precision=precision)
             if encoder.fingerprint != self.manifest.fingerprint:
                 raise FingerprintMismatch(
                     f"{self.path} was built with encoder {self.manifest.fingerprint[:12]}, but its model folder holds "

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,29 @@ def assert_equal_retrievers(one: Path, other: Path) -> None:
     assert first.ids() == second.ids()
     for name in ("lexical.json", "ids.json", "frequencies.npy", "lengths.npy"):
         assert (one / "lexical" / name).read_bytes() == (other / "lexical" / name).read_bytes(), name
+
+
+def made_on(path: Path, device: str) -> None:
+    """Let the manifest say that the fit ran there."""
+    manifest = open_store(path).manifest
+    configuration = {**manifest.configuration, "encoder": {**manifest.configuration["encoder"], "device": device}}
+    (path / "ragadapt.json").write_text(replace(manifest, configuration=configuration).to_json())
+
+
+def test_what_was_made_on_another_device_is_refreshed_and_reindexed_here(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_on(place / "retriever", "cuda:7")
+    change_everything(place / "docs")
+    refresh = ["refresh", str(place / "retriever"), "--docs", str(place / "docs")]
+    assert run([*refresh, "--device", "cuda:7"]) != 0  # a device that is asked for is a demand
+    assert run(refresh) == 0
+    assert run(["index", str(place / "retriever"), "--rebuild", "--device", "cpu"]) == 0
+    reindex(place / "retriever", IndexConfig(kind="exact"))
+    (place / "docs" / "page98.md").write_text("# Page 98\n\nvote council price cheap flight.\n")
+    assert refresh_documents(place / "retriever", [place / "docs"], device="cpu").documents.added == 1
+    with Retriever.open(place / "retriever") as retriever:
+        assert retriever.search("page 98")
 
 
 # Equal to a fit
