@@ -24,7 +24,7 @@ import numpy as np
 from ragadapt.chunks import ChunkStore, DocumentRecord, document_hash
 from ragadapt.config import FitConfig
 from ragadapt.corpus import chunk_documents
-from ragadapt.corpus.sources import are_paths, describe_sources, known_labels, read_sources
+from ragadapt.corpus.sources import UNLISTED, are_paths, describe_sources, known_labels, read_sources
 from ragadapt.errors import (
     EmptyCorpus,
     FingerprintMismatch,
@@ -57,12 +57,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MUCH = 0.3  # share of the chunks changed since the fit from which a new fit is advised
+_LISTED = 200  # unread documents that the manifest names
 _BATCH = 4096  # vectors read from the old index at a time
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentChanges:
-    """Documents by what became of them. moved: the same passages under another id. kept: not read, but left in."""
+    """Documents by what became of them. moved: the same passages under another id. kept: not read, but left in.
+    unread: known, still there, and not readable now, so that they stay as they were."""
 
     added: int = 0
     changed: int = 0
@@ -70,6 +72,16 @@ class DocumentChanges:
     moved: int = 0
     deleted: int = 0
     kept: int = 0
+    unread: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A known document that is there and cannot be read now. It stays as it was."""
+
+    id: str
+    source: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +102,7 @@ class Refreshed:
     """A finished refresh, or with dry_run what it would do (then encoded counts what is new, and nothing was written).
 
     changed: False if the documents are those of the retriever, and nothing was replaced. skipped: what could not be
-    read, each with source and reason. reused: stages taken over from an interrupted run. advice: a sentence where so
+    read, each with source and reason. unread: the known documents among it, which stay as they were. reused: stages taken over from an interrupted run. advice: a sentence where so
     much has changed that a new fit is advised, else "".
     """
 
@@ -99,6 +111,7 @@ class Refreshed:
     documents: DocumentChanges
     chunks: ChunkChanges
     skipped: tuple[Any, ...] = ()
+    unread: tuple[Unread, ...] = ()
     reused: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     advice: str = ""
@@ -116,7 +129,8 @@ def refresh_documents(
 ) -> Refreshed:
     """Bring the retriever up to date with its sources, encoding only passages that are new.
 
-    sources: as for `fit`, all of them: a document that is not among them is deleted. keep_missing: leave such
+    sources: as for `fit`, all of them: a document that is not among them is deleted. What is among them and cannot be
+    read (any more) stays as it was, and the result names it. keep_missing: leave such
     documents in, to add a few files. delete_missing: delete even where more than half of the documents would vanish,
     or where sources lacks a folder that the retriever was made from. device: where passages are encoded; what the
     fit ran on is no demand. Killed, it goes on where it was when called
@@ -133,17 +147,20 @@ def refresh_documents(
     with clock("read"):
         documents, skipped, given = run.read(sources)
     with clock("compare"):
-        plan = run.plan(documents, given, keep_missing)
+        plan = run.plan(documents, given, skipped, keep_missing)
         if not keep_missing and not delete_missing:
             _refuse_loss(plan, opened.manifest, sources)
+    done = Refreshed(
+        opened.path, plan.changed, plan.changes, plan.chunk_changes, tuple(skipped), plan.unread, (), clock.seconds
+    )
     if not plan.changed or dry_run:
-        return Refreshed(opened.path, plan.changed, plan.changes, plan.chunk_changes, tuple(skipped), (), clock.seconds)
+        return done
     with Workspace.open(opened.path, {"command": "refresh"}) as work:
         if opened.replaced():
             raise StoreLocked(f"{opened.path} was replaced while its sources were read. Run the same command again.")
         advice = run.apply(work, plan)
     counts = replace(plan.chunk_changes, encoded=run.encoded)
-    return Refreshed(opened.path, True, plan.changes, counts, tuple(skipped), tuple(run.reused), clock.seconds, advice)
+    return replace(done, chunks=counts, reused=tuple(run.reused), seconds=clock.seconds, advice=advice)
 
 
 def rollback(retriever: str | Path) -> Manifest:
@@ -161,6 +178,7 @@ class _Plan:
     """What a refresh will put in place: the documents with all chunks in order, and what that changes.
 
     missing: ids of documents that were not among the sources; vanished: those of them that did not merely move.
+    unread: documents that are there and cannot be read, and stay.
     """
 
     documents: tuple[Document | DocumentRecord, ...]
@@ -172,6 +190,7 @@ class _Plan:
     missing: tuple[str, ...]
     vanished: int
     known: int  # documents in the present folder
+    unread: tuple[Unread, ...]
 
 
 class _Refresh:
@@ -216,9 +235,21 @@ class _Refresh:
                 "Pass such passages, or build the retriever anew."
             )
         labels = known_labels(self.manifest.sections.get("sources", {}), sources)
-        return read_sources(sources, self.config.read, self.chunked, self.progress, labels)
+        try:
+            return read_sources(sources, self.config.read, self.chunked, self.progress, labels)
+        except EmptyCorpus as error:
+            with ChunkStore.open(self.path / "chunks.sqlite") as store:
+                if not _unread(error.skipped, store.documents(), []):
+                    raise
+            return [], list(error.skipped), None
 
-    def plan(self, documents: Sequence[Document], given: Sequence[Chunk] | None, keep_missing: bool) -> _Plan:
+    def plan(
+        self,
+        documents: Sequence[Document],
+        given: Sequence[Chunk] | None,
+        skipped: Sequence[Any],
+        keep_missing: bool,
+    ) -> _Plan:
         """Compare with what is there, and cut what changed."""
         with ChunkStore.open(self.path / "chunks.sqlite") as store:
             records = {record.id: record for record in store.documents()}
@@ -230,10 +261,12 @@ class _Refresh:
         same = {d.id for d in documents if d.id in records and records[d.id].content_hash == document_hash(d)}
         new_chunks = self._cut([d for d in documents if d.id not in same or not same_cut], given)
         read = {document.id for document in documents}
-        missing = [id for id in records if id not in read]
+        as_before = [records[id] for id in (*old_chunks, *(id for id in records if id not in old_chunks))]
+        unread = _unread(skipped, as_before, documents)
+        missing = [id for id in records if id not in read and id not in unread]
         left = [records[id] for id in missing] if keep_missing else []
-        # In the order of a fit on the same documents; those that were not read come last.
-        order: list[Document | DocumentRecord] = [*documents, *left]
+        # In the order of a fit on the same documents: what cannot be read stands where it stood, the rest comes last.
+        order: list[Document | DocumentRecord] = [*_with_unread(documents, as_before, unread), *left]
         chunks = [
             chunk for d in order for chunk in (new_chunks[d.id] if d.id in new_chunks else old_chunks.get(d.id, ()))
         ]
@@ -249,6 +282,7 @@ class _Refresh:
             moved=moved,
             deleted=0 if keep_missing else len(missing) - moved,
             kept=len(left),
+            unread=len(unread),
         )
         before = [chunk for document in old_chunks.values() for chunk in document]
         return _Plan(
@@ -257,10 +291,11 @@ class _Refresh:
             old=old,
             changes=changes,
             chunk_changes=_compare(old, chunks),
-            changed=len(same) + len(left) < max(len(order), len(records)) or [*chunks] != _in_order(before, order),
+            changed=len(same) + len(left) + len(unread) < max(len(order), len(records)) or [*chunks] != _in_order(before, order),
             missing=tuple(missing),
             vanished=len(missing) - moved,
             known=len(records),
+            unread=tuple(unread.values()),
         )
 
     def _cut(self, documents: Sequence[Document], given: Sequence[Chunk] | None) -> dict[str, list[Chunk]]:
@@ -385,6 +420,63 @@ class _Refresh:
         return stack.enter_context(index)
 
 
+def _unread(
+    skipped: Sequence[Any], known: Sequence[DocumentRecord], documents: Sequence[Document]
+) -> dict[str, Unread]:
+    """Id → the known document that is there and cannot be read: its file, its folder, or a row in its place.
+
+    known: as they stood in the present folder. documents: what was read. A damaged row does not say which document it
+    was: it is taken for the known one that stood between the same neighbours and is missing, for all of them where
+    several are.
+    """
+    reasons = {item.source: item.reason for item in skipped if not item.left_out and item.row is None}
+    rows: dict[str, dict[int, str]] = {}  # row file → rows read before a damaged one → why
+    for item in skipped:
+        if not item.left_out and item.row is not None:
+            rows.setdefault(item.source.rpartition(":")[0], {}).setdefault(item.row, item.reason)
+    sources = {record.source for record in known}
+    folders = {name: why for name, why in reasons.items() if why.startswith(UNLISTED)}
+    everything = next((why for name, why in folders.items() if not name.endswith("/") and name not in sources), "")
+    read = {document.id for document in documents}
+    found: dict[str, Unread] = {}
+    by_file: dict[str, list[str]] = {}
+    for record in known:
+        by_file.setdefault(record.source, []).append(record.id)
+        if record.id not in read:
+            parents = (record.source[: at + 1] for at, letter in enumerate(record.source) if letter == "/")
+            reason = reasons.get(record.source) or next((folders[p] for p in parents if p in folders), everything)
+            if reason:
+                found[record.id] = Unread(record.id, record.source, reason)
+    for name, damaged in rows.items():
+        old = by_file.get(name, [])
+        place = {id: at for at, id in enumerate(old)}
+        now = [place.get(document.id, -1) for document in documents if document.source == name]
+        for before, reason in damaged.items():
+            first = next((at for at in reversed(now[:before]) if at >= 0), -1)
+            last = next((at for at in now[before:] if at >= 0), len(old))
+            for id in old[first + 1 : last] if first < last else old:
+                if id not in read:
+                    found.setdefault(id, Unread(id, name, reason))
+    return found
+
+
+def _with_unread(
+    documents: Sequence[Document], known: Sequence[DocumentRecord], unread: Mapping[str, Unread]
+) -> list[Document | DocumentRecord]:
+    """The documents, each unread one behind the one that it stood behind."""
+    following: dict[str, list[DocumentRecord]] = {}
+    read, before = {document.id for document in documents}, ""
+    for record in known:
+        if record.id in unread:
+            following.setdefault(before, []).append(record)
+        elif record.id in read:
+            before = record.id
+    placed: list[Document | DocumentRecord] = list(following.get("", ()))
+    for document in documents:
+        placed += [document, *following.get(document.id, ())]
+    return placed
+
+
 def _sources_of(old: Mapping[str, str], wanted: Mapping[str, Any], index: VectorIndex | None) -> dict[str, str]:
     """Content hash → the id in the old index that has its vector."""
     if index is None:
@@ -475,6 +567,7 @@ def _sections(manifest: Manifest, plan: _Plan) -> tuple[dict[str, Any], str]:
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "number": int(earlier.get("number", 0)) + 1,
             "documents": asdict(plan.changes),
+            "unread": [asdict(item) for item in plan.unread[:_LISTED]],
             "chunks": asdict(changes),
             "chunks_at_fit": at_fit,
             "changed_since_fit": changed,

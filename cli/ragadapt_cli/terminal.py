@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -197,6 +197,16 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def note_skipped(terminal: Terminal, skipped: Sequence[Any], total: int | None = None) -> None:
+    """What could not be read, by reason. total: how many there are where only some are given."""
+    if skipped:
+        from ragadapt.corpus.sources import by_reason
+
+        terminal.note(f"Skipped     {total or len(skipped):,}; --json lists them")
+        for line in by_reason(skipped):
+            terminal.note(f"            {line}")
 
 
 # Errors

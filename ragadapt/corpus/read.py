@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from ragadapt.config import ReadConfig
-from ragadapt.corpus.decode import Unreadable, check_encoding
+from ragadapt.corpus.decode import LeftOut, Unreadable, check_encoding
 from ragadapt.corpus.files import read_content
 from ragadapt.corpus.formats import Format, format_of_name
 from ragadapt.corpus.rows import BadRow, read_rows
@@ -23,10 +23,16 @@ _DEFAULTS = ReadConfig()
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A file, or a row as "file:line", that could not be used."""
+    """A file, or a row as "file:line", that could not be used.
+
+    left_out: it is read under another name, or no document by what is known of it. row: of a row, how many of its
+    file's rows were read before it.
+    """
 
     source: str
     reason: str
+    left_out: bool = field(default=False, compare=False, kw_only=True)
+    row: int | None = field(default=None, compare=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,24 +84,24 @@ def read_documents(
     for done, (place, file, asked) in enumerate(found, 1):
         try:
             if file.problem:
-                raise Unreadable(file.problem)
+                raise (LeftOut if file.left_out else Unreadable)(file.problem)
             if (real := os.path.realpath(file.path)) in labelled:
-                raise Unreadable("labelled questions, not a document")
+                raise LeftOut("labelled questions, not a document")
             if real in seen:
-                raise Unreadable(f"the same file as {seen[real]}")
+                raise LeftOut(f"the same file as {seen[real]}")
             seen[real] = file.name
             if file.path.name == "queries.jsonl" and (place, str(PurePosixPath(file.name).parent)) in beir:
-                raise Unreadable("the queries of the collection in corpus.jsonl, not documents")
+                raise LeftOut("the queries of the collection in corpus.jsonl, not documents")
             for document, where in _read_file(file, config, asked, skipped):
                 read.append((place, document, where))
         except Unreadable as reason:
-            skipped.append(Skipped(file.name, str(reason)))
+            skipped.append(Skipped(file.name, str(reason), left_out=isinstance(reason, LeftOut)))
         except OSError as error:
             skipped.append(Skipped(file.name, f"cannot be read: {error.strerror or error}"))
         progress("reading", done, len(found))
     documents = _with_unique_ids(read, _labels(roots), skipped)
     if not documents:
-        raise EmptyCorpus(_why_empty(roots, skipped, ignored, config))
+        raise EmptyCorpus(_why_empty(roots, skipped, ignored, config), skipped)
     return ReadResult(documents, skipped)
 
 
@@ -125,10 +131,10 @@ def _rows(file: Found, kind: str, config: ReadConfig, skipped: list[Skipped]) ->
     for row in read_rows(file.path, file.name, kind, config):
         where = f"{file.name}:{row.line}"
         if isinstance(row, BadRow):
-            skipped.append(Skipped(where, row.reason))
+            skipped.append(Skipped(where, row.reason, row=len(documents)))
         elif row.document.id in first_line:
             skipped.append(
-                Skipped(where, f"id {row.document.id!r} is used already at line {first_line[row.document.id]}")
+                Skipped(where, f"id {row.document.id!r} is used already at line {first_line[row.document.id]}", left_out=True)
             )
         else:
             first_line[row.document.id] = row.line
@@ -174,7 +180,7 @@ def _with_unique_ids(
         if root in clashing_roots:
             document = replace(document, id=_under(labels[root], document.id))
         if document.id in used:
-            skipped.append(Skipped(where, f"id {document.id!r} is used already by {used[document.id]}"))
+            skipped.append(Skipped(where, f"id {document.id!r} is used already by {used[document.id]}", left_out=True))
             continue
         used[document.id] = where
         documents.append(document)

@@ -13,16 +13,19 @@ from pathspec import GitIgnoreSpec
 from ragadapt.config import ReadConfig
 from ragadapt.errors import InvalidConfiguration
 
+UNLISTED = "folder cannot be listed"
 _NEVER = ("/.git/", "__pycache__/", "node_modules/", ".ipynb_checkpoints/")  # other programs' stores, never documents
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A file to read. name: posix path relative to the folder that was given. problem: why it is not read, or ""."""
+    """A file to read. name: posix path relative to the folder that was given. problem: why it is not read, or "".
+    left_out: it is read under another name, or is no document by what is known of it."""
 
     path: Path
     name: str
     problem: str = ""
+    left_out: bool = False
 
 
 @dataclass(slots=True)
@@ -69,7 +72,7 @@ def walk(root: Path, config: ReadConfig, ignored: Ignored) -> Iterator[Found]:
         if not os.path.exists(real):  # noqa: PTH110 — realpath of a loop is still a string
             yield Found(path, name, "a link that leads nowhere, or in a circle")
         elif real in seen:
-            yield Found(path, name, f"a link to {seen[real]}, which is read already")
+            yield Found(path, name, f"a link to {seen[real]}, which is read already", left_out=True)
         elif Path(real).is_dir():
             seen[real] = name
             yield from _folder(path, name + "/", rules, seen, linked)
@@ -87,10 +90,10 @@ def _folder(
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
-            yield Found(folder, prefix or folder.name, f"folder cannot be listed: {error.strerror or error}")
+            yield Found(folder, prefix or folder.name, f"{UNLISTED}: {error.strerror or error}")
             continue
         if _is_ours({entry.name for entry in entries}, folder):
-            yield Found(folder, prefix or Path(os.path.realpath(folder)).name, "a retriever of ragadapt, not documents")
+            yield Found(folder, prefix or Path(os.path.realpath(folder)).name, "a retriever of ragadapt, not documents", left_out=True)
             continue
         rules.enter(folder, prefix)
         below = []

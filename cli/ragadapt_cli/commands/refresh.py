@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ragadapt_cli.options import command, device_option, retriever_argument
-from ragadapt_cli.terminal import Terminal, clock
+from ragadapt_cli.terminal import Terminal, clock, note_skipped
 
 if TYPE_CHECKING:
     from ragadapt.refresh import Refreshed
@@ -120,6 +120,7 @@ def _documents(
             "documents": asdict(done.documents),
             "chunks": asdict(done.chunks),
             "skipped": [{"source": item.source, "reason": item.reason} for item in done.skipped],
+            "unread": [asdict(item) for item in done.unread],
             "reused": list(done.reused),
             "seconds": round(seconds, 3),
             "timings": {stage: round(value, 3) for stage, value in done.seconds.items()},
@@ -131,10 +132,11 @@ def _documents(
         terminal.note(f"Taken over from the interrupted run: {', '.join(done.reused)}.")
     for line in _lines(done):
         terminal.write(line)
-    for skipped in done.skipped[:20]:
-        terminal.note(f"Skipped {skipped.source}: {skipped.reason}")
-    if len(done.skipped) > 20:
-        terminal.note(f"… and {len(done.skipped) - 20} more")
+    for item in done.unread[:20]:
+        terminal.write(f"Kept        {item.id} as it was: {item.reason}")
+    if len(done.unread) > 20:
+        terminal.write(f"Kept        {len(done.unread) - 20:,} more as they were; --json names them all")
+    note_skipped(terminal, done.skipped)
     if dry_run:
         terminal.write("Nothing was written.")
     elif done.changed:
@@ -153,6 +155,7 @@ def _lines(done: Refreshed) -> list[str]:
         ("deleted", documents.deleted),
         ("unchanged", documents.unchanged),
         ("not read and kept", documents.kept),
+        ("kept as it was" if documents.unread == 1 else "kept as they were", documents.unread),
     ]
     passages = [
         ("new", chunks.added),
