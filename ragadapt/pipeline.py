@@ -222,7 +222,7 @@ def reindex(
         key = {"build": manifest.build_id, "encoder": encoder.fingerprint}
         with work.stage("index-vectors", key) as stage:
             vectors = build_vectors(stage, corpus, encoder, progress)
-        with work.stage("index", key | {"index": index.model_dump(mode="json")}) as stage:
+        with work.stage("index", key | {"index": index.deciding()}) as stage:
             if not stage.finished:
                 build_index(stage, index, corpus, vectors, encoder.fingerprint, progress)
             built = stage.path
@@ -323,7 +323,7 @@ class _Run:
     def queries(self, corpus: Corpus, encoder: Encoder, base: Searcher, labels: Sequence[Labels]) -> Asked:
         """Write, read, clean and split the queries."""
         config = self.config
-        settings = {"query": config.query.model_dump(mode="json"), "split": config.split.model_dump(mode="json")}
+        settings = {"query": config.query.deciding(), "split": config.split.deciding()}
         with self.stage(
             "queries",
             ("base-vectors", "lexical"),
@@ -370,9 +370,8 @@ class _Run:
         from ragadapt.training import train
 
         config = self.config
-        settings = {
-            name: getattr(config, name).model_dump(mode="json") for name in ("mining", "adapter", "training", "gate")
-        }
+        settings = {name: getattr(config, name).deciding() for name in ("mining", "adapter", "training")}
+        settings["strengths"] = sorted(config.gate.interpolation)  # all of the gate that this stage looks at
         ids = [query.id for query in plan.train]
         with self.stage(
             "train", ("queries",), settings=settings, encoder=base.fingerprint, queries=ids, portable=self.portable
@@ -566,8 +565,7 @@ class _Run:
             with self.stage("base-model", encoder=encoder.fingerprint, portable=self.portable) as stage:
                 if not stage.finished:
                     encoder.save(stage.path / "model", portable=self.portable)
-        index_key = config.index.model_dump(mode="json")
-        with self.stage("index", ("chunks",), encoder=encoder.fingerprint, index=index_key) as stage:
+        with self.stage("index", ("chunks",), encoder=encoder.fingerprint, index=config.index.deciding()) as stage:
             if not stage.finished:
                 build_index(stage, config.index, corpus, vectors, encoder.fingerprint, progress)
         with self.stage("report", ("queries",), report=report.model_dump(mode="json")) as stage:

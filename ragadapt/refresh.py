@@ -337,7 +337,7 @@ class _Refresh:
         with self.stage(work, "refresh-lexical", after) as stage:
             build_lexical(stage, corpus, self.progress)
         lexical = stage.path / "lexical"
-        index = config.index.model_dump(mode="json")
+        index = config.index.deciding()
         with self.stage(work, "refresh-index", after | {"index": index}) as stage:
             if not stage.finished:
                 build_index(stage, config.index, corpus, vectors, self.manifest.fingerprint, self.progress)

@@ -32,6 +32,7 @@ from ragadapt.errors import (
     InvalidInput,
     InvalidLabels,
     NotARetriever,
+    TrainingFailed,
 )
 from ragadapt.evaluation import gate
 from ragadapt.pipeline import FitResult, fit, reindex
@@ -432,6 +433,90 @@ def test_an_interrupted_fit_goes_on_where_it_stopped(
     assert not (tmp_path / "r").exists()
     result = fit([docs], tmp_path / "r", config)
     assert {"chunks", "base-vectors", "lexical", "queries"} <= set(result.reused)
+
+
+def test_after_memory_ran_out_the_advised_setting_goes_on_from_the_checkpoint(
+    docs: Path, model: Path, labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ragadapt.training as training
+    from ragadapt.training.loop import backward
+
+    calls: list[int] = []
+
+    def short(*arguments: Any, **sizes: Any) -> float:
+        calls.append(1)
+        if len(calls) > 12:
+            raise MemoryError
+        return backward(*arguments, **sizes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ragadapt.training.loop.backward", short)
+        with pytest.raises(TrainingFailed, match="micro_batch_tokens"):
+            fit([docs], tmp_path / "r", settings(model, training={"evaluations": 6}), labels=[labels])
+    results: list[Any] = []
+    real = training.train
+    monkeypatch.setattr(training, "train", lambda *a, **k: results.append(real(*a, **k)) or results[-1])
+    changed = settings(
+        model,
+        training={"evaluations": 6, "micro_batch_tokens": 256, "prefix_cache": False},
+        gate={"min_queries": 7, "max_drift": 1.5},
+        fusion={"weight": 0.4},
+        query={"generator_timeout_seconds": 7},
+    )
+    result = fit([docs], tmp_path / "r", changed, labels=[labels])
+    assert results[0].resumed_from > 0
+    assert {"chunks", "base-vectors", "lexical", "queries"} <= set(result.reused)
+
+
+@pytest.mark.parametrize(
+    ("changes", "redone"),
+    [
+        ({"training": {"micro_batch_tokens": 100, "prefix_cache_bytes": 0, "compile": False}}, set()),
+        ({"gate": {"confidence": 0.9, "bootstrap_samples": 100, "min_queries": 3, "max_drift": 1.0}}, set()),
+        ({"gate": {"interpolation": (0.5,)}}, {"train"}),
+        ({"training": {"temperature": 0.1}}, {"train"}),
+        ({"query": {"generator_retries": 1, "generator_batch": 2, "generator_concurrency": 9}}, set()),
+        ({"query": {"per_chunk": 1}}, {"queries", "train"}),
+        ({"index": {"upload_workers": 9}, "encoder": {"device": "cpu", "token_budget": 64}}, set()),
+    ],
+)
+def test_only_what_changes_a_result_makes_a_finished_stage_start_anew(
+    docs: Path,
+    model: Path,
+    labels: Labels,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, dict[str, object]],
+    redone: set[str],
+) -> None:
+    import ragadapt.pipeline as pipeline
+
+    class Stopped(Exception):
+        pass
+
+    def stop(*_: Any) -> None:
+        raise Stopped
+
+    entered: list[str] = []
+    real = pipeline._Run.stage
+
+    @contextmanager
+    def watch(self: Any, name: str, *rest: Any, **key: Any) -> Iterator[Any]:
+        with real(self, name, *rest, **key) as stage:
+            if not stage.finished:
+                entered.append(name)
+            yield stage
+
+    monkeypatch.setattr(pipeline, "commit_build", stop)
+    monkeypatch.setattr(pipeline._Run, "stage", watch)
+    quick = {"epochs": 1, "evaluations": 1}
+    with pytest.raises(Stopped):
+        fit([docs], tmp_path / "r", settings(model, training=quick), labels=[labels])
+    entered.clear()
+    changes = {**changes, "training": {**quick, **changes.get("training", {})}}
+    with pytest.raises(Stopped):
+        fit([docs], tmp_path / "r", settings(model, **changes), labels=[labels])
+    assert {"chunks", "base-vectors", "lexical", "queries", "train"} & set(entered) == redone
 
 
 def test_a_changed_document_is_not_served_from_an_old_stage(docs: Path, model: Path, tmp_path: Path) -> None:
