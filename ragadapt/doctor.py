@@ -212,7 +212,7 @@ def _plan(queries: Sequence[Query], sets: Sequence[DividedLabels], corpus: Corpu
     cleaned = clean_queries(queries, corpus.chunks, config.query, seed=config.seed)
     split = split_documents(corpus.chunks, corpus.groups, config.split, config.seed)
     train, _, heldout = divide(cleaned, sets, corpus, split)
-    return gate.plan(train, heldout)
+    return gate.plan(train, heldout, split=config.split)
 
 
 def _generation(chunks: Sequence[Chunk], config: FitConfig, examples: Sequence[Query], answers: Path | None) -> str:

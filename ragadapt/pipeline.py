@@ -360,7 +360,7 @@ class _Run:
         """What trains and what judges."""
         if self.config.adapter.method == "none":
             return gate.Plan((), (), None, "Training was switched off (--method none): only the search is tuned.")
-        return gate.plan(asked.train, asked.heldout)
+        return gate.plan(asked.train, asked.heldout, split=self.config.split)
 
     def train(
         self, plan: gate.Plan, asked: Asked, base: Encoder, searcher: Searcher, corpus: Corpus, vectors: Floats

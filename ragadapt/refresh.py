@@ -34,6 +34,7 @@ from ragadapt.errors import (
     InvalidInput,
     StoreLocked,
 )
+from ragadapt.files import copy_file
 from ragadapt.fusion import Floats
 from ragadapt.index import VectorIndex, open_index
 from ragadapt.profiling import Clock
@@ -410,7 +411,7 @@ class _Refresh:
                 log.info("%s; reading a copy", error)
                 copy = stage.scratch / "index"
                 shutil.rmtree(copy, ignore_errors=True)
-                shutil.copytree(folder, copy)
+                shutil.copytree(folder, copy, copy_function=copy_file)
                 index = open_index(folder=copy, fingerprint=self.manifest.fingerprint)
         except IndexUnreachable:
             raise  # the new one is to be built there too

@@ -35,6 +35,7 @@ from ragadapt.errors import (
     TrainingFailed,
 )
 from ragadapt.evaluation import gate
+from ragadapt.evaluation.report.words import headline
 from ragadapt.pipeline import FitResult, fit, reindex
 from ragadapt.retriever import Retriever
 from ragadapt.store import open_store
@@ -528,6 +529,13 @@ def test_a_changed_document_is_not_served_from_an_old_stage(docs: Path, model: P
     assert result.reused == ()
     with Retriever.open(result.path) as retriever:
         assert retriever.search("zebra", mode="lexical")[0].chunk.document_id == "page00.md"
+
+
+def test_a_fit_that_trains_nothing_says_why_and_what_would_change_it(docs: Path, model: Path, tmp_path: Path) -> None:
+    result = fit([docs], tmp_path / "r", settings(model))
+    for text in (headline(result.report), (result.path / "report" / "README.md").read_text()):
+        assert "labelled questions (--queries) would be enough to judge a trained model" in text
+        assert "brought no gain" not in text
 
 
 def test_labels_for_evaluation_train_nothing(docs: Path, model: Path, labels: Labels, tmp_path: Path) -> None:

@@ -406,6 +406,18 @@ def test_the_headline_of_a_kept_base_claims_a_gain_only_where_the_interval_does(
     )
 
 
+def test_no_headline_speaks_of_tuning_where_nothing_was_tuned() -> None:
+    why = "No evidence good enough to judge a trained model. 14 more labelled questions would be enough."
+    made = small("NO GAIN")
+    assert made.verdict is not None
+    untrained = made.model_copy(update={"verdict": made.verdict.model_copy(update={"untrained": why})})
+    for text in (headline(untrained), table(untrained), page(untrained)):
+        assert "Tuning" not in text.partition("<nav")[0]
+        assert "No model was trained. No evidence good enough" in text
+        assert "14 more labelled questions would be enough" in text
+    assert "Tuning the model brought no gain" in headline(made)
+
+
 def test_few_questions_leaks_and_failed_proofs_are_said_aloud() -> None:
     report = Report(
         evidence=EvidenceUsed(tier="labelled", queries=62),

@@ -7,8 +7,9 @@ import logging
 import math
 import os
 import sys
+import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 ERROR, USAGE, NO_GAIN, MISSING_EXTRA, INTERRUPTED = 1, 2, 3, 4, 130
 
+_SILENT_SECONDS = 60.0  # without a terminal, a stage that is under way says so as often
 _SHORT_SECONDS = 2.0  # a finished stage that took less leaves no line behind
 
 
@@ -71,11 +73,17 @@ class Terminal:
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
-        """A Progress callback that draws bars on stderr while the block runs, or does nothing where nobody watches."""
-        if self.quiet or self.json or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        """A Progress callback that draws bars on stderr while the block runs; a line for each stage where stderr is no
+        terminal; nothing under --quiet and --json."""
+        if self.quiet or self.json:
             from ragadapt.values import no_progress
 
             yield no_progress
+            return
+        if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+            lines = Lines(lambda text: click.echo(text, err=True))
+            yield lines
+            lines.close()
             return
         from rich.console import Console
         from rich.progress import BarColumn, SpinnerColumn, TextColumn
@@ -131,6 +139,43 @@ class Terminal:
             self._stop_log()
             logging.captureWarnings(False)
             logging.getLogger("ragadapt").propagate = True
+
+
+class Lines:
+    """progress(stage, done, total) → a line when a stage is done, and once a minute while it is not.
+
+    A stage that runs again has another line only if it took long.
+    """
+
+    def __init__(self, write: Callable[[str], None], now: Callable[[], float] = time.monotonic) -> None:
+        self.write, self.now = write, now
+        self.started: dict[str, float] = {}
+        self.counts: dict[str, str] = {}
+        self.told: set[str] = set()
+        self.last = self.before = now()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = self.now()
+        started = self.started.setdefault(stage, self.before)
+        self.counts[stage] = f"{done:,}/{total:,}" if total else f"{done:,}"
+        if total and done >= total:
+            if stage not in self.told or now - started >= _SHORT_SECONDS:
+                self._tell(stage, f"{done:,}", now)
+            self.told.add(stage)
+            del self.started[stage], self.counts[stage]
+        elif now - self.last >= _SILENT_SECONDS:
+            self._tell(stage, self.counts[stage], now)
+        self.before = now
+
+    def _tell(self, stage: str, count: str, now: float) -> None:
+        name = stage[:1].upper() + stage[1:]
+        self.write(f"{name:<20} {count:>15} {now - self.started[stage]:>9,.1f} s")
+        self.last = now
+
+    def close(self) -> None:
+        """Stages that never said how much there was are done too."""
+        for stage in list(self.started):
+            self._tell(stage, self.counts[stage], self.now())
 
 
 class Stages:
