@@ -47,8 +47,11 @@ from ragadapt.stages import (
     check_index,
     commit_build,
     encode_query_texts,
+    forget_vectors_beside,
+    keep_vectors_beside,
     mutable_parts,
     searcher_of,
+    vectors_kept_for,
 )
 from ragadapt.store import Manifest, Stage, Workspace, answers_file, open_store
 from ragadapt.tuning import ENOUGH, MOST, LearntFusion, learn_fusion, quality
@@ -172,7 +175,7 @@ def _fit(
             documents, skipped, corpus, asked, plan, decision, trained, (encoder, vectors, base_fusion),
             (shipped, shipped_vectors, fusion),
         )  # fmt: skip
-        path = run.commit(report, corpus, shipped, shipped_vectors, fusion, adapted=decision.adapted)
+        path = run.commit(report, corpus, encoder, shipped, shipped_vectors, fusion, adapted=decision.adapted)
         return FitResult(path, report, decision, tuple(run.reused))
 
 
@@ -303,7 +306,8 @@ class _Run:
 
     def vectors(self, name: str, corpus: Corpus, encoder: Encoder, after: Sequence[str] = ("chunks",)) -> Floats:
         with self.stage(name, after, encoder=encoder.fingerprint) as stage:
-            return build_vectors(stage, corpus, encoder, self.progress)
+            with nullcontext([]) if stage.finished else vectors_kept_for(self.work.target, encoder) as known:
+                return build_vectors(stage, corpus, encoder, self.progress, known)
 
     def lexical(self, corpus: Corpus) -> LexicalIndex:
         with self.stage("lexical", ("chunks",)) as stage:
@@ -553,6 +557,7 @@ class _Run:
         self,
         report: Report,
         corpus: Corpus,
+        base: Encoder,
         encoder: Encoder,
         vectors: Floats,
         learnt: LearntFusion,
@@ -599,7 +604,13 @@ class _Run:
             mutable=mutable_parts(config.index),
         )
         with self.clock("commit"), profiling.work("commit"):
+            # Beside the folder before it is replaced: the stages go with the commit.
+            held = not adapted and "index" not in manifest.mutable
+            if not held:
+                keep_vectors_beside(self.work.target, corpus, self.paths["base-vectors"] / "vectors.npy", base)
             commit_build(self.work, manifest, parts)
+            if held:
+                forget_vectors_beside(self.work.target)
         return self.work.target
 
 

@@ -40,10 +40,12 @@ from ragadapt.index import VectorIndex, open_index
 from ragadapt.profiling import Clock
 from ragadapt.stages import (
     Corpus,
+    KnownVectors,
     build_index,
     build_lexical,
     check_index,
     commit_build,
+    gather_vectors,
     mutable_parts,
     server_follows,
     unread_ends,
@@ -59,7 +61,6 @@ log = logging.getLogger(__name__)
 
 MUCH = 0.3  # share of the chunks changed since the fit from which a new fit is advised
 _LISTED = 200  # unread documents that the manifest names
-_BATCH = 4096  # vectors read from the old index at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,33 +369,18 @@ class _Refresh:
     def vectors(self, stage: Stage, plan: _Plan) -> Floats:
         """(n, d) in the order of the chunks: from the old index where the content was there, else encoded."""
         path = stage.path / "vectors.npy"
+
+        def encode(passages: list[str]) -> Floats:
+            if self.chunked and (note := unread_ends(passages, self.encoder)):
+                log.warning("%s", note)
+            return self.encoder.encode_to(passages, stage.scratch / "new.npy", progress=self.progress)
+
         if not stage.finished:
-            wanted: dict[str, list[int]] = {}  # content hash → rows
-            for row, chunk in enumerate(plan.chunks):
-                wanted.setdefault(chunk.content_hash, []).append(row)
             with ExitStack() as stack:
                 index = self._old_index(stage, stack)
-                source = _sources_of(plan.old, wanted, index)
-                new = [digest for digest in wanted if digest not in source]
-                passages = [plan.chunks[wanted[digest][0]].passage for digest in new]
-                encoded = None
-                if new:
-                    if self.chunked and (note := unread_ends(passages, self.encoder)):
-                        log.warning("%s", note)
-                    encoded = self.encoder.encode_to(passages, stage.scratch / "new.npy", progress=self.progress)
-                dim = index.dim if index is not None else self.encoder.dim
-                rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(plan.chunks), dim))
-                for at, digest in enumerate(new):
-                    assert encoded is not None
-                    rows[wanted[digest]] = encoded[at]
-                taken = list(source)
-                for start in range(0, len(taken), _BATCH):
-                    batch = taken[start : start + _BATCH]
-                    assert index is not None
-                    for digest, vector in zip(batch, index.vectors([source[d] for d in batch]), strict=True):
-                        rows[wanted[digest]] = vector
-                rows.flush()
-            (stage.path / "encoded.json").write_text(json.dumps(len(new)), encoding="utf-8")
+                known = [_known(plan, index)] if index is not None else []
+                encoded = gather_vectors(path, plan.chunks, known, encode)
+            (stage.path / "encoded.json").write_text(json.dumps(encoded), encoding="utf-8")
         self.encoded = json.loads((stage.path / "encoded.json").read_text(encoding="utf-8"))
         vectors: Floats = np.load(path, mmap_mode="r")
         return vectors
@@ -478,14 +464,13 @@ def _with_unread(
     return placed
 
 
-def _sources_of(old: Mapping[str, str], wanted: Mapping[str, Any], index: VectorIndex | None) -> dict[str, str]:
-    """Content hash → the id in the old index that has its vector."""
-    if index is None:
-        return {}
-    candidates = {digest: id for id, digest in old.items() if digest in wanted}
+def _known(plan: _Plan, index: VectorIndex) -> KnownVectors:
+    """What the old index has of the plan's passages."""
+    wanted = {chunk.content_hash for chunk in plan.chunks}
+    candidates = {digest: id for id, digest in plan.old.items() if digest in wanted}
     ids = list(candidates.values())
     there = {id for id, found in zip(ids, index.has(ids), strict=True) if found}
-    return {digest: id for digest, id in candidates.items() if id in there}
+    return KnownVectors({digest: id for digest, id in candidates.items() if id in there}, index.vectors)
 
 
 def _moved(

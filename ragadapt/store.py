@@ -6,6 +6,7 @@
       .retriever.previous/  the old folder, for the moment between two renames
       .retriever.rollback/  the folder that the last commit replaced, where it was told to keep it
       .retriever.answers.jsonl   a language model's answers, for every later fit here; may be deleted at any time
+      .retriever.vectors/   vectors of the base model that the folder does not hold; may be deleted at any time
       .retriever.lock       held by the one writer (an empty file; a run that commits nothing takes it away)
       .retriever.feedback.lock   held for each write to feedback.sqlite, and while a commit carries it over
 

@@ -25,6 +25,7 @@ from tiny_models import sentences, write_tiny_model
 from ragadapt.adaptation import dev_judges
 from ragadapt.asking import Labels
 from ragadapt.config import FitConfig
+from ragadapt.encoder import Encoder
 from ragadapt.errors import (
     EmptyCorpus,
     GeneratorFailed,
@@ -536,6 +537,87 @@ def test_a_fit_that_trains_nothing_says_why_and_what_would_change_it(docs: Path,
     for text in (headline(result.report), (result.path / "report" / "README.md").read_text()):
         assert "labelled questions (--queries) would be enough to judge a trained model" in text
         assert "brought no gain" not in text
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every passage that a stage of vectors encodes from now on."""
+    seen: list[str] = []
+    encode = Encoder.encode_to
+
+    def watch(self: Encoder, texts: Any, *rest: Any, **options: Any) -> Any:
+        seen.extend(texts)
+        return encode(self, texts, *rest, **options)
+
+    monkeypatch.setattr(Encoder, "encode_to", watch)
+    return seen
+
+
+def stored_vectors(path: Path) -> tuple[list[str], Any]:
+    with Retriever.open(path, precision="float32") as opened:
+        ids = opened.chunks.ids()
+        return ids, opened.searcher.index.vectors(ids)
+
+
+@pytest.mark.parametrize("kind", ["exact", "faiss", "qdrant-edge"])
+def test_a_second_fit_encodes_only_what_is_new_and_gives_what_a_fresh_one_gives(
+    docs: Path, model: Path, tmp_path: Path, encoded: list[str], kind: str
+) -> None:
+    if kind != "exact":
+        pytest.importorskip({"faiss": "faiss", "qdrant-edge": "qdrant_edge"}[kind])
+    copy = shutil.copytree(docs, tmp_path / "docs")
+    fit([copy], tmp_path / "r", settings(model, adapter={"method": "none"}, index={"kind": kind}))
+    assert encoded
+    encoded.clear()
+    other = settings(model, adapter={"method": "none"}, index={"kind": kind}, query={"per_chunk": 1}, fusion={"depth": 9})
+    fit([copy], tmp_path / "r", other)
+    assert encoded == []
+    page = copy / "page03.md"
+    page.write_text(page.read_text() + "\n## Coda\n\nzebra fire stone.\n")
+    fit([copy], tmp_path / "r", other)
+    assert [text for text in encoded if "zebra" not in text] == [] and len(encoded) == 1
+    fit([copy], tmp_path / "fresh", other)
+    (ids, vectors), (expected_ids, expected) = (stored_vectors(tmp_path / name) for name in ("r", "fresh"))
+    assert ids == expected_ids
+    np.testing.assert_allclose(vectors, expected, atol=1e-6)
+    assert (tmp_path / ".r.vectors").exists() is (kind == "qdrant-edge")  # which changes in place: no hash
+
+
+def test_where_an_adapted_model_shipped_the_bases_vectors_are_kept_beside(
+    docs: Path, model: Path, labels: Labels, tmp_path: Path, encoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    win = gate.Decision(gate.Verdict.WIN, 1.0, ("said so",))
+    quick = {"epochs": 1, "evaluations": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(gate, "decide", lambda **_: win)
+        fit([docs], tmp_path / "r", settings(model, training=quick), labels=[labels])
+    first = list(encoded)
+    encoded.clear()
+    fit([docs], tmp_path / "r", settings(model, adapter={"method": "none"}))
+    assert encoded == [] and len(first) == 2 * len(set(first))  # by the base and by the adapted model
+    assert not (tmp_path / ".r.vectors").exists()
+    assert (tmp_path / ".r.rollback").exists()
+
+
+@pytest.mark.parametrize("how", ["damaged", "version", "precision"])
+def test_vectors_that_may_differ_are_not_taken_over(
+    docs: Path, model: Path, tmp_path: Path, encoded: list[str], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    config = settings(model, adapter={"method": "none"}, index={"kind": "exact"})
+    path = fit([docs], tmp_path / "r", config).path
+    count = len(encoded)
+    encoded.clear()
+    if how == "damaged":
+        [file] = (path / "index").glob("*.npy")
+        data = bytearray(file.read_bytes())
+        data[-40] ^= 64
+        file.write_bytes(data)
+    elif how == "version":
+        monkeypatch.setattr("ragadapt.stages.__version__", "99.0")
+    else:
+        config = settings(model, adapter={"method": "none"}, encoder={"precision": "bfloat16"})
+    fit([docs], tmp_path / "r", config)
+    assert len(encoded) == count
 
 
 def test_labels_for_evaluation_train_nothing(docs: Path, model: Path, labels: Labels, tmp_path: Path) -> None:

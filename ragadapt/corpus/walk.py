@@ -124,8 +124,11 @@ def _folder(
 
 
 def _is_ours(names: set[str], folder: Path) -> bool:
-    """Whether the folder with these entries is a saved retriever, or the unfinished build of one."""
-    return "ragadapt.json" in names or ({"build.json", "stages"} <= names and folder.name.endswith(".build"))
+    """Whether the folder with these entries is a saved retriever, the unfinished build of one, or vectors for one."""
+    beside = (({"build.json", "stages"}, ".build"), ({"vectors.json", "vectors.npy"}, ".vectors"))
+    return "ragadapt.json" in names or any(
+        parts <= names and folder.name.startswith(".") and folder.name.endswith(end) for parts, end in beside
+    )
 
 
 class _Rules:
