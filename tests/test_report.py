@@ -56,7 +56,7 @@ from ragadapt.evaluation.report import (
 )
 from ragadapt.evaluation.report import charts as chart
 from ragadapt.evaluation.report.markup import tag
-from ragadapt.evaluation.report.page import page
+from ragadapt.evaluation.report.page import _table, page
 
 QRELS = {"q1": {"a": 1}, "q2": {"b": 1}, "q3": {"c": 1}, "q4": {"d": 1}}
 BEFORE = {"q1": {"x": 2.0, "a": 1.0}, "q2": {"b": 1.0}, "q3": {"x": 1.0}, "q4": {"d": 1.0}}
@@ -404,6 +404,25 @@ def test_the_headline_of_a_kept_base_claims_a_gain_only_where_the_interval_does(
     assert headline(small("REGRESSION AVOIDED", low=-0.01)) == (
         "Tuning made search worse on questions it had not seen, so the tuned model was thrown away. What ships: fitted."
     )
+
+
+def test_a_long_label_of_a_chart_stands_whole_in_two_lines() -> None:
+    row = chart.Row("fitted retriever (default search)", 0.5)
+    for drawn in (chart.interval_chart([row], title="t", axis="a"), chart.bar_chart([(row.label, 1.0, "1 s")], title="t")):
+        spans = BeautifulSoup(str(drawn), "html.parser").select("tspan")
+        assert [span.text for span in spans] == ["fitted retriever", "(default search)"]
+        assert float(spans[1]["y"]) - float(spans[0]["y"]) == 13
+
+
+def test_columns_and_tables_that_hold_nothing_are_left_out() -> None:
+    timings = tuple(Timing(stage=f"stage {number}", seconds=number) for number in range(3))
+    soup = BeautifulSoup(page(Report(timings=timings)), "html.parser")
+    assert [cell.text for cell in soup.select("#time thead th")] == ["stage", "time"]
+    assert "–" not in [cell.text for cell in soup.select("td")]
+    some = (*timings, Timing(stage="encode", seconds=2.0, items=10, unit="passages"))
+    soup = BeautifulSoup(page(Report(timings=some)), "html.parser")
+    assert [cell.text for cell in soup.select("#time thead th")] == ["stage", "time", "worked on", "rate"]
+    assert _table(["a", "b"], [["x", "–"], ["y", "–"]], caption="c") == ""
 
 
 def test_no_headline_speaks_of_tuning_where_nothing_was_tuned() -> None:

@@ -8,6 +8,7 @@ Charts are drawn 380 units wide, so that their text stays readable on a phone.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ from ragadapt.evaluation.report.values import Histogram
 
 WIDTH = 380
 LABEL = 20
-"""Letters of a row's label at most; the rest of it stands in the tooltip."""
+"""Letters in a line of a row's label, which has two at most; the rest of it stands in the tooltip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def interval_chart(rows: Sequence[Row], *, title: str, axis: str, zero: bool = F
             spoken += f", interval {_value(row.low, signed)} to {_value(row.high, signed)}"
         group: list[Child] = [tag("title", spoken)]
         group.append(tag("rect", cls="hit", x=0, y=_n(y - step / 2), width=WIDTH, height=step))
-        group.append(_text(left - 10, y + 4, _clip(row.label), f"label {row.mark}", "end"))
+        group.append(_label(left - 10, y + 4, row.label, f"label {row.mark}"))
         if spread and row.low is not None and row.high is not None:
             group.append(
                 tag("line", cls=f"whisker {row.mark}", x1=_n(x(row.low)), y1=_n(y), x2=_n(x(row.high)), y2=_n(y))
@@ -216,7 +217,7 @@ def bar_chart(rows: Sequence[tuple[str, float, str]], *, title: str) -> Markup:
             tag(
                 "g",
                 tag("title", f"{label}: {text}"),
-                _text(left - 10, y + 16, _clip(label), "label", "end"),
+                _label(left - 10, y + 16, label, "label"),
                 tag("rect", cls="bar", x=left, y=y + 4, width=_n(width), height=step - 10, rx=3),
                 _text(left + width + 8, y + 16, text, "value", "start"),
             )
@@ -322,13 +323,21 @@ def _number(value: float, ticks: Sequence[float], signed: bool = False) -> str:
     return text.replace("-", "−")
 
 
-def _clip(text: str) -> str:
-    return text if len(text) <= LABEL else text[: LABEL - 1].rstrip() + "…"
+def _lines(text: str) -> list[str]:
+    return textwrap.wrap(text, LABEL, max_lines=2, placeholder="…") or [""]
+
+
+def _label(x: float, y: float, text: str, cls: str) -> Markup:
+    """The text before x in one line or two, about the height that one has."""
+    lines = _lines(text)
+    top = y - 6.5 * (len(lines) - 1)
+    spans = [tag("tspan", line, x=_n(x), y=_n(top + 13 * at)) for at, line in enumerate([*lines, ""][:2])]
+    return tag("text", spans, cls=cls.strip(), text_anchor="end")
 
 
 def _gutter(labels: Iterable[str]) -> float:
     """Room for the longest label, in its bold form."""
-    return 16 + 6.9 * max(min(len(label), LABEL) for label in labels)
+    return 16 + 6.9 * max(len(line) for label in labels for line in _lines(label))
 
 
 def _mean(edges: Sequence[float], counts: Sequence[int]) -> float | None:
