@@ -27,8 +27,8 @@ CLI_INTRODUCTION = """# Command line
 
 Written by `python docs/generate.py` from the commands themselves; don't edit.
 
-- **stdout is data.** Progress, notes and the log go to stderr. Progress is drawn only in a terminal, and never under
-  `-q` or `--json`.
+- **stdout is data.** Progress, notes and the log go to stderr. Progress is drawn in a terminal;
+  elsewhere each stage has a line (name, count, seconds). Neither is shown under `-q` or `--json`.
 - **`--json`** prints one document with `schema_version`. An error is then one JSON document on stderr:
   `{"schema_version": 1, "error": {"type", "message", "exit_code"}}`.
 - **Exit codes**: 0 done; 1 an error, or a check of `doctor` failed; 2 wrong usage; 3 no gain under

@@ -54,7 +54,7 @@ class QueryConfig(Stage):
 
     HOW = frozenset(
         f"generator_{name}"
-        for name in "batch device concurrency timeout_seconds retries input_price output_price".split()
+        for name in ["batch", "device", "concurrency", "timeout_seconds", "retries", "input_price", "output_price"]
     )
 
     kinds: tuple[str, ...] = ()  # empty = all that the documents' structure offers
@@ -130,9 +130,7 @@ class AdapterConfig(Stage):
 class TrainingConfig(Stage):
     """The optimisation."""
 
-    HOW = frozenset(
-        {"micro_batch_tokens", "prefix_cache", "prefix_cache_folder", "prefix_cache_bytes", "compile"}
-    )
+    HOW = frozenset({"micro_batch_tokens", "prefix_cache", "prefix_cache_folder", "prefix_cache_bytes", "compile"})
 
     loss: Literal["infonce", "distill", "both", "margin_mse"] = "infonce"  # the last three follow a teacher
     epochs: float = Field(3, gt=0)  # passes over the queries; early stopping may end sooner

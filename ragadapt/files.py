@@ -201,11 +201,11 @@ def explain_full_disk(target: Path) -> Iterator[None]:
 
 def copy_file(source: str | Path, destination: str | Path) -> None:
     """Copy a file; where it has holes, as files have that an engine lays out ahead, the copy has them too."""
-    found = os.stat(source)
+    found = Path(source).stat()
     if getattr(found, "st_blocks", found.st_size) * 512 >= found.st_size or not hasattr(os, "SEEK_DATA"):
         shutil.copyfile(source, destination)
         return
-    with open(source, "rb", buffering=0) as old, open(destination, "wb", buffering=0) as new:
+    with Path(source).open("rb", buffering=0) as old, Path(destination).open("wb", buffering=0) as new:
         end = 0
         while end < found.st_size:
             try:

@@ -305,9 +305,11 @@ class _Run:
             return build_chunks(stage, documents, given, encoder, self.config.chunk, self.progress)
 
     def vectors(self, name: str, corpus: Corpus, encoder: Encoder, after: Sequence[str] = ("chunks",)) -> Floats:
-        with self.stage(name, after, encoder=encoder.fingerprint) as stage:
-            with nullcontext([]) if stage.finished else vectors_kept_for(self.work.target, encoder) as known:
-                return build_vectors(stage, corpus, encoder, self.progress, known)
+        with (
+            self.stage(name, after, encoder=encoder.fingerprint) as stage,
+            nullcontext([]) if stage.finished else vectors_kept_for(self.work.target, encoder) as known,
+        ):
+            return build_vectors(stage, corpus, encoder, self.progress, known)
 
     def lexical(self, corpus: Corpus) -> LexicalIndex:
         with self.stage("lexical", ("chunks",)) as stage:

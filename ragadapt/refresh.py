@@ -104,8 +104,8 @@ class Refreshed:
     """A finished refresh, or with dry_run what it would do (then encoded counts what is new, and nothing was written).
 
     changed: False if the documents are those of the retriever, and nothing was replaced. skipped: what could not be
-    read, each with source and reason. unread: the known documents among it, which stay as they were. reused: stages taken over from an interrupted run. advice: a sentence where so
-    much has changed that a new fit is advised, else "".
+    read, each with source and reason. unread: the known documents among it, which stay as they were. reused: stages
+    taken over from an interrupted run. advice: a sentence where so much has changed that a new fit is advised, else "".
     """
 
     path: Path
@@ -293,7 +293,8 @@ class _Refresh:
             old=old,
             changes=changes,
             chunk_changes=_compare(old, chunks),
-            changed=len(same) + len(left) + len(unread) < max(len(order), len(records)) or [*chunks] != _in_order(before, order),
+            changed=len(same) + len(left) + len(unread) < max(len(order), len(records))
+            or [*chunks] != _in_order(before, order),
             missing=tuple(missing),
             vanished=len(missing) - moved,
             known=len(records),

@@ -201,7 +201,11 @@ def vectors_kept_for(target: Path, encoder: Encoder) -> Iterator[list[KnownVecto
         for folder in (target, *([kept.path] if kept else [])):
             try:
                 manifest = open_store(folder, "none").manifest if folder == target else kept.manifest  # type: ignore[union-attr]
-                about = [manifest.fingerprint, _computed(manifest.sections.get("precision", {})), manifest.library_version]
+                about = [
+                    manifest.fingerprint,
+                    _computed(manifest.sections.get("precision", {})),
+                    manifest.library_version,
+                ]
                 files = [name for name in manifest.files if name == "chunks.sqlite" or name.startswith("index/")]
                 if about != _about(encoder) or "index" in manifest.mutable:
                     continue

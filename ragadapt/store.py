@@ -23,7 +23,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import socket
 import time
 import uuid
@@ -369,7 +368,9 @@ class Workspace:
         self._open = False
         try:
             stages = self.path / "stages"
-            kept = any(stages.glob("*.done.json")) or any(any(scratch.iterdir()) for scratch in stages.glob("*.scratch"))
+            kept = any(stages.glob("*.done.json")) or any(
+                any(scratch.iterdir()) for scratch in stages.glob("*.scratch")
+            )
             if self._committed or not kept:
                 remove(self.path)
         except OSError as problem:
@@ -808,7 +809,7 @@ def _is_in_place(lock: FileLock) -> bool:
     """Whether the file that is locked is the one that others find under its name."""
     held = getattr(getattr(lock, "_context", None), "lock_file_fd", None)
     try:
-        return held is None or os.path.samestat(os.fstat(held), os.stat(lock.lock_file))
+        return held is None or os.path.samestat(os.fstat(held), Path(lock.lock_file).stat())
     except FileNotFoundError:
         return False
 
@@ -817,5 +818,5 @@ def _forget(lock: FileLock) -> None:
     """Take the lock's file away and release it: in this order, so that nobody else's is taken away."""
     if os.name != "nt":  # an open file cannot go there
         with suppress(OSError):
-            os.unlink(lock.lock_file)
+            Path(lock.lock_file).unlink()
     lock.release()

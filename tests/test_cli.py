@@ -623,7 +623,11 @@ def test_where_stderr_is_no_terminal_each_stage_has_a_line(capsys: pytest.Captur
     out, err = capsys.readouterr()
     assert out == ""
     lines = [line.split() for line in err.splitlines()]
-    assert [line[:-2] for line in lines] == [["Encode", "passages", "1,000"], ["Encode", "queries", "5"], ["Writing", "3"]]
+    assert [line[:-2] for line in lines] == [
+        ["Encode", "passages", "1,000"],
+        ["Encode", "queries", "5"],
+        ["Writing", "3"],
+    ]
     assert all(line[-1] == "s" and float(line[-2]) >= 0 for line in lines)
 
 

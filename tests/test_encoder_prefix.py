@@ -255,7 +255,9 @@ def test_the_check_of_a_cut_leaves_an_adapters_dropout_on(tmp_path: Path) -> Non
         load(write_tiny_model(tmp_path / "m", layers=4)), AdapterConfig.model_validate({"layers": 1, "dropout": 0.5})
     )
     adapted.set_tensors({name: torch.ones_like(value) for name, value in adapted.trainable().items()})
-    drops = [module for module in adapted.tower.model.modules() if isinstance(module, torch.nn.Dropout) and module.p > 0.2]
+    drops = [
+        module for module in adapted.tower.model.modules() if isinstance(module, torch.nn.Dropout) and module.p > 0.2
+    ]
     for module in drops:
         module.train()
     assert drops and adapted.tower.can_be_cut(1, adapted.trainable().values())

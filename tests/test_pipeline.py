@@ -569,7 +569,9 @@ def test_a_second_fit_encodes_only_what_is_new_and_gives_what_a_fresh_one_gives(
     fit([copy], tmp_path / "r", settings(model, adapter={"method": "none"}, index={"kind": kind}))
     assert encoded
     encoded.clear()
-    other = settings(model, adapter={"method": "none"}, index={"kind": kind}, query={"per_chunk": 1}, fusion={"depth": 9})
+    other = settings(
+        model, adapter={"method": "none"}, index={"kind": kind}, query={"per_chunk": 1}, fusion={"depth": 9}
+    )
     fit([copy], tmp_path / "r", other)
     assert encoded == []
     page = copy / "page03.md"

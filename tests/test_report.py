@@ -408,7 +408,10 @@ def test_the_headline_of_a_kept_base_claims_a_gain_only_where_the_interval_does(
 
 def test_a_long_label_of_a_chart_stands_whole_in_two_lines() -> None:
     row = chart.Row("fitted retriever (default search)", 0.5)
-    for drawn in (chart.interval_chart([row], title="t", axis="a"), chart.bar_chart([(row.label, 1.0, "1 s")], title="t")):
+    for drawn in (
+        chart.interval_chart([row], title="t", axis="a"),
+        chart.bar_chart([(row.label, 1.0, "1 s")], title="t"),
+    ):
         spans = BeautifulSoup(str(drawn), "html.parser").select("tspan")
         assert [span.text for span in spans] == ["fitted retriever", "(default search)"]
         assert float(spans[1]["y"]) - float(spans[0]["y"]) == 13

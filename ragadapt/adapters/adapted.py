@@ -235,7 +235,9 @@ class AdaptedEncoder(Encoder):
                 module.bind(twin.model)
         if twin.prefix is not None:
             top = twin.prefix.top_layers
-            twin.prefix = Prefix(twin.model, top, twin.prefix.cache) if self.tower.can_be_cut(top, self._in_training()) else None
+            twin.prefix = (
+                Prefix(twin.model, top, twin.prefix.cache) if self.tower.can_be_cut(top, self._in_training()) else None
+            )
         passage = twin if self.adapter_config.adapt == "both" else base_tower
         encoder = Encoder(
             self._spec.with_adapter(state.spec),

@@ -134,7 +134,11 @@ def _rows(file: Found, kind: str, config: ReadConfig, skipped: list[Skipped]) ->
             skipped.append(Skipped(where, row.reason, row=len(documents)))
         elif row.document.id in first_line:
             skipped.append(
-                Skipped(where, f"id {row.document.id!r} is used already at line {first_line[row.document.id]}", left_out=True)
+                Skipped(
+                    where,
+                    f"id {row.document.id!r} is used already at line {first_line[row.document.id]}",
+                    left_out=True,
+                )
             )
         else:
             first_line[row.document.id] = row.line

@@ -12,9 +12,7 @@ from typing import Any
 from ragadapt.config import ReadConfig
 from ragadapt.corpus.frameworks import chunks_from, documents_from
 from ragadapt.corpus.read import read_documents
-from ragadapt.corpus.walk import UNLISTED
 from ragadapt.values import Chunk, Document, Progress
-
 
 _PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|(?<=the same file as ).*|(?<=a link to ).*(?=, which)|\d[\d,.]*")
 """What differs between two reasons of one kind: names in quotes, other files, numbers."""

@@ -93,7 +93,12 @@ def _folder(
             yield Found(folder, prefix or folder.name, f"{UNLISTED}: {error.strerror or error}")
             continue
         if _is_ours({entry.name for entry in entries}, folder):
-            yield Found(folder, prefix or Path(os.path.realpath(folder)).name, "a retriever of ragadapt, not documents", left_out=True)
+            yield Found(
+                folder,
+                prefix or Path(os.path.realpath(folder)).name,
+                "a retriever of ragadapt, not documents",
+                left_out=True,
+            )
             continue
         rules.enter(folder, prefix)
         below = []

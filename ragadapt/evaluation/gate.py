@@ -30,6 +30,8 @@ MINIMUM = {Evidence.LABELLED: 10, Evidence.HUMAN: 40, Evidence.PARAPHRASE: 100}
 """Fewest held-out queries of a rank that may let a model through; crops may not."""
 
 
+_SPLIT = SplitConfig()
+
 FEWEST_TO_TRAIN = 16
 """Fewer queries than this teach nothing that held-out ones could show."""
 
@@ -60,7 +62,7 @@ def plan(
     heldout: Sequence[Query],
     *,
     minimum: Mapping[Evidence, int] = MINIMUM,
-    split: SplitConfig = SplitConfig(),
+    split: SplitConfig = _SPLIT,
 ) -> Plan:
     """Choose the judges from the held-out queries, then the kinds that may train.
 
@@ -74,7 +76,7 @@ def plan(
     needed = labels_needed(len(train), counts[Evidence.LABELLED], split)
     more = "more " if counts[Evidence.LABELLED] else ""
     advice = (
-        "Hold some of the questions out (split.heldout) so that they can judge."
+        "Hold some of the labelled questions out (split.heldout above 0), so that they can judge"
         if needed is None
         else f"{needed:,} {more}labelled questions (--queries) would be enough to judge a trained model"
     )
@@ -106,7 +108,8 @@ def plan(
             tuple(judges),
             rank,
             f"{reason}, but only {len(trained)} are left to train on that are not text cut from the passages "
-            f"(which teaches a pre-trained encoder little or does harm); at least {FEWEST_TO_TRAIN} are needed. {advice.rstrip('.')}.",
+            f"(which teaches a pre-trained encoder little or does harm); at least {FEWEST_TO_TRAIN} are needed. "
+            f"{advice}.",
         )
     found = ", ".join(f"{count} {rank.value}" for rank, count in counts.items() if count) or "none"
     return Plan(
@@ -114,7 +117,7 @@ def plan(
         (),
         None,
         f"No evidence good enough to judge a trained model (held-out queries: {found}). The base model stays and only "
-        f"the search is tuned. {advice.rstrip('.')}; questions written by a language model (--generator) can do too.",
+        f"the search is tuned. {advice}; questions written by a language model (--generator) can do too.",
     )
 
 
