@@ -942,3 +942,13 @@ def test_processes_launched_together_fit_one_retriever(
         assert together.manifest.sections["verdict"] == fitted.verdict
         query = ["red fox", "blue lamp"]
         assert np.allclose(together.encoder.encode_queries(query), alone.encoder.encode_queries(query), atol=1e-3)
+
+
+def test_a_folder_with_an_embedded_engine_takes_the_room_of_its_data(docs: Path, model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("qdrant_edge")
+    path = fit([docs], tmp_path / "r", settings(model, adapter={"method": "none"}, index={"kind": "qdrant-edge"})).path
+    files = [file.stat() for file in (path / "index").rglob("*") if file.is_file()]
+    promised = sum(file.st_size for file in files)
+    if not hasattr(os, "SEEK_DATA") or promised < 50_000_000:
+        pytest.skip("no holes in files here, or the engine lays out nothing ahead")
+    assert sum(file.st_blocks * 512 for file in files) < 10_000_000

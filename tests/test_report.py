@@ -417,6 +417,14 @@ def test_a_long_label_of_a_chart_stands_whole_in_two_lines() -> None:
         assert float(spans[1]["y"]) - float(spans[0]["y"]) == 13
 
 
+def test_the_numbers_beside_an_axis_have_room() -> None:
+    series = chart.Series("s", (0, 1, 2), (0.1, 0.10002, 0.10004))
+    drawn = BeautifulSoup(str(chart.line_chart([series], title="t", x_label="x", y_label="y")), "html.parser")
+    ticks = [text for text in drawn.select("text.tick") if text["text-anchor"] == "end"]
+    assert len(ticks[0].text) >= 7
+    assert all(float(text["x"]) - 6.9 * len(text.text) >= 0 for text in ticks)
+
+
 def test_columns_and_tables_that_hold_nothing_are_left_out() -> None:
     timings = tuple(Timing(stage=f"stage {number}", seconds=number) for number in range(3))
     soup = BeautifulSoup(page(Report(timings=timings)), "html.parser")

@@ -103,12 +103,13 @@ def line_chart(
     if not series:
         return Markup("")
     levels = levels or {}
-    left, right, top, height = 44, 12, 28 + 18 * (len(series) > 1), 180
+    right, top, height = 12, 28 + 18 * (len(series) > 1), 180
     plain = sum(len(each.xs) for each in series) > 20 * len(series)  # dots on every point would hide the line
     bottom = top + height
     xs = [x for each in series for x in each.xs]
     ys = [y for each in series for y in (*each.ys, *each.lows, *each.highs)] + list(levels.values())
     x_ticks, y_ticks = nice_ticks(min(xs), max(xs), 6), nice_ticks(min(ys), max(ys), 5)
+    left = _tick_room(y_ticks)
     x_low, x_high = min(xs), max(xs)
     if x_low == x_high:
         x_low, x_high = x_ticks[0], x_ticks[-1]
@@ -229,13 +230,14 @@ def change_chart(changes: Sequence[float], *, title: str, y_label: str) -> Marku
     """Every query's change as a thin bar, best first: gains above the line, losses below."""
     if not changes:
         return Markup("")
-    left, right, top, height = 44, 12, 12, 140
+    right, top, height = 12, 12, 140
     bottom = top + height
     ordered = sorted(changes, reverse=True)
     most = 240  # thinner bars than this could not be seen
     if len(ordered) > most:
         ordered = [ordered[int((i + 0.5) * len(ordered) / most)] for i in range(most)]
     ticks = nice_ticks(min([*ordered, 0.0]), max([*ordered, 0.0]), 4)
+    left = _tick_room(ticks, signed=True)
     y = _scale(min(*ordered, ticks[0]), max(*ordered, ticks[-1]), bottom, top)
     width = (WIDTH - left - right) / len(ordered)
     parts: list[Child] = []
@@ -333,6 +335,11 @@ def _label(x: float, y: float, text: str, cls: str) -> Markup:
     top = y - 6.5 * (len(lines) - 1)
     spans = [tag("tspan", line, x=_n(x), y=_n(top + 13 * at)) for at, line in enumerate([*lines, ""][:2])]
     return tag("text", spans, cls=cls.strip(), text_anchor="end")
+
+
+def _tick_room(ticks: Sequence[float], signed: bool = False) -> float:
+    """Room left of an axis for its numbers."""
+    return max(44.0, 14 + 7.0 * max(len(_number(tick, ticks, signed)) for tick in ticks))
 
 
 def _gutter(labels: Iterable[str]) -> float:
