@@ -161,7 +161,7 @@ def comments() -> dict[str, str]:
             continue
         prefix = "" if node.name == "FitConfig" else f"{stage_of.get(node.name, '')}."
         for item in node.body:
-            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.target.id.islower():
                 lines = [
                     by_line[line]
                     for line in range(item.lineno, (item.end_lineno or item.lineno) + 1)
