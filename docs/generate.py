@@ -27,8 +27,8 @@ CLI_INTRODUCTION = """# Command line
 
 Written by `python docs/generate.py` from the commands themselves; don't edit.
 
-- **stdout is data.** Progress, notes and the log go to stderr. Progress is drawn only in a terminal, and never under
-  `-q` or `--json`.
+- **stdout is data.** Progress, notes and the log go to stderr. Progress is drawn in a terminal;
+  elsewhere each stage has a line (name, count, seconds). Neither is shown under `-q` or `--json`.
 - **`--json`** prints one document with `schema_version`. An error is then one JSON document on stderr:
   `{"schema_version": 1, "error": {"type", "message", "exit_code"}}`.
 - **Exit codes**: 0 done; 1 an error, lines of a file of questions, judgements or feedback that could not be read (the
@@ -164,7 +164,7 @@ def comments() -> dict[str, str]:
             continue
         prefix = "" if node.name == "FitConfig" else f"{stage_of.get(node.name, '')}."
         for item in node.body:
-            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.target.id.islower():
                 lines = [
                     by_line[line]
                     for line in range(item.lineno, (item.end_lineno or item.lineno) + 1)

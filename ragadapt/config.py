@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,6 +19,12 @@ from ragadapt.errors import InvalidConfiguration
 class Stage(BaseModel):
     # What was typed may hold a key, and pydantic's own message would show it.
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), hide_input_in_errors=True)
+
+    HOW: ClassVar[frozenset[str]] = frozenset()  # settings that change how it is computed, and the result by rounding
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide what comes out, as JSON values. A change of the others lets finished work stand."""
+        return self.model_dump(mode="json", exclude=set(self.HOW))
 
 
 class ReadConfig(Stage):
@@ -54,6 +60,11 @@ class ChunkConfig(Stage):
 
 class QueryConfig(Stage):
     """Where training and evaluation queries come from."""
+
+    HOW = frozenset(
+        f"generator_{name}"
+        for name in ["batch", "device", "concurrency", "timeout_seconds", "retries", "input_price", "output_price"]
+    )
 
     kinds: tuple[str, ...] = ()  # empty = all that the documents' structure offers
     per_chunk: int = Field(3, ge=1)  # queries of a passage that are kept; more say the same again
@@ -128,6 +139,8 @@ class AdapterConfig(Stage):
 class TrainingConfig(Stage):
     """The optimisation."""
 
+    HOW = frozenset({"micro_batch_tokens", "prefix_cache", "prefix_cache_folder", "prefix_cache_bytes", "compile"})
+
     loss: Literal["infonce", "distill", "both", "margin_mse"] = "infonce"  # the last three follow a teacher
     epochs: float = Field(3, gt=0)  # passes over the queries; early stopping may end sooner
     max_steps: int | None = Field(None, ge=1)  # None = by epochs
@@ -159,6 +172,8 @@ class GateConfig(Stage):
 
 class IndexConfig(Stage):
     """Where vectors live."""
+
+    HOW = frozenset({"upload_workers"})
 
     kind: Literal["exact", "faiss", "qdrant", "qdrant-edge"] = "faiss"  # qdrant is a server, the others files
     structure: Literal["auto", "flat", "hnsw", "ivf"] = (

@@ -82,7 +82,7 @@ class Survey:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return asdict(self)
+        return asdict(self) | {"skipped": [{"source": one.source, "reason": one.reason} for one in self.skipped]}
 
     def lines(self) -> list[str]:
         """For a terminal."""
@@ -249,7 +249,7 @@ def _plan(queries: Sequence[Query], sets: Sequence[DividedLabels], corpus: Corpu
     cleaned = clean_queries(queries, corpus.chunks, config.query, seed=config.seed)
     split = split_documents(corpus.chunks, corpus.groups, config.split, config.seed)
     train, _, heldout = divide(cleaned, sets, corpus, split)
-    return gate.plan(train, heldout)
+    return gate.plan(train, heldout, split=config.split)
 
 
 def _generation(chunks: Sequence[Chunk], config: FitConfig, examples: Sequence[Query], answers: Path | None) -> str:
@@ -270,15 +270,10 @@ def _model_line(encoder: Encoder) -> str:
 
 
 def _skipped_lines(skipped: Sequence[Skipped], most: int = 5) -> list[str]:
-    """Each reason once, with an example and how many more."""
-    reasons = Counter(entry.reason for entry in skipped)
-    lines = []
-    for reason, count in reasons.most_common(most):
-        example = next(entry.source for entry in skipped if entry.reason == reason)
-        lines.append(f"            {example}{f' and {count - 1} more' if count > 1 else ''}: {reason}")
-    if len(reasons) > most:
-        lines.append(f"            and {len(reasons) - most} more reasons")
-    return lines
+    """Each kind of reason once, with an example and how many more."""
+    from ragadapt.corpus.sources import by_reason
+
+    return [f"            {line}" for line in by_reason(skipped, most)]
 
 
 # How good the untuned model is ---------------------------------------------------------------------------
@@ -328,7 +323,7 @@ class Diagnosis:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
-        values = asdict(self)
+        values = asdict(self) | {"survey": self.survey.as_dict()}
         values["estimate"]["seconds"] = self.estimate.seconds
         return values
 

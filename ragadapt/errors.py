@@ -22,6 +22,11 @@ RagadaptError
     └── StoreLocked            another process is writing there
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 from ragadapt.secrets import redacted
 
 
@@ -58,7 +63,11 @@ class InvalidFilter(InvalidInput):
 
 
 class EmptyCorpus(RagadaptError):
-    """No readable document was found."""
+    """No readable document was found. skipped: what there was, each with source and reason."""
+
+    def __init__(self, message: str, skipped: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.skipped = tuple(skipped)
 
 
 class MissingExtra(RagadaptError, ImportError):

@@ -178,7 +178,7 @@ def link_or_copy(file: Path, to: Path) -> None:
     except OSError as error:
         if error.errno in DISK_FULL:
             raise
-        shutil.copyfile(file, to)  # FAT, some network shares, too many links
+        copy_file(file, to)  # FAT, some network shares, too many links
 
 
 def copy_live(source: Path, destination: Path) -> None:
@@ -236,3 +236,28 @@ def explain_full_disk(target: Path) -> Iterator[None]:
                 f"command: the stages that were finished are kept."
             ) from error
         raise
+
+
+def copy_file(source: str | Path, destination: str | Path) -> None:
+    """Copy a file; where it has holes, as files have that an engine lays out ahead, the copy has them too."""
+    found = Path(source).stat()
+    if getattr(found, "st_blocks", found.st_size) * 512 >= found.st_size or not hasattr(os, "SEEK_DATA"):
+        shutil.copyfile(source, destination)
+        return
+    with Path(source).open("rb", buffering=0) as old, Path(destination).open("wb", buffering=0) as new:
+        end = 0
+        while end < found.st_size:
+            try:
+                start = os.lseek(old.fileno(), end, os.SEEK_DATA)
+                end = os.lseek(old.fileno(), start, os.SEEK_HOLE)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # a hole up to the end
+                    break
+                start, end = end, found.st_size  # this file system cannot tell
+            old.seek(start)
+            new.seek(start)
+            while start < end and (piece := old.read(min(1 << 20, end - start))):
+                start += new.write(piece)
+                old.seek(start)
+                new.seek(start)
+        new.truncate(found.st_size)

@@ -49,8 +49,11 @@ from ragadapt.stages import (
     check_index,
     commit_build,
     encode_query_texts,
+    forget_vectors_beside,
+    keep_vectors_beside,
     mutable_parts,
     searcher_of,
+    vectors_kept_for,
 )
 from ragadapt.store import Manifest, Stage, Workspace, answers_file, open_store
 from ragadapt.tuning import ENOUGH, MOST, LearntFusion, learn_fusion, quality
@@ -176,7 +179,7 @@ def _fit(
             documents, skipped, corpus, asked, plan, decision, trained, (encoder, vectors, base_fusion),
             (shipped, shipped_vectors, fusion),
         )  # fmt: skip
-        path = run.commit(report, corpus, shipped, shipped_vectors, fusion, adapted=decision.adapted)
+        path = run.commit(report, corpus, encoder, shipped, shipped_vectors, fusion, adapted=decision.adapted)
         return FitResult(path, report, decision, tuple(run.reused))
 
 
@@ -205,11 +208,13 @@ def _train_along(crew: Processes, config: FitConfig) -> FitResult:
     return told
 
 
-def reindex(retriever: str | Path, index: IndexConfig, *, progress: Progress = no_progress) -> Path:
+def reindex(
+    retriever: str | Path, index: IndexConfig, *, device: str = "auto", progress: Progress = no_progress
+) -> Path:
     """Build the retriever's index anew, of another kind or in another place; everything else stays as it is.
 
-    Passages are encoded again by the retriever's own model. The folder is replaced in one move. Raises NotARetriever,
-    StoreLocked, MissingExtra, IndexUnreachable.
+    Passages are encoded again by the retriever's own model, on the device; what the fit ran on is no demand. The
+    folder is replaced in one move. Raises NotARetriever, StoreLocked, MissingExtra, IndexUnreachable.
     """
     from ragadapt.encoder import Encoder
 
@@ -219,14 +224,14 @@ def reindex(retriever: str | Path, index: IndexConfig, *, progress: Progress = n
     old = open_store(retriever)
     manifest = old.manifest
     with Workspace.open(old.path, {"command": "index"}) as work:
-        settings = FitConfig.build(dict(manifest.configuration)).encoder
-        encoder = Encoder.open(old.path / "model", device=settings.device, precision=settings.precision)
+        precision = FitConfig.build(dict(manifest.configuration)).encoder.precision
+        encoder = Encoder.open(old.path / "model", device=device, precision=precision)
         with ChunkStore.open(old.path / "chunks.sqlite") as store:
             corpus = Corpus.of(tuple(store))
         key = {"build": manifest.build_id, "encoder": encoder.fingerprint}
         with work.stage("index-vectors", key) as stage:
             vectors = build_vectors(stage, corpus, encoder, progress)
-        with work.stage("index", key | {"index": index.model_dump(mode="json")}) as stage:
+        with work.stage("index", key | {"index": index.deciding()}) as stage:
             if not stage.finished:
                 build_index(stage, index, corpus, vectors, encoder.fingerprint, progress)
             built = stage.path
@@ -306,8 +311,11 @@ class _Run:
             return build_chunks(stage, documents, given, encoder, self.config.chunk, self.progress)
 
     def vectors(self, name: str, corpus: Corpus, encoder: Encoder, after: Sequence[str] = ("chunks",)) -> Floats:
-        with self.stage(name, after, encoder=encoder.fingerprint) as stage:
-            return build_vectors(stage, corpus, encoder, self.progress)
+        with (
+            self.stage(name, after, encoder=encoder.fingerprint) as stage,
+            nullcontext([]) if stage.finished else vectors_kept_for(self.work.target, encoder) as known,
+        ):
+            return build_vectors(stage, corpus, encoder, self.progress, known)
 
     def lexical(self, corpus: Corpus) -> LexicalIndex:
         with self.stage("lexical", ("chunks",)) as stage:
@@ -327,7 +335,7 @@ class _Run:
     def queries(self, corpus: Corpus, encoder: Encoder, base: Searcher, labels: Sequence[Labels]) -> Asked:
         """Write, read, clean and split the queries."""
         config = self.config
-        settings = {"query": config.query.model_dump(mode="json"), "split": config.split.model_dump(mode="json")}
+        settings = {"query": config.query.deciding(), "split": config.split.deciding()}
         with self.stage(
             "queries",
             ("base-vectors", "lexical"),
@@ -364,7 +372,7 @@ class _Run:
         """What trains and what judges."""
         if self.config.adapter.method == "none":
             return gate.Plan((), (), None, "Training was switched off (--method none): only the search is tuned.")
-        return gate.plan(asked.train, asked.heldout)
+        return gate.plan(asked.train, asked.heldout, split=self.config.split)
 
     def train(
         self, plan: gate.Plan, asked: Asked, base: Encoder, searcher: Searcher, corpus: Corpus, vectors: Floats
@@ -374,9 +382,8 @@ class _Run:
         from ragadapt.training import train
 
         config = self.config
-        settings = {
-            name: getattr(config, name).model_dump(mode="json") for name in ("mining", "adapter", "training", "gate")
-        }
+        settings = {name: getattr(config, name).deciding() for name in ("mining", "adapter", "training")}
+        settings["strengths"] = sorted(config.gate.interpolation)  # all of the gate that this stage looks at
         ids = [query.id for query in plan.train]
         with self.stage(
             "train", ("queries",), settings=settings, encoder=base.fingerprint, queries=ids, portable=self.portable
@@ -558,6 +565,7 @@ class _Run:
         self,
         report: Report,
         corpus: Corpus,
+        base: Encoder,
         encoder: Encoder,
         vectors: Floats,
         learnt: LearntFusion,
@@ -570,8 +578,7 @@ class _Run:
             with self.stage("base-model", encoder=encoder.fingerprint, portable=self.portable) as stage:
                 if not stage.finished:
                     encoder.save(stage.path / "model", portable=self.portable)
-        index_key = config.index.model_dump(mode="json")
-        with self.stage("index", ("chunks",), encoder=encoder.fingerprint, index=index_key) as stage:
+        with self.stage("index", ("chunks",), encoder=encoder.fingerprint, index=config.index.deciding()) as stage:
             if not stage.finished:
                 build_index(stage, config.index, corpus, vectors, encoder.fingerprint, progress)
         with self.stage("report", ("queries",), report=report.model_dump(mode="json")) as stage:
@@ -605,7 +612,13 @@ class _Run:
             mutable=mutable_parts(config.index),
         )
         with self.clock("commit"), profiling.work("commit"):
+            # Beside the folder before it is replaced: the stages go with the commit.
+            held = not adapted and "index" not in manifest.mutable
+            if not held:
+                keep_vectors_beside(self.work.target, corpus, self.paths["base-vectors"] / "vectors.npy", base)
             commit_build(self.work, manifest, parts)
+            if held:
+                forget_vectors_beside(self.work.target)
         return self.work.target
 
 

@@ -25,7 +25,7 @@ from ragadapt.checks import checked_path
 from ragadapt.chunks import ChunkStore, DocumentRecord, document_hash
 from ragadapt.config import FitConfig
 from ragadapt.corpus import chunk_documents
-from ragadapt.corpus.sources import are_paths, describe_sources, known_labels, listed_sources, read_sources
+from ragadapt.corpus.sources import UNLISTED, are_paths, describe_sources, known_labels, listed_sources, read_sources
 from ragadapt.errors import (
     EmptyCorpus,
     FingerprintMismatch,
@@ -35,15 +35,18 @@ from ragadapt.errors import (
     InvalidInput,
     StoreLocked,
 )
+from ragadapt.files import copy_file
 from ragadapt.fusion import Floats
 from ragadapt.index import VectorIndex, open_index
 from ragadapt.profiling import Clock
 from ragadapt.stages import (
     Corpus,
+    KnownVectors,
     build_index,
     build_lexical,
     check_index,
     commit_build,
+    gather_vectors,
     mutable_parts,
     server_follows,
     unread_ends,
@@ -58,12 +61,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MUCH = 0.3  # share of the chunks changed since the fit from which a new fit is advised
-_BATCH = 4096  # vectors read from the old index at a time
+_LISTED = 200  # unread documents that the manifest names
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentChanges:
-    """Documents by what became of them. moved: the same passages under another id. kept: not read, but left in."""
+    """Documents by what became of them. moved: the same passages under another id. kept: not read, but left in.
+    unread: known, still there, and not readable now, so that they stay as they were."""
 
     added: int = 0
     changed: int = 0
@@ -71,6 +75,16 @@ class DocumentChanges:
     moved: int = 0
     deleted: int = 0
     kept: int = 0
+    unread: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A known document that is there and cannot be read now. It stays as it was."""
+
+    id: str
+    source: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +105,8 @@ class Refreshed:
     """A finished refresh, or with dry_run what it would do (then encoded counts what is new, and nothing was written).
 
     changed: False if the documents are those of the retriever, and nothing was replaced. skipped: what could not be
-    read, each with source and reason. reused: stages taken over from an interrupted run. advice: a sentence where so
-    much has changed that a new fit is advised, else "".
+    read, each with source and reason. unread: the known documents among it, which stay as they were. reused: stages
+    taken over from an interrupted run. advice: a sentence where so much has changed that a new fit is advised, else "".
     """
 
     path: Path
@@ -100,6 +114,7 @@ class Refreshed:
     documents: DocumentChanges
     chunks: ChunkChanges
     skipped: tuple[Any, ...] = ()
+    unread: tuple[Unread, ...] = ()
     reused: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     advice: str = ""
@@ -112,13 +127,16 @@ def refresh_documents(
     keep_missing: bool = False,
     delete_missing: bool = False,
     dry_run: bool = False,
+    device: str = "auto",
     progress: Progress = no_progress,
 ) -> Refreshed:
     """Bring the retriever up to date with its sources, encoding only passages that are new.
 
-    sources: as for `fit`, all of them: a document that is not among them is deleted. keep_missing: leave such
+    sources: as for `fit`, all of them: a document that is not among them is deleted. What is among them and cannot be
+    read (any more) stays as it was, and the result names it. keep_missing: leave such
     documents in, to add a few files. delete_missing: delete even where more than half of the documents would vanish,
-    or where sources lacks a folder that the retriever was made from. Killed, it goes on where it was when called
+    or where sources lacks a folder that the retriever was made from. device: where passages are encoded; what the
+    fit ran on is no demand. Killed, it goes on where it was when called
     again. Raises NotARetriever, EmptyCorpus, InvalidInput (nothing is changed then), StoreLocked, FingerprintMismatch.
     """
     if keep_missing and delete_missing:
@@ -126,22 +144,25 @@ def refresh_documents(
     sources = listed_sources(sources)
     clock = Clock()
     opened = open_store(retriever)
-    run = _Refresh(opened, clock, progress)
+    run = _Refresh(opened, device, clock, progress)
     check_index(run.config.index)
     with clock("read"):
         documents, skipped, given = run.read(sources)
     with clock("compare"):
-        plan = run.plan(documents, given, keep_missing)
+        plan = run.plan(documents, given, skipped, keep_missing)
         if not keep_missing and not delete_missing:
             _refuse_loss(plan, opened.manifest, sources)
+    done = Refreshed(
+        opened.path, plan.changed, plan.changes, plan.chunk_changes, tuple(skipped), plan.unread, (), clock.seconds
+    )
     if not plan.changed or dry_run:
-        return Refreshed(opened.path, plan.changed, plan.changes, plan.chunk_changes, tuple(skipped), (), clock.seconds)
+        return done
     with Workspace.open(opened.path, {"command": "refresh"}) as work:
         if opened.replaced():
             raise StoreLocked(f"{opened.path} was replaced while its sources were read. Run the same command again.")
         advice = run.apply(work, plan)
     counts = replace(plan.chunk_changes, encoded=run.encoded)
-    return Refreshed(opened.path, True, plan.changes, counts, tuple(skipped), tuple(run.reused), clock.seconds, advice)
+    return replace(done, chunks=counts, reused=tuple(run.reused), seconds=clock.seconds, advice=advice)
 
 
 def rollback(retriever: str | Path) -> Manifest:
@@ -159,6 +180,7 @@ class _Plan:
     """What a refresh will put in place: the documents with all chunks in order, and what that changes.
 
     missing: ids of documents that were not among the sources; vanished: those of them that did not merely move.
+    unread: documents that are there and cannot be read, and stay.
     """
 
     documents: tuple[Document | DocumentRecord, ...]
@@ -170,13 +192,15 @@ class _Plan:
     missing: tuple[str, ...]
     vanished: int
     known: int  # documents in the present folder
+    unread: tuple[Unread, ...]
 
 
 class _Refresh:
     """One refresh at work."""
 
-    def __init__(self, opened: OpenedStore, clock: Clock, progress: Progress) -> None:
+    def __init__(self, opened: OpenedStore, device: str, clock: Clock, progress: Progress) -> None:
         self.path = opened.path
+        self.device = device
         self.manifest = opened.manifest
         self.config = FitConfig.build(dict(opened.manifest.configuration))
         self.clock = clock
@@ -192,9 +216,9 @@ class _Refresh:
         if self._encoder is None:
             from ragadapt.encoder import Encoder
 
-            settings = self.config.encoder
+            precision = self.config.encoder.precision
             with self.clock("load model"):
-                encoder = Encoder.open(self.path / "model", device=settings.device, precision=settings.precision)
+                encoder = Encoder.open(self.path / "model", device=self.device, precision=precision)
             if encoder.fingerprint != self.manifest.fingerprint:
                 raise FingerprintMismatch(
                     f"{self.path} was built with encoder {self.manifest.fingerprint[:12]}, but its model folder holds "
@@ -213,9 +237,21 @@ class _Refresh:
                 "Pass such passages, or build the retriever anew."
             )
         labels = known_labels(self.manifest.sections.get("sources", {}), sources)
-        return read_sources(sources, self.config.read, self.chunked, self.progress, labels)
+        try:
+            return read_sources(sources, self.config.read, self.chunked, self.progress, labels)
+        except EmptyCorpus as error:
+            with ChunkStore.open(self.path / "chunks.sqlite") as store:
+                if not _unread(error.skipped, store.documents(), []):
+                    raise
+            return [], list(error.skipped), None
 
-    def plan(self, documents: Sequence[Document], given: Sequence[Chunk] | None, keep_missing: bool) -> _Plan:
+    def plan(
+        self,
+        documents: Sequence[Document],
+        given: Sequence[Chunk] | None,
+        skipped: Sequence[Any],
+        keep_missing: bool,
+    ) -> _Plan:
         """Compare with what is there, and cut what changed."""
         with ChunkStore.open(self.path / "chunks.sqlite") as store:
             records = {record.id: record for record in store.documents()}
@@ -227,10 +263,12 @@ class _Refresh:
         same = {d.id for d in documents if d.id in records and records[d.id].content_hash == document_hash(d)}
         new_chunks = self._cut([d for d in documents if d.id not in same or not same_cut], given)
         read = {document.id for document in documents}
-        missing = [id for id in records if id not in read]
+        as_before = [records[id] for id in (*old_chunks, *(id for id in records if id not in old_chunks))]
+        unread = _unread(skipped, as_before, documents)
+        missing = [id for id in records if id not in read and id not in unread]
         left = [records[id] for id in missing] if keep_missing else []
-        # In the order of a fit on the same documents; those that were not read come last.
-        order: list[Document | DocumentRecord] = [*documents, *left]
+        # In the order of a fit on the same documents: what cannot be read stands where it stood, the rest comes last.
+        order: list[Document | DocumentRecord] = [*_with_unread(documents, as_before, unread), *left]
         chunks = [
             chunk for d in order for chunk in (new_chunks[d.id] if d.id in new_chunks else old_chunks.get(d.id, ()))
         ]
@@ -246,6 +284,7 @@ class _Refresh:
             moved=moved,
             deleted=0 if keep_missing else len(missing) - moved,
             kept=len(left),
+            unread=len(unread),
         )
         before = [chunk for document in old_chunks.values() for chunk in document]
         return _Plan(
@@ -254,10 +293,12 @@ class _Refresh:
             old=old,
             changes=changes,
             chunk_changes=_compare(old, chunks),
-            changed=len(same) + len(left) < max(len(order), len(records)) or [*chunks] != _in_order(before, order),
+            changed=len(same) + len(left) + len(unread) < max(len(order), len(records))
+            or [*chunks] != _in_order(before, order),
             missing=tuple(missing),
             vanished=len(missing) - moved,
             known=len(records),
+            unread=tuple(unread.values()),
         )
 
     def _cut(self, documents: Sequence[Document], given: Sequence[Chunk] | None) -> dict[str, list[Chunk]]:
@@ -299,7 +340,7 @@ class _Refresh:
         with self.stage(work, "refresh-lexical", after) as stage:
             build_lexical(stage, corpus, self.progress)
         lexical = stage.path / "lexical"
-        index = config.index.model_dump(mode="json")
+        index = config.index.deciding()
         with self.stage(work, "refresh-index", after | {"index": index}) as stage:
             if not stage.finished:
                 build_index(stage, config.index, corpus, vectors, self.manifest.fingerprint, self.progress)
@@ -329,33 +370,18 @@ class _Refresh:
     def vectors(self, stage: Stage, plan: _Plan) -> Floats:
         """(n, d) in the order of the chunks: from the old index where the content was there, else encoded."""
         path = stage.path / "vectors.npy"
+
+        def encode(passages: list[str]) -> Floats:
+            if self.chunked and (note := unread_ends(passages, self.encoder)):
+                log.warning("%s", note)
+            return self.encoder.encode_to(passages, stage.scratch / "new.npy", progress=self.progress)
+
         if not stage.finished:
-            wanted: dict[str, list[int]] = {}  # content hash → rows
-            for row, chunk in enumerate(plan.chunks):
-                wanted.setdefault(chunk.content_hash, []).append(row)
             with ExitStack() as stack:
                 index = self._old_index(stage, stack)
-                source = _sources_of(plan.old, wanted, index)
-                new = [digest for digest in wanted if digest not in source]
-                passages = [plan.chunks[wanted[digest][0]].passage for digest in new]
-                encoded = None
-                if new:
-                    if self.chunked and (note := unread_ends(passages, self.encoder)):
-                        log.warning("%s", note)
-                    encoded = self.encoder.encode_to(passages, stage.scratch / "new.npy", progress=self.progress)
-                dim = index.dim if index is not None else self.encoder.dim
-                rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(plan.chunks), dim))
-                for at, digest in enumerate(new):
-                    assert encoded is not None
-                    rows[wanted[digest]] = encoded[at]
-                taken = list(source)
-                for start in range(0, len(taken), _BATCH):
-                    batch = taken[start : start + _BATCH]
-                    assert index is not None
-                    for digest, vector in zip(batch, index.vectors([source[d] for d in batch]), strict=True):
-                        rows[wanted[digest]] = vector
-                rows.flush()
-            (stage.path / "encoded.json").write_text(json.dumps(len(new)), encoding="utf-8")
+                known = [_known(plan, index)] if index is not None else []
+                encoded = gather_vectors(path, plan.chunks, known, encode)
+            (stage.path / "encoded.json").write_text(json.dumps(encoded), encoding="utf-8")
         self.encoded = json.loads((stage.path / "encoded.json").read_text(encoding="utf-8"))
         vectors: Floats = np.load(path, mmap_mode="r")
         return vectors
@@ -372,7 +398,7 @@ class _Refresh:
                 log.info("%s; reading a copy", error)
                 copy = stage.scratch / "index"
                 shutil.rmtree(copy, ignore_errors=True)
-                shutil.copytree(folder, copy)
+                shutil.copytree(folder, copy, copy_function=copy_file)
                 index = open_index(folder=copy, fingerprint=self.manifest.fingerprint)
         except IndexUnreachable:
             raise  # the new one is to be built there too
@@ -382,14 +408,70 @@ class _Refresh:
         return stack.enter_context(index)
 
 
-def _sources_of(old: Mapping[str, str], wanted: Mapping[str, Any], index: VectorIndex | None) -> dict[str, str]:
-    """Content hash → the id in the old index that has its vector."""
-    if index is None:
-        return {}
-    candidates = {digest: id for id, digest in old.items() if digest in wanted}
+def _unread(
+    skipped: Sequence[Any], known: Sequence[DocumentRecord], documents: Sequence[Document]
+) -> dict[str, Unread]:
+    """Id → the known document that is there and cannot be read: its file, its folder, or a row in its place.
+
+    known: as they stood in the present folder. documents: what was read. A damaged row does not say which document it
+    was: it is taken for the known one that stood between the same neighbours and is missing, for all of them where
+    several are.
+    """
+    reasons = {item.source: item.reason for item in skipped if not item.left_out and item.row is None}
+    rows: dict[str, dict[int, str]] = {}  # row file → rows read before a damaged one → why
+    for item in skipped:
+        if not item.left_out and item.row is not None:
+            rows.setdefault(item.source.rpartition(":")[0], {}).setdefault(item.row, item.reason)
+    sources = {record.source for record in known}
+    folders = {name: why for name, why in reasons.items() if why.startswith(UNLISTED)}
+    everything = next((why for name, why in folders.items() if not name.endswith("/") and name not in sources), "")
+    read = {document.id for document in documents}
+    found: dict[str, Unread] = {}
+    by_file: dict[str, list[str]] = {}
+    for record in known:
+        by_file.setdefault(record.source, []).append(record.id)
+        if record.id not in read:
+            parents = (record.source[: at + 1] for at, letter in enumerate(record.source) if letter == "/")
+            reason = reasons.get(record.source) or next((folders[p] for p in parents if p in folders), everything)
+            if reason:
+                found[record.id] = Unread(record.id, record.source, reason)
+    for name, damaged in rows.items():
+        old = by_file.get(name, [])
+        place = {id: at for at, id in enumerate(old)}
+        now = [place.get(document.id, -1) for document in documents if document.source == name]
+        for before, reason in damaged.items():
+            first = next((at for at in reversed(now[:before]) if at >= 0), -1)
+            last = next((at for at in now[before:] if at >= 0), len(old))
+            for id in old[first + 1 : last] if first < last else old:
+                if id not in read:
+                    found.setdefault(id, Unread(id, name, reason))
+    return found
+
+
+def _with_unread(
+    documents: Sequence[Document], known: Sequence[DocumentRecord], unread: Mapping[str, Unread]
+) -> list[Document | DocumentRecord]:
+    """The documents, each unread one behind the one that it stood behind."""
+    following: dict[str, list[DocumentRecord]] = {}
+    read, before = {document.id for document in documents}, ""
+    for record in known:
+        if record.id in unread:
+            following.setdefault(before, []).append(record)
+        elif record.id in read:
+            before = record.id
+    placed: list[Document | DocumentRecord] = list(following.get("", ()))
+    for document in documents:
+        placed += [document, *following.get(document.id, ())]
+    return placed
+
+
+def _known(plan: _Plan, index: VectorIndex) -> KnownVectors:
+    """What the old index has of the plan's passages."""
+    wanted = {chunk.content_hash for chunk in plan.chunks}
+    candidates = {digest: id for id, digest in plan.old.items() if digest in wanted}
     ids = list(candidates.values())
     there = {id for id, found in zip(ids, index.has(ids), strict=True) if found}
-    return {digest: id for digest, id in candidates.items() if id in there}
+    return KnownVectors({digest: id for digest, id in candidates.items() if id in there}, index.vectors)
 
 
 def _moved(
@@ -472,6 +554,7 @@ def _sections(manifest: Manifest, plan: _Plan) -> tuple[dict[str, Any], str]:
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "number": int(earlier.get("number", 0)) + 1,
             "documents": asdict(plan.changes),
+            "unread": [asdict(item) for item in plan.unread[:_LISTED]],
             "chunks": asdict(changes),
             "chunks_at_fit": at_fit,
             "changed_since_fit": changed,

@@ -124,6 +124,7 @@ def build_report(facts: Facts, base: Arena | None, shipped: Arena | None, corpus
             reasons=decision.reasons,
             steps=_steps(facts),
             shipped=_shipped_words(decision, facts.fusion.fusion),
+            untrained="" if facts.plan.train else facts.plan.reason,
         ),
         evidence=None
         if facts.evidence is None

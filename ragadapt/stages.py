@@ -10,8 +10,8 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,15 +21,16 @@ import numpy as np
 from ragadapt.chunks import ChunkStore
 from ragadapt.config import ChunkConfig, IndexConfig
 from ragadapt.corpus import chunk_documents, near_duplicate_groups, normalise
-from ragadapt.errors import EmptyCorpus, InvalidConfiguration, MissingExtra, StoreCorrupt
-from ragadapt.files import write_text
+from ragadapt.errors import EmptyCorpus, InvalidConfiguration, MissingExtra, RagadaptError, StoreCorrupt
+from ragadapt.files import link_or_copy, read_json, record_file, remove, write_text
 from ragadapt.fusion import Background, Floats, Fusion
 from ragadapt.index import check_address, collection_of, exact_index, open_index
 from ragadapt.lexical import LexicalIndex
 from ragadapt.profiling import work
 from ragadapt.search import Searcher
-from ragadapt.store import LEDGER, Manifest, Stage, Workspace, kept_build
+from ragadapt.store import LEDGER, Manifest, Stage, Workspace, kept_build, open_store
 from ragadapt.values import Chunk, Document, Evidence, Progress, Query, no_progress
+from ragadapt.version import __version__
 
 if TYPE_CHECKING:
     from ragadapt.encoder import Encoder
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_BATCH = 4096  # vectors taken over at a time
 _LINK_TARGET = re.compile(r"\]\([^()\s]{1,500}\)")
 
 
@@ -119,15 +121,147 @@ def unread_ends(passages: Sequence[str], encoder: Encoder) -> str:
     )
 
 
-def build_vectors(stage: Stage, corpus: Corpus, encoder: Encoder, progress: Progress) -> Floats:
-    """Encode every passage into vectors.npy; memory-mapped. An interrupted run goes on after its last shard."""
+def build_vectors(
+    stage: Stage, corpus: Corpus, encoder: Encoder, progress: Progress, known: Sequence[KnownVectors] = ()
+) -> Floats:
+    """Every passage's vector in vectors.npy; memory-mapped. An interrupted run goes on after its last shard.
+
+    known: where vectors of this encoder are; only what none of them has is encoded.
+    """
     path = stage.path / "vectors.npy"
     if not stage.finished:
         partial = stage.scratch / "vectors.npy"
-        encoder.encode_to(corpus.passages, partial, progress=progress)
-        partial.replace(path)
+
+        def encode(passages: list[str]) -> Floats:
+            return encoder.encode_to(passages, partial, progress=progress)
+
+        gather_vectors(path, corpus.chunks, known, encode)
     vectors: Floats = np.load(path, mmap_mode="r")
     return vectors
+
+
+@dataclass(frozen=True)
+class KnownVectors:
+    """Where vectors are: passage content hash → key, and the vectors (n, d) of keys."""
+
+    key_of: Mapping[str, Any]
+    vectors: Callable[[Sequence[Any]], Floats]
+
+
+def gather_vectors(
+    path: Path, chunks: Sequence[Chunk], known: Sequence[KnownVectors], encode: Callable[[list[str]], Floats]
+) -> int:
+    """Write (n, d) float32 in the order of the chunks: known by content, else encoded, equal content once.
+
+    Returns how many passages were encoded.
+    """
+    wanted: dict[str, list[int]] = {}  # content hash → rows
+    for row, chunk in enumerate(chunks):
+        wanted.setdefault(chunk.content_hash, []).append(row)
+    new = [digest for digest in wanted if not any(digest in source.key_of for source in known)]
+    encoded = encode([chunks[wanted[digest][0]].passage for digest in new]) if new else None
+    rows: Floats | None = None
+    if encoded is not None:
+        rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(chunks), encoded.shape[1]))
+        for at, digest in enumerate(new):
+            rows[wanted[digest]] = encoded[at]
+    left = wanted.keys() - set(new)
+    for source in known:
+        taken = [digest for digest in wanted if digest in left and digest in source.key_of]
+        left -= set(taken)
+        for start in range(0, len(taken), _BATCH):
+            batch = taken[start : start + _BATCH]
+            vectors = source.vectors([source.key_of[digest] for digest in batch])
+            if rows is None:
+                shape = (len(chunks), vectors.shape[1])
+                rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+            for digest, vector in zip(batch, vectors, strict=True):
+                rows[wanted[digest]] = vector
+    assert rows is not None
+    rows.flush()
+    return len(new)
+
+
+@contextmanager
+def vectors_kept_for(target: Path, encoder: Encoder) -> Iterator[list[KnownVectors]]:
+    """The vectors of this encoder that earlier fits left in the target, in the folder kept of it, and beside it.
+
+    Only of the same library version, kind of device and precision, and only from files that are still what their hash
+    says: a fit is also the remedy for a folder that was damaged. (What Qdrant stores changes in place and has none.)
+    """
+    with ExitStack() as stack:
+        found = []
+        kept = kept_build(target)
+        for folder in (target, *([kept.path] if kept else [])):
+            try:
+                manifest = open_store(folder, "none").manifest if folder == target else kept.manifest  # type: ignore[union-attr]
+                about = [
+                    manifest.fingerprint,
+                    _computed(manifest.sections.get("precision", {})),
+                    manifest.library_version,
+                ]
+                files = [name for name in manifest.files if name == "chunks.sqlite" or name.startswith("index/")]
+                if about != _about(encoder) or "index" in manifest.mutable:
+                    continue
+                if any(record_file(folder / name) != manifest.files[name] for name in files):
+                    log.warning("%s is damaged: its vectors are not taken over", folder)
+                    continue
+                index = stack.enter_context(open_index(folder=folder / "index", fingerprint=manifest.fingerprint))
+                with ChunkStore.open(folder / "chunks.sqlite") as store:
+                    key_of = {chunk.content_hash: chunk.id for chunk in store}
+                found.append(KnownVectors(key_of, index.vectors))
+            except (RagadaptError, OSError) as error:
+                log.info("no vectors are taken over from %s: %s", folder, error)
+        if (beside := _vectors_beside(target, encoder)) is not None:
+            found.append(beside)
+        yield found
+
+
+def _about(encoder: Encoder) -> list[str]:
+    return [encoder.fingerprint, _computed(asdict(encoder.precision)), __version__]
+
+
+def _computed(precision: Mapping[str, Any]) -> str:
+    return f"{precision.get('dtype')} on {str(precision.get('device')).split(':')[0]}"
+
+
+def keep_vectors_beside(target: Path, corpus: Corpus, vectors: Path, encoder: Encoder) -> None:
+    """Keep base vectors that the committed folder does not hold itself, for the next fit here; may be deleted."""
+    folder = _beside(target)
+    remove(folder)
+    folder.mkdir()
+    link_or_copy(vectors, folder / "vectors.npy")
+    about = {
+        "about": _about(encoder),
+        "sha256": record_file(folder / "vectors.npy").sha256,
+        "contents": [chunk.content_hash for chunk in corpus.chunks],
+    }
+    write_text(folder / "vectors.json", json.dumps(about))
+
+
+def forget_vectors_beside(target: Path) -> None:
+    """The committed folder serves itself."""
+    remove(_beside(target))
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.vectors")
+
+
+def _vectors_beside(target: Path, encoder: Encoder) -> KnownVectors | None:
+    folder = _beside(target)
+    known = read_json(folder / "vectors.json")
+    try:
+        if known is None or known["about"] != _about(encoder):
+            return None
+        if record_file(folder / "vectors.npy").sha256 != known["sha256"]:
+            log.warning("%s is damaged: its vectors are not taken over", folder)
+            return None
+        vectors: Floats = np.load(folder / "vectors.npy", mmap_mode="r")
+        return KnownVectors({digest: row for row, digest in enumerate(known["contents"])}, lambda rows: vectors[rows])
+    except (OSError, KeyError, ValueError) as error:
+        log.info("no vectors are taken over from %s: %s", folder, error)
+        return None
 
 
 def build_lexical(stage: Stage, corpus: Corpus, progress: Progress) -> LexicalIndex:

@@ -6,7 +6,8 @@
       .retriever.previous/  the old folder, for the moment between two renames
       .retriever.rollback/  the folder that the last commit replaced, where it was told to keep it
       .retriever.answers.jsonl   a language model's answers, for every later fit here; may be deleted at any time
-      .retriever.lock       held by the one writer (an empty file; it stays)
+      .retriever.vectors/   vectors of the base model that the folder does not hold; may be deleted at any time
+      .retriever.lock       held by the one writer (an empty file; a run that commits nothing takes it away)
       .retriever.feedback.lock   held for each write to feedback.sqlite, and while a commit carries it over
 
 All of them are siblings, so that every move is a rename within one file system. A commit renames the old
@@ -22,12 +23,11 @@ import json
 import logging
 import os
 import re
-import shutil
 import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -48,6 +48,7 @@ from ragadapt.errors import (
 )
 from ragadapt.files import (
     FileRecord,
+    copy_file,
     copy_live,
     explain_full_disk,
     json_digest,
@@ -349,7 +350,7 @@ class Workspace:
                 known = {"version": version, "key": key_digest, "owner": owner}
                 write_text(about, to_json(known, about.name))
         except BaseException:
-            lock.release()
+            _forget(lock)
             raise
         return cls(target, lock, resumed and any(build.glob("stages/*.done.json")))
 
@@ -362,17 +363,24 @@ class Workspace:
         self.close()
 
     def close(self) -> None:
-        """Release the lock. Finished stages stay unless they were committed or there are none."""
+        """Release the lock. Finished stages and what a stage had under way stay unless they were committed."""
         if not self._open:
             return
         self._open = False
         try:
-            if self._committed or not any((self.path / "stages").iterdir()):
+            stages = self.path / "stages"
+            kept = any(stages.glob("*.done.json")) or any(
+                any(scratch.iterdir()) for scratch in stages.glob("*.scratch")
+            )
+            if self._committed or not kept:
                 remove(self.path)
         except OSError as problem:
             logger.warning("could not clean up %s: %s", self.path, problem)
         finally:
-            self._lock.release()
+            if self._committed:
+                self._lock.release()
+            else:
+                _forget(self._lock)
 
     def finished(self, name: str, key: Mapping[str, Any]) -> bool:
         """True if stage `name` was finished with this very key and its files are all there."""
@@ -493,7 +501,7 @@ class Workspace:
             if ours and not file.is_symlink() and not _covers(mutable, inside):
                 link_or_copy(file, to)
             else:
-                shutil.copyfile(file, to)
+                copy_file(file, to)
 
     def _check_reused(self, parts: Mapping[str, Path], files: Mapping[str, FileRecord]) -> None:
         """What comes from a saved folder must still be what its manifest says: damage is not hashed anew."""
@@ -793,4 +801,23 @@ def _acquire(target: Path, wait_seconds: float) -> FileLock:
                 f"{who} has been writing to {target}{since}. Wait for it, or stop it and run the same "
                 f"command: the stages it finished are kept."
             ) from error
-        return lock
+        if _is_in_place(lock):
+            return lock
+        lock.release()  # its file was taken away meanwhile, and another process may hold the new one
+
+
+def _is_in_place(lock: FileLock) -> bool:
+    """Whether the file that is locked is the one that others find under its name."""
+    held = getattr(getattr(lock, "_context", None), "lock_file_fd", None)
+    try:
+        return held is None or os.path.samestat(os.fstat(held), Path(lock.lock_file).stat())
+    except FileNotFoundError:
+        return False
+
+
+def _forget(lock: FileLock) -> None:
+    """Take the lock's file away and release it: in this order, so that nobody else's is taken away."""
+    if os.name != "nt":  # an open file cannot go there
+        with suppress(OSError):
+            Path(lock.lock_file).unlink()
+    lock.release()

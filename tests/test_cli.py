@@ -16,7 +16,7 @@ from typing import Any
 import click
 import pytest
 from ragadapt_cli.main import COMMANDS, program, run
-from ragadapt_cli.terminal import Stages, Terminal, clock, times
+from ragadapt_cli.terminal import Lines, Stages, Terminal, clock, times
 
 from ragadapt.config import FitConfig
 from ragadapt.errors import GeneratorFailed, MissingExtra, NotARetriever
@@ -652,10 +652,43 @@ def test_eval_takes_quotes_in_place_of_judgements(
 # Progress and the log --------------------------------------------------------------------------------------
 
 
-def test_nobody_is_told_of_progress_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_stderr_is_no_terminal_each_stage_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     with Terminal().progress() as progress:
-        progress("encode", 1, 2)
+        for done in range(1, 1001):
+            progress("encode passages", done, 1000)
+        for _ in range(30):
+            progress("encode queries", 5, 5)
+        progress("writing", 3, 0)
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = [line.split() for line in err.splitlines()]
+    assert [line[:-2] for line in lines] == [
+        ["Encode", "passages", "1,000"],
+        ["Encode", "queries", "5"],
+        ["Writing", "3"],
+    ]
+    assert all(line[-1] == "s" and float(line[-2]) >= 0 for line in lines)
+
+
+@pytest.mark.parametrize("values", [{"quiet": True}, {"json": True}])
+def test_nobody_is_told_of_progress_under_quiet_and_json(
+    values: dict[str, bool], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Terminal(**values).progress() as progress:
+        progress("encode", 2, 2)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_stage_that_takes_minutes_says_once_a_minute_how_far_it_is() -> None:
+    now, said = [0.0], []
+    lines = Lines(said.append, lambda: now[0])
+    for done in range(1, 301):
+        now[0] += 1
+        lines("training", done, 300)
+    assert [line.split() for line in said] == [
+        *(["Training", f"{at}/300", f"{at}.0", "s"] for at in (60, 120, 180, 240)),
+        ["Training", "300", "300.0", "s"],
+    ]
 
 
 @pytest.fixture

@@ -425,7 +425,12 @@ def test_a_file_named_directly_is_read_whatever_the_rules_say(tmp_path: Path) ->
 @pytest.mark.parametrize("hidden", [False, True])
 def test_a_retriever_in_the_folder_is_left_out_with_what_stands_beside_it(tmp_path: Path, hidden: bool) -> None:
     names = ("r/ragadapt.json", "r/report/report.html", "r/model/vocab.txt", ".r.rollback/ragadapt.json")
-    build = (".r.build/build.json", ".r.build/stages/train/notes.txt")
+    build = (
+        ".r.build/build.json",
+        ".r.build/stages/train/notes.txt",
+        ".r.vectors/vectors.json",
+        ".r.vectors/vectors.npy",
+    )
     kept = {"a.md": "x", "deep/build.json": "{}", "deep/b.md": "y"}
     write(tmp_path, {**dict.fromkeys((*names, *build, "deep/.q.build/build.json"), "{}"), **kept, ".r.lock": ""})
     write(tmp_path, {".r.answers.jsonl": '{"key": "k", "chunk": "c", "text": "Question: who?"}\n'})
@@ -435,7 +440,9 @@ def test_a_retriever_in_the_folder_is_left_out_with_what_stands_beside_it(tmp_pa
     found = reasons(result)
     assert "retriever" in found["r/"]
     assert {name for name in found if name.startswith((".r.", "deep/."))} == (
-        {".r.answers.jsonl", ".r.build/", ".r.lock", ".r.rollback/", "deep/.q.build/"} if hidden else set()
+        {".r.answers.jsonl", ".r.build/", ".r.lock", ".r.rollback/", ".r.vectors/", "deep/.q.build/"}
+        if hidden
+        else set()
     )
     with pytest.raises(EmptyCorpus, match="r: a retriever of ragadapt"):
         read_documents([tmp_path / "r"])

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny_models import sentences, write_tiny_model
 
-from ragadapt.config import EncoderConfig
+from ragadapt.adapters import attach
+from ragadapt.config import AdapterConfig, EncoderConfig, TrainingConfig
 from ragadapt.encoder import Encoder
 from ragadapt.encoder.prefix import PrefixCache, split
+from ragadapt.training import Example, train
 
 KINDS = {
     "bert": {},
@@ -184,3 +188,78 @@ def test_a_cut_that_leaves_nothing_below_is_refused(tmp_path: Path) -> None:
     assert not encoder.use_prefix_cache(tmp_path / "cache", top_layers=2)
     assert not encoder.use_prefix_cache(tmp_path / "cache", top_layers=5)
     assert encoder.use_prefix_cache(tmp_path / "cache", top_layers=1)
+
+
+def remembering(encoder: Encoder) -> None:
+    """The last layer adds what the embeddings of the last batch were: no cut below it can be exact."""
+    assert encoder.query_tower is not None
+    model: Any = encoder.query_tower.model
+    kinds: tuple[Any, Any] = (type(model.embeddings), type(model.encoder.layer[3]))
+
+    class Embeddings(kinds[0]):  # type: ignore[misc]
+        def forward(self, *inputs: Any, **options: Any) -> Any:
+            self.last[:] = [super().forward(*inputs, **options)]
+            return self.last[0]
+
+    class Layer(kinds[1]):  # type: ignore[misc]
+        def forward(self, *inputs: Any, **options: Any) -> Any:
+            given = super().forward(*inputs, **options)
+            added = self.last[0].detach()
+            return (given[0] + added, *given[1:]) if isinstance(given, tuple) else given + added
+
+    for module, kind in ((model.embeddings, Embeddings), (model.encoder.layer[3], Layer)):
+        module.__class__ = kind
+    model.embeddings.last = model.encoder.layer[3].last = []  # a copy of the model copies it once, for both
+
+
+def sharing(encoder: Encoder) -> None:
+    """The top layer is the lowest one too: what trains the one changes the other."""
+    assert encoder.query_tower is not None
+    model: Any = encoder.query_tower.model
+    model.encoder.layer[0] = model.encoder.layer[3]
+
+
+def tied(encoder: Encoder) -> None:
+    """The same of one weight."""
+    assert encoder.query_tower is not None
+    layers: Any = encoder.query_tower.model.encoder.layer
+    layers[3].output.dense.weight = layers[0].output.dense.weight
+
+
+def dropping(encoder: Encoder) -> None:
+    """A dropout below the cut is on."""
+    assert encoder.query_tower is not None
+    layers: Any = encoder.query_tower.model.encoder.layer
+    layers[0].output.dropout.train()
+
+
+@pytest.mark.parametrize("spoil", [remembering, sharing, tied, dropping])
+def test_a_cut_that_is_not_exact_is_refused_at_every_door(
+    tmp_path: Path, spoil: Callable[[Encoder], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_tiny_model(tmp_path / "m", layers=4)
+    encoder = load(folder)
+    spoil(encoder)
+    assert not encoder.use_prefix_cache(tmp_path / "cache", top_layers=1)
+    made: list[int] = []
+    monkeypatch.setattr("ragadapt.training.loop.PrefixCache", lambda *_: made.append(1))
+    examples = [Example(text, answer) for text, answer in zip(sentences(8), sentences(8, seed=1), strict=True)]
+    for method in ("lora", "full") if spoil is not sharing else ():  # no adapter goes into layers that are one
+        adapter = AdapterConfig.model_validate({"method": method, "layers": 1, "rank": 2})
+        train(encoder, examples, None, adapter, TrainingConfig.model_validate({"batch_size": 4, "epochs": 1}))
+    assert made == []
+
+
+def test_the_check_of_a_cut_leaves_an_adapters_dropout_on(tmp_path: Path) -> None:
+    adapted = attach(
+        load(write_tiny_model(tmp_path / "m", layers=4)), AdapterConfig.model_validate({"layers": 1, "dropout": 0.5})
+    )
+    adapted.set_tensors({name: torch.ones_like(value) for name, value in adapted.trainable().items()})
+    drops = [
+        module for module in adapted.tower.model.modules() if isinstance(module, torch.nn.Dropout) and module.p > 0.2
+    ]
+    for module in drops:
+        module.train()
+    assert drops and adapted.tower.can_be_cut(1, adapted.trainable().values())
+    assert all(module.training for module in drops)
+    assert not adapted.tower.can_be_cut(1, adapted.tower.model.get_submodule("encoder.layer.0").parameters())

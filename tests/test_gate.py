@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ragadapt.config import GateConfig
-from ragadapt.evaluation.gate import Verdict, decide, plan
+from ragadapt.config import GateConfig, SplitConfig
+from ragadapt.evaluation.gate import Verdict, decide, labels_needed, plan
 from ragadapt.values import Evidence, Query
 
 
@@ -69,6 +69,33 @@ def test_a_handful_of_questions_lets_no_crops_in() -> None:
 
 def test_too_few_labelled_queries_cannot_judge() -> None:
     assert plan(LABELLED[:40], LABELLED[40:45]).train == ()
+
+
+@pytest.mark.parametrize(
+    ("trained", "heldout", "split", "needed"),
+    [
+        (0, 0, {}, 50),  # a fifth of them is held out
+        (0, 7, {}, 23),  # and 16 have to train, of seven tenths
+        (28, 7, {}, 15),
+        (30, 9, {"heldout": 0.5}, 2),
+        (10, 10, {"dev": 0.0, "heldout": 0.5}, 12),
+        (20, 9, {"heldout": 0.0}, None),
+        (16, 10, {}, 0),
+    ],
+)
+def test_the_number_of_labels_that_would_be_enough_follows_from_the_split(
+    trained: int, heldout: int, split: dict[str, float], needed: int | None
+) -> None:
+    assert labels_needed(trained, heldout, SplitConfig.model_validate(split)) == needed
+
+
+def test_where_nothing_is_trained_the_reason_says_how_many_labels_would_do() -> None:
+    few = plan(LABELLED[:29], LABELLED[29:36])
+    assert few.train == () and "15 more labelled questions (--queries) would be enough" in few.reason
+    none = plan(CROPS, CROPS)
+    assert ". 50 labelled questions (--queries) would be enough to judge a trained model;" in none.reason
+    enough = plan(LABELLED[:5], LABELLED[5:40])
+    assert "16 more labelled questions (--queries) would be enough" in enough.reason
 
 
 def judged(adapted: np.ndarray, base: np.ndarray, drift: float = 0.05, strength: float = 1.0):  # type: ignore[no-untyped-def]

@@ -25,6 +25,7 @@ from tiny_models import sentences, write_tiny_model
 from ragadapt.adaptation import dev_judges
 from ragadapt.asking import Labels
 from ragadapt.config import FitConfig
+from ragadapt.encoder import Encoder
 from ragadapt.errors import (
     EmptyCorpus,
     GeneratorFailed,
@@ -32,8 +33,10 @@ from ragadapt.errors import (
     InvalidInput,
     InvalidLabels,
     NotARetriever,
+    TrainingFailed,
 )
 from ragadapt.evaluation import gate
+from ragadapt.evaluation.report.words import headline
 from ragadapt.pipeline import FitResult, fit, reindex
 from ragadapt.retriever import Retriever
 from ragadapt.store import open_store
@@ -434,6 +437,90 @@ def test_an_interrupted_fit_goes_on_where_it_stopped(
     assert {"chunks", "base-vectors", "lexical", "queries"} <= set(result.reused)
 
 
+def test_after_memory_ran_out_the_advised_setting_goes_on_from_the_checkpoint(
+    docs: Path, model: Path, labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ragadapt.training as training
+    from ragadapt.training.loop import backward
+
+    calls: list[int] = []
+
+    def short(*arguments: Any, **sizes: Any) -> float:
+        calls.append(1)
+        if len(calls) > 12:
+            raise MemoryError
+        return backward(*arguments, **sizes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ragadapt.training.loop.backward", short)
+        with pytest.raises(TrainingFailed, match="micro_batch_tokens"):
+            fit([docs], tmp_path / "r", settings(model, training={"evaluations": 6}), labels=[labels])
+    results: list[Any] = []
+    real = training.train
+    monkeypatch.setattr(training, "train", lambda *a, **k: results.append(real(*a, **k)) or results[-1])
+    changed = settings(
+        model,
+        training={"evaluations": 6, "micro_batch_tokens": 256, "prefix_cache": False},
+        gate={"min_queries": 7, "max_drift": 1.5},
+        fusion={"weight": 0.4},
+        query={"generator_timeout_seconds": 7},
+    )
+    result = fit([docs], tmp_path / "r", changed, labels=[labels])
+    assert results[0].resumed_from > 0
+    assert {"chunks", "base-vectors", "lexical", "queries"} <= set(result.reused)
+
+
+@pytest.mark.parametrize(
+    ("changes", "redone"),
+    [
+        ({"training": {"micro_batch_tokens": 100, "prefix_cache_bytes": 0, "compile": False}}, set()),
+        ({"gate": {"confidence": 0.9, "bootstrap_samples": 100, "min_queries": 3, "max_drift": 1.0}}, set()),
+        ({"gate": {"interpolation": (0.5,)}}, {"train"}),
+        ({"training": {"temperature": 0.1}}, {"train"}),
+        ({"query": {"generator_retries": 1, "generator_batch": 2, "generator_concurrency": 9}}, set()),
+        ({"query": {"per_chunk": 1}}, {"queries", "train"}),
+        ({"index": {"upload_workers": 9}, "encoder": {"device": "cpu", "token_budget": 64}}, set()),
+    ],
+)
+def test_only_what_changes_a_result_makes_a_finished_stage_start_anew(
+    docs: Path,
+    model: Path,
+    labels: Labels,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, dict[str, object]],
+    redone: set[str],
+) -> None:
+    import ragadapt.pipeline as pipeline
+
+    class Stopped(Exception):
+        pass
+
+    def stop(*_: Any) -> None:
+        raise Stopped
+
+    entered: list[str] = []
+    real = pipeline._Run.stage
+
+    @contextmanager
+    def watch(self: Any, name: str, *rest: Any, **key: Any) -> Iterator[Any]:
+        with real(self, name, *rest, **key) as stage:
+            if not stage.finished:
+                entered.append(name)
+            yield stage
+
+    monkeypatch.setattr(pipeline, "commit_build", stop)
+    monkeypatch.setattr(pipeline._Run, "stage", watch)
+    quick = {"epochs": 1, "evaluations": 1}
+    with pytest.raises(Stopped):
+        fit([docs], tmp_path / "r", settings(model, training=quick), labels=[labels])
+    entered.clear()
+    changes = {**changes, "training": {**quick, **changes.get("training", {})}}
+    with pytest.raises(Stopped):
+        fit([docs], tmp_path / "r", settings(model, **changes), labels=[labels])
+    assert {"chunks", "base-vectors", "lexical", "queries", "train"} & set(entered) == redone
+
+
 def test_a_changed_document_is_not_served_from_an_old_stage(docs: Path, model: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(docs, tmp_path / "docs")
     config = settings(model, adapter={"method": "none"})
@@ -443,6 +530,96 @@ def test_a_changed_document_is_not_served_from_an_old_stage(docs: Path, model: P
     assert result.reused == ()
     with Retriever.open(result.path) as retriever:
         assert retriever.search("zebra", mode="lexical")[0].chunk.document_id == "page00.md"
+
+
+def test_a_fit_that_trains_nothing_says_why_and_what_would_change_it(docs: Path, model: Path, tmp_path: Path) -> None:
+    result = fit([docs], tmp_path / "r", settings(model))
+    for text in (headline(result.report), (result.path / "report" / "README.md").read_text()):
+        assert "labelled questions (--queries) would be enough to judge a trained model" in text
+        assert "brought no gain" not in text
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every passage that a stage of vectors encodes from now on."""
+    seen: list[str] = []
+    encode = Encoder.encode_to
+
+    def watch(self: Encoder, texts: Any, *rest: Any, **options: Any) -> Any:
+        seen.extend(texts)
+        return encode(self, texts, *rest, **options)
+
+    monkeypatch.setattr(Encoder, "encode_to", watch)
+    return seen
+
+
+def stored_vectors(path: Path) -> tuple[list[str], Any]:
+    with Retriever.open(path, precision="float32") as opened:
+        ids = opened.chunks.ids()
+        return ids, opened.searcher.index.vectors(ids)
+
+
+@pytest.mark.parametrize("kind", ["exact", "faiss", "qdrant-edge"])
+def test_a_second_fit_encodes_only_what_is_new_and_gives_what_a_fresh_one_gives(
+    docs: Path, model: Path, tmp_path: Path, encoded: list[str], kind: str
+) -> None:
+    if kind != "exact":
+        pytest.importorskip({"faiss": "faiss", "qdrant-edge": "qdrant_edge"}[kind])
+    copy = shutil.copytree(docs, tmp_path / "docs")
+    fit([copy], tmp_path / "r", settings(model, adapter={"method": "none"}, index={"kind": kind}))
+    assert encoded
+    encoded.clear()
+    other = settings(
+        model, adapter={"method": "none"}, index={"kind": kind}, query={"per_chunk": 1}, fusion={"depth": 9}
+    )
+    fit([copy], tmp_path / "r", other)
+    assert encoded == []
+    page = copy / "page03.md"
+    page.write_text(page.read_text() + "\n## Coda\n\nzebra fire stone.\n")
+    fit([copy], tmp_path / "r", other)
+    assert [text for text in encoded if "zebra" not in text] == [] and len(encoded) == 1
+    fit([copy], tmp_path / "fresh", other)
+    (ids, vectors), (expected_ids, expected) = (stored_vectors(tmp_path / name) for name in ("r", "fresh"))
+    assert ids == expected_ids
+    np.testing.assert_allclose(vectors, expected, atol=1e-6)
+    assert (tmp_path / ".r.vectors").exists() is (kind == "qdrant-edge")  # which changes in place: no hash
+
+
+def test_where_an_adapted_model_shipped_the_bases_vectors_are_kept_beside(
+    docs: Path, model: Path, labels: Labels, tmp_path: Path, encoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    win = gate.Decision(gate.Verdict.WIN, 1.0, ("said so",))
+    quick = {"epochs": 1, "evaluations": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(gate, "decide", lambda **_: win)
+        fit([docs], tmp_path / "r", settings(model, training=quick), labels=[labels])
+    first = list(encoded)
+    encoded.clear()
+    fit([docs], tmp_path / "r", settings(model, adapter={"method": "none"}))
+    assert encoded == [] and len(first) == 2 * len(set(first))  # by the base and by the adapted model
+    assert not (tmp_path / ".r.vectors").exists()
+    assert (tmp_path / ".r.rollback").exists()
+
+
+@pytest.mark.parametrize("how", ["damaged", "version", "precision"])
+def test_vectors_that_may_differ_are_not_taken_over(
+    docs: Path, model: Path, tmp_path: Path, encoded: list[str], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    config = settings(model, adapter={"method": "none"}, index={"kind": "exact"})
+    path = fit([docs], tmp_path / "r", config).path
+    count = len(encoded)
+    encoded.clear()
+    if how == "damaged":
+        [file] = (path / "index").glob("*.npy")
+        data = bytearray(file.read_bytes())
+        data[-40] ^= 64
+        file.write_bytes(data)
+    elif how == "version":
+        monkeypatch.setattr("ragadapt.stages.__version__", "99.0")
+    else:
+        config = settings(model, adapter={"method": "none"}, encoder={"precision": "bfloat16"})
+    fit([docs], tmp_path / "r", config)
+    assert len(encoded) == count
 
 
 def test_labels_for_evaluation_train_nothing(docs: Path, model: Path, labels: Labels, tmp_path: Path) -> None:
@@ -765,3 +942,13 @@ def test_processes_launched_together_fit_one_retriever(
         assert together.manifest.sections["verdict"] == fitted.verdict
         query = ["red fox", "blue lamp"]
         assert np.allclose(together.encoder.encode_queries(query), alone.encoder.encode_queries(query), atol=1e-3)
+
+
+def test_a_folder_with_an_embedded_engine_takes_the_room_of_its_data(docs: Path, model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("qdrant_edge")
+    path = fit([docs], tmp_path / "r", settings(model, adapter={"method": "none"}, index={"kind": "qdrant-edge"})).path
+    files = [file.stat() for file in (path / "index").rglob("*") if file.is_file()]
+    promised = sum(file.st_size for file in files)
+    if not hasattr(os, "SEEK_DATA") or promised < 50_000_000:
+        pytest.skip("no holes in files here, or the engine lays out nothing ahead")
+    assert sum(file.st_blocks * 512 for file in files) < 10_000_000

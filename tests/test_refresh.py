@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,174 @@ def assert_equal_retrievers(one: Path, other: Path) -> None:
     assert first.ids() == second.ids()
     for name in ("lexical.json", "ids.json", "frequencies.npy", "lengths.npy"):
         assert (one / "lexical" / name).read_bytes() == (other / "lexical" / name).read_bytes(), name
+
+
+def made_on(path: Path, device: str) -> None:
+    """Let the manifest say that the fit ran there."""
+    manifest = open_store(path).manifest
+    configuration = {**manifest.configuration, "encoder": {**manifest.configuration["encoder"], "device": device}}
+    (path / "ragadapt.json").write_text(replace(manifest, configuration=configuration).to_json())
+
+
+def test_what_was_made_on_another_device_is_refreshed_and_reindexed_here(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_on(place / "retriever", "cuda:7")
+    change_everything(place / "docs")
+    refresh = ["refresh", str(place / "retriever"), "--docs", str(place / "docs")]
+    assert run([*refresh, "--device", "cuda:7"]) != 0  # a device that is asked for is a demand
+    assert run(refresh) == 0
+    assert run(["index", str(place / "retriever"), "--rebuild", "--device", "cpu"]) == 0
+    reindex(place / "retriever", IndexConfig(kind="exact"))
+    (place / "docs" / "page98.md").write_text("# Page 98\n\nvote council price cheap flight.\n")
+    assert refresh_documents(place / "retriever", [place / "docs"], device="cpu").documents.added == 1
+    with Retriever.open(place / "retriever") as retriever:
+        assert retriever.search("page 98")
+
+
+# What is there and cannot be read stays
+
+
+def spoil(file: Path, how: str) -> str:
+    """Make the file unreadable; the words that say why."""
+    if how == "empty":
+        file.write_text("")
+    elif how == "blank":
+        file.write_text("\n \n")
+    elif how == "binary":
+        file.write_bytes(b"\x00\x01\x02\xff" * 300)
+    elif how == "no file":
+        file.unlink()
+        os.mkfifo(file)
+        return "regular file"
+    elif how == "link to nothing":
+        file.unlink()
+        file.symlink_to("/nowhere/at/all.md")
+        return "leads"
+    return {"blank": "empty"}.get(how, how)
+
+
+@pytest.mark.parametrize("how", ["empty", "blank", "binary", "no file", "link to nothing"])
+def test_a_known_file_that_cannot_be_read_any_more_stays_and_is_named(
+    place: Path, how: str, encoded: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    docs, target = place / "docs", place / "retriever"
+    shutil.copytree(target, place / "before")
+    reason = spoil(docs / "page04.md", how)
+    (docs / "page07.md").unlink()
+    assert run(["refresh", str(target), "--docs", str(docs)]) == 0
+    out = capsys.readouterr().out
+    assert "1 deleted" in out and "1 kept as it was" in out
+    assert "Kept        page04.md as it was: " in out and reason in out
+    assert encoded == []
+    with Retriever.open(target) as now, Retriever.open(place / "before") as before:
+        kept = [chunk for chunk in before.chunks if chunk.document_id != "page07.md"]
+        assert list(now.chunks) == kept  # page04's too, and in their places
+    assert [item["id"] for item in open_store(target).manifest.sections["refresh"]["unread"]] == ["page04.md"]
+    again = refresh_documents(target, [docs])
+    assert not again.changed and again.documents.unread == 1
+    assert [(item.id, item.source) for item in again.unread] == [("page04.md", "page04.md")]
+
+
+def test_a_kept_file_is_deleted_once_it_is_gone_and_changed_once_it_is_back(place: Path) -> None:
+    docs, target = place / "docs", place / "retriever"
+    spoil(docs / "page04.md", "empty")
+    spoil(docs / "page05.md", "empty")
+    assert refresh_documents(target, [docs]).documents == DocumentChanges(unchanged=10, unread=2)
+    (docs / "page04.md").unlink()
+    (docs / "page05.md").write_text("# Page 5\n\nold tree, new wood.\n")
+    assert refresh_documents(target, [docs]).documents == DocumentChanges(unchanged=10, changed=1, deleted=1)
+
+
+def test_a_retriever_all_of_whose_files_became_unreadable_stays_as_it_is(place: Path) -> None:
+    for file in (place / "docs").iterdir():
+        spoil(file, "empty")
+    done = refresh_documents(place / "retriever", [place / "docs"])
+    assert not done.changed and done.documents == DocumentChanges(unread=12)
+
+
+@pytest.mark.parametrize("which", ["", "sub"])
+def test_a_folder_that_cannot_be_listed_keeps_its_documents(
+    place: Path, model: Path, which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docs, target = place / "docs", place / "retriever"
+    write_pages(docs / "sub", 3)
+    fit([docs], target, settings(model))
+    (docs / "page01.md").unlink()
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path) == str(docs / which):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr("ragadapt.corpus.walk.os.scandir", scandir)
+    expected = DocumentChanges(unread=15) if not which else DocumentChanges(unchanged=11, deleted=1, unread=3)
+    assert refresh_documents(target, [docs]).documents == expected
+
+
+def test_another_name_of_a_file_that_is_read_is_not_kept(place: Path) -> None:
+    docs = place / "docs"
+    (docs / "page04.md").unlink()
+    (docs / "page04.md").symlink_to("page03.md")
+    assert refresh_documents(place / "retriever", [docs]).documents == DocumentChanges(unchanged=11, deleted=1)
+
+
+ROWS = [{"id": f"r{number}", "text": text} for number, text in enumerate(sentences(6, words=9, seed=5))]
+
+
+@pytest.mark.parametrize(
+    ("lines", "kept", "deleted"),
+    [
+        ([0, 1, "{", 3, 4, 5], ["r2"], 0),  # damaged in its place
+        ([0, 1, '{"id": "r2", "text": ""}', 3, 4], ["r2"], 1),  # emptied; r5 is gone
+        ([0, "{", "{", 3, 5], ["r1", "r2"], 1),  # r4 is gone
+        (["[]", 1, 2, 3, 4, "{"], ["r0", "r5"], 0),  # at both ends
+        ([0, 1, 2, 3, 4], [], 1),  # a row that is gone from a readable file
+        ([0, "{", 4, 5], ["r1", "r2", "r3"], 0),  # which of the three it was nobody can say
+        ([5, "{", 0, 2, 3, 4], ["r1"], 0),  # in another order
+    ],
+)
+def test_a_damaged_row_stays_and_a_missing_one_goes(
+    place: Path, model: Path, lines: list[Any], kept: list[str], deleted: int
+) -> None:
+    docs, target = place / "docs", place / "retriever"
+
+    def write(rows: list[Any]) -> None:
+        (docs / "rows.jsonl").write_text(
+            "".join((row if isinstance(row, str) else json.dumps(ROWS[row])) + "\n" for row in rows)
+        )
+
+    write([*range(6)])
+    fit([docs], target, settings(model))
+    write(lines)
+    done = refresh_documents(target, [docs])
+    assert sorted(item.id for item in done.unread) == kept
+    assert done.documents.deleted == deleted
+    with Retriever.open(target) as now:
+        rows = {chunk.document_id for chunk in now.chunks if chunk.source == "rows.jsonl"}
+    assert rows == {ROWS[row]["id"] for row in lines if isinstance(row, int)} | set(kept)
+
+
+def test_a_row_file_that_cannot_be_read_as_a_whole_keeps_its_rows(place: Path, model: Path) -> None:
+    docs, target = place / "docs", place / "retriever"
+    rows = "".join(f"r{number},{row['text']}\n" for number, row in enumerate(ROWS))
+    (docs / "rows.csv").write_text("id,text\n" + rows)
+    fit([docs], target, settings(model))
+    (docs / "rows.csv").write_text("who,knows\n" + rows)
+    done = refresh_documents(target, [docs])
+    assert not done.changed and done.documents.unread == 6
+
+
+def test_skipped_files_are_told_by_reason(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(30):
+        (place / "docs" / f"blank{number:02}.md").write_text("")
+        (place / "docs" / f"copy{number:02}.md").symlink_to(f"page{number % 9:02}.md")
+    assert run(["refresh", str(place / "retriever"), "--docs", str(place / "docs")]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert [line for line in told if "blank" in line] == ["            blank00.md and 29 more: empty"]
+    assert len([line for line in told if "copy" in line]) == 1
+    assert any(line.startswith("Skipped     60") for line in told)
 
 
 # Equal to a fit
@@ -607,7 +776,8 @@ def test_the_command_refreshes_and_goes_back(place: Path, capsys: pytest.Capture
     assert (planned["dry_run"], planned["changed"]) == (True, True)
     assert open_store(retriever).manifest.sections["chunks"] == before
     done = said(capsys, retriever, "--docs", docs)
-    assert done["documents"] == {"added": 1, "changed": 2, "unchanged": 8, "moved": 1, "deleted": 1, "kept": 0}
+    moves = {"added": 1, "changed": 2, "unchanged": 8, "moved": 1, "deleted": 1}
+    assert done["documents"] == {**moves, "kept": 0, "unread": 0}
     assert (done["documents"], done["chunks"]) == (planned["documents"], planned["chunks"])
     assert open_store(retriever).manifest.sections["chunks"] == sum(
         done["chunks"][part] for part in ("added", "kept", "reused")

@@ -56,7 +56,7 @@ from ragadapt.evaluation.report import (
 )
 from ragadapt.evaluation.report import charts as chart
 from ragadapt.evaluation.report.markup import tag
-from ragadapt.evaluation.report.page import page
+from ragadapt.evaluation.report.page import _table, page
 
 QRELS = {"q1": {"a": 1}, "q2": {"b": 1}, "q3": {"c": 1}, "q4": {"d": 1}}
 BEFORE = {"q1": {"x": 2.0, "a": 1.0}, "q2": {"b": 1.0}, "q3": {"x": 1.0}, "q4": {"d": 1.0}}
@@ -410,6 +410,48 @@ def test_the_headline_of_a_kept_base_claims_a_gain_only_where_the_interval_does(
     assert headline(small("REGRESSION AVOIDED", low=-0.01)) == (
         "Tuning made search worse on questions it had not seen, so the tuned model was thrown away. What ships: fitted."
     )
+
+
+def test_a_long_label_of_a_chart_stands_whole_in_two_lines() -> None:
+    row = chart.Row("fitted retriever (default search)", 0.5)
+    for drawn in (
+        chart.interval_chart([row], title="t", axis="a"),
+        chart.bar_chart([(row.label, 1.0, "1 s")], title="t"),
+    ):
+        spans = BeautifulSoup(str(drawn), "html.parser").select("tspan")
+        assert [span.text for span in spans] == ["fitted retriever", "(default search)"]
+        assert float(spans[1]["y"]) - float(spans[0]["y"]) == 13
+
+
+def test_the_numbers_beside_an_axis_have_room() -> None:
+    series = chart.Series("s", (0, 1, 2), (0.1, 0.10002, 0.10004))
+    drawn = BeautifulSoup(str(chart.line_chart([series], title="t", x_label="x", y_label="y")), "html.parser")
+    ticks = [text for text in drawn.select("text.tick") if text["text-anchor"] == "end"]
+    assert len(ticks[0].text) >= 7
+    assert all(float(text["x"]) - 6.9 * len(text.text) >= 0 for text in ticks)
+
+
+def test_columns_and_tables_that_hold_nothing_are_left_out() -> None:
+    timings = tuple(Timing(stage=f"stage {number}", seconds=number) for number in range(3))
+    soup = BeautifulSoup(page(Report(timings=timings)), "html.parser")
+    assert [cell.text for cell in soup.select("#time thead th")] == ["stage", "time"]
+    assert "–" not in [cell.text for cell in soup.select("td")]
+    some = (*timings, Timing(stage="encode", seconds=2.0, items=10, unit="passages"))
+    soup = BeautifulSoup(page(Report(timings=some)), "html.parser")
+    assert [cell.text for cell in soup.select("#time thead th")] == ["stage", "time", "worked on", "rate"]
+    assert _table(["a", "b"], [["x", "–"], ["y", "–"]], caption="c") == ""
+
+
+def test_no_headline_speaks_of_tuning_where_nothing_was_tuned() -> None:
+    why = "No evidence good enough to judge a trained model. 14 more labelled questions would be enough."
+    made = small("NO GAIN")
+    assert made.verdict is not None
+    untrained = made.model_copy(update={"verdict": made.verdict.model_copy(update={"untrained": why})})
+    for text in (headline(untrained), table(untrained), page(untrained)):
+        assert "Tuning" not in text.partition("<nav")[0]
+        assert "No model was trained. No evidence good enough" in text
+        assert "14 more labelled questions would be enough" in text
+    assert "Tuning the model brought no gain" in headline(made)
 
 
 def test_few_questions_leaks_and_failed_proofs_are_said_aloud() -> None:

@@ -33,7 +33,7 @@ from ragadapt.errors import (
     StoreError,
     StoreLocked,
 )
-from ragadapt.files import json_digest, record_file
+from ragadapt.files import copy_file, json_digest, record_file
 from ragadapt.store import (
     MANIFEST,
     FileRecord,
@@ -427,7 +427,7 @@ def test_commit_refuses_parts_that_leave_the_folder_or_are_missing(target: Path)
             work.commit(Manifest("f"), {"x": here / "none"})
         with pytest.raises(InvalidInput, match="mutable"):
             work.commit(Manifest("f"), {}, carry=["feedback.sqlite"])
-    assert siblings(target) == {".retriever.lock"}
+    assert siblings(target) == set()
 
 
 # Stages
@@ -574,6 +574,68 @@ def test_two_writers_in_one_process_exclude_each_other(target: Path) -> None:
         Workspace.open(target, {}, wait_seconds=0.2)
     with Workspace.open(target, {}, wait_seconds=0):
         pass
+
+
+def test_a_run_that_fails_before_anything_is_kept_leaves_nothing_behind(target: Path) -> None:
+    with pytest.raises(ZeroDivisionError), Workspace.open(target, {}) as work, work.stage("chunks", {}) as stage:
+        (stage.path / "half").write_text("x")
+        raise ZeroDivisionError
+    assert siblings(target) == set()
+
+
+def test_a_run_that_fails_later_leaves_what_the_next_one_can_use_and_no_lock(target: Path) -> None:
+    with pytest.raises(ZeroDivisionError), Workspace.open(target, {}) as work:
+        with work.stage("chunks", {}) as stage:
+            (stage.path / "whole").write_text("x")
+        raise ZeroDivisionError
+    assert siblings(target) == {".retriever.build"}
+    with pytest.raises(ZeroDivisionError), Workspace.open(target, {}) as work, work.stage("vectors", {}) as stage:
+        (stage.scratch / "part").write_text("x")
+        raise ZeroDivisionError
+    assert siblings(target) == {".retriever.build"}
+
+
+def test_writers_that_take_their_locks_away_never_write_at_once(target: Path) -> None:
+    script = """
+import os, sys, time
+from ragadapt.errors import StoreLocked
+from ragadapt.store import Workspace
+target, inside = sys.argv[1:]
+rounds, ends = 0, time.monotonic() + 3
+while time.monotonic() < ends:
+    try:
+        with Workspace.open(target, {}, wait_seconds=0.05):
+            os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
+            time.sleep(0.001)
+            os.unlink(inside)
+            rounds += 1
+    except StoreLocked:
+        pass
+print(rounds)
+"""
+    command = [sys.executable, "-c", script, str(target), str(target.parent / "inside")]
+    writers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    rounds = [int(writer.communicate(timeout=60)[0] or -1) for writer in writers]
+    assert all(writer.returncode == 0 for writer in writers), rounds
+    assert sum(rounds) > 50
+    assert siblings(target) == set()
+
+
+def test_a_copied_file_has_the_holes_of_the_first(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    with first.open("wb") as file:
+        file.write(b"begin")
+        file.seek(5_000_000)
+        file.write(b"middle" * 500_000)
+        file.truncate(40_000_000)
+    copy_file(first, second)
+    assert first.read_bytes() == second.read_bytes()
+    if first.stat().st_blocks * 512 < 30_000_000:  # this file system has holes
+        assert second.stat().st_blocks <= first.stat().st_blocks + 64
+    for text in (b"", b"plain"):
+        first.write_bytes(text)
+        copy_file(first, second)
+        assert second.read_bytes() == text
 
 
 # Kills

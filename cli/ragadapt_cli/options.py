@@ -62,26 +62,27 @@ def feedback_options(function: Function) -> Function:
     return function
 
 
+def device_option(function: Function) -> Function:
+    """Where the encoder runs, for commands that open a saved retriever: what it was made on is no demand."""
+    return click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        envvar="RAGADAPT_DEVICE",
+        show_envvar=True,
+        help="cpu, cuda, cuda:1, mps; auto takes the fastest there is.",
+    )(function)
+
+
 def device_options(function: Function) -> Function:
     """Where and how exactly the encoder runs; for commands that open a saved retriever."""
-    for option in (
-        click.option(
-            "--precision",
-            type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-            default="auto",
-            show_default=True,
-            envvar="RAGADAPT_PRECISION",
-            show_envvar=True,
-            help="Numbers the encoder computes in; auto takes bfloat16 where it is fast and changes no ranking.",
-        ),
-        click.option(
-            "--device",
-            default="auto",
-            show_default=True,
-            envvar="RAGADAPT_DEVICE",
-            show_envvar=True,
-            help="cpu, cuda, cuda:1, mps; auto takes the fastest there is.",
-        ),
-    ):
-        function = option(function)
-    return function
+    precision = click.option(
+        "--precision",
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        default="auto",
+        show_default=True,
+        envvar="RAGADAPT_PRECISION",
+        show_envvar=True,
+        help="Numbers the encoder computes in; auto takes bfloat16 where it is fast and changes no ranking.",
+    )
+    return device_option(precision(function))

@@ -12,8 +12,9 @@ import logging
 import math
 import os
 import sys
+import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 ERROR, USAGE, NO_GAIN, MISSING_EXTRA, INTERRUPTED = 1, 2, 3, 4, 130
+
+_SILENT_SECONDS = 60.0  # without a terminal, a stage that is under way says so as often
 
 Piece = str | tuple[str, Mapping[str, Any]]
 """A part of a line; with the settings of click.style where it has a style."""
@@ -95,11 +98,17 @@ class Terminal:
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
-        """A Progress callback that draws bars on stderr while the block runs, or does nothing where nobody watches."""
-        if self.quiet or self.json or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        """A Progress callback that draws bars on stderr while the block runs; a line for each stage where stderr is no
+        terminal; nothing under --quiet and --json."""
+        if self.quiet or self.json:
             from ragadapt.values import no_progress
 
             yield no_progress
+            return
+        if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+            lines = Lines(lambda text: click.echo(text, err=True))
+            yield lines
+            lines.close()
             return
         from rich.console import Console
         from rich.progress import BarColumn, SpinnerColumn, TextColumn
@@ -155,6 +164,43 @@ class Terminal:
             self._stop_log()
             logging.captureWarnings(False)
             logging.getLogger("ragadapt").propagate = True
+
+
+class Lines:
+    """progress(stage, done, total) → a line when a stage is done, and once a minute while it is not.
+
+    A stage that runs again has another line only if it took long.
+    """
+
+    def __init__(self, write: Callable[[str], None], now: Callable[[], float] = time.monotonic) -> None:
+        self.write, self.now = write, now
+        self.started: dict[str, float] = {}
+        self.counts: dict[str, str] = {}
+        self.told: set[str] = set()
+        self.last = self.before = now()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = self.now()
+        started = self.started.setdefault(stage, self.before)
+        self.counts[stage] = f"{done:,}/{total:,}" if total else f"{done:,}"
+        if total and done >= total:
+            if stage not in self.told or now - started >= _SHORT_SECONDS:
+                self._tell(stage, f"{done:,}", now)
+            self.told.add(stage)
+            del self.started[stage], self.counts[stage]
+        elif now - self.last >= _SILENT_SECONDS:
+            self._tell(stage, self.counts[stage], now)
+        self.before = now
+
+    def _tell(self, stage: str, count: str, now: float) -> None:
+        name = stage[:1].upper() + stage[1:]
+        self.write(f"{name:<20} {count:>15} {now - self.started[stage]:>9,.1f} s")
+        self.last = now
+
+    def close(self) -> None:
+        """Stages that never said how much there was are done too."""
+        for stage in list(self.started):
+            self._tell(stage, self.counts[stage], self.now())
 
 
 class Stages:
@@ -221,6 +267,16 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def note_skipped(terminal: Terminal, skipped: Sequence[Any], total: int | None = None) -> None:
+    """What could not be read, by reason. total: how many there are where only some are given."""
+    if skipped:
+        from ragadapt.corpus.sources import by_reason
+
+        terminal.note(f"Skipped     {total or len(skipped):,}; --json lists them")
+        for line in by_reason(skipped):
+            terminal.note(f"            {line}")
 
 
 # Errors

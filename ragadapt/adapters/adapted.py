@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,16 +135,14 @@ class AdaptedEncoder(Encoder):
         self.tower.autocast = self.tower.dtype if self.tower.dtype != torch.float32 else None
 
     def _align_prefix(self) -> None:
-        """A cache that was set up for a lower or equal cut stays right; one above it would freeze trained layers."""
+        """The base's cache stays where nothing below its cut is trained."""
         prefix = self.tower.prefix
-        if prefix is not None and prefix.top_layers < self.layers:
-            log.info(
-                "prefix cache not used: it ends %d layers below the top, %d are trained", prefix.top_layers, self.layers
-            )
+        if prefix is not None and not self.tower.can_be_cut(prefix.top_layers, self._in_training()):
+            log.info("prefix cache not used: it ends %d layers below the top", prefix.top_layers)
             self.tower.prefix = None
 
-    def _frozen_below(self, top_layers: int) -> bool:
-        return self.layers <= top_layers
+    def _in_training(self) -> Iterable[nn.Parameter]:
+        return self.trainable().values()
 
     # ------------------------------------------------------------------ what is trained
 
@@ -237,7 +235,9 @@ class AdaptedEncoder(Encoder):
                 module.bind(twin.model)
         if twin.prefix is not None:
             top = twin.prefix.top_layers
-            twin.prefix = Prefix(twin.model, top, twin.prefix.cache) if top >= self.layers else None
+            twin.prefix = (
+                Prefix(twin.model, top, twin.prefix.cache) if self.tower.can_be_cut(top, self._in_training()) else None
+            )
         passage = twin if self.adapter_config.adapt == "both" else base_tower
         encoder = Encoder(
             self._spec.with_adapter(state.spec),

@@ -29,6 +29,10 @@ class Unreadable(Exception):
     """Why one file or row cannot be used; the message is the reason that the user reads."""
 
 
+class LeftOut(Unreadable):
+    """The same for what could be read and is not wanted: known under another name, or no document."""
+
+
 def check_encoding(encoding: str | None) -> None:
     """Raise InvalidConfiguration for an encoding that Python does not know."""
     if encoding is not None:

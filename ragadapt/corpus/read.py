@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from ragadapt.config import ReadConfig
 from ragadapt.corpus.apart import Reader
-from ragadapt.corpus.decode import Unreadable, check_encoding
+from ragadapt.corpus.decode import LeftOut, Unreadable, check_encoding
 from ragadapt.corpus.formats import Format, format_of_name
 from ragadapt.corpus.paths import printable, read_bounded
 from ragadapt.corpus.rows import BadRow, Row, read_rows, rows_of
@@ -24,10 +24,16 @@ _BAD_ROWS = 1000  # of a file that are listed one by one
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A file, or a row as "file:line", that could not be used."""
+    """A file, or a row as "file:line", that could not be used.
+
+    left_out: it is read under another name, or no document by what is known of it. row: of a row, how many of its
+    file's rows were read before it.
+    """
 
     source: str
     reason: str
+    left_out: bool = field(default=False, compare=False, kw_only=True)
+    row: int | None = field(default=None, compare=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,24 +101,24 @@ def read_documents(
         for done, (place, file, asked) in enumerate(found, 1):
             try:
                 if file.problem:
-                    raise Unreadable(file.problem)
+                    raise (LeftOut if file.left_out else Unreadable)(file.problem)
                 if (real := os.path.realpath(file.path)) in labelled:
-                    raise Unreadable("labelled questions, not a document")
+                    raise LeftOut("labelled questions, not a document")
                 if real in seen:
-                    raise Unreadable(f"the same file as {seen[real]}")
+                    raise LeftOut(f"the same file as {seen[real]}")
                 seen[real] = file.name
                 if file.path.name == "queries.jsonl" and (place, str(PurePosixPath(file.name).parent)) in beir:
-                    raise Unreadable("the queries of the collection in corpus.jsonl, not documents")
+                    raise LeftOut("the queries of the collection in corpus.jsonl, not documents")
                 for document, where in _read_file(file, config, asked, skipped, reader):
                     read.append((place, document, where))
             except Unreadable as reason:
-                skipped.append(Skipped(file.name, str(reason)))
+                skipped.append(Skipped(file.name, str(reason), left_out=isinstance(reason, LeftOut)))
             except OSError as error:
                 skipped.append(Skipped(file.name, f"cannot be read: {error.strerror or error}"))
             progress("reading", done, len(found))
     documents = _with_unique_ids(read, _labels(roots), skipped)
     if not documents:
-        raise EmptyCorpus(_why_empty(roots, skipped, ignored, config))
+        raise EmptyCorpus(_why_empty(roots, skipped, ignored, config), skipped)
     return ReadResult(documents, skipped)
 
 
@@ -165,10 +171,10 @@ def _rows(name: str, rows: Iterable[Row | BadRow], skipped: list[Skipped]) -> li
         if bad > _BAD_ROWS:
             continue
         if isinstance(row, BadRow):
-            skipped.append(Skipped(where, row.reason))
+            skipped.append(Skipped(where, row.reason, row=len(documents)))
         else:
             earlier = first_line[row.document.id]
-            skipped.append(Skipped(where, f"id {row.document.id!r} is used already at line {earlier}"))
+            skipped.append(Skipped(where, f"id {row.document.id!r} is used already at line {earlier}", left_out=True))
     if bad > _BAD_ROWS:
         skipped.append(Skipped(name, f"{bad - _BAD_ROWS:,} more rows could not be used"))
     if not documents and not bad:
@@ -212,7 +218,7 @@ def _with_unique_ids(
         if root in clashing_roots:
             document = replace(document, id=_under(labels[root], document.id))
         if document.id in used:
-            skipped.append(Skipped(where, f"id {document.id!r} is used already by {used[document.id]}"))
+            skipped.append(Skipped(where, f"id {document.id!r} is used already by {used[document.id]}", left_out=True))
             continue
         used[document.id] = where
         documents.append(document)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ from ragadapt.corpus.paths import printable
 from ragadapt.corpus.read import read_documents
 from ragadapt.errors import InvalidInput
 from ragadapt.values import Chunk, Document, Progress
+
+_PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|(?<=the same file as ).*|(?<=a link to ).*(?=, which)|\d[\d,.]*")
+"""What differs between two reasons of one kind: names in quotes, other files, numbers."""
 
 
 def listed_sources(sources: Any) -> list[Any]:
@@ -68,6 +73,20 @@ def known_labels(described: Mapping[str, Any], sources: Sequence[Any]) -> list[P
         same = [root for root in roots if printable(root.name) == label["root"]]
         found += [root / label["path"] for root in same or roots if label["path"] != "." or root in same]
     return found
+
+
+def by_reason(skipped: Sequence[Any], most: int = 5) -> list[str]:
+    """A line for each kind of reason, the most frequent first: an example, how many more, and why."""
+    groups: dict[str, list[Any]] = defaultdict(list)
+    for item in skipped:
+        groups[_PARTICULARS.sub("", item.reason)].append(item)
+    largest = sorted(groups.values(), key=len, reverse=True)
+    lines = [
+        f"{of[0].source}{f' and {len(of) - 1:,} more' if len(of) > 1 else ''}: {of[0].reason}" for of in largest[:most]
+    ]
+    if len(largest) > most:
+        lines.append(f"and {len(largest) - most:,} more reasons")
+    return lines
 
 
 def read_sources(

@@ -19,16 +19,19 @@ from ragadapt.errors import InvalidConfiguration
 _GITIGNORE_BYTES = 200_000  # every file is held against every rule of it
 _RULES = 5_000
 _STARS = 4  # in one rule; a file's name is held against it in the fourth power of its length
+UNLISTED = "folder cannot be listed"
 _NEVER = ("/.git/", "__pycache__/", "node_modules/", ".ipynb_checkpoints/")  # other programs' stores, never documents
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A file to read. name: posix path relative to the folder that was given. problem: why it is not read, or ""."""
+    """A file to read. name: posix path relative to the folder that was given. problem: why it is not read, or "".
+    left_out: it is read under another name, or is no document by what is known of it."""
 
     path: Path
     name: str
     problem: str = ""
+    left_out: bool = False
 
 
 @dataclass(slots=True)
@@ -82,7 +85,7 @@ def walk(root: Path, config: ReadConfig, ignored: Ignored, inside: Sequence[Path
         elif not config.follow_links and not _is_inside(real, given):
             yield Found(path, name, "a link that leads out of the documents; read.follow_links = true follows it")
         elif real in seen:
-            yield Found(path, name, f"a link to {seen[real]}, which is read already")
+            yield Found(path, name, f"a link to {seen[real]}, which is read already", left_out=True)
         elif Path(real).is_dir():
             seen[real] = name
             yield from _folder(path, name + "/", rules, seen, linked)
@@ -105,11 +108,12 @@ def _folder(
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
-            yield Found(folder, prefix or printable(folder.name), f"folder cannot be listed: {error.strerror or error}")
+            name = prefix or printable(folder.name)
+            yield Found(folder, name, f"{UNLISTED}: {error.strerror or error}")
             continue
         if _is_ours({entry.name for entry in entries}, folder):
             name = prefix or printable(Path(os.path.realpath(folder)).name)
-            yield Found(folder, name, "a retriever of ragadapt, not documents")
+            yield Found(folder, name, "a retriever of ragadapt, not documents", left_out=True)
             continue
         if problem := rules.enter(folder, prefix):
             yield Found(folder / ".gitignore", prefix + ".gitignore", problem)
@@ -160,8 +164,11 @@ def shown(name: str) -> str:
 
 
 def _is_ours(names: set[str], folder: Path) -> bool:
-    """Whether the folder with these entries is a saved retriever, or the unfinished build of one."""
-    return "ragadapt.json" in names or ({"build.json", "stages"} <= names and folder.name.endswith(".build"))
+    """Whether the folder with these entries is a saved retriever, the unfinished build of one, or vectors for one."""
+    beside = (({"build.json", "stages"}, ".build"), ({"vectors.json", "vectors.npy"}, ".vectors"))
+    return "ragadapt.json" in names or any(
+        parts <= names and folder.name.startswith(".") and folder.name.endswith(end) for parts, end in beside
+    )
 
 
 class _Rules:

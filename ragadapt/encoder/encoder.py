@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ from ragadapt.encoder.precision import (
     choose_device,
     choose_precision,
 )
-from ragadapt.encoder.prefix import Prefix, PrefixCache, layer_list, split
+from ragadapt.encoder.prefix import Prefix, PrefixCache, layer_list
 from ragadapt.encoder.presets import Source, known_prompts, resolve
 from ragadapt.encoder.spec import EncoderSpec, opens_directly, read_spec, write_spec
 from ragadapt.encoder.tower import Tower
@@ -477,10 +477,8 @@ class Encoder:
         for tower in towers.values():
             found = layer_list(tower.model)
             count = top_layers or (-(-len(found[1]) // 2) if found else 0)
-            if not self._frozen_below(count):
-                log.info("no prefix cache: layers below the top %d are being trained", count)
-                return False
-            if split(tower.model, count) is None or not self._split_is_exact(tower, count):
+            tower.prefix = None
+            if not tower.can_be_cut(count, self._in_training()):
                 log.info("no prefix cache: %s cannot be cut below layer %d", type(tower.model).__name__, count)
                 return False
             cuts.append((tower, count))
@@ -513,19 +511,9 @@ class Encoder:
             if path.stem not in used:
                 PrefixCache.delete(path)
 
-    def _frozen_below(self, top_layers: int) -> bool:
-        """Whether the layers below the top ones stay as they are while this encoder lives."""
-        return True
-
-    @staticmethod
-    def _split_is_exact(tower: Tower, top_layers: int) -> bool:
-        rows, _ = tower.tokenize(PROBE_PASSAGES[:4])
-        tower.prefix = None
-        whole = tower.embed(rows)
-        tower.prefix = Prefix(tower.model, top_layers, None)
-        parts = tower.embed(rows)
-        tower.prefix = None
-        return bool(np.array_equal(whole, parts))
+    def _in_training(self) -> Iterable[torch.nn.Parameter]:
+        """The parameters that may change while this encoder lives."""
+        return ()
 
     # ------------------------------------------------------------------ saving
 

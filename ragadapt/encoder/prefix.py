@@ -65,7 +65,8 @@ def _view(module: nn.Module, **replaced: nn.Module | None) -> nn.Module:
 
 
 def split(model: nn.Module, top_layers: int) -> tuple[nn.Module, nn.Module] | None:
-    """(lower part, upper part) as two models that share this one's layers; None where that cannot be done.
+    """(lower part, upper part) as two models that share this one's layers; None where that cannot be done, or where a
+    layer above the cut has weights of one below it: to train the one would change the other.
 
     The lower takes input_ids and attention_mask, the upper inputs_embeds and attention_mask; run one after the
     other they are the whole. Known to work: BERT, RoBERTa, XLM-R, MPNet, DistilBERT, ModernBERT, Qwen3.
@@ -79,6 +80,9 @@ def split(model: nn.Module, top_layers: int) -> tuple[nn.Module, nn.Module] | No
     if kinds and len(set(kinds)) > 1 and not hasattr(layers[0], "attention_type"):
         return None  # such a model looks up the kind of layer by its position, which a slice would shift
     cut = len(layers) - top_layers
+    below = {id(weight) for weight in layers[:cut].parameters()}
+    if any(id(weight) in below for weight in layers[cut:].parameters()):
+        return None
     last: dict[str, nn.Module | None] = {
         part: (None if part == "pooler" else nn.Identity()) for part in _LAST if part in model._modules
     }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
@@ -13,8 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ragadapt.encoder.batches import Ids, Padded, pad
-from ragadapt.encoder.prefix import Prefix
+from ragadapt.encoder.precision import PROBE_PASSAGES
+from ragadapt.encoder.prefix import Prefix, split
 from ragadapt.text import searchable
+
+log = logging.getLogger(__name__)
 
 
 class Tower(nn.Module):
@@ -121,10 +125,41 @@ class Tower(nn.Module):
         """(B, d) float32 unit vectors of one batch of token rows; gradients reach the trained layers."""
         if self.prefix is None:
             return self(*self.to_tensors(rows), prompt_length)  # type: ignore[no-any-return]
-        hidden, mask = self.prefix.hidden(rows, self.pad, self.device)
+        return self._above(self.prefix, *self.prefix.hidden(rows, self.pad, self.device), prompt_length)
+
+    def _above(self, prefix: Prefix, hidden: Tensor, mask: Tensor, prompt_length: int = 0) -> Tensor:
+        """(B, T, h) of the lower part, (B, T) mask → (B, d) float32, unit length."""
         with self._precision():
-            above = self.prefix.upper(inputs_embeds=hidden, attention_mask=mask).last_hidden_state  # (B, T, h)
+            above = prefix.upper(inputs_embeds=hidden, attention_mask=mask).last_hidden_state  # (B, T, h)
         return self.pool(above, mask, prompt_length)
+
+    @torch.no_grad()
+    def can_be_cut(self, top_layers: int, trained: Iterable[nn.Parameter] = ()) -> bool:
+        """Whether the layers below the top ones may be computed once and kept: nothing in them is trained, and what
+        they gave earlier leads to the very bits of the whole model."""
+        parts = split(self.model, top_layers)
+        if parts is None:
+            return False
+        moving = {id(parameter) for parameter in trained}
+        if any(id(parameter) in moving for parameter in parts[0].parameters()):
+            return False
+        rows, others = self.tokenize(PROBE_PASSAGES[:4])[0], self.tokenize(PROBE_PASSAGES[4:7])[0]
+        prefix = Prefix(self.model, top_layers, None)
+        above = set(parts[1].modules()) - set(parts[0].modules())
+        dropping = [module for module in above if module.training]  # an adapter's own dropout, which may be on
+        try:
+            for module in dropping:
+                module.training = False
+            whole = self(*self.to_tensors(rows))
+            given = prefix.hidden(rows, self.pad, self.device)
+            prefix.hidden(others, self.pad, self.device)  # what layers remember of the last batch must not matter
+            return bool(torch.equal(whole, self._above(prefix, *given)))
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+            log.info("%s cannot be cut: %s", type(self.model).__name__, error)
+            return False
+        finally:
+            for module in dropping:
+                module.training = True
 
     @torch.no_grad()
     def embed(self, rows: list[Ids], prompt_length: int = 0) -> npt.NDArray[np.float32]:

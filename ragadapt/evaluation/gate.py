@@ -7,6 +7,7 @@ loses on real questions. Below the top rank, the kinds that judge are other kind
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ragadapt.config import GateConfig
+from ragadapt.config import GateConfig, SplitConfig
 from ragadapt.evaluation.significance import Interval, Values, paired_bootstrap
 from ragadapt.values import Evidence, Query
 
@@ -28,6 +29,8 @@ class Verdict(StrEnum):
 MINIMUM = {Evidence.LABELLED: 10, Evidence.HUMAN: 40, Evidence.PARAPHRASE: 100}
 """Fewest held-out queries of a rank that may let a model through; crops may not."""
 
+
+_SPLIT = SplitConfig()
 
 FEWEST_TO_TRAIN = 16
 """Fewer queries than this teach nothing that held-out ones could show."""
@@ -43,7 +46,24 @@ class Plan:
     reason: str
 
 
-def plan(train: Sequence[Query], heldout: Sequence[Query], *, minimum: Mapping[Evidence, int] = MINIMUM) -> Plan:
+def labels_needed(trained: int, heldout: int, split: SplitConfig) -> int | None:
+    """How many more labelled questions, dealt as `split` says, would let a trained model be judged; None where none
+    would. trained: queries that could train; heldout: labelled ones that were held out."""
+    judging, training = split.heldout, (1 - split.heldout) * (1 - split.dev)
+    to_judge, to_train = max(0, MINIMUM[Evidence.LABELLED] - heldout), max(0, FEWEST_TO_TRAIN - trained)
+    if (to_judge and not judging) or (to_train and not training):
+        return None
+    needed = [math.ceil(few / share - 1e-9) for few, share in ((to_judge, judging), (to_train, training)) if few]
+    return max(needed, default=0)
+
+
+def plan(
+    train: Sequence[Query],
+    heldout: Sequence[Query],
+    *,
+    minimum: Mapping[Evidence, int] = MINIMUM,
+    split: SplitConfig = _SPLIT,
+) -> Plan:
     """Choose the judges from the held-out queries, then the kinds that may train.
 
     The best-ranked evidence with enough held-out queries judges. Labelled queries may train and judge (they are
@@ -53,6 +73,13 @@ def plan(train: Sequence[Query], heldout: Sequence[Query], *, minimum: Mapping[E
     """
     train = [query for query in train if query.evidence is not Evidence.CROP]
     counts = {rank: sum(query.evidence is rank for query in heldout) for rank in Evidence}
+    needed = labels_needed(len(train), counts[Evidence.LABELLED], split)
+    more = "more " if counts[Evidence.LABELLED] else ""
+    advice = (
+        "Hold some of the labelled questions out (split.heldout above 0), so that they can judge"
+        if needed is None
+        else f"{needed:,} {more}labelled questions (--queries) would be enough to judge a trained model"
+    )
     for rank in (Evidence.LABELLED, Evidence.HUMAN, Evidence.PARAPHRASE):
         judges = [query for query in heldout if query.evidence is rank]
         if len(judges) < minimum[rank]:
@@ -81,7 +108,8 @@ def plan(train: Sequence[Query], heldout: Sequence[Query], *, minimum: Mapping[E
             tuple(judges),
             rank,
             f"{reason}, but only {len(trained)} are left to train on that are not text cut from the passages "
-            f"(which teaches a pre-trained encoder little or does harm); at least {FEWEST_TO_TRAIN} are needed.",
+            f"(which teaches a pre-trained encoder little or does harm); at least {FEWEST_TO_TRAIN} are needed. "
+            f"{advice}.",
         )
     found = ", ".join(f"{count} {rank.value}" for rank, count in counts.items() if count) or "none"
     return Plan(
@@ -89,7 +117,7 @@ def plan(train: Sequence[Query], heldout: Sequence[Query], *, minimum: Mapping[E
         (),
         None,
         f"No evidence good enough to judge a trained model (held-out queries: {found}). The base model stays and only "
-        "the search is tuned. Labelled questions (--queries) or a language model (--generator) change that.",
+        f"the search is tuned. {advice}; questions written by a language model (--generator) can do too.",
     )
 
 

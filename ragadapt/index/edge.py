@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ragadapt.errors import IndexCorrupt, IndexFault, InvalidInput, MissingExtra
+from ragadapt.files import copy_file
 from ragadapt.index.contract import (
     REBUILD,
     Closing,
@@ -190,7 +191,7 @@ class EdgeIndex(Closing):
             target = Path(folder) if folder is not None else self._folder
             if target.resolve() == self._folder.resolve():
                 return
-            shutil.copytree(self._folder / _SHARD, target / _SHARD, dirs_exist_ok=True)
+            shutil.copytree(self._folder / _SHARD, target / _SHARD, dirs_exist_ok=True, copy_function=copy_file)
             write_description(target, self._description())
 
     def close(self) -> None:

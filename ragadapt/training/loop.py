@@ -22,7 +22,7 @@ from ragadapt.config import AdapterConfig, TrainingConfig
 from ragadapt.encoder import Encoder
 from ragadapt.encoder.batches import Ids, lacks_memory
 from ragadapt.encoder.loading import tensors_sha256
-from ragadapt.encoder.prefix import Prefix, PrefixCache, split
+from ragadapt.encoder.prefix import Prefix, PrefixCache
 from ragadapt.errors import InvalidConfiguration, InvalidInput, TrainingFailed
 from ragadapt.profiling import work
 from ragadapt.training import losses
@@ -223,9 +223,8 @@ class _Run:
 
     def _identity(self, base: Encoder, adapter: AdapterConfig) -> str:
         digest = hashlib.sha256()
-        where = {"micro_batch_tokens", "prefix_cache", "prefix_cache_bytes", "prefix_cache_folder"}
-        settings = self.training.model_dump(exclude=where)
-        for part in (base.fingerprint, base.precision.dtype, adapter.model_dump(), settings, self.seed):
+        settings = (adapter.deciding(), self.training.deciding())
+        for part in (base.fingerprint, base.precision.dtype, *settings, self.seed):
             digest.update(json.dumps(part, sort_keys=True, default=str).encode())
         for example in self.material.examples:
             digest.update(json.dumps(asdict(example)).encode())
@@ -272,9 +271,9 @@ class _Run:
     @contextlib.contextmanager
     def _prefix(self, checkpoint: Path | None) -> Iterator[None]:
         """The encoder's own prefix cache, or one that lives as long as the run."""
-        model = self.tower.model
+        model, top = self.tower.model, self.encoder.layers
         wanted = self.training.prefix_cache and self.training.prefix_cache_bytes > 0
-        if self.tower.prefix is not None or not wanted or split(model, self.encoder.layers) is None:
+        if self.tower.prefix is not None or not wanted or not self.tower.can_be_cut(top, self.parameters):
             yield
             return
         place = checkpoint.parent if checkpoint is not None else None

@@ -11,7 +11,7 @@ import click
 
 from ragadapt_cli.options import FILE, command
 from ragadapt_cli.settings import FIT_FLAGS, settings_options
-from ragadapt_cli.terminal import NO_GAIN, Terminal, clock
+from ragadapt_cli.terminal import NO_GAIN, Terminal, clock, note_skipped
 
 if TYPE_CHECKING:
     from ragadapt.asking import Labels
@@ -108,6 +108,8 @@ def fit_command(
 
         if result.reused:
             terminal.note(f"Taken over from the interrupted run: {', '.join(result.reused)}.")
+        if (corpus := result.report.corpus) is not None:
+            note_skipped(terminal, corpus.skipped, corpus.skipped_total)
         terminal.write_lines(table(result.report))
         terminal.write()
         terminal.write(f"Retriever: {result.path}")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ragadapt_cli.options import command, retriever_argument
+from ragadapt_cli.options import command, device_option, retriever_argument
 from ragadapt_cli.terminal import Terminal
 
 
@@ -26,6 +26,7 @@ from ragadapt_cli.terminal import Terminal
 @click.option("--url", help="Qdrant server, for --kind qdrant.  [default: a folder inside the retriever]")
 @click.option("--collection", help="Name of the Qdrant collection.")
 @click.option("--rebuild", is_flag=True, help="Encode the passages again and build the same index anew.")
+@device_option
 def index_command(
     terminal: Terminal,
     retriever: Path,
@@ -34,6 +35,7 @@ def index_command(
     url: str | None,
     collection: str | None,
     rebuild: bool,
+    device: str,
 ) -> None:
     """Show, rebuild or move the vector index of a retriever.
 
@@ -65,7 +67,7 @@ def index_command(
     config = IndexConfig.model_validate({**before, **wanted})
     terminal.resume = True
     with terminal.progress() as progress:
-        path = reindex(retriever, config, progress=progress)
+        path = reindex(retriever, config, device=device, progress=progress)
     if terminal.json:
         terminal.write_json("index", {"retriever": path, **config.model_dump(mode="json")})
     else:

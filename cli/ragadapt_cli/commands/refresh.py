@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ragadapt.text import grouped
-from ragadapt_cli.options import command, retriever_argument
-from ragadapt_cli.terminal import Terminal, clock
+from ragadapt_cli.options import command, device_option, retriever_argument
+from ragadapt_cli.terminal import Terminal, clock, note_skipped
 
 if TYPE_CHECKING:
     from ragadapt.refresh import Refreshed
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=13, show_default=True, help="Of --tune.")
 @click.option("--rollback", "back", is_flag=True, help="Put the retriever before the last change back; again, the new.")
 @click.option("--dry-run", is_flag=True, help="Read and compare the documents, say what would happen, write nothing.")
+@device_option
 def refresh_command(
     terminal: Terminal,
     retriever: Path,
@@ -48,6 +49,7 @@ def refresh_command(
     seed: int,
     back: bool,
     dry_run: bool,
+    device: str,
 ) -> int:
     """Bring a retriever up to date: documents, of which only what is new is encoded, and feedback.
 
@@ -80,10 +82,10 @@ def refresh_command(
     if back:
         _roll_back(terminal, retriever)
     if documents:
-        _documents(terminal, retriever, documents, keep_missing, delete_missing, dry_run)
-    code = _feedback(terminal, retriever, feedback) if feedback is not None else 0
+        _documents(terminal, retriever, documents, keep_missing, delete_missing, dry_run, device)
+    code = _feedback(terminal, retriever, feedback, device) if feedback is not None else 0
     if tune:
-        _tune(terminal, retriever, seed)
+        _tune(terminal, retriever, seed, device)
     return code
 
 
@@ -94,6 +96,7 @@ def _documents(
     keep_missing: bool,
     delete_missing: bool,
     dry_run: bool,
+    device: str,
 ) -> None:
     from ragadapt.refresh import refresh_documents
 
@@ -106,6 +109,7 @@ def _documents(
             keep_missing=keep_missing,
             delete_missing=delete_missing,
             dry_run=dry_run,
+            device=device,
             progress=progress,
         )
     seconds = time.monotonic() - started
@@ -117,6 +121,7 @@ def _documents(
             "documents": asdict(done.documents),
             "chunks": asdict(done.chunks),
             "skipped": [{"source": item.source, "reason": item.reason} for item in done.skipped],
+            "unread": [asdict(item) for item in done.unread],
             "reused": list(done.reused),
             "seconds": round(seconds, 3),
             "timings": {stage: round(value, 3) for stage, value in done.seconds.items()},
@@ -128,10 +133,11 @@ def _documents(
         terminal.note(f"Taken over from the interrupted run: {', '.join(done.reused)}.")
     for line in _lines(done):
         terminal.write(line)
-    for skipped in done.skipped[:20]:
-        terminal.note(f"Skipped {skipped.source}: {skipped.reason}")
-    if len(done.skipped) > 20:
-        terminal.note(f"… and {len(done.skipped) - 20} more")
+    for item in done.unread[:20]:
+        terminal.write(f"Kept        {item.id} as it was: {item.reason}")
+    if len(done.unread) > 20:
+        terminal.write(f"Kept        {len(done.unread) - 20:,} more as they were; --json names them all")
+    note_skipped(terminal, done.skipped)
     if dry_run:
         terminal.write("Nothing was written.")
     elif done.changed:
@@ -150,6 +156,7 @@ def _lines(done: Refreshed) -> list[str]:
         ("deleted", documents.deleted),
         ("unchanged", documents.unchanged),
         ("not read and kept", documents.kept),
+        ("kept as it was" if documents.unread == 1 else "kept as they were", documents.unread),
     ]
     passages = [
         ("new", chunks.added),
@@ -164,13 +171,13 @@ def _lines(done: Refreshed) -> list[str]:
     ]
 
 
-def _feedback(terminal: Terminal, retriever: Path, file: Path) -> int:
+def _feedback(terminal: Terminal, retriever: Path, file: Path, device: str) -> int:
     from ragadapt.feedback import read_feedback
     from ragadapt.retriever import Retriever
 
     terminal.resume = True  # what was taken in is known then
     started = time.monotonic()
-    with terminal.progress() as progress, Retriever.open(retriever) as opened:
+    with terminal.progress() as progress, Retriever.open(retriever, device=device) as opened:
         taken = read_feedback(opened, file, progress=progress)
         status = opened.feedback(create=True).status()
     seconds = time.monotonic() - started
@@ -195,12 +202,12 @@ def _feedback(terminal: Terminal, retriever: Path, file: Path) -> int:
     return 1 if taken.problems else 0
 
 
-def _tune(terminal: Terminal, retriever: Path, seed: int) -> None:
+def _tune(terminal: Terminal, retriever: Path, seed: int, device: str) -> None:
     from ragadapt.feedback import tune_feedback
     from ragadapt.retriever import Retriever
     from ragadapt.store import FEEDBACK_REPORT
 
-    with terminal.progress() as progress, Retriever.open(retriever) as opened:
+    with terminal.progress() as progress, Retriever.open(retriever, device=device) as opened:
         tuned = tune_feedback(opened, seed=seed, progress=progress)
     page = retriever / FEEDBACK_REPORT / "report.html"
     if terminal.json:

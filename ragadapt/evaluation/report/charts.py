@@ -8,6 +8,7 @@ Charts are drawn 380 units wide, so that their text stays readable on a phone.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ from ragadapt.evaluation.report.values import Histogram
 
 WIDTH = 380
 LABEL = 20
-"""Letters of a row's label at most; the rest of it stands in the tooltip."""
+"""Letters in a line of a row's label, which has two at most; the rest of it stands in the tooltip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def interval_chart(rows: Sequence[Row], *, title: str, axis: str, zero: bool = F
             spoken += f", interval {_value(row.low, signed)} to {_value(row.high, signed)}"
         group: list[Child] = [tag("title", spoken)]
         group.append(tag("rect", cls="hit", x=0, y=_n(y - step / 2), width=WIDTH, height=step))
-        group.append(_text(left - 10, y + 4, _clip(row.label), f"label {row.mark}", "end"))
+        group.append(_label(left - 10, y + 4, row.label, f"label {row.mark}"))
         if spread and row.low is not None and row.high is not None:
             group.append(
                 tag("line", cls=f"whisker {row.mark}", x1=_n(x(row.low)), y1=_n(y), x2=_n(x(row.high)), y2=_n(y))
@@ -102,12 +103,13 @@ def line_chart(
     if not series:
         return Markup("")
     levels = levels or {}
-    left, right, top, height = 44, 12, 28 + 18 * (len(series) > 1), 180
+    right, top, height = 12, 28 + 18 * (len(series) > 1), 180
     plain = sum(len(each.xs) for each in series) > 20 * len(series)  # dots on every point would hide the line
     bottom = top + height
     xs = [x for each in series for x in each.xs]
     ys = [y for each in series for y in (*each.ys, *each.lows, *each.highs)] + list(levels.values())
     x_ticks, y_ticks = nice_ticks(min(xs), max(xs), 6), nice_ticks(min(ys), max(ys), 5)
+    left = _tick_room(y_ticks)
     x_low, x_high = min(xs), max(xs)
     if x_low == x_high:
         x_low, x_high = x_ticks[0], x_ticks[-1]
@@ -216,7 +218,7 @@ def bar_chart(rows: Sequence[tuple[str, float, str]], *, title: str) -> Markup:
             tag(
                 "g",
                 tag("title", f"{label}: {text}"),
-                _text(left - 10, y + 16, _clip(label), "label", "end"),
+                _label(left - 10, y + 16, label, "label"),
                 tag("rect", cls="bar", x=left, y=y + 4, width=_n(width), height=step - 10, rx=3),
                 _text(left + width + 8, y + 16, text, "value", "start"),
             )
@@ -228,13 +230,14 @@ def change_chart(changes: Sequence[float], *, title: str, y_label: str) -> Marku
     """Every query's change as a thin bar, best first: gains above the line, losses below."""
     if not changes:
         return Markup("")
-    left, right, top, height = 44, 12, 12, 140
+    right, top, height = 12, 12, 140
     bottom = top + height
     ordered = sorted(changes, reverse=True)
     most = 240  # thinner bars than this could not be seen
     if len(ordered) > most:
         ordered = [ordered[int((i + 0.5) * len(ordered) / most)] for i in range(most)]
     ticks = nice_ticks(min([*ordered, 0.0]), max([*ordered, 0.0]), 4)
+    left = _tick_room(ticks, signed=True)
     y = _scale(min(*ordered, ticks[0]), max(*ordered, ticks[-1]), bottom, top)
     width = (WIDTH - left - right) / len(ordered)
     parts: list[Child] = []
@@ -322,13 +325,26 @@ def _number(value: float, ticks: Sequence[float], signed: bool = False) -> str:
     return text.replace("-", "−")
 
 
-def _clip(text: str) -> str:
-    return text if len(text) <= LABEL else text[: LABEL - 1].rstrip() + "…"
+def _lines(text: str) -> list[str]:
+    return textwrap.wrap(text, LABEL, max_lines=2, placeholder="…") or [""]
+
+
+def _label(x: float, y: float, text: str, cls: str) -> Markup:
+    """The text before x in one line or two, about the height that one has."""
+    lines = _lines(text)
+    top = y - 6.5 * (len(lines) - 1)
+    spans = [tag("tspan", line, x=_n(x), y=_n(top + 13 * at)) for at, line in enumerate([*lines, ""][:2])]
+    return tag("text", spans, cls=cls.strip(), text_anchor="end")
+
+
+def _tick_room(ticks: Sequence[float], signed: bool = False) -> float:
+    """Room left of an axis for its numbers."""
+    return max(44.0, 14 + 7.0 * max(len(_number(tick, ticks, signed)) for tick in ticks))
 
 
 def _gutter(labels: Iterable[str]) -> float:
     """Room for the longest label, in its bold form."""
-    return 16 + 6.9 * max(min(len(label), LABEL) for label in labels)
+    return 16 + 6.9 * max(len(line) for label in labels for line in _lines(label))
 
 
 def _mean(edges: Sequence[float], counts: Sequence[int]) -> float | None:

@@ -799,6 +799,9 @@ def _figure(chart: Markup, caption: Child = None, *, title: str = "") -> Markup 
     )
 
 
+_NOTHING = ("–", "", None)
+
+
 def _table(
     headers: Sequence[str],
     rows: Sequence[Sequence[Child]],
@@ -807,7 +810,16 @@ def _table(
     numeric: Iterable[int] | None = None,
     sort_values: Sequence[Sequence[object]] | None = None,
 ) -> Markup:
-    """numeric: columns set right; None = every column whose sort values are numbers."""
+    """numeric: columns set right; None = every column whose sort values are numbers. A column that holds nothing is
+    left out, and so is a table of nothing else."""
+    filled = [c for c in range(len(headers)) if c == 0 or any(row[c] not in _NOTHING for row in rows)]
+    if len(filled) < 2:
+        return Markup("")
+    if numeric is not None:
+        numeric = [filled.index(c) for c in numeric if c in filled]
+    headers, rows = [headers[c] for c in filled], [[row[c] for c in filled] for row in rows]
+    if sort_values is not None:
+        sort_values = [[keys[c] for c in filled] for keys in sort_values]
     if numeric is None:
         columns = range(len(headers))
         found = [c for c in columns if any(isinstance(r[c], int | float) for r in sort_values or ())]

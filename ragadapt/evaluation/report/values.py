@@ -101,13 +101,15 @@ class Step(Part):
 
 
 class Verdict(Part):
-    """What the gate decided. shipped: what ships, in words. sentence: replaces the headline written by us."""
+    """What the gate decided. shipped: what ships, in words. sentence: replaces the headline written by us. untrained:
+    why no model was trained; "" where one was."""
 
     outcome: Annotated[Outcome, BeforeValidator(_writable)]
     reasons: tuple[Text, ...] = ()
     steps: tuple[Step, ...] = ()
     shipped: Text = ""
     sentence: Text = ""
+    untrained: Text = ""
 
 
 class EvidenceUsed(Part):

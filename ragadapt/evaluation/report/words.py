@@ -50,9 +50,11 @@ def headline(report: Report) -> str:
         return verdict.sentence
     name = verdict.shipped or (shipped.label if shipped else "the untuned model")
     gain = _gain(report.metric, base, shipped)
-    if verdict.outcome == "WIN":
+    if verdict.untrained:
+        found = f"No model was trained. {verdict.untrained.rstrip('.')}"
+    elif verdict.outcome == "WIN":
         return f"Search got better on your documents{gain}."
-    if verdict.outcome == "REGRESSION AVOIDED":
+    elif verdict.outcome == "REGRESSION AVOIDED":
         found = "Tuning made search worse on questions it had not seen, so the tuned model was thrown away"
     else:
         found = "Tuning the model brought no gain that can be shown on your documents, so it stays as it was"
