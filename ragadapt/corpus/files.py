@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from ragadapt.corpus.content import Content, first_heading
 from ragadapt.corpus.decode import Unreadable, decode
 from ragadapt.corpus.formats import Format
-from ragadapt.corpus.html import html_to_markdown
+from ragadapt.corpus.html import read_html
 from ragadapt.corpus.markdown import read_markdown
 from ragadapt.corpus.notebook import read_notebook
 from ragadapt.corpus.pdf import read_pdf
@@ -22,7 +23,7 @@ def read_content(data: bytes, format: Format, name: str, encoding: str | None, m
     elif format == "docx":
         content = read_docx(data, max_bytes)
     elif format == "html":
-        content = Content(*html_to_markdown(data, encoding))
+        content = read_html(data, encoding)
     else:
         text = decode(data, encoding)
         if format == "markdown":
@@ -36,7 +37,7 @@ def read_content(data: bytes, format: Format, name: str, encoding: str | None, m
     if not content.text.strip():
         raise Unreadable("no text in it (a scanned PDF needs OCR first)" if format == "pdf" else "empty")
     title = " ".join(content.title.split())
-    return Content(content.text, title or readable_name(name), content.metadata)
+    return replace(content, title=title or readable_name(name))
 
 
 def readable_name(name: str) -> str:
