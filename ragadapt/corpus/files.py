@@ -8,6 +8,8 @@ from pathlib import PurePosixPath
 
 from ragadapt.corpus.content import Content, first_heading
 from ragadapt.corpus.decode import Unreadable, decode
+from ragadapt.corpus.eml import read_eml
+from ragadapt.corpus.epub import read_epub
 from ragadapt.corpus.formats import Format
 from ragadapt.corpus.html import read_html
 from ragadapt.corpus.markdown import read_markdown
@@ -22,6 +24,10 @@ def read_content(data: bytes, format: Format, name: str, encoding: str | None, m
         content = read_pdf(data)
     elif format == "docx":
         content = read_docx(data, max_bytes)
+    elif format == "epub":
+        content = read_epub(data, max_bytes)
+    elif format == "eml":
+        content = read_eml(data)
     elif format == "html":
         content = read_html(data, encoding)
     else:

@@ -10,7 +10,9 @@ from typing import Literal
 
 from ragadapt.values import Document
 
-Format = Literal["markdown", "rst", "html", "plain", "pdf", "docx", "jsonl", "csv", "notebook", "python", "code"]
+Format = Literal[
+    "markdown", "rst", "html", "plain", "pdf", "docx", "epub", "eml", "jsonl", "csv", "notebook", "python", "code"
+]
 Structure = Literal["markdown", "rst", "plain", "python", "code"]
 
 _SUFFIXES: dict[Format, str] = {
@@ -20,6 +22,8 @@ _SUFFIXES: dict[Format, str] = {
     "plain": ".txt .text .adoc .asciidoc .org .tex",
     "pdf": ".pdf",
     "docx": ".docx",
+    "epub": ".epub",
+    "eml": ".eml",
     "jsonl": ".jsonl .ndjson",
     "csv": ".csv .tsv",
     "notebook": ".ipynb",
@@ -73,8 +77,8 @@ def structure_of(document: Document) -> Structure:
     """How the document's text is built, by its source's name, else by a look at the text."""
     for name in (document.source, document.id):
         kind = format_of_name(name) if name else None
-        if kind in ("markdown", "html", "notebook", "docx"):
-            return "markdown"  # the readers of html, notebooks and docx write Markdown
+        if kind in ("markdown", "html", "notebook", "docx", "epub", "eml"):
+            return "markdown"  # the readers of html, notebooks, docx, books and mails write Markdown
         if kind == "rst" or kind == "python" or kind == "code":
             return kind
         if kind == "pdf":

@@ -313,8 +313,8 @@ class _Tags:
                     continue
                 self._start(tag, match[3])
                 if tag in _RAW:
-                    end = _RAW[tag].search(source, place)
-                    stop = end.start() if end else len(source)
+                    closing = _RAW[tag].search(source, place)
+                    stop = closing.start() if closing else len(source)
                     self.page.text(
                         html.unescape(source[place:stop]) if tag in ("title", "textarea") else source[place:stop]
                     )
@@ -482,7 +482,7 @@ class _Writer:
 
     def add(self, text: str) -> None:
         text = re.sub(r"[ \t\r\f\v\u00a0]+", " ", text)
-        text = "\n".join(_plain_line(line.strip()) for line in text.split("\n")).strip()
+        text = "\n".join(plain_line(line.strip()) for line in text.split("\n")).strip()
         if text:
             self.blocks.append(text)
 
@@ -566,7 +566,7 @@ def _without_anchor(words: str) -> str:
     return words[:-300] + re.sub(r"\s*(?:\[[¶#§🔗]\]\([^)]*\)|[¶])\s*$", "", words[-300:])
 
 
-def _plain_line(line: str) -> str:
+def plain_line(line: str) -> str:
     """The line with what Markdown would take for a mark made plain: words never become structure."""
     if re.match(r"#{1,6}(?:\s|$)|```|~~~|(?:=+|-+|\+{3,})$|<[a-zA-Z!/?]", line):
         return "\\" + line
