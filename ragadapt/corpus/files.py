@@ -9,8 +9,10 @@ from pathlib import Path, PurePosixPath
 
 from ragadapt.corpus.content import Content, first_heading, with_short_title
 from ragadapt.corpus.decode import Unreadable, decode
+from ragadapt.corpus.eml import read_eml
+from ragadapt.corpus.epub import read_epub
 from ragadapt.corpus.formats import Format
-from ragadapt.corpus.html import html_to_markdown
+from ragadapt.corpus.html import read_html
 from ragadapt.corpus.includes import Home, expand_includes
 from ragadapt.corpus.json_file import read_json
 from ragadapt.corpus.markdown import read_markdown
@@ -47,8 +49,12 @@ def read_content(
         content = read_pptx(data, max_bytes)
     elif format == "xlsx":
         content = read_xlsx(data, max_bytes)
+    elif format == "epub":
+        content = read_epub(data, max_bytes)
+    elif format == "eml":
+        content = read_eml(data)
     elif format == "html":
-        content = Content(*html_to_markdown(data, encoding))
+        content = read_html(data, encoding)
     else:
         text = decode(data, encoding)
         if format == "markdown":

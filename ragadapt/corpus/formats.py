@@ -11,21 +11,9 @@ from typing import Literal
 from ragadapt.values import Document
 
 Format = Literal[
-    "markdown",
-    "rst",
-    "html",
-    "plain",
-    "pdf",
-    "docx",
-    "pptx",
-    "xlsx",
-    "json",
-    "jsonl",
-    "csv",
-    "notebook",
-    "python",
-    "code",
-]
+    "markdown", "rst", "html", "plain", "pdf", "docx", "pptx", "xlsx", "epub", "eml", "json", "jsonl", "csv", "notebook",
+    "python", "code",
+]  # fmt: skip
 Structure = Literal["markdown", "rst", "plain", "python", "code"]
 
 _SUFFIXES: dict[Format, str] = {
@@ -37,6 +25,8 @@ _SUFFIXES: dict[Format, str] = {
     "docx": ".docx .docm .dotx",
     "pptx": ".pptx .pptm .ppsx .potx",
     "xlsx": ".xlsx .xlsm .xltx",
+    "epub": ".epub",
+    "eml": ".eml",
     "json": ".json",
     "jsonl": ".jsonl .ndjson",
     "csv": ".csv .tsv",
@@ -91,8 +81,8 @@ def structure_of(document: Document) -> Structure:
     """How the document's text is built, by its source's name, else by a look at the text."""
     for name in (document.source, document.id):
         kind = format_of_name(name) if name else None
-        if kind in ("markdown", "html", "notebook", "docx", "pptx", "xlsx"):
-            return "markdown"  # the readers of html, notebooks and office files write Markdown
+        if kind in ("markdown", "html", "notebook", "docx", "pptx", "xlsx", "epub", "eml"):
+            return "markdown"  # the readers of html, notebooks, office files, books and mails write Markdown
         if kind == "rst" or kind == "python" or kind == "code":
             return kind
         if kind == "pdf":

@@ -1,0 +1,448 @@
+"""A visible word is in a passage: what an independent tool sees in a file of each format, once and in order.
+
+RAGADAPT_ORACLE=folder runs it over the files of a folder as well, and lists those that fall short.
+"""
+
+from __future__ import annotations
+
+import difflib
+import email
+import email.message
+import email.policy
+import html
+import io
+import json
+import os
+import re
+import unicodedata
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from bs4 import BeautifulSoup
+from markdown_it import MarkdownIt
+from test_corpus_html import book, chapter
+from test_corpus_reading import pdf_bytes
+
+from ragadapt.config import ChunkConfig
+from ragadapt.corpus import chunk_documents, read_documents
+from ragadapt.errors import EmptyCorpus
+from ragadapt.values import Chunk, Document
+
+RECALL = 0.999
+ORDER = 0.98  # of pairs of neighbours: marks between words, and what notes say was left out, part some
+
+
+def words(text: str) -> list[str]:
+    folded = unicodedata.normalize("NFKC", text.replace("\u00ad", "")).casefold()
+    return re.findall(r"[^\W_]+", folded)
+
+
+# What we say
+
+
+def passages(document: Document, size: int = 60) -> list[Chunk]:
+    def count(texts: Sequence[str]) -> list[int]:
+        return [len(text.split()) for text in texts]
+
+    return chunk_documents([document], ChunkConfig(), count, size)
+
+
+def said(document: Document, size: int = 60) -> list[str]:
+    """The words of a document's passages. A heading counts where it is new; text that two passages share, once."""
+    found: list[str] = []
+    path: tuple[str, ...] = ()
+    end = 0
+    for chunk in passages(document, size):
+        same = 0
+        while same < min(len(path), len(chunk.heading_path)) and path[same] == chunk.heading_path[same]:
+            same += 1
+        for heading in chunk.heading_path[same:]:
+            found += words(heading)
+        path = chunk.heading_path
+        found += words(_unmarked(document.text[max(end, chunk.start) : chunk.end]))
+        end = max(end, chunk.end)
+    return found
+
+
+def _unmarked(text: str) -> str:
+    """Markdown without what it does not show: targets, anchors, languages of code, numbers of items."""
+    text = re.sub(r"\]\([^()\s]*(?:\([^()\s]*\)[^()\s]*)*(?:\s\"[^\"]*\")?\)", "]", text)
+    text = re.sub(r"\{#[^{}]*\}", "", text)
+    text = re.sub(r"(?m)^((?:[ >]|- )*)(`{3,}|~{3,})[\w+#-]*$", r"\1\2", text)
+    text = re.sub(r"(?m)^((?:[ >]|- )*)\d+\. ", r"\1", text)
+    return html.unescape(text)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    missing: list[str]
+    invented: list[str]
+
+    def __bool__(self) -> bool:
+        return not self.missing and not self.invented
+
+
+def compare(seen: list[str], document: Document, size: int = 60) -> Verdict:
+    """Word by word, in order. The title may stand at the start without being seen in the page."""
+    ours = said(document, size)
+    title = words(document.title)
+    if ours[: len(title)] == title and seen[: len(title)] != title:
+        ours = ours[len(title) :]
+    missing, invented = [], []
+    for kind, a, b, c, d in difflib.SequenceMatcher(None, seen, ours, autojunk=False).get_opcodes():
+        if kind != "equal":
+            missing += seen[a:b]
+            invented += ours[c:d]
+    return Verdict(missing, invented)
+
+
+# What others see
+
+
+def of_html(data: bytes) -> list[str]:
+    from inscriptis import get_text
+
+    return words(get_text(data.decode("utf-8", "replace")))
+
+
+def of_markdown(data: bytes) -> list[str]:
+    text = (
+        re.sub(r"\A---\n.*?\n---\n", "", data.decode(), flags=re.S)
+        if data.startswith(b"---\ntitle:")
+        else data.decode()
+    )
+    return of_html(MarkdownIt("commonmark").enable("table").render(text).encode())
+
+
+def of_rst(data: bytes) -> list[str]:
+    from docutils.core import publish_parts
+
+    settings = {"report_level": 5, "file_insertion_enabled": False, "raw_enabled": False, "doctitle_xform": False}
+    return of_html(publish_parts(data.decode(), writer="html5", settings_overrides=settings)["html_body"].encode())
+
+
+def of_pdf(data: bytes) -> list[str]:
+    import pypdfium2
+
+    with pypdfium2.PdfDocument(data) as file:
+        return words("\n".join(page.get_textpage().get_text_range() for page in file))
+
+
+def of_office(data: bytes, parts: str, tag: str, paragraph: str) -> list[str]:
+    """The text nodes of an office file's XML, paragraph by paragraph, in the order of its parts."""
+    found: list[str] = []
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        names = [name for name in archive.namelist() if re.fullmatch(parts, name)]
+        for name in sorted(names, key=lambda name: [int(n) for n in re.findall(r"\d+", name)]):
+            for each in ElementTree.fromstring(archive.read(name)).iter():
+                if each.tag.endswith(paragraph):
+                    found += words("".join(t.text or "" for t in each.iter() if t.tag.endswith(tag)))
+    return found
+
+
+def of_docx(data: bytes) -> list[str]:
+    return of_office(data, r"word/document\.xml", "}t", "}p")
+
+
+def of_pptx(data: bytes) -> list[str]:
+    return of_office(data, r"ppt/slides/slide\d+\.xml", "}t", "}p")
+
+
+def of_xlsx(data: bytes) -> list[str]:
+    from openpyxl import load_workbook
+
+    book = load_workbook(io.BytesIO(data), data_only=True)
+    return [
+        word
+        for sheet in book
+        for row in sheet.iter_rows(values_only=True)
+        for value in row
+        if value is not None
+        for word in words(str(value))
+    ]
+
+
+def of_notebook(data: bytes) -> list[str]:
+    found = []
+    for cell in json.loads(data)["cells"]:
+        source = "".join(cell["source"])
+        found += of_markdown(source.encode()) if cell["cell_type"] == "markdown" else words(source)
+    return found
+
+
+def of_epub(data: bytes) -> list[str]:
+    found = []
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        opf = next(name for name in archive.namelist() if name.endswith(".opf"))
+        package = BeautifulSoup(archive.read(opf), "xml")
+        for reference in package.find_all("itemref"):
+            item = package.find("item", id=reference["idref"])
+            if item is not None and "nav" not in (item.get("properties") or "").split():
+                found += of_html(archive.read(os.path.normpath(Path(opf).parent / str(item["href"]))))
+    return found
+
+
+def of_eml(data: bytes) -> list[str]:
+    message = email.message_from_bytes(data, policy=email.policy.default)
+    body = message.get_body(("plain", "html"))
+    assert body is not None
+    text = body.get_content()
+    return of_html(text.encode()) if body.get_content_type() == "text/html" else words(text)
+
+
+def of_json(data: bytes) -> list[str]:
+    def strings(value: object) -> list[str]:
+        if isinstance(value, dict):
+            return [s for item in value.values() for s in strings(item)]
+        return [s for item in value for s in strings(item)] if isinstance(value, list) else [str(value)]
+
+    return words(" ".join(strings(json.loads(data))))
+
+
+def of_text(data: bytes) -> list[str]:
+    return words(data.decode())
+
+
+ORACLES: dict[str, Callable[[bytes], list[str]]] = {
+    ".html": of_html,
+    ".md": of_markdown,
+    ".rst": of_rst,
+    ".pdf": of_pdf,
+    ".docx": of_docx,
+    ".pptx": of_pptx,
+    ".xlsx": of_xlsx,
+    ".ipynb": of_notebook,
+    ".epub": of_epub,
+    ".eml": of_eml,
+    ".json": of_json,
+    ".txt": of_text,
+    ".py": of_text,
+}
+
+
+# Small files of each format
+
+SENTENCE = "The quick fee number {n} is due on day {n} and costs {n} euros unless the same same fee is waived. "
+LONG = "".join(SENTENCE.format(n=n) for n in range(9))
+
+
+def html_pages() -> list[bytes]:
+    deep = "".join(f"<font><p>Entry {n}" for n in range(260))
+    rows = "<table><caption>Fees in force</caption><tr><th>Region<th>Plan<th>Fee<tr><td rowspan=2>EU<td>Basic<td>10<tr><td>Pro<td>20<tr><td colspan=2>Other<td>30</table>"  # noqa: E501
+    form = f"<form><h1>Pay</h1><p>{LONG}</p><fieldset><legend>Who</legend><label>Name <input></label></fieldset></form>"
+    many = "".join(
+        f"<h2>Part {n}</h2><p>{SENTENCE.format(n=n)}</p><ul><li>One {n}<ul><li>Two {n}</li></ul></li></ul>"
+        for n in range(12)
+    )
+    odd = "<pre>a<br>b<div>c</div></pre><dl><dt>Term<dd>Meaning</dl><details><summary>More</summary>Body</details><figure><figcaption>Cap</figcaption></figure><h2>Vec&lt;T&gt; &amp; co</h2><p>&lt;div&gt; is a tag"  # noqa: E501
+    layout = f"<table><tr><td><h2>Left</h2>{LONG}<td><table><tr><td>In<td>Side</table></table>"
+    return [page.encode() for page in (deep, rows, form, many, odd, layout, f"<h1>{LONG}</h1><p>After.")]
+
+
+def markdown_files() -> list[bytes]:
+    rules = "---\n\nProse.\n\nNote: wear gloves.\n\n---\n\nTail\n"
+    front = "---\ntitle: T\ntags: [a]\n---\n\n# Head\n\nBody words.\n"
+    setext = f"{LONG}\n---\n\nAfter it.\n"
+    atx = f"# {LONG}\n\nAfter it.\n\n## Two `code` *em*\n\n" + "".join(
+        f"- item {n}\n  - inner {n}\n" for n in range(40)
+    )
+    table = "# T\n\n| a | b |\n| --- | --- |\n" + "".join(f"| left {n} | right {n} |\n" for n in range(60))
+    quote = "> quoted words\n>\n> > deeper\n\n```python\nx = 1\n```\n\n1. one\n2. two\n\n<div>inside html</div>\n"
+    return [text.encode() for text in (rules, front, setext, atx, table, quote, LONG * 10)]
+
+
+def rst_files() -> list[bytes]:
+    title = f"{LONG.strip()}\n{'=' * len(LONG)}\n\nAfter it.\n"
+    parts = "Top\n===\n\n" + "".join(
+        f"Part {n}\n{'-' * 8}\n\n{SENTENCE.format(n=n)}\n\n* one {n}\n* two {n}\n\n" for n in range(12)
+    )
+    blocks = "Top\n===\n\nText::\n\n    literal words\n\n=====  =====\nleft   right\n=====  =====\none    two\n=====  =====\n"
+    return [text.encode() for text in (title, parts, blocks)]
+
+
+def pdf_files() -> list[bytes]:
+    questions = [f"Question {n}\nHow much is item {n}?\nIt costs {3 * n + 4} euros." for n in range(1, 6)]
+    invoices = [f"Invoice {n}\nTotal {7 * n}" for n in range(1, 7)]
+    return [pdf_bytes(questions), pdf_bytes(invoices), pdf_bytes(["Only page\nwith two lines"])]
+
+
+def docx_files() -> list[bytes]:
+    import docx
+    from docx.oxml import parse_xml
+
+    names = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+    file = docx.Document()
+    file.add_heading("Handbook", 1)
+    for n in range(12):
+        file.add_heading(f"Part {n}", 2)
+        file.add_paragraph(SENTENCE.format(n=n))
+        file.add_paragraph(f"item {n}", style="List Bullet")
+    table = file.add_table(2, 3)
+    table.cell(0, 0).merge(table.cell(0, 2)).text = "Merged over three"
+    for place, text in enumerate(("one", "two", "three")):
+        table.cell(1, place).text = text
+    table.cell(1, 2).add_table(1, 1).cell(0, 0).text = "nested"
+    last = file.add_paragraph("Before ")
+    last._p.append(parse_xml(f"<w:ins {names}><w:r><w:t>inserted </w:t></w:r></w:ins>"))
+    last._p.append(parse_xml(f"<w:sdt {names}><w:sdtContent><w:r><w:t>controlled</w:t></w:r></w:sdtContent></w:sdt>"))
+    buffer = io.BytesIO()
+    file.save(buffer)
+    return [buffer.getvalue()]
+
+
+def pptx_files() -> list[bytes]:
+    from pptx import Presentation
+
+    file = Presentation()
+    for n in range(1, 13):
+        slide = file.slides.add_slide(file.slide_layouts[1])
+        slide.shapes.title.text = f"Slide on fee {n}"
+        slide.placeholders[1].text = f"First line {n}\nSecond line {n}"
+    buffer = io.BytesIO()
+    file.save(buffer)
+    return [buffer.getvalue()]
+
+
+def xlsx_files() -> list[bytes]:
+    from openpyxl import Workbook
+
+    file = Workbook()
+    sheet = file.active
+    sheet.title = "Fees"
+    sheet.append(["Region", "Plan", "Fee"])
+    for n in range(80):
+        sheet.append([f"Region {n}", "Basic" if n % 2 else "Pro", n * 10])
+    buffer = io.BytesIO()
+    file.save(buffer)
+    return [buffer.getvalue()]
+
+
+def notebooks() -> list[bytes]:
+    cells = [{"cell_type": "markdown", "metadata": {}, "source": ["# Look\n", "Some text."]}]
+    for n in range(12):
+        cells.append({"cell_type": "markdown", "metadata": {}, "source": [f"## Part {n}\n\n{SENTENCE.format(n=n)}"]})
+        cells.append({"cell_type": "code", "metadata": {}, "outputs": [], "source": [f"x{n} = {n}\n", f"print(x{n})"]})
+    return [json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}).encode()]
+
+
+def books() -> list[bytes]:
+    chapters = {
+        f"c{n}.xhtml": chapter(f"<h1>Chapter {n}</h1><p>{LONG}</p><table><tr><td>a {n}</td></tr></table>")
+        for n in range(4)
+    }
+    nav = chapter("<nav><ol><li><a href='c0.xhtml'>Chapter 0</a></li></ol></nav>")
+    return [book({"nav.xhtml": nav, **chapters}, nav="nav.xhtml")]
+
+
+def mails() -> list[bytes]:
+    plain, rich = email.message.EmailMessage(), email.message.EmailMessage()
+    for message in (plain, rich):
+        message["From"], message["Subject"] = "ann@example.org", "Fees"
+    plain.set_content(f"Hello,\n\n{LONG}\n\n-- \nAnn\n")
+    plain.add_alternative(f"<p>{LONG}", subtype="html")
+    rich.set_content(f"<h1>News</h1><p>{LONG}<form><p>Reply</form>", subtype="html")
+    return [bytes(plain), bytes(rich)]
+
+
+FILES: dict[str, Callable[[], list[bytes]]] = {
+    ".html": html_pages,
+    ".md": markdown_files,
+    ".rst": rst_files,
+    ".pdf": pdf_files,
+    ".docx": docx_files,
+    ".pptx": pptx_files,
+    ".xlsx": xlsx_files,
+    ".ipynb": notebooks,
+    ".epub": books,
+    ".eml": mails,
+    ".json": lambda: [json.dumps({"text": LONG, "more": ["and", "so on"]}).encode()],
+    ".txt": lambda: [LONG.encode(), "\n\n".join(SENTENCE.format(n=n) for n in range(60)).encode()],
+    ".py": lambda: [("def f():\n    '''" + LONG + "'''\n\n\n" + "class A:\n    x = 1\n" * 40).encode()],
+}
+
+
+@pytest.mark.parametrize("size", [30, 60, 250])
+@pytest.mark.parametrize("suffix", FILES)
+def test_every_visible_word_is_in_a_passage_once_and_in_order(suffix: str, size: int, tmp_path: Path) -> None:
+    for place, data in enumerate(FILES[suffix]()):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        (folder / f"file{suffix}").write_bytes(data)
+        documents = read_documents([folder]).documents
+        whole = documents[0] if len(documents) == 1 else Document("all", "\n\n".join(d.text for d in documents))
+        assert compare(ORACLES[suffix](data), whole, size) == Verdict([], []), (suffix, place)
+
+
+def test_the_comparison_sees_what_is_missing_repeated_invented_or_moved() -> None:
+    seen = words("# Head one two three two four five six")
+    for text, verdict in (
+        ("# Head\n\none two three two four five six", Verdict([], [])),
+        ("# Head\n\none two two four five six", Verdict(["three"], [])),
+        ("# Head\n\none two three two four four five six", Verdict([], ["four"])),
+        ("# Head\n\none two three two four five six seven", Verdict([], ["seven"])),
+        ("# Head\n\none two three two five four six", Verdict(["four"], ["four"])),
+    ):
+        found = compare(seen, Document("a.md", text, "Head", {}, "a.md"))
+        assert (sorted(found.missing), sorted(found.invented)) == (verdict.missing, verdict.invented), text
+
+
+# A folder of real files
+
+
+def _less_what_was_told(data: bytes, notes: Sequence[str]) -> bytes:
+    """A page without the parts that the notes name."""
+    page = BeautifulSoup(data, "lxml")
+    kinds = {
+        "navigation": "nav, [role=navigation]",
+        "page header and footer": "footer, [role=banner], [role=contentinfo]",
+        "form controls": "button, select, textarea",
+        "search form": "search, [role=search]",
+        "hidden text": "[hidden], [style*='display:none'], [style*='display: none'], dialog:not([open])",
+        "text for browsers without scripts or frames": "noscript",
+    }
+    for each in page.select(
+        ", ".join([*(kinds[note] for note in notes if note in kinds), "script", "[aria-hidden=true]"])
+    ):
+        each.decompose()
+    if "text outside the page's main part" in notes:
+        page = page.select_one("main, [role=main], article") or page
+    return str(page).encode()
+
+
+@pytest.mark.skipif("RAGADAPT_ORACLE" not in os.environ, reason="RAGADAPT_ORACLE names a folder of files")
+def test_files_of_a_folder_keep_their_words(tmp_path: Path) -> None:
+    from ragadapt.corpus.html import read_html
+
+    short = []
+    files = [path for path in sorted(Path(os.environ["RAGADAPT_ORACLE"]).rglob("*")) if path.suffix in ORACLES]
+    for path in files:
+        data = path.read_bytes()
+        try:
+            documents = read_documents([path]).documents
+        except EmptyCorpus as error:
+            short.append(f"{path}: {error}"[:300])
+            continue
+        try:
+            oracle = ORACLES[path.suffix]
+            seen = oracle(_less_what_was_told(data, read_html(data).notes) if path.suffix == ".html" else data)
+        except Exception as error:
+            print(f"{path}: the other tool fails: {error}"[:200])
+            continue
+        ours = [word for document in documents for word in said(document)]
+        title = Counter(word for document in documents for word in words(document.title))
+        missing, invented = Counter(seen) - Counter(ours), Counter(ours) - Counter(seen) - title
+        pairs = Counter(zip(seen, seen[1:]))
+        order = 1 - (pairs - Counter(zip(ours, ours[1:]))).total() / max(1, pairs.total())
+        lost, new = missing.total() / max(1, len(seen)), invented.total() / max(1, len(ours))
+        if lost > 1 - RECALL or new > 1 - RECALL or order < ORDER:
+            short.append(
+                f"{path}: {len(seen)} words, {lost:.2%} lost {list(missing)[:8]}, {new:.2%} invented "
+                f"{list(invented)[:8]}, order {order:.3f}"
+            )
+    print(f"{len(files)} files, {len(short)} fall short")
+    assert not short, "\n".join(short)
