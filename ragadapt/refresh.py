@@ -24,7 +24,8 @@ import numpy as np
 from ragadapt.chunks import ChunkStore, DocumentRecord, document_hash
 from ragadapt.config import FitConfig
 from ragadapt.corpus import chunk_documents
-from ragadapt.corpus.sources import UNLISTED, are_paths, describe_sources, known_labels, read_sources
+from ragadapt.corpus.sources import are_paths, describe_sources, known_labels, read_sources
+from ragadapt.corpus.walk import UNLISTED
 from ragadapt.errors import (
     EmptyCorpus,
     FingerprintMismatch,

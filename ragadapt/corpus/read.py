@@ -126,7 +126,7 @@ def _read_file(file: Found, config: ReadConfig, asked: bool, skipped: list[Skipp
 
 
 def _rows(file: Found, kind: str, config: ReadConfig, skipped: list[Skipped]) -> list[tuple[Document, str]]:
-    documents = []
+    documents: list[tuple[Document, str]] = []
     first_line: dict[str, int] = {}
     for row in read_rows(file.path, file.name, kind, config):
         where = f"{file.name}:{row.line}"
