@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -311,10 +311,8 @@ class _Run:
             return build_chunks(stage, documents, given, encoder, self.config.chunk, self.progress)
 
     def vectors(self, name: str, corpus: Corpus, encoder: Encoder, after: Sequence[str] = ("chunks",)) -> Floats:
-        with (
-            self.stage(name, after, encoder=encoder.fingerprint) as stage,
-            nullcontext([]) if stage.finished else vectors_kept_for(self.work.target, encoder) as known,
-        ):
+        with self.stage(name, after, encoder=encoder.fingerprint) as stage, ExitStack() as stack:
+            known = [] if stage.finished else stack.enter_context(vectors_kept_for(self.work.target, encoder))
             return build_vectors(stage, corpus, encoder, self.progress, known)
 
     def lexical(self, corpus: Corpus) -> LexicalIndex:

@@ -25,7 +25,8 @@ from ragadapt.checks import checked_path
 from ragadapt.chunks import ChunkStore, DocumentRecord, document_hash
 from ragadapt.config import FitConfig
 from ragadapt.corpus import chunk_documents
-from ragadapt.corpus.sources import UNLISTED, are_paths, describe_sources, known_labels, listed_sources, read_sources
+from ragadapt.corpus.sources import are_paths, describe_sources, known_labels, listed_sources, read_sources
+from ragadapt.corpus.walk import UNLISTED
 from ragadapt.errors import (
     EmptyCorpus,
     FingerprintMismatch,

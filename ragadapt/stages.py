@@ -160,7 +160,7 @@ def gather_vectors(
         wanted.setdefault(chunk.content_hash, []).append(row)
     new = [digest for digest in wanted if not any(digest in source.key_of for source in known)]
     encoded = encode([chunks[wanted[digest][0]].passage for digest in new]) if new else None
-    rows: Floats | None = None
+    rows: np.memmap[Any, Any] | None = None
     if encoded is not None:
         rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(chunks), encoded.shape[1]))
         for at, digest in enumerate(new):

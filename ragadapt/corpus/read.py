@@ -158,7 +158,7 @@ def _read_file(
 
 
 def _rows(name: str, rows: Iterable[Row | BadRow], skipped: list[Skipped]) -> list[tuple[Document, str]]:
-    documents = []
+    documents: list[tuple[Document, str]] = []
     bad = 0
     first_line: dict[str, int] = {}
     for row in rows:
