@@ -265,7 +265,7 @@ def html_pages() -> list[bytes]:
         "<pre>a<br>b<div>c</div></pre><dl><dt>Term <dd>Meaning </dl><details><summary>More </summary>Body </details>"
         "<figure><figcaption>Cap</figcaption></figure><h2>Vec&lt;T&gt; &amp; co</h2><p>&lt;div&gt; is a tag"
     )
-    layout = f"<table><tr><td><h2>Left</h2>{LONG}<td><h3>Right</h3>Side</table>"
+    layout = f"<table><tr><td><h2>Left</h2>{LONG}<tr><td><h3>Right</h3>Side</table>"
     return [page.encode() for page in (deep, rows, form, many, odd, layout, f"<h1>{LONG}</h1><p>After.")]
 
 
