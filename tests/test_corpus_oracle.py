@@ -65,6 +65,7 @@ def said(document: Document, size: int = 60) -> list[str]:
     chunks = passages(document, size)
     lines = {tuple(words(_unmarked(line))) for chunk in chunks for line in chunk.text.splitlines()}
     whole = {tuple(words(_unmarked(line))) for line in document.text.splitlines()}
+    body = " ".join(word for chunk in chunks for word in words(_unmarked(chunk.text)))
     in_code = structure_of(document) in ("python", "code")  # there the path repeats names that stand in the code
     for chunk in chunks:
         same = 0
@@ -73,6 +74,7 @@ def said(document: Document, size: int = 60) -> list[str]:
         for heading in chunk.heading_path[same:]:
             new = tuple(words(heading))
             unsaid = heading == document.title and new not in whole
+            unsaid |= len(new) > 4 and " ".join(new) in body  # a part of a title that no passage has room for
             if not in_code and not unsaid and not any(line[: len(new)] == new for line in lines):
                 found += [] if any(len(line) > 3 and new[: len(line)] == line for line in lines) else new
         path = chunk.heading_path
