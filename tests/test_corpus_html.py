@@ -1,4 +1,5 @@
-"""HTML as a browser shows it, EPUB books and e-mails: every visible word once, in order, at any depth, in linear time."""
+# ruff: noqa: E501 — pages are easier to read in one line
+"""HTML as a browser shows it, EPUB books and e-mails: every visible word once, in order, in linear time."""
 
 from __future__ import annotations
 

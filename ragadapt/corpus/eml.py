@@ -40,7 +40,7 @@ def read_eml(data: bytes) -> Content:
     if len(names) > _MOST_NAMES:
         notes.append(f"{len(names) - _MOST_NAMES} more attachments")
     metadata = {name: value for name, value in values.items() if value}
-    return Content(text if text.strip() else "", _header(message, "subject"), metadata, tuple(notes))
+    return Content(text if text.strip() else "", _header(message, "subject"), metadata, notes=tuple(notes))
 
 
 class _Letter:

@@ -108,7 +108,7 @@ def _read(book: _Book) -> Content:
         notes[f"{missing} chapters that the book names and does not hold"] = None
     values = {"author": _said(package, "creator"), "language": _said(package, "language")}
     metadata: dict[str, Any] = {k: v[0] if len(v) == 1 else v for k, v in values.items() if v}
-    return Content("\n".join(texts), next(iter(_said(package, "title")), ""), metadata, tuple(notes))
+    return Content("\n".join(texts), next(iter(_said(package, "title")), ""), metadata, notes=tuple(notes))
 
 
 def _texts(book: _Book, paths: list[str], notes: dict[str, Any]) -> list[str]:
