@@ -61,7 +61,7 @@ class Rows:
         """(N,) the rows that pass. Raises InvalidFilter."""
         node = parse(filter)
         if self._columns is None:
-            self._columns = Columns(self.payloads)
+            self._columns = Columns(self.payloads, lambda ids: [self.numbers[id] for id in ids if id in self.numbers])
         return self._columns.mask(node)
 
     def add(self, ids: Sequence[str], payloads: Sequence[dict[str, Any]]) -> None:
