@@ -21,6 +21,7 @@ from ragadapt.errors import FingerprintMismatch, InvalidInput
 from ragadapt.fusion import Background, Floats, Fusion
 from ragadapt.index import Filter, VectorIndex, open_index
 from ragadapt.index.contract import check_ids
+from ragadapt.index.filters import given
 from ragadapt.pefa import Pefa
 from ragadapt.retriever import Retriever
 from ragadapt.search import Mode, Searcher
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 TEXT_KEY = "_text"
 """Where a passage's text lies in its payload, beside the metadata."""
 
-DOCUMENT_KEYS = ("ref_doc_id", "doc_id", "document_id")
+DOCUMENT_KEYS = ("_ref_doc_id", "ref_doc_id", "doc_id", "document_id")
 LEDGER_FILE = "feedback.sqlite"  # beside an index in a folder
 _ABOUT_FILE = "encoder.json"  # beside an index in a folder: what to say when it is opened with another encoder
 _DEEPEST = 4  # how much deeper each further look goes when a filter on ids leaves too few
@@ -166,7 +167,7 @@ class Collection:
         return len(self.index)
 
     def ids(self, filter: Filter | None = None) -> list[str]:
-        return self.index.ids(filter or None)
+        return self.index.ids(given(filter))
 
     def get(self, ids: Sequence[str]) -> dict[str, Chunk]:
         wanted = list(dict.fromkeys(check_ids(ids)))
@@ -224,7 +225,7 @@ class Collection:
         mode = mode or self.default_mode
         rows = None if vectors is None else self._prepared(vectors)
         _check_query(mode, texts, rows)
-        filter = filter or None
+        filter = given(filter)
         if mode == "dense":
             assert rows is not None
             if self._pefa is None or lam == 1:
@@ -330,7 +331,7 @@ class FittedPassages:
         return len(self.retriever)
 
     def ids(self, filter: Filter | None = None) -> list[str]:
-        return self.retriever.searcher.index.ids(filter) if filter else self.retriever.chunks.ids()
+        return self.retriever.chunks.ids() if given(filter) is None else self.retriever.passing(filter or {})
 
     def get(self, ids: Sequence[str]) -> dict[str, Chunk]:
         return self.retriever.chunks.find(check_ids(ids))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -14,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from ragadapt.chunks import ChunkStore
+from ragadapt.chunks import ChunkFilters, ChunkStore
 from ragadapt.config import PefaConfig
 from ragadapt.errors import FingerprintMismatch, InvalidInput, RagadaptError
 from ragadapt.fusion import Floats, Fusion
+from ragadapt.index.filters import given
 from ragadapt.pefa import Feedback, Ledger, Pefa
 from ragadapt.pefa.passages import StoredPassages
 from ragadapt.search import Dense, Mask, Mode, Plain, Ranked, Searcher
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_MASKS = 32  # filters whose allowed chunks are remembered
 _RECENT = 1024  # queries whose vectors are remembered: feedback mostly follows a search
 _LOOK_SECONDS = 1.0  # between two looks whether the folder was replaced
 
@@ -53,7 +52,7 @@ class Retriever:
         self.chunks = chunks
         self._document_of: list[str] | None = None
         self._documents = 0  # known with the line above
-        self._masks: dict[str, Mask] = {}
+        self._filters = ChunkFilters(chunks)
         self._lock = threading.RLock()
         self._recent: OrderedDict[str, Floats] = OrderedDict()
         self._pefa: Pefa | None = None
@@ -126,7 +125,8 @@ class Retriever:
     ) -> list[Hit]:
         """The best k chunks, best first. mode: "hybrid" (the learnt fusion), "dense" or "lexical".
 
-        filter: on the chunks' metadata, e.g. {"lang": "en"} or {"year": {"$gte": 2024}}. lam: λ of the feedback, None
+        filter: on the chunks' metadata, e.g. {"lang": "en"} or {"year": {"$gte": 2024}}, and like one of them on id,
+        document_id, source and heading where the metadata have no such field. lam: λ of the feedback, None
         = as tuned, 1 = without feedback. tenant: whose feedback counts beside that for all. Raises InvalidInput.
         """
         if not isinstance(query, str):
@@ -189,10 +189,10 @@ class Retriever:
         filter: Mapping[str, Any] | None = None,
     ) -> list[Ranked]:
         """`rank` in the build that is open."""
-        allowed = self._allowed(filter) if filter else None
+        asked, allowed = self._allowed(filter) if given(filter) is not None else (None, None)
         dense, fusion = self._with_feedback(lam, tenant)
         return self.searcher.rank(
-            queries, vectors, k, mode, filter=filter or None, allowed=allowed, fusion=fusion, dense=dense
+            queries, vectors, k, mode, filter=asked, allowed=allowed, fusion=fusion, dense=dense
         )
 
     def _encode(self, queries: Sequence[str], mode: Mode) -> Floats:
@@ -340,7 +340,7 @@ class Retriever:
         for name in ("manifest", "encoder", "searcher", "chunks", "_seen"):
             setattr(self, name, getattr(fresh, name))
         self._document_of = None
-        self._masks.clear()
+        self._filters = ChunkFilters(self.chunks)
         self._recent.clear()
 
     # Runs and measures
@@ -453,21 +453,20 @@ class Retriever:
                 break
         return best
 
-    def _allowed(self, filter: Mapping[str, Any]) -> Mask:
-        from ragadapt.index.filters import compile_filter
+    def passing(self, filter: Mapping[str, Any]) -> list[str]:
+        """The ids of the chunks that pass a filter, in the order of the chunks. Raises InvalidFilter."""
+        with self._lock:
+            self._follow()
+            _, allowed = self._allowed(filter)
+            return [id for id, passes in zip(self.chunks.ids(), allowed, strict=True) if passes]
 
-        if not isinstance(filter, Mapping):  # the index engine's own: only the engine knows what passes
-            mask = np.zeros(len(self.chunks), np.bool_)
-            mask[self.searcher.positions(self.searcher.index.ids(filter))] = True
-            return mask
-        key = json.dumps(filter, sort_keys=True, default=str)
-        if key not in self._masks:
-            matches = compile_filter(filter)
-            mask = np.fromiter((matches(metadata) for _, metadata in self.chunks.metadata()), bool, len(self.chunks))
-            if len(self._masks) >= _MASKS:
-                self._masks.pop(next(iter(self._masks)))
-            self._masks[key] = mask
-        return self._masks[key]
+    def _allowed(self, filter: Any) -> tuple[Any, Mask]:
+        """The filter as the index is asked, and (N,) the chunks that pass."""
+        if isinstance(filter, Mapping):
+            return self._filters.resolve(filter)
+        mask = np.zeros(len(self.chunks), np.bool_)  # the index engine's own: only the engine knows what passes
+        mask[self.searcher.positions(self.searcher.index.ids(filter))] = True
+        return filter, mask
 
 
 def _check_queries(queries: Sequence[str]) -> None:

@@ -196,7 +196,7 @@ class LoRARetriever(BaseRetriever):
             queries,
             self.k if k is None else k,
             mode=search_type or self.search_type,
-            filter=(self.filter if filter is None else filter) or None,
+            filter=self.filter if filter is None else filter,
             lam=self.lam if lam is None else lam,
             tenant=self.tenant if tenant is None else tenant,
         )

@@ -164,7 +164,7 @@ class LoRARetriever(BaseRetriever):
             self.similarity_top_k,
             vectors=vectors,
             mode=self.search_type,
-            filter=filter or None,
+            filter=filter,
             lam=self.lam,
             tenant=self.tenant,
         )

@@ -44,7 +44,7 @@ from ragadapt.index.contract import (
 from ragadapt.index.filters import Filter
 from ragadapt.index.matrix import search_matrix
 from ragadapt.index.rows import Rows
-from ragadapt.lexical.ranking import Ranking
+from ragadapt.lexical.ranking import Ranking, best_first
 from ragadapt.values import Progress, no_progress
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ HNSW_M, HNSW_EF_CONSTRUCTION, HNSW_EF_SEARCH = 32, 500, 300
 TOMBSTONES = 0.2  # share of left-over graph nodes at which the graph is built anew
 IVF_TRAINING_PER_LIST = 64  # faiss warns below 39
 IVF_PROBE_SHARE = 1 / 16  # of the lists, searched per query
+SCANNED = 16_384  # rows that are scored at once where a filter passes few
 _MOVED = {"flat": 65_536, "hnsw": 4_096, "ivf": 65_536}  # vectors between two reports; a graph takes its time
 _FILES = ("vectors-{}.faiss", "ids-{}.json", "labels-{}.npy", "payloads-{}.jsonl")
 
@@ -194,18 +195,50 @@ class FaissIndex(Closing):
             if self.structure == "flat" and engine is self._engine:
                 # The same numbers as the exact index, and several times faster for many queries than FAISS's loop.
                 return search_matrix(queries, self._flat(), self._rows.ids, k, allowed)
+            passing = None if allowed is None or allowed.all() else np.flatnonzero(allowed)
+            if passing is not None and self._scan_is_cheaper(len(passing)):
+                return self._scan(queries, k, passing)
             selector = None
-            if allowed is not None and not allowed.all():
-                selector = self._selector(self._labels[allowed])
+            if passing is not None:
+                selector = self._selector(self._labels[passing])
             elif self.tombstones:
                 selector = self._selector(self._labels)
-            scores, labels = engine.search(queries, found, params=self._parameters(found, selector))
-            results = []
-            for row_scores, row_labels in zip(scores, labels):
+            share = 1.0 if passing is None else len(passing) / len(self._rows)
+            scores, labels = engine.search(queries, found, params=self._parameters(found, selector, share))
+            results, short = list[Ranking](), list[int]()
+            for number, (row_scores, row_labels) in enumerate(zip(scores, labels)):
                 hit = row_labels >= 0
                 rows = np.searchsorted(self._labels, row_labels[hit])
                 results.append(by_id_where_equal([self._rows.ids[row] for row in rows], row_scores[hit]))
+                if passing is not None and hit.sum() < found:
+                    short.append(number)
+            if short and passing is not None:  # lists or paths that lead to too few of those that pass
+                for number, ranking in zip(short, self._scan(queries[short], k, passing)):
+                    results[number] = ranking
             return results
+
+    def _scan_is_cheaper(self, passing: int) -> bool:
+        """Whether to score every row that passes takes no longer than the structure's own way through the filter.
+
+        The graph must look at 1/share times as many nodes, with their neighbours, to meet as many that pass; lists
+        cost what lies in those that are probed.
+        """
+        total = len(self._rows)
+        if self.structure == "hnsw":
+            return passing * passing <= HNSW_EF_SEARCH * HNSW_M * total
+        return passing <= max(SCANNED, total * IVF_PROBE_SHARE)
+
+    def _scan(self, queries: Floats, k: int, rows: NDArray[np.int64]) -> list[Ranking]:
+        """Exact search over some rows, a block of them at a time."""
+        results: list[Ranking] = [([], np.empty(0, np.float32)) for _ in queries]
+        for start in range(0, len(rows), SCANNED):
+            part = rows[start : start + SCANNED].tolist()
+            found = search_matrix(queries, self._read(part), [self._rows.ids[row] for row in part], k)
+            for number, (ids, scores) in enumerate(found):
+                known, before = results[number]
+                merged = np.concatenate([before, scores])
+                results[number] = best_first(merged, k, [*known, *ids]) if known else (ids, scores)
+        return results
 
     def vectors(self, ids: Sequence[str]) -> Floats:
         with self._lock:
@@ -327,9 +360,11 @@ class FaissIndex(Closing):
         bits[labels] = 1
         return faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))
 
-    def _parameters(self, k: int, selector: Any) -> Any:
+    def _parameters(self, k: int, selector: Any, share: float) -> Any:
+        """share: of the rows that pass the filter."""
         if self.structure == "hnsw":
-            return faiss.SearchParametersHNSW(sel=selector, efSearch=max(HNSW_EF_SEARCH, 2 * k))
+            wanted = max(HNSW_EF_SEARCH, 2 * k) / share
+            return faiss.SearchParametersHNSW(sel=selector, efSearch=min(math.ceil(wanted), len(self._rows)))
         if self.structure == "ivf":
             probes = max(8, math.ceil(self._engine.nlist * IVF_PROBE_SHARE))
             return faiss.SearchParametersIVF(sel=selector, nprobe=min(probes, self._engine.nlist))

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from ragadapt.errors import InvalidFilter
 
 Filter = Mapping[str, Any]
-"""What callers write; see the module's docstring."""
+"""What callers write; see the module's docstring. Indexes also take what `parse` makes of one."""
 
 OPERATORS = (
     "$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin", "$contains", "$all", "$text", "$itext", "$exists",
@@ -139,6 +139,11 @@ def parse(filter: Filter | Node) -> Node:
     if isinstance(filter, Node):
         return filter
     return _Parser().filter(filter, ())
+
+
+def given(filter: Any) -> Any:
+    """The filter, None where none is given: None or {}. Whatever else is empty is no filter, and `parse` says so."""
+    return None if isinstance(filter, Mapping) and not filter else filter
 
 
 class _Parser:
@@ -364,6 +369,36 @@ def _values_under(payload: Mapping[str, Any], path: Path) -> list[Any]:
     if isinstance(value, list):
         return value
     return [] if value is None else [value]
+
+
+def leaves(node: Node) -> list[Leaf]:
+    """The tests of single fields in a tree, each once."""
+    found: dict[Leaf, None] = {}
+
+    def walk(node: Node) -> None:
+        if isinstance(node, (All, Any_)):
+            for part in node.parts:
+                walk(part)
+        elif isinstance(node, Not):
+            walk(node.part)
+        elif not isinstance(node, Named):
+            found[node] = None
+
+    walk(node)
+    return list(found)
+
+
+def replace_leaves(node: Node, others: Mapping[Leaf, Node]) -> Node:
+    """The tree with other nodes in the place of some tests."""
+    if not others or isinstance(node, Named):
+        return node
+    if isinstance(node, All):
+        return All(tuple(replace_leaves(part, others) for part in node.parts))
+    if isinstance(node, Any_):
+        return Any_(tuple(replace_leaves(part, others) for part in node.parts))
+    if isinstance(node, Not):
+        return Not(replace_leaves(node.part, others))
+    return others.get(node, node)
 
 
 def compile_filter(filter: Filter | Node) -> Callable[..., bool]:

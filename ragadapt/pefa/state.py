@@ -15,10 +15,10 @@ gives the very bits that were there before.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from ragadapt.config import PefaConfig
 from ragadapt.fusion import Floats
 from ragadapt.index import Filter, VectorIndex, compile_filter
+from ragadapt.index.filters import Node, parse
 
 SHARED = ""  # the tenant of feedback that is for all
 _BLOCK = 8192  # passages summed at a time: bounds the float64 copies
@@ -55,7 +56,7 @@ class Overlay:
         self._plain = np.empty((0, dim), np.float32)
         self._delta = np.empty((0, dim), np.float32)
         self._mixed: tuple[float, Floats] | None = None
-        self._passing: dict[str, NDArray[np.bool_]] = {}  # filter → which rows pass
+        self._passing: dict[Node, NDArray[np.bool_]] = {}  # filter → which rows pass
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -79,14 +80,16 @@ class Overlay:
 
     def passing(self, index: VectorIndex, filter: Filter) -> NDArray[np.bool_]:
         """(F,) which passages pass; remembered until the next change."""
-        key = json.dumps(filter, sort_keys=True, default=repr) if isinstance(filter, Mapping) else ""
-        found = self._passing.get(key) if key else None
+        native: Any = filter
+        if not isinstance(native, (Mapping, Node)):  # an engine's own filter
+            return np.array(passing(index, self.ids, filter), np.bool_)
+        node = parse(native)
+        found = self._passing.get(node)
         if found is None:
-            found = np.array(passing(index, self.ids, filter), np.bool_)
-            if key:
-                if len(self._passing) >= _FILTERS:
-                    self._passing.pop(next(iter(self._passing)))
-                self._passing[key] = found
+            found = np.array(passing(index, self.ids, node), np.bool_)
+            if len(self._passing) >= _FILTERS:
+                self._passing.pop(next(iter(self._passing)))
+            self._passing[node] = found
         return found
 
     def put(self, ids: Sequence[str], plain: Floats, delta: Floats) -> None:
@@ -272,15 +275,15 @@ class State:
         return found
 
 
-def passing(index: VectorIndex, ids: Sequence[str], filter: Filter) -> list[bool]:
-    """For each id of the index whether its metadata pass."""
+def passing(index: VectorIndex, ids: Sequence[str], filter: Any) -> list[bool]:
+    """For each id of the index whether its metadata pass. filter: a Filter, its tree, or an engine's own."""
     if not ids:
         return []
-    if not isinstance(filter, Mapping):  # an engine's own filter: the engine must say
+    if not isinstance(filter, (Mapping, Node)):  # an engine's own filter: the engine must say
         fitting = set(index.ids(filter))
         return [id in fitting for id in ids]
     matches = compile_filter(filter)
-    return [matches(payload) for payload in index.payloads(ids)]
+    return [matches(payload, id) for id, payload in zip(ids, index.payloads(ids), strict=True)]
 
 
 def effective_weights(

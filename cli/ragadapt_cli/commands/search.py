@@ -196,8 +196,8 @@ def _read_filter(text: str | None) -> Mapping[str, Any] | None:
         return None
     try:
         values = json.loads(text)
-    except ValueError as error:
-        raise click.BadParameter(f"{text!r} is not JSON: {error}.", param_hint="--filter") from error
+    except (ValueError, RecursionError) as error:
+        raise click.BadParameter(f"{text[:200]!r} is not JSON: {error}.", param_hint="--filter") from error
     if not isinstance(values, dict):
         raise click.BadParameter(f'{text!r}: it is an object, for example {{"lang": "en"}}.', param_hint="--filter")
     return values
