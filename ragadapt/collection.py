@@ -22,7 +22,7 @@ from ragadapt.fusion import Background, Floats, Fusion
 from ragadapt.index import Filter, VectorIndex, open_index
 from ragadapt.index.contract import check_ids
 from ragadapt.index.filters import given
-from ragadapt.pefa import Pefa
+from ragadapt.pefa import Feedback, Pefa, named_tenant
 from ragadapt.retriever import Retriever
 from ragadapt.search import Mode, Searcher
 from ragadapt.values import Chunk, Hit
@@ -225,13 +225,14 @@ class Collection:
         mode = mode or self.default_mode
         rows = None if vectors is None else self._prepared(vectors)
         _check_query(mode, texts, rows)
+        named_tenant(tenant)
         filter = given(filter)
         if mode == "dense":
             assert rows is not None
             if self._pefa is None or lam == 1:
                 found = self.index.search(rows, k, filter)
             else:
-                found = self._pefa.search(rows, k, filter, lam=lam, tenant=tenant or "")
+                found = self._pefa.search(rows, k, filter, lam=lam, tenant=tenant)
         elif not len(self):
             return [[] for _ in texts or ()]
         else:
@@ -242,7 +243,7 @@ class Collection:
                 searcher = self._built()
                 allowed = None if filter is None else self._mask(searcher, filter)
                 off = self._pefa is None or lam == 1 or mode == "lexical"
-                dense = None if off else self.pefa.dense(lam, tenant or "")
+                dense = None if off else self.pefa.dense(lam, tenant)
                 ranked = searcher.rank(texts, rows, k, mode, filter=filter, allowed=allowed, fusion=fusion, dense=dense)
             found = [(one.ids, one.scores) for one in ranked]
         chunks = self.get(list(dict.fromkeys(id for ids, _ in found for id in ids)))

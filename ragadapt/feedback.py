@@ -218,6 +218,8 @@ def _parsed(text: str) -> dict[str, Any]:
     for name in ("query", "chunk_id", "document_id", "source", "quote", "user", "tenant", "key"):
         if not isinstance(values.get(name, ""), str):
             raise InvalidInput(f"{name} = {values[name]!r}: it is a string")
+    if values.get("tenant") == "":
+        raise InvalidInput('tenant = "": it names somebody, or it is left out for feedback that is for all')
     if withdraw and "key" in values:
         values["own_key"] = values["key"]
     elif not values.get("query", "").strip():

@@ -18,7 +18,7 @@ from ragadapt.config import PefaConfig
 from ragadapt.errors import FingerprintMismatch, InvalidInput, RagadaptError
 from ragadapt.fusion import Floats, Fusion
 from ragadapt.index.filters import given
-from ragadapt.pefa import Feedback, Ledger, Pefa
+from ragadapt.pefa import Feedback, Ledger, Pefa, named_tenant
 from ragadapt.pefa.passages import StoredPassages
 from ragadapt.search import Dense, Mask, Mode, Plain, Ranked, Searcher
 from ragadapt.stages import open_searcher
@@ -191,9 +191,7 @@ class Retriever:
         """`rank` in the build that is open."""
         asked, allowed = self._allowed(filter) if given(filter) is not None else (None, None)
         dense, fusion = self._with_feedback(lam, tenant)
-        return self.searcher.rank(
-            queries, vectors, k, mode, filter=asked, allowed=allowed, fusion=fusion, dense=dense
-        )
+        return self.searcher.rank(queries, vectors, k, mode, filter=asked, allowed=allowed, fusion=fusion, dense=dense)
 
     def _encode(self, queries: Sequence[str], mode: Mode) -> Floats:
         if mode == "lexical":  # needs no vectors
@@ -239,7 +237,7 @@ class Retriever:
             if not isinstance(query, str) or not query.strip():
                 raise InvalidInput(f"query is {query!r}: feedback says which passage answers a query.")
             chunk, level = self.passages().locate(query, chunk_id, document_id, source, quote)
-            one = Feedback(query, chunk.id, weight, user, tenant or "", at, key or "", chunk.content_hash,
+            one = Feedback(query, chunk.id, weight, user, named_tenant(tenant), at, key or "", chunk.content_hash,
                            chunk.document_id, level, quote or "")  # fmt: skip
             return self.add_feedback_many([one])[0]
 
@@ -302,7 +300,7 @@ class Retriever:
     @property
     def has_feedback(self) -> bool:
         """Whether there is a ledger."""
-        return self._pefa is not None or (self.path / LEDGER).exists()
+        return self._pefa is not None or Ledger.is_at(self.path / LEDGER)
 
     def passages(self) -> StoredPassages:
         """Today's chunks, as feedback names them."""
@@ -312,10 +310,11 @@ class Retriever:
         """The dense side and the fusion of a search; None = the searcher's own."""
         if lam is not None and (isinstance(lam, bool) or not isinstance(lam, (int, float)) or not 0 <= lam <= 1):
             raise InvalidInput(f"lam = {lam!r}: λ is a number between 0 (feedback only) and 1 (feedback off).")
+        named_tenant(tenant)
         if lam == 1 or not self.has_feedback:
             return None, None
         pefa = self.feedback()
-        dense = pefa.dense(lam, tenant or "")
+        dense = pefa.dense(lam, tenant)
         if isinstance(dense, Plain):
             return None, None
         weight = pefa.config.fusion_weight

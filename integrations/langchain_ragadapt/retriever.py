@@ -20,6 +20,7 @@ from pydantic import ConfigDict, Field, SkipValidation
 from langchain_ragadapt.documents import as_documents
 from langchain_ragadapt.embeddings import LoRAEmbeddings
 from ragadapt.errors import InvalidInput
+from ragadapt.pefa import named_tenant
 from ragadapt.retriever import Retriever
 
 SearchType = Literal["hybrid", "dense", "lexical"]
@@ -64,6 +65,8 @@ class LoRARetriever(BaseRetriever):
                 f"retriever is {type(opened).__name__}: give an opened ragadapt.Retriever, or use "
                 "LoRARetriever.from_pretrained(folder)."
             )
+        if isinstance(fields.get("tenant"), str):
+            named_tenant(fields["tenant"])
         super().__init__(**fields)
 
     @classmethod
@@ -125,8 +128,8 @@ class LoRARetriever(BaseRetriever):
         """`withdraw_feedback` in a thread."""
         return await run_in_executor(None, self.withdraw_feedback, key, **values)
 
-    def _whose(self, tenant: str | None) -> str:
-        return (self.tenant if tenant is None else tenant) or ""
+    def _whose(self, tenant: str | None) -> str | None:
+        return self.tenant if tenant is None else tenant
 
     def close(self) -> None:
         """Release files and connections."""

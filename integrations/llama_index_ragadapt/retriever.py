@@ -17,6 +17,7 @@ from llama_index_ragadapt.filters import to_filter
 from llama_index_ragadapt.nodes import as_scored
 from ragadapt.errors import InvalidInput
 from ragadapt.fusion import Floats
+from ragadapt.pefa import named_tenant
 from ragadapt.retriever import Retriever
 from ragadapt.search import Mode
 
@@ -60,6 +61,7 @@ class LoRARetriever(BaseRetriever):
         self.search_type: Mode = search_type
         self.score_threshold = score_threshold
         self.lam = lam
+        named_tenant(tenant)
         self.tenant = tenant
         super().__init__(callback_manager=callback_manager, verbose=verbose)
 
@@ -103,7 +105,7 @@ class LoRARetriever(BaseRetriever):
         = the retriever's own. at: Unix seconds, None = now. A key that is known changes nothing. Raises InvalidInput
         for what is not there.
         """
-        whose = (self.tenant if tenant is None else tenant) or ""
+        whose = self.tenant if tenant is None else tenant
         return self.retriever.add_feedback(
             query, node_id, source=source, quote=quote, weight=weight, user=user, tenant=whose, at=at, key=key
         )

@@ -24,6 +24,7 @@ from llama_index_ragadapt.filters import to_filter
 from llama_index_ragadapt.nodes import DOCUMENT_ID, NODE_ID, as_node, as_passage
 from ragadapt.collection import Collection, FittedPassages, Passages, diversify, only, open_collection
 from ragadapt.errors import InvalidInput
+from ragadapt.pefa import named_tenant
 from ragadapt.retriever import Retriever
 from ragadapt.search import Mode
 from ragadapt.values import Hit
@@ -86,6 +87,7 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
 
         Raises DimensionMismatch, FingerprintMismatch, IndexCorrupt, IndexUnreachable, MissingExtra, InvalidInput.
         """
+        named_tenant(tenant)
         super().__init__(stores_text=True, lam=lam, tenant=tenant)
         if passages is not None:
             self._passages = passages
@@ -287,7 +289,8 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
         """
         if self._passages is None:
             raise InvalidInput(f"There is no node {node_id!r}: the store is empty.")
-        values.setdefault("tenant", self.tenant or "")
+        if values.get("tenant") is None:
+            values["tenant"] = self.tenant
         key: str = self._passages.add_feedback(query, node_id, **values)
         return key
 

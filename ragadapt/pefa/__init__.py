@@ -7,6 +7,6 @@ from __future__ import annotations
 
 from ragadapt.config import PefaConfig
 from ragadapt.pefa.layer import Passages, Pefa, Status
-from ragadapt.pefa.ledger import Feedback, Ledger, Withdrawal
+from ragadapt.pefa.ledger import Feedback, Ledger, Withdrawal, named_tenant
 
-__all__ = ["Feedback", "Ledger", "Passages", "Pefa", "PefaConfig", "Status", "Withdrawal"]
+__all__ = ["Feedback", "Ledger", "Passages", "Pefa", "PefaConfig", "Status", "Withdrawal", "named_tenant"]
