@@ -7,6 +7,7 @@ retriever in the same way, for reading. Both answer with Hits.
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,8 @@ from ragadapt.values import Chunk, Hit
 
 if TYPE_CHECKING:
     from ragadapt.encoder import EncoderSpec
+
+log = logging.getLogger(__name__)
 
 TEXT_KEY = "_text"
 """Where a passage's text lies in its payload, beside the metadata."""
@@ -146,6 +149,7 @@ class Collection:
                 lambda texts: self._prepared(np.asarray(embed(list(texts)), np.float32)),
                 fingerprint=fingerprint or index.fingerprint or "",
                 ledger=None if feedback is True else feedback,
+                passages=_ByText(index),
             )
 
     @property
@@ -190,19 +194,46 @@ class Collection:
                     f"The metadata of {id!r} have a field {TEXT_KEY!r}, which holds the text here. Rename it."
                 )
         payloads = [{**values, TEXT_KEY: text} for text, values in zip(texts, metadata)]
-        with self._lock:
-            self.index.upsert(ids, self._prepared(vectors), payloads)
-            self._changed(ids)
+        rows = self._prepared(vectors)
+        self._change(ids, lambda: self.index.upsert(ids, rows, payloads))
 
     def delete(self, ids: Sequence[str]) -> None:
-        with self._lock:
-            self.index.delete(ids)
-            self._changed(ids)
+        self._change(ids, lambda: self.index.delete(ids))
 
-    def _changed(self, ids: Sequence[str]) -> None:
+    def _change(self, ids: Sequence[str], change: Callable[[], None]) -> None:
+        """Make a change to these passages, in the index and in what feedback counts for; all of it or nothing."""
+        with self._lock:
+            follow = getattr(self.index, "follow", None)
+            if follow is not None and follow(changing=True):
+                self._replaced()
+            wanted = list(dict.fromkeys(check_ids(ids)))
+            there = [id for id, has in zip(wanted, self.index.has(wanted), strict=True) if has]
+            before = (there, self.index.vectors(there), self.index.payloads(there)) if there else None
+            try:
+                change()
+                if self._pefa is not None and wanted:
+                    self._pefa.passages_changed(wanted)
+            except BaseException:
+                self._restore(wanted, before)
+                raise
+            finally:
+                self._searcher = None
+
+    def _restore(self, ids: Sequence[str], before: tuple[list[str], Floats, list[dict[str, Any]]] | None) -> None:
+        """Put passages back as they were before a change that failed."""
+        try:
+            known = set(before[0]) if before is not None else set()
+            self.index.delete([id for id, has in zip(ids, self.index.has(ids), strict=True) if has and id not in known])
+            if before is not None:
+                self.index.upsert(*before)
+        except Exception as error:  # a server that went away in between: the first error says what happened
+            log.error("a change of %d passages failed and could not be undone (%s)", len(ids), error)
+
+    def _replaced(self) -> None:
+        """The index was read anew: so is everything that was made from it."""
         self._searcher = None
-        if self._pefa is not None and ids:
-            self._pefa.passages_changed(ids)
+        if self._pefa is not None:
+            self._pefa.rebuild()
 
     def search(
         self,
@@ -270,8 +301,21 @@ class Collection:
         self.index.close()
 
     def add_feedback(self, query: str, id: str, **values: Any) -> str:
-        """This passage answers this query (weight < 0: does not); the key. values: weight, user, tenant, at, key."""
-        return self.pefa.add(query, id, **values)
+        """This passage answers this query (weight < 0: does not); the key. values: weight, user, tenant, at, key.
+
+        It is about the text that the id has now: under another text it sleeps, until this one is back.
+        """
+        found = self.get([id])
+        if id not in found:
+            raise InvalidInput(f"There is no passage {id!r} in the store. Nothing was kept.")
+        named = {"tenant": named_tenant(values.pop("tenant", None)), "key": values.pop("key", None) or ""}
+        unknown = values.keys() - {"weight", "user", "at"}
+        if unknown:
+            raise InvalidInput(
+                f"{', '.join(sorted(unknown))}: not known here. Feedback has weight, user, tenant, at, key."
+            )
+        one = Feedback(query, id, content_hash=found[id].content_hash, **named, **values)
+        return self.pefa.add_many([one])[0]
 
     def withdraw_feedback(
         self,
@@ -311,6 +355,25 @@ class Collection:
         allowed = np.zeros(len(self), np.bool_)
         allowed[searcher.positions(self.index.ids(filter))] = True
         return allowed
+
+
+class _ByText:
+    """Feedback is about an id as long as it has the text that was meant. Older feedback, which kept no hash: always."""
+
+    def __init__(self, index: VectorIndex) -> None:
+        self._index = index
+
+    def resolve(self, feedback: Sequence[Feedback]) -> list[str | None]:
+        ids = list(dict.fromkeys(one.chunk_id for one in feedback))
+        there = [id for id, has in zip(ids, self._index.has(ids), strict=True) if has]
+        hashes = {
+            id: as_chunk(id, payload).content_hash
+            for id, payload in zip(there, self._index.payloads(there), strict=True)
+        }
+        return [
+            one.chunk_id if one.chunk_id in hashes and one.content_hash in ("", hashes[one.chunk_id]) else None
+            for one in feedback
+        ]
 
 
 class FittedPassages:

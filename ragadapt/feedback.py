@@ -118,6 +118,7 @@ def tune_feedback(retriever: Retriever, *, seed: int = 13, progress: Progress = 
     tuned = tune(pefa, retriever.searcher, document_of=document_of, seed=seed, progress=progress)
     if tuned.values:
         pefa.tune_to(tuned.values)
+    if tuned.gain is not None:
         write_report(retriever.path / FEEDBACK_REPORT, _report(retriever, tuned, seed))
     return tuned
 
@@ -276,10 +277,10 @@ def _write_lines(path: str | Path, lines: Iterable[Mapping[str, Any]]) -> None:
 def _report(retriever: Retriever, tuned: Tuned, seed: int) -> Report:
     """What tuning found, as a report with the λ curve."""
     assert tuned.gain is not None and tuned.dense_gain is not None
-    chosen = tuned.values.get("lam", 1.0)
+    config = retriever.feedback().config
+    chosen = config.lam
     outcome = "WIN" if tuned.helps and tuned.gain.better else "NO GAIN"
-    method = str(tuned.values.get("method", "")).upper()
-    setting = f"PEFA-{method}, λ = {chosen:g}" + (f", k = {tuned.values['k']}" if "k" in tuned.values else "")
+    setting = f"PEFA-{config.method.upper()}, λ = {chosen:g}" + (f", k = {config.k}" if config.method == "xl" else "")
     return Report(
         title=f"Feedback in {retriever.path.name}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -287,7 +288,7 @@ def _report(retriever: Retriever, tuned: Tuned, seed: int) -> Report:
         verdict=Verdict(
             outcome=outcome,
             reasons=(tuned.reason,),
-            shipped=setting if tuned.helps else "search without feedback",
+            shipped=setting if chosen < 1 else "search without feedback",
             sentence=tuned.reason[0].upper() + tuned.reason[1:] + ".",
         ),
         evidence=EvidenceUsed(
@@ -295,9 +296,9 @@ def _report(retriever: Retriever, tuned: Tuned, seed: int) -> Report:
         ),
         systems=(
             System(name="plain", label="without feedback", metrics={"nDCG@10": Measure(value=tuned.plain)},
-                   shipped=not tuned.helps),
-            System(name="feedback", label="with feedback", note=setting if tuned.helps else "",
-                   metrics={"nDCG@10": Measure(value=tuned.chosen)}, shipped=tuned.helps),
+                   shipped=chosen == 1),
+            System(name="feedback", label="with feedback", note=setting if chosen < 1 else "",
+                   metrics={"nDCG@10": Measure(value=tuned.chosen)}, shipped=chosen < 1),
         ),
         deltas=(Delta(system="feedback", against="plain", metric="nDCG@10", interval=tuned.gain),),
         curves=(
