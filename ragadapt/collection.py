@@ -6,10 +6,12 @@ retriever in the same way, for reading. Both answer with Hits.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -25,7 +27,8 @@ from ragadapt.index.contract import check_ids
 from ragadapt.index.filters import given
 from ragadapt.pefa import Feedback, Pefa, named_tenant
 from ragadapt.retriever import Retriever
-from ragadapt.search import Mode, Searcher
+from ragadapt.lexical.ranking import Ranking
+from ragadapt.search import Dense, Mode, Plain, Searcher
 from ragadapt.values import Chunk, Hit
 
 if TYPE_CHECKING:
@@ -39,6 +42,9 @@ TEXT_KEY = "_text"
 DOCUMENT_KEYS = ("_ref_doc_id", "ref_doc_id", "doc_id", "document_id")
 LEDGER_FILE = "feedback.sqlite"  # beside an index in a folder
 _ABOUT_FILE = "encoder.json"  # beside an index in a folder: what to say when it is opened with another encoder
+_LOOKS = 20  # times as long as a look at a shared index took, until the next one
+_ROUNDS = 3  # of a search in a shared index that others change meanwhile
+_GONE = -1e6  # the dense score of a passage that is not there any more
 _DEEPEST = 4  # how much deeper each further look goes when a filter on ids leaves too few
 
 
@@ -133,6 +139,9 @@ class Collection:
         self.index = index
         self._normalise = normalise
         self._searcher: Searcher | None = None
+        self._shared = bool(getattr(index, "shared", False))
+        self._contents: dict[str, str] = {}  # of a shared index: id → hash of the text, when it was looked at
+        self._look_again = 0.0
         self._lock = threading.RLock()
         self._pefa: Pefa | None = None
         self._folder, self._spec = folder, spec
@@ -168,12 +177,18 @@ class Collection:
         return self.index.fingerprint
 
     def __len__(self) -> int:
+        self._follow()
         return len(self.index)
 
     def ids(self, filter: Filter | None = None) -> list[str]:
+        self._follow()
         return self.index.ids(given(filter))
 
     def get(self, ids: Sequence[str]) -> dict[str, Chunk]:
+        self._follow()
+        return self._get(ids)
+
+    def _get(self, ids: Sequence[str]) -> dict[str, Chunk]:
         wanted = list(dict.fromkeys(check_ids(ids)))
         there = [id for id, has in zip(wanted, self.index.has(wanted)) if has]
         return {id: as_chunk(id, payload) for id, payload in zip(there, self.index.payloads(there))}
@@ -203,9 +218,7 @@ class Collection:
     def _change(self, ids: Sequence[str], change: Callable[[], None]) -> None:
         """Make a change to these passages, in the index and in what feedback counts for; all of it or nothing."""
         with self._lock:
-            follow = getattr(self.index, "follow", None)
-            if follow is not None and follow(changing=True):
-                self._replaced()
+            self._follow(changing=True)
             wanted = list(dict.fromkeys(check_ids(ids)))
             there = [id for id, has in zip(wanted, self.index.has(wanted), strict=True) if has]
             before = (there, self.index.vectors(there), self.index.payloads(there)) if there else None
@@ -229,11 +242,31 @@ class Collection:
         except Exception as error:  # a server that went away in between: the first error says what happened
             log.error("a change of %d passages failed and could not be undone (%s)", len(ids), error)
 
-    def _replaced(self) -> None:
-        """The index was read anew: so is everything that was made from it."""
-        self._searcher = None
-        if self._pefa is not None:
-            self._pefa.rebuild()
+    def _follow(self, *, changing: bool = False) -> None:
+        """Read a folder anew that another process saved, with everything that was made from it."""
+        follow = getattr(self.index, "follow", None)
+        if follow is not None:
+            with self._lock:
+                if follow(changing=changing):
+                    self._searcher = None
+                    if self._pefa is not None:
+                        self._pefa.rebuild()
+
+    def _look(self) -> None:
+        """Notice what others changed in a shared index: at once where the number of passages differs, else when looking
+        took less than a twentieth of the time since."""
+        with self._lock:
+            if time.monotonic() < self._look_again and len(self.index) == len(self._contents):
+                return
+            started = time.monotonic()
+            seen = {id: _hash(payload) for id, payload in self.index.contents()}  # type: ignore[attr-defined]
+            self._look_again = time.monotonic() + _LOOKS * (time.monotonic() - started)
+            if seen == self._contents:
+                return
+            changed = {id for id, text in seen.items() if self._contents.get(id) != text} | self._contents.keys() - seen
+            self._searcher, known, self._contents = None, bool(self._contents), seen
+            if self._pefa is not None:
+                self._pefa.passages_changed(changed if known else ())
 
     def search(
         self,
@@ -260,6 +293,9 @@ class Collection:
         filter = given(filter)
         if mode == "dense":
             assert rows is not None
+            self._follow()
+            if self._shared and self._pefa is not None:
+                self._look()
             if self._pefa is None or lam == 1:
                 found = self.index.search(rows, k, filter)
             else:
@@ -271,13 +307,20 @@ class Collection:
             fusion = Fusion() if weight is None else Fusion(weight=weight)
             rows = rows if rows is not None else np.zeros((len(texts), self.dim), np.float32)
             with self._lock:
-                searcher = self._built()
-                allowed = None if filter is None else self._mask(searcher, filter)
-                off = self._pefa is None or lam == 1 or mode == "lexical"
-                dense = None if off else self.pefa.dense(lam, tenant)
-                ranked = searcher.rank(texts, rows, k, mode, filter=filter, allowed=allowed, fusion=fusion, dense=dense)
-            found = [(one.ids, one.scores) for one in ranked]
-        chunks = self.get(list(dict.fromkeys(id for ids, _ in found for id in ids)))
+                for _ in range(_ROUNDS):
+                    searcher = self._built()
+                    allowed = None if filter is None else self._mask(searcher, filter)
+                    off = self._pefa is None or lam == 1 or mode == "lexical"
+                    dense: Dense = Plain(self.index) if off else self.pefa.dense(lam, tenant)
+                    both = _Both(dense, self.index, self._contents) if self._shared else dense
+                    ranked = searcher.rank(
+                        texts, rows, k, mode, filter=filter, allowed=allowed, fusion=fusion, dense=both
+                    )
+                    found = [(one.ids, one.scores) for one in ranked]
+                    if not self._shared or not (both.differ or self._differ(found)):  # type: ignore[attr-defined]
+                        break
+                    self._look_again = 0.0  # somebody changed the collection meanwhile
+        chunks = self._get(list(dict.fromkeys(id for ids, _ in found for id in ids)))
         return [[Hit(chunks[id], float(score)) for id, score in zip(*one) if id in chunks] for one in found]
 
     def save(self, folder: str | Path | None = None) -> None:
@@ -340,21 +383,78 @@ class Collection:
         from ragadapt.lexical import LexicalIndex
 
         with self._lock:
-            if self._searcher is None:
+            if self._shared:
+                self._look()
+            while self._searcher is None:
                 ids, blocks, texts = list[str](), list[Floats](), list[str]()
                 for part, vectors in self.index.batches():
-                    ids += part
-                    blocks.append(vectors)
-                    texts += [str(payload.get(TEXT_KEY) or "") for payload in self.index.payloads(part)]
+                    chunks = self._get(part)
+                    there = [at for at, id in enumerate(part) if id in chunks]  # the others went meanwhile
+                    ids += [part[at] for at in there]
+                    blocks.append(vectors[there])
+                    texts += [chunks[part[at]].text for at in there]
+                if self._shared:
+                    self._contents = {id: _text_hash(text) for id, text in zip(ids, texts, strict=True)}
+                background = Background.of(np.concatenate(blocks) if ids else np.zeros((1, self.dim), np.float32))
                 self._searcher = Searcher(
-                    self.index, LexicalIndex.build(ids, texts), Background.of(np.concatenate(blocks)), Fusion()
+                    self.index, LexicalIndex.build(ids, texts), background, Fusion(), shared=self._shared
                 )
             return self._searcher
 
+    def _differ(self, found: Sequence[Ranking]) -> bool:
+        """Whether a passage that was found is gone, or has another text than the one that was searched."""
+        ids = list(dict.fromkeys(id for ids, _ in found for id in ids))
+        chunks = self._get(ids)
+        return any(id not in chunks or _text_hash(chunks[id].text) != self._contents.get(id) for id in ids)
+
     def _mask(self, searcher: Searcher, filter: Filter) -> NDArray[np.bool_]:
-        allowed = np.zeros(len(self), np.bool_)
-        allowed[searcher.positions(self.index.ids(filter))] = True
+        allowed = np.zeros(len(searcher.lexical), np.bool_)
+        passing = self.index.ids(filter)
+        if self._shared:
+            passing = [id for id in passing if id in self._contents]
+        allowed[searcher.positions(passing)] = True
         return allowed
+
+
+class _Both:
+    """A dense side kept to the passages that the lexical side has, over an index that others change.
+
+    differ: whether it met one that is on one side alone.
+    """
+
+    def __init__(self, dense: Dense, index: VectorIndex, known: Mapping[str, str]) -> None:
+        self._dense, self._index, self._known = dense, index, known
+        self.scale = dense.scale
+        self.differ = False
+
+    def search(self, vectors: Floats, k: int, filter: Filter | None = None) -> list[Ranking]:
+        kept: list[Ranking] = []
+        for ids, scores in self._dense.search(vectors, k, filter):
+            at = [number for number, id in enumerate(ids) if id in self._known]
+            self.differ |= len(at) < len(ids)
+            kept.append(([ids[number] for number in at], scores[at]))
+        return kept
+
+    def scores(self, vector: Floats, ids: Sequence[str]) -> Floats:
+        return self._of_those_there(lambda there: self._dense.scores(vector, there), ids, (), _GONE)
+
+    def vectors(self, ids: Sequence[str]) -> Floats:
+        return self._of_those_there(self._dense.vectors, ids, (self._index.dim,), 0.0)
+
+    def _of_those_there(
+        self, ask: Callable[[list[str]], Floats], ids: Sequence[str], shape: tuple[int, ...], gone: float
+    ) -> Floats:
+        try:
+            return ask(list(ids))
+        except InvalidInput:
+            self.differ = True
+        found = np.full((len(ids), *shape), gone, np.float32)
+        for at, id in enumerate(ids):
+            try:
+                found[at] = ask([id])[0]
+            except InvalidInput:  # gone
+                continue
+        return found
 
 
 class _ByText:
@@ -505,6 +605,14 @@ def diversify(query: ArrayLike, vectors: ArrayLike, k: int, balance: float = 0.5
         value[chosen] = -np.inf
         chosen.append(int(np.argmax(value)))
     return chosen[:k]
+
+
+def _text_hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _hash(payload: Mapping[str, Any]) -> str:
+    return _text_hash(str(payload.get(TEXT_KEY) or ""))
 
 
 def as_chunk(id: str, payload: Mapping[str, Any]) -> Chunk:

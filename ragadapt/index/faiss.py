@@ -28,10 +28,12 @@ from numpy.typing import ArrayLike, NDArray
 from ragadapt.errors import IndexCorrupt, InvalidInput, MissingExtra
 from ragadapt.index.contract import (
     REBUILD,
-    Closing,
     Floats,
+    Kept,
     Payload,
     by_id_where_equal,
+    check_dim,
+    check_fingerprint,
     check_ids,
     check_k,
     check_vectors,
@@ -72,7 +74,7 @@ def choose_structure(count: int) -> Structure:
     return "flat" if count < FLAT_LIMIT else "hnsw" if count < HNSW_LIMIT else "ivf"
 
 
-class FaissIndex(Closing):
+class FaissIndex(Kept):
     """Vectors under int64 labels in FAISS, labels and ids side by side in rows.
 
     Labels only ever grow, so the labels of the rows are ascending and a row is found by bisection.
@@ -123,6 +125,7 @@ class FaissIndex(Closing):
             if engine.d != index.dim or not len(index._rows) == len(index._labels) == count:
                 raise ValueError(f"{len(index._rows)} ids for {count} vectors of width {engine.d}")
             index._engine = _with_direct_map(engine) if stored == "ivf" else engine
+            index._noted(folder)
         except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise IndexCorrupt(f"The FAISS index in {folder} cannot be read ({reason}). {REBUILD}") from error
@@ -150,7 +153,8 @@ class FaissIndex(Closing):
     def upsert(self, ids: Sequence[str], vectors: ArrayLike, payloads: Sequence[Payload] | None = None) -> None:
         new_ids, rows, plain = prepare_upsert(ids, vectors, payloads, self.dim)
         with self._lock:
-            numbers = self._rows.numbers
+            numbers, _ = self._rows.numbers, self._rows.payloads  # read before anything is changed
+            self._changed = True
             known = [i for i, id in enumerate(new_ids) if id in numbers]
             added = [i for i, id in enumerate(new_ids) if id not in numbers]
             if known and self.structure == "flat":
@@ -167,7 +171,8 @@ class FaissIndex(Closing):
     def update_vectors(self, ids: Sequence[str], vectors: ArrayLike) -> None:
         new_ids, rows, _ = prepare_upsert(ids, vectors, None, self.dim)
         with self._lock:
-            numbers = self._rows.find(new_ids)
+            numbers, _ = self._rows.find(new_ids), self._rows.payloads
+            self._changed = True
             if self.structure == "flat":
                 self._write(numbers, rows)
             else:
@@ -181,6 +186,7 @@ class FaissIndex(Closing):
         with self._lock:
             rows = [self._rows.numbers[id] for id in gone if id in self._rows.numbers]
             if rows:
+                _, self._changed = self._rows.payloads, True  # read before anything is changed
                 self._remove(rows)
                 self._tidy()
 
@@ -276,7 +282,7 @@ class FaissIndex(Closing):
                     engine.add_with_ids(self._read(range(start, end)), labels[start:end])
                     progress(f"build {structure}", end, len(self))
             self._engine, self._labels, self._next = engine, labels, len(labels)
-            self.structure, self._on_gpu = structure, None
+            self.structure, self._on_gpu, self._changed = structure, None, True
 
     def save(self, folder: str | Path | None = None) -> None:
         if folder is None and self._folder is None:
@@ -284,6 +290,8 @@ class FaissIndex(Closing):
         target = Path(folder) if folder is not None else self._folder
         assert target is not None
         with self._lock:
+            if target == self._folder:
+                self.follow(changing=True)
             target.mkdir(parents=True, exist_ok=True)
             generation = new_generation(target, read_description(target))
             native, ids, labels, payloads = (target / name.format(generation) for name in _FILES)
@@ -297,12 +305,20 @@ class FaissIndex(Closing):
                     "next_label": self._next, "tombstones": self.tombstones, "generation": generation,
                 },
             )  # fmt: skip
+            self._noted(target)
             remove_other_generations(target, generation, _FILES)
 
     def close(self) -> None:
         with self._lock:
             self._rows, self._labels, self._on_gpu = Rows(), np.empty(0, np.int64), None
             self._engine = _new_engine("flat", self.dim, 0)
+
+    def _take(self, folder: Path) -> None:
+        fresh = type(self).open(folder, device=self._device)
+        check_dim(fresh.dim, self.dim, f"in {folder}")
+        check_fingerprint(fresh.fingerprint, self.fingerprint, f"in {folder}")
+        self._rows, self._labels, self._next = fresh._rows, fresh._labels, fresh._next
+        self._engine, self.structure, self._on_gpu = fresh._engine, fresh.structure, None
 
     def _add(self, ids: list[str], vectors: Floats, payloads: list[dict[str, Any]]) -> None:
         labels = np.arange(self._next, self._next + len(ids), dtype=np.int64)

@@ -279,6 +279,28 @@ class QdrantIndex(Closing):
         if records:
             yield self._batch(records)
 
+    @property
+    def shared(self) -> bool:
+        """Whether other programs may change the collection while it is open here."""
+        return self._folder is None or self.url is not None
+
+    def contents(self, size: int = 1024) -> Iterator[tuple[str, dict[str, Any]]]:
+        """All ids with their metadata."""
+        offset = None
+        while True:
+            records, offset = self._ask(
+                lambda: self.client.scroll(
+                    self.collection,
+                    limit=size,
+                    offset=offset,
+                    with_payload=True,
+                    with_vectors=False,  # noqa: B023
+                )
+            )
+            yield from ((self._id_of(record), self._metadata(record)) for record in records)
+            if offset is None:
+                return
+
     def save(self, folder: str | Path | None = None) -> None:
         """Note in `folder` where the collection is; the points themselves are durable already.
 
