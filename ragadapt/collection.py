@@ -25,9 +25,9 @@ from ragadapt.fusion import Background, Floats, Fusion
 from ragadapt.index import Filter, VectorIndex, open_index
 from ragadapt.index.contract import check_ids
 from ragadapt.index.filters import given
+from ragadapt.lexical.ranking import Ranking
 from ragadapt.pefa import Feedback, Pefa, named_tenant
 from ragadapt.retriever import Retriever
-from ragadapt.lexical.ranking import Ranking
 from ragadapt.search import Dense, Mode, Plain, Searcher
 from ragadapt.values import Chunk, Hit
 
@@ -351,13 +351,13 @@ class Collection:
         found = self.get([id])
         if id not in found:
             raise InvalidInput(f"There is no passage {id!r} in the store. Nothing was kept.")
-        named = {"tenant": named_tenant(values.pop("tenant", None)), "key": values.pop("key", None) or ""}
+        tenant, key = named_tenant(values.pop("tenant", None)), values.pop("key", None) or ""
         unknown = values.keys() - {"weight", "user", "at"}
         if unknown:
             raise InvalidInput(
                 f"{', '.join(sorted(unknown))}: not known here. Feedback has weight, user, tenant, at, key."
             )
-        one = Feedback(query, id, content_hash=found[id].content_hash, **named, **values)
+        one = Feedback(query, id, tenant=tenant, key=key, content_hash=found[id].content_hash, **values)
         return self.pefa.add_many([one])[0]
 
     def withdraw_feedback(

@@ -62,7 +62,9 @@ def test_what_every_result_shows_can_be_filtered(opened: Retriever, mode: Any) -
     assert passing({"heading": heading(one)}) == {id for id, chunk in found.items() if heading(chunk) == heading(one)}
     assert passing({"document_id": {"$ne": one.document_id}}) == found.keys() - same
     assert passing({"$or": [{"id": one.id}, {"$and": [{"lang": "de"}, {"source": {"$text": "page0"}}]}]}) == {
-        id for id, chunk in found.items() if id == one.id or chunk.metadata["lang"] == "de" and "page0" in chunk.source
+        id
+        for id, chunk in found.items()
+        if id == one.id or (chunk.metadata["lang"] == "de" and "page0" in chunk.source)
     }
     assert passing({"document_id": "elsewhere"}) == set()
     assert passing({"document_id": {"$exists": True}}) == set(found)

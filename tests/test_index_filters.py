@@ -300,7 +300,7 @@ TABLE: list[dict[str, Any]] = [
         {"f": {operator: value}}
         for operator in ("$gt", "$gte", "$lt", "$lte")
         for value in [*VALUES, *RANGED]
-        if not isinstance(value, (str, bool, np.bool_, Colour)) and value is not None or value in RANGED
+        if (not isinstance(value, (str, bool, np.bool_, Colour)) and value is not None) or value in RANGED
     ),
     *({"loc.page": {operator: 1}} for operator in ("$eq", "$ne", "$gt", "$gte", "$lt", "$lte")),
     {"loc.page": {"$exists": True}},

@@ -333,7 +333,7 @@ def kept_sums(pefa: Pefa) -> None:
 def test_many_feedbacks_on_one_passage_are_added_up_exactly(
     half_life: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Above the number from which sums are kept: named and nameless users, tenants, both signs, taken back at random."""
+    """Above the number from which sums are kept: named and nameless users, tenants, both signs, withdrawals."""
     monkeypatch.setattr("ragadapt.pefa.state._KEPT", 5)
     random = np.random.default_rng(3)
     config = PefaConfig(half_life_days=half_life)

@@ -5,8 +5,8 @@
 
 A name with dots walks into nested objects, and also names a key that is spelled with dots: `loc.page` is the field of
 {"loc": {"page": 1}} and of {"loc.page": 1}; where an object has both, both values count, as in a list. A field that
-holds a list passes a test when one of its elements does. A field that is missing, null or an empty list has no value: it
-fails every test but `{"$exists": False}`, `None`, and the negations `$ne`, `$nin`, `$not`. Numbers compare by value,
+holds a list passes a test when one of its elements does. A field that is missing, null or an empty list has no value:
+it fails every test but `{"$exists": False}`, `None`, and the negations `$ne`, `$nin`, `$not`. Numbers compare by value,
 exactly (3 = 3.0, 2**53 is not 2**53 + 1), booleans are not numbers, strings compare whole and case-sensitively.
 `$gt`, `$gte`, `$lt`, `$lte` also take a date or a time, as an object of Python's or in ISO 8601: it is compared with
 strings that are one ("2024-05-01", "2024-05-01T12:00", "2024-05-01 12:00:00.5+02:00"), without a zone in UTC. `$text`
@@ -610,14 +610,13 @@ def to_qdrant(node: Node, make: ConditionMaker[C], prefix: Path = ()) -> C:
                 if strings:
                     yield make.strings(name, list(strings))
                 for number in numbers:
-                    yield from numeric(
-                        name, number, lambda value, number=number: value == number, Between((), gte=number, lte=number)
-                    )
+                    same = Between((), gte=number, lte=number)
+                    yield from numeric(name, number, same)
                 for boolean in booleans:
                     yield make.boolean(name, boolean)
             case Between(_, gt, gte, lt, lte):
                 (bound,) = (bound for bound in (gt, gte, lt, lte) if bound is not None)  # as parse writes them
-                yield from numeric(name, bound, lambda value: _within(value, node), node)
+                yield from numeric(name, bound, node)
             case Dated():
                 yield make.moments(name, node)
             case Substring(_, text):
@@ -625,8 +624,12 @@ def to_qdrant(node: Node, make: ConditionMaker[C], prefix: Path = ()) -> C:
             case Exists():
                 yield make.filter(None, None, [make.empty(name)])
 
-    def numeric(name: str, number: Number, passes: Callable[[Number], bool], bounds: Between) -> Iterator[C]:
+    def numeric(name: str, number: Number, bounds: Between) -> Iterator[C]:
         """The engine compares floats: what lies so near that it rounds to the same one is named number by number."""
+
+        def passes(value: Number) -> bool:
+            return _within(value, bounds)
+
         try:
             middle = float(number)
         except OverflowError:

@@ -292,9 +292,9 @@ class QdrantIndex(Closing):
                 lambda: self.client.scroll(
                     self.collection,
                     limit=size,
-                    offset=offset,
+                    offset=offset,  # noqa: B023
                     with_payload=True,
-                    with_vectors=False,  # noqa: B023
+                    with_vectors=False,
                 )
             )
             yield from ((self._id_of(record), self._metadata(record)) for record in records)
@@ -465,7 +465,7 @@ class _Conditions:
 
     def named(self, ids: Iterable[str]) -> Any:
         points = [point for point in map(self._point_of, ids) if point is not None]
-        return models.HasIdCondition(has_id=points)  # type: ignore[arg-type]
+        return models.HasIdCondition(has_id=points)
 
     def range(self, key: str, gt: float | None, gte: float | None, lt: float | None, lte: float | None) -> Any:
         return models.FieldCondition(key=key, range=models.Range(gt=gt, gte=gte, lt=lt, lte=lte))

@@ -10,8 +10,8 @@ passage without feedback keeps p (the paper's λ·p would demote it); t lets fee
 and small weights do something; negative feedback pushes the row away from its queries.
 
 Sums are kept in whole numbers (multiples of 2⁻⁶⁰ of each product w·q in float64), so they do not depend on the order:
-one more feedback is added to what a passage has, whatever it has, and taking it back gives the very bits that were there
-before.
+one more feedback is added to what a passage has, whatever it has, and taking it back gives the very bits that were
+there before.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from ragadapt.fusion import Floats
 from ragadapt.index import Filter, VectorIndex, compile_filter
 from ragadapt.index.filters import Node, parse
 
+K = TypeVar("K")
 SHARED = ""  # the tenant of feedback that is for all
 _BLOCK = 2048  # passages or entries summed at a time: bounds the copies
 _GROUPS = 1024  # users of passages summed at a time
@@ -214,11 +215,8 @@ class State:
             del users[user][entry.seq]
             if not users[user]:
                 del users[user]
-        for counts, key in ((self._counts.setdefault(tenant, {}), entry.query),
-                            (self.passages_of.setdefault(entry.query, {}), passage)):  # fmt: skip
-            counts[key] = counts.get(key, 0) + sign  # type: ignore[index]
-            if not counts[key]:  # type: ignore[index]
-                del counts[key]  # type: ignore[arg-type]
+        _count(self._counts.setdefault(tenant, {}), entry.query, sign)
+        _count(self.passages_of.setdefault(entry.query, {}), passage, sign)
         if not self.passages_of[entry.query]:
             del self.passages_of[entry.query]
 
@@ -265,7 +263,8 @@ class State:
 
     def _row_sums(self, entry: Entry) -> Sums:
         """(2, 2, d + 1) of one entry before the cap."""
-        return row_sums([entry], np.zeros(1, np.int64), 1, self._vectors, self.config, self.now)[0]
+        sums: Sums = row_sums([entry], np.zeros(1, np.int64), 1, self._vectors, self.config, self.now)[0]
+        return sums
 
     def _said(self, tenant: str, passage: str, user: str) -> Sums:
         """(2, 2, d + 1): what a named user says about a passage in all, after the cap."""
@@ -275,7 +274,8 @@ class State:
             raw = row_sums(entries, np.zeros(len(entries), np.int64), 1, self._vectors, self.config, self.now)[0]
             if len(entries) > _KEPT:
                 self._users[tenant, passage, user] = raw
-        return capped(raw[None], self.config.user_cap)[0]
+        said: Sums = capped(raw[None], self.config.user_cap)[0]
+        return said
 
     def _sums_of(self, passages: Sequence[str], tenant: str) -> NDArray[np.int64]:
         """(F, 2, 2, d + 1) for passages as this tenant sees them; kept where they stand for many entries."""
@@ -349,6 +349,12 @@ class State:
                 found[list(self._counts.get(whose, ()))] = True
             self._active[tenant] = found
         return found
+
+
+def _count(counts: dict[K, int], key: K, by: int) -> None:
+    counts[key] = counts.get(key, 0) + by
+    if not counts[key]:
+        del counts[key]
 
 
 def passing(index: VectorIndex, ids: Sequence[str], filter: Any) -> list[bool]:
