@@ -348,7 +348,7 @@ class Collection:
 
         It is about the text that the id has now: under another text it sleeps, until this one is back.
         """
-        found = self.get([id])
+        pefa, found = self.pefa, self.get([id])
         if id not in found:
             raise InvalidInput(f"There is no passage {id!r} in the store. Nothing was kept.")
         tenant, key = named_tenant(values.pop("tenant", None)), values.pop("key", None) or ""
@@ -358,7 +358,7 @@ class Collection:
                 f"{', '.join(sorted(unknown))}: not known here. Feedback has weight, user, tenant, at, key."
             )
         one = Feedback(query, id, tenant=tenant, key=key, content_hash=found[id].content_hash, **values)
-        return self.pefa.add_many([one])[0]
+        return pefa.add_many([one])[0]
 
     def withdraw_feedback(
         self,

@@ -4,7 +4,7 @@ The queries are dealt into folds, those that say the same together. Each fold is
 others, so every query is judged as one that nobody has answered yet. The gain that is reported, and that the gate
 looks at, is cross-validated once more: a fold's setting is the one that is chosen on the other folds. What is chosen
 leans to the settings in use: of those within one standard error of the best, the one nearest to them. And it is adopted
-only where the gain over the settings in use lies above 0 beyond doubt, in every one of several deals of the folds.
+only where the gain over the settings in use lies above 0 beyond doubt (99 %), in each of several deals of the folds.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ LAMBDAS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 NEIGHBOURS = (4, 16, 64)
 FOLDS = 5
 DEALS = 3  # of the folds, by seeds of their own: all must agree before a setting is changed
+SURE = 0.99  # of the interval that must lie above 0: with few questions the bootstrap's are too narrow
 FEWEST = 10  # queries below which nothing can be said: the settings stay
 MOST = 1000  # queries judged; the curve is smooth long before. All feedback of the other folds counts
 _DEPTH = 100
@@ -166,7 +167,8 @@ class _Table:
         best, own = self.chosen()
         if best == (self.now, self.start):
             return False
-        return paired_bootstrap(self.gained(own), self.quality[self.now, self.start], seed=seed).better
+        current = self.quality[self.now, self.start]
+        return paired_bootstrap(self.gained(own), current, confidence=SURE, seed=seed).better
 
     def gained(self, own: NDArray[np.int64]) -> NDArray[np.float64]:
         """(n,) nDCG@10 of each query under the setting and weight that it had no say in."""
