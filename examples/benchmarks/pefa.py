@@ -293,7 +293,7 @@ def lora(bench: Bench, collection: Collection, row: Callable[..., None]) -> None
     row("LoRA + PEFA-XS λ=0.3", task.dense(pefa, lam=0.3), task.hybrid(pefa, lam=0.3))
     tuned = tune(pefa, task.searcher, seed=bench.seed)
     pefa.tune_to(tuned.values)
-    weight = tuned.values["fusion_weight"]
+    weight = tuned.values.get("fusion_weight")
     row("LoRA + PEFA tuned", task.dense(pefa), task.hybrid(pefa, weight), settings=tuned.values)
 
 
