@@ -14,10 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ragadapt.errors import InvalidFilter, InvalidInput
+from ragadapt.errors import InvalidInput
 from ragadapt.text import encodable, is_encodable
 
-DEEPEST_FILTER = 100
 MODES = ("hybrid", "dense", "lexical")
 
 
@@ -121,21 +120,6 @@ def checked_ids(ids: Any, name: str = "ids") -> list[str]:
     if isinstance(ids, str):
         raise InvalidInput(f"{name} is one string, {shown(ids)}; pass a list of ids.")
     return [checked_id(id, f"{name}[{at}]") for at, id in enumerate(checked_list(ids, name))]
-
-
-def checked_filter(filter: Any) -> Any:
-    """A filter as it is, if it can be walked through: neither within itself nor nested beyond DEEPEST_FILTER."""
-    level, depth = [filter], 0
-    while level := [part for part in level if isinstance(part, Mapping | list | tuple)]:
-        depth += 1
-        if depth > DEEPEST_FILTER:
-            raise InvalidFilter(
-                f"The filter is nested deeper than {DEEPEST_FILTER} levels, or contains itself. Write it flat, as "
-                '{"$and": [ … ]} with one level of conditions.'
-            )
-        level = [inner for part in level for inner in (part.values() if isinstance(part, Mapping) else part)]
-        level = list({id(inner): inner for inner in level if isinstance(inner, Mapping | list | tuple)}.values())
-    return filter
 
 
 def checked_path(path: Any, what: str) -> Path:

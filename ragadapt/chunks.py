@@ -10,10 +10,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ragadapt.errors import FormatTooNew, InvalidInput, StoreCorrupt
 from ragadapt.values import Chunk, Document, Metadata
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ragadapt.index.filters import Filter, Leaf, Node
 
 FORMAT_VERSION = 1
 T = TypeVar("T")
@@ -206,6 +212,17 @@ class ChunkStore:
         for row in self._rows("SELECT id, metadata FROM chunks ORDER BY position"):
             yield row[0], json.loads(row[1])
 
+    def shown(self) -> Iterator[tuple[str, Metadata]]:
+        """`metadata`, with what every result shows beside it: id, document_id, source and heading, where it has them.
+
+        A field of the metadata stands before one of these of the same name.
+        """
+        query = "SELECT id, document_id, heading_path, source, metadata FROM chunks ORDER BY position"
+        for id, document, headings, source, metadata in self._rows(query):
+            heading = " > ".join(part for part in json.loads(headings) if part)
+            fields = {"id": id, "document_id": document, "source": source or document, "heading": heading}
+            yield id, {**{name: value for name, value in fields.items() if value}, **json.loads(metadata)}
+
     def content_hashes(self) -> dict[str, str]:
         """Chunk id → content hash: equal hashes may share a vector."""
         return dict(self._rows("SELECT id, content_hash FROM chunks ORDER BY position"))
@@ -255,6 +272,63 @@ class ChunkStore:
                 raise InvalidInput(f"{self.path} does not take this: {error}. Nothing was written.") from error
             except UnicodeEncodeError as error:
                 raise InvalidInput(f"Text with a lone surrogate cannot be stored ({error}). Clean it first.") from error
+
+
+SHOWN = ("id", "document_id", "source", "heading")
+"""What every result shows beside its metadata, and what a filter may name like a field of them."""
+
+_FILTERS = 32  # whose answers are remembered
+
+
+class ChunkFilters:
+    """Filters over the chunks of a retriever, on their metadata and on what a result shows beside them (`SHOWN`).
+
+    An index holds the metadata alone, so a test of such a field becomes one of ids.
+    """
+
+    def __init__(self, chunks: ChunkStore) -> None:
+        self._chunks = chunks
+        self._known: dict[Node, tuple[Node, NDArray[np.bool_]]] = {}
+
+    def resolve(self, filter: Filter) -> tuple[Node, NDArray[np.bool_]]:
+        """(what to ask the index, (N,) which chunks pass, in the order of `ids()`). Raises InvalidFilter."""
+        from ragadapt.index.filters import parse
+
+        # By the tree and not by its text: 2020 and "2020" are two filters, whatever wrote them.
+        node = parse(filter)
+        found = self._known.get(node)
+        if found is None:
+            found = self._resolved(node)
+            if len(self._known) >= _FILTERS:
+                self._known.pop(next(iter(self._known)), None)
+            self._known[node] = found
+        return found
+
+    def _resolved(self, node: Node) -> tuple[Node, NDArray[np.bool_]]:
+        import numpy as np
+
+        from ragadapt.index.filters import Named, Not, compile_filter, leaves, replace_leaves
+
+        beside: list[Leaf] = [leaf for leaf in leaves(node) if leaf.path in _BESIDE]
+        tests = [compile_filter(leaf) for leaf in beside]
+        passing: list[set[str]] = [set() for _ in beside]
+        matches, mask, all_ids = compile_filter(node), list[bool](), list[str]()
+        for id, fields in self._chunks.shown() if beside else self._chunks.metadata():
+            for test, ids in zip(tests, passing, strict=True):
+                if test(fields):
+                    ids.add(id)
+            if beside:
+                all_ids.append(id)
+            mask.append(matches(fields, id))
+        asked: dict[Leaf, Node] = {}
+        for leaf, ids in zip(beside, passing, strict=True):
+            rest = len(all_ids) - len(ids)
+            few = rest < len(ids)  # the shorter list travels to the index
+            asked[leaf] = Not(Named(frozenset(all_ids) - ids)) if few else Named(frozenset(ids))
+        return replace_leaves(node, asked), np.array(mask, np.bool_)
+
+
+_BESIDE = {(name,) for name in SHOWN}
 
 
 def _connect(path: Path, writable: bool) -> sqlite3.Connection:

@@ -6,9 +6,12 @@ retriever in the same way, for reading. Both answer with Hits.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -20,7 +23,6 @@ from numpy.typing import ArrayLike, NDArray
 from ragadapt.checks import (
     MODES,
     checked_choice,
-    checked_filter,
     checked_k,
     checked_lam,
     checked_list,
@@ -33,20 +35,27 @@ from ragadapt.errors import FingerprintMismatch, InvalidInput
 from ragadapt.fusion import Background, Floats, Fusion
 from ragadapt.index import Filter, VectorIndex, open_index
 from ragadapt.index.contract import check_ids, check_vectors
-from ragadapt.pefa import Pefa
+from ragadapt.index.filters import given
+from ragadapt.lexical.ranking import Ranking
+from ragadapt.pefa import Feedback, Pefa, named_tenant
 from ragadapt.retriever import Retriever
-from ragadapt.search import Mode, Searcher
+from ragadapt.search import Dense, Mode, Plain, Searcher
 from ragadapt.values import Chunk, Hit
 
 if TYPE_CHECKING:
     from ragadapt.encoder import EncoderSpec
 
+log = logging.getLogger(__name__)
+
 TEXT_KEY = "_text"
 """Where a passage's text lies in its payload, beside the metadata."""
 
-DOCUMENT_KEYS = ("ref_doc_id", "doc_id", "document_id")
+DOCUMENT_KEYS = ("_ref_doc_id", "ref_doc_id", "doc_id", "document_id")
 LEDGER_FILE = "feedback.sqlite"  # beside an index in a folder
 _ABOUT_FILE = "encoder.json"  # beside an index in a folder: what to say when it is opened with another encoder
+_LOOKS = 20  # times as long as a look at a shared index took, until the next one
+_ROUNDS = 3  # of a search in a shared index that others change meanwhile
+_GONE = -1e6  # the dense score of a passage that is not there any more
 _DEEPEST = 4  # how much deeper each further look goes when a filter on ids leaves too few
 
 
@@ -141,6 +150,9 @@ class Collection:
         self.index = index
         self._normalise = normalise
         self._searcher: Searcher | None = None
+        self._shared = bool(getattr(index, "shared", False))
+        self._contents: dict[str, str] = {}  # of a shared index: id → hash of the text, when it was looked at
+        self._look_again = 0.0
         self._lock = threading.RLock()
         self._pefa: Pefa | None = None
         self._folder, self._spec = folder, spec
@@ -157,6 +169,7 @@ class Collection:
                 lambda texts: self._prepared(np.asarray(embed(list(texts)), np.float32)),
                 fingerprint=fingerprint or index.fingerprint or "",
                 ledger=None if feedback is True else feedback,
+                passages=_ByText(index),
             )
 
     @property
@@ -175,12 +188,18 @@ class Collection:
         return self.index.fingerprint
 
     def __len__(self) -> int:
+        self._follow()
         return len(self.index)
 
     def ids(self, filter: Filter | None = None) -> list[str]:
-        return self.index.ids(checked_filter(filter) or None)
+        self._follow()
+        return self.index.ids(given(filter))
 
     def get(self, ids: Sequence[str]) -> dict[str, Chunk]:
+        self._follow()
+        return self._get(ids)
+
+    def _get(self, ids: Sequence[str]) -> dict[str, Chunk]:
         wanted = list(dict.fromkeys(check_ids(ids)))
         there = [id for id, has in zip(wanted, self.index.has(wanted)) if has]
         return {id: as_chunk(id, payload) for id, payload in zip(there, self.index.payloads(there))}
@@ -204,19 +223,64 @@ class Collection:
                     f"The metadata of {id!r} have a field {TEXT_KEY!r}, which holds the text here. Rename it."
                 )
         payloads = [{**values, TEXT_KEY: text} for text, values in zip(texts, metadata)]
-        with self._lock:
-            self.index.upsert(ids, self._prepared(vectors), payloads)
-            self._changed(ids)
+        rows = self._prepared(vectors)
+        self._change(ids, lambda: self.index.upsert(ids, rows, payloads))
 
     def delete(self, ids: Sequence[str]) -> None:
-        with self._lock:
-            self.index.delete(ids)
-            self._changed(ids)
+        self._change(ids, lambda: self.index.delete(ids))
 
-    def _changed(self, ids: Sequence[str]) -> None:
-        self._searcher = None
-        if self._pefa is not None and ids:
-            self._pefa.passages_changed(ids)
+    def _change(self, ids: Sequence[str], change: Callable[[], None]) -> None:
+        """Make a change to these passages, in the index and in what feedback counts for; all of it or nothing."""
+        with self._lock:
+            self._follow(changing=True)
+            wanted = list(dict.fromkeys(check_ids(ids)))
+            there = [id for id, has in zip(wanted, self.index.has(wanted), strict=True) if has]
+            before = (there, self.index.vectors(there), self.index.payloads(there)) if there else None
+            try:
+                change()
+                if self._pefa is not None and wanted:
+                    self._pefa.passages_changed(wanted)
+            except BaseException:
+                self._restore(wanted, before)
+                raise
+            finally:
+                self._searcher = None
+
+    def _restore(self, ids: Sequence[str], before: tuple[list[str], Floats, list[dict[str, Any]]] | None) -> None:
+        """Put passages back as they were before a change that failed."""
+        try:
+            known = set(before[0]) if before is not None else set()
+            self.index.delete([id for id, has in zip(ids, self.index.has(ids), strict=True) if has and id not in known])
+            if before is not None:
+                self.index.upsert(*before)
+        except Exception as error:  # a server that went away in between: the first error says what happened
+            log.error("a change of %d passages failed and could not be undone (%s)", len(ids), error)
+
+    def _follow(self, *, changing: bool = False) -> None:
+        """Read a folder anew that another process saved, with everything that was made from it."""
+        follow = getattr(self.index, "follow", None)
+        if follow is not None:
+            with self._lock:
+                if follow(changing=changing):
+                    self._searcher = None
+                    if self._pefa is not None:
+                        self._pefa.rebuild()
+
+    def _look(self) -> None:
+        """Notice what others changed in a shared index: at once where the number of passages differs, else when looking
+        took less than a twentieth of the time since."""
+        with self._lock:
+            if time.monotonic() < self._look_again and len(self.index) == len(self._contents):
+                return
+            started = time.monotonic()
+            seen = {id: _hash(payload) for id, payload in self.index.contents()}  # type: ignore[attr-defined]
+            self._look_again = time.monotonic() + _LOOKS * (time.monotonic() - started)
+            if seen == self._contents:
+                return
+            changed = {id for id, text in seen.items() if self._contents.get(id) != text} | self._contents.keys() - seen
+            self._searcher, known, self._contents = None, bool(self._contents), seen
+            if self._pefa is not None:
+                self._pefa.passages_changed(changed if known else ())
 
     def search(
         self,
@@ -241,13 +305,17 @@ class Collection:
         _check_query(mode, texts, rows)
         k, lam, texts = checked_k(k), checked_lam(lam), None if texts is None else checked_queries(texts, blank=True)
         weight = None if weight is None else checked_number("weight", weight, 0, 1, "1 = dense alone")
-        filter = checked_filter(filter) or None
+        named_tenant(tenant)
+        filter = given(filter)
         if mode == "dense":
             assert rows is not None
+            self._follow()
+            if self._shared and self._pefa is not None:
+                self._look()
             if self._pefa is None or lam == 1:
                 found = self.index.search(rows, k, filter)
             else:
-                found = self._pefa.search(rows, k, filter, lam=lam, tenant=tenant or "")
+                found = self._pefa.search(rows, k, filter, lam=lam, tenant=tenant)
         elif not len(self):
             return [[] for _ in texts or ()]
         else:
@@ -255,13 +323,20 @@ class Collection:
             fusion = Fusion() if weight is None else Fusion(weight=weight)
             rows = rows if rows is not None else np.zeros((len(texts), self.dim), np.float32)
             with self._lock:
-                searcher = self._built()
-                allowed = None if filter is None else self._mask(searcher, filter)
-                off = self._pefa is None or lam == 1 or mode == "lexical"
-                dense = None if off else self.pefa.dense(lam, tenant or "")
-                ranked = searcher.rank(texts, rows, k, mode, filter=filter, allowed=allowed, fusion=fusion, dense=dense)
-            found = [(one.ids, one.scores) for one in ranked]
-        chunks = self.get(list(dict.fromkeys(id for ids, _ in found for id in ids)))
+                for _ in range(_ROUNDS):
+                    searcher = self._built()
+                    allowed = None if filter is None else self._mask(searcher, filter)
+                    off = self._pefa is None or lam == 1 or mode == "lexical"
+                    dense: Dense = Plain(self.index) if off else self.pefa.dense(lam, tenant)
+                    both = _Both(dense, self.index, self._contents) if self._shared else dense
+                    ranked = searcher.rank(
+                        texts, rows, k, mode, filter=filter, allowed=allowed, fusion=fusion, dense=both
+                    )
+                    found = [(one.ids, one.scores) for one in ranked]
+                    if not self._shared or not (both.differ or self._differ(found)):  # type: ignore[attr-defined]
+                        break
+                    self._look_again = 0.0  # somebody changed the collection meanwhile
+        chunks = self._get(list(dict.fromkeys(id for ids, _ in found for id in ids)))
         return [[Hit(chunks[id], float(score)) for id, score in zip(*one) if id in chunks] for one in found]
 
     def save(self, folder: str | Path | None = None) -> None:
@@ -287,8 +362,21 @@ class Collection:
         self.index.close()
 
     def add_feedback(self, query: str, id: str, **values: Any) -> str:
-        """This passage answers this query (weight < 0: does not); the key. values: weight, user, tenant, at, key."""
-        return self.pefa.add(query, id, **values)
+        """This passage answers this query (weight < 0: does not); the key. values: weight, user, tenant, at, key.
+
+        It is about the text that the id has now: under another text it sleeps, until this one is back.
+        """
+        pefa, found = self.pefa, self.get([id])
+        if id not in found:
+            raise InvalidInput(f"There is no passage {id!r} in the store. Nothing was kept.")
+        tenant, key = named_tenant(values.pop("tenant", None)), values.pop("key", None) or ""
+        unknown = values.keys() - {"weight", "user", "at"}
+        if unknown:
+            raise InvalidInput(
+                f"{', '.join(sorted(unknown))}: not known here. Feedback has weight, user, tenant, at, key."
+            )
+        one = Feedback(query, id, tenant=tenant, key=key, content_hash=found[id].content_hash, **values)
+        return pefa.add_many([one])[0]
 
     def withdraw_feedback(
         self,
@@ -313,21 +401,97 @@ class Collection:
         from ragadapt.lexical import LexicalIndex
 
         with self._lock:
-            if self._searcher is None:
+            if self._shared:
+                self._look()
+            while self._searcher is None:
                 ids, blocks, texts = list[str](), list[Floats](), list[str]()
                 for part, vectors in self.index.batches():
-                    ids += part
-                    blocks.append(vectors)
-                    texts += [str(payload.get(TEXT_KEY) or "") for payload in self.index.payloads(part)]
+                    chunks = self._get(part)
+                    there = [at for at, id in enumerate(part) if id in chunks]  # the others went meanwhile
+                    ids += [part[at] for at in there]
+                    blocks.append(vectors[there])
+                    texts += [chunks[part[at]].text for at in there]
+                if self._shared:
+                    self._contents = {id: _text_hash(text) for id, text in zip(ids, texts, strict=True)}
+                background = Background.of(np.concatenate(blocks) if ids else np.zeros((1, self.dim), np.float32))
                 self._searcher = Searcher(
-                    self.index, LexicalIndex.build(ids, texts), Background.of(np.concatenate(blocks)), Fusion()
+                    self.index, LexicalIndex.build(ids, texts), background, Fusion(), shared=self._shared
                 )
             return self._searcher
 
+    def _differ(self, found: Sequence[Ranking]) -> bool:
+        """Whether a passage that was found is gone, or has another text than the one that was searched."""
+        ids = list(dict.fromkeys(id for ids, _ in found for id in ids))
+        chunks = self._get(ids)
+        return any(id not in chunks or _text_hash(chunks[id].text) != self._contents.get(id) for id in ids)
+
     def _mask(self, searcher: Searcher, filter: Filter) -> NDArray[np.bool_]:
-        allowed = np.zeros(len(self), np.bool_)
-        allowed[searcher.positions(self.index.ids(filter))] = True
+        allowed = np.zeros(len(searcher.lexical), np.bool_)
+        passing = self.index.ids(filter)
+        if self._shared:
+            passing = [id for id in passing if id in self._contents]
+        allowed[searcher.positions(passing)] = True
         return allowed
+
+
+class _Both:
+    """A dense side kept to the passages that the lexical side has, over an index that others change.
+
+    differ: whether it met one that is on one side alone.
+    """
+
+    def __init__(self, dense: Dense, index: VectorIndex, known: Mapping[str, str]) -> None:
+        self._dense, self._index, self._known = dense, index, known
+        self.scale = dense.scale
+        self.differ = False
+
+    def search(self, vectors: Floats, k: int, filter: Filter | None = None) -> list[Ranking]:
+        kept: list[Ranking] = []
+        for ids, scores in self._dense.search(vectors, k, filter):
+            at = [number for number, id in enumerate(ids) if id in self._known]
+            self.differ |= len(at) < len(ids)
+            kept.append(([ids[number] for number in at], scores[at]))
+        return kept
+
+    def scores(self, vector: Floats, ids: Sequence[str]) -> Floats:
+        return self._of_those_there(lambda there: self._dense.scores(vector, there), ids, (), _GONE)
+
+    def vectors(self, ids: Sequence[str]) -> Floats:
+        return self._of_those_there(self._dense.vectors, ids, (self._index.dim,), 0.0)
+
+    def _of_those_there(
+        self, ask: Callable[[list[str]], Floats], ids: Sequence[str], shape: tuple[int, ...], gone: float
+    ) -> Floats:
+        try:
+            return ask(list(ids))
+        except InvalidInput:
+            self.differ = True
+        found = np.full((len(ids), *shape), gone, np.float32)
+        for at, id in enumerate(ids):
+            try:
+                found[at] = ask([id])[0]
+            except InvalidInput:  # gone
+                continue
+        return found
+
+
+class _ByText:
+    """Feedback is about an id as long as it has the text that was meant. Older feedback, which kept no hash: always."""
+
+    def __init__(self, index: VectorIndex) -> None:
+        self._index = index
+
+    def resolve(self, feedback: Sequence[Feedback]) -> list[str | None]:
+        ids = list(dict.fromkeys(one.chunk_id for one in feedback))
+        there = [id for id, has in zip(ids, self._index.has(ids), strict=True) if has]
+        hashes = {
+            id: as_chunk(id, payload).content_hash
+            for id, payload in zip(there, self._index.payloads(there), strict=True)
+        }
+        return [
+            one.chunk_id if one.chunk_id in hashes and one.content_hash in ("", hashes[one.chunk_id]) else None
+            for one in feedback
+        ]
 
 
 class FittedPassages:
@@ -349,7 +513,7 @@ class FittedPassages:
         return len(self.retriever)
 
     def ids(self, filter: Filter | None = None) -> list[str]:
-        return self.retriever.searcher.index.ids(filter) if filter else self.retriever.chunks.ids()
+        return self.retriever.chunks.ids() if given(filter) is None else self.retriever.passing(filter or {})
 
     def get(self, ids: Sequence[str]) -> dict[str, Chunk]:
         return self.retriever.chunks.find(check_ids(ids))
@@ -466,6 +630,14 @@ def diversify(query: ArrayLike, vectors: ArrayLike, k: int, balance: float = 0.5
         value[chosen] = -np.inf
         chosen.append(int(np.argmax(value)))
     return chosen[:k]
+
+
+def _text_hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _hash(payload: Mapping[str, Any]) -> str:
+    return _text_hash(str(payload.get(TEXT_KEY) or ""))
 
 
 def as_chunk(id: str, payload: Mapping[str, Any]) -> Chunk:

@@ -119,6 +119,7 @@ def tune_feedback(retriever: Retriever, *, seed: int = 13, progress: Progress = 
     tuned = tune(pefa, retriever.searcher, document_of=document_of, seed=seed, progress=progress)
     if tuned.values:
         pefa.tune_to(tuned.values)
+    if tuned.gain is not None:
         write_report(retriever.path / FEEDBACK_REPORT, _report(retriever, tuned, seed))
     return tuned
 
@@ -211,6 +212,8 @@ def _parsed(text: str) -> dict[str, Any]:
     for name in ("query", "chunk_id", "document_id", "source", "quote", "user", "tenant", "key"):
         if not isinstance(values.get(name, ""), str):
             raise InvalidInput(f"{name} = {shown(values[name])}: it is a string")
+    if values.get("tenant") == "":
+        raise InvalidInput('tenant = "": it names somebody, or it is left out for feedback that is for all')
     if "weight" in values:
         values["weight"] = checked_number("weight", values["weight"])
     if withdraw and "key" in values:
@@ -269,10 +272,10 @@ def _dump(line: Mapping[str, Any]) -> str:
 def _report(retriever: Retriever, tuned: Tuned, seed: int) -> Report:
     """What tuning found, as a report with the λ curve."""
     assert tuned.gain is not None and tuned.dense_gain is not None
-    chosen = tuned.values.get("lam", 1.0)
+    config = retriever.feedback().config
+    chosen = config.lam
     outcome = "WIN" if tuned.helps and tuned.gain.better else "NO GAIN"
-    method = str(tuned.values.get("method", "")).upper()
-    setting = f"PEFA-{method}, λ = {chosen:g}" + (f", k = {tuned.values['k']}" if "k" in tuned.values else "")
+    setting = f"PEFA-{config.method.upper()}, λ = {chosen:g}" + (f", k = {config.k}" if config.method == "xl" else "")
     return Report(
         title=f"Feedback in {retriever.path.name}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -280,7 +283,7 @@ def _report(retriever: Retriever, tuned: Tuned, seed: int) -> Report:
         verdict=Verdict(
             outcome=outcome,
             reasons=(tuned.reason,),
-            shipped=setting if tuned.helps else "search without feedback",
+            shipped=setting if chosen < 1 else "search without feedback",
             sentence=tuned.reason[0].upper() + tuned.reason[1:] + ".",
         ),
         evidence=EvidenceUsed(
@@ -288,9 +291,9 @@ def _report(retriever: Retriever, tuned: Tuned, seed: int) -> Report:
         ),
         systems=(
             System(name="plain", label="without feedback", metrics={"nDCG@10": Measure(value=tuned.plain)},
-                   shipped=not tuned.helps),
-            System(name="feedback", label="with feedback", note=setting if tuned.helps else "",
-                   metrics={"nDCG@10": Measure(value=tuned.chosen)}, shipped=tuned.helps),
+                   shipped=chosen == 1),
+            System(name="feedback", label="with feedback", note=setting if chosen < 1 else "",
+                   metrics={"nDCG@10": Measure(value=tuned.chosen)}, shipped=chosen < 1),
         ),
         deltas=(Delta(system="feedback", against="plain", metric="nDCG@10", interval=tuned.gain),),
         curves=(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -17,7 +16,6 @@ import numpy as np
 from ragadapt.checks import (
     MODES,
     checked_choice,
-    checked_filter,
     checked_k,
     checked_lam,
     checked_list,
@@ -25,12 +23,13 @@ from ragadapt.checks import (
     checked_text,
     shown,
 )
-from ragadapt.chunks import ChunkStore
+from ragadapt.chunks import ChunkFilters, ChunkStore
 from ragadapt.config import PefaConfig
 from ragadapt.errors import FingerprintMismatch, InvalidInput, RagadaptError
 from ragadapt.fusion import Floats, Fusion
 from ragadapt.index.contract import check_vectors
-from ragadapt.pefa import Feedback, Ledger, Pefa, checked_feedback
+from ragadapt.index.filters import given
+from ragadapt.pefa import Feedback, Ledger, Pefa, checked_feedback, named_tenant
 from ragadapt.pefa.passages import StoredPassages
 from ragadapt.search import Dense, Mask, Mode, Plain, Ranked, Searcher
 from ragadapt.stages import open_searcher
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_MASKS = 32  # filters whose allowed chunks are remembered
 _RECENT = 1024  # queries whose vectors are remembered: feedback mostly follows a search
 _LOOK_SECONDS = 1.0  # between two looks whether the folder was replaced
 
@@ -66,7 +64,7 @@ class Retriever:
         self.chunks = chunks
         self._document_of: list[str] | None = None
         self._documents = 0  # known with the line above
-        self._masks: dict[str, Mask] = {}
+        self._filters = ChunkFilters(chunks)
         self._lock = threading.RLock()
         self._recent: OrderedDict[str, Floats] = OrderedDict()
         self._pefa: Pefa | None = None
@@ -140,7 +138,8 @@ class Retriever:
     ) -> list[Hit]:
         """The best k chunks, best first. mode: "hybrid" (the learnt fusion), "dense" or "lexical".
 
-        filter: on the chunks' metadata, e.g. {"lang": "en"} or {"year": {"$gte": 2024}}. lam: λ of the feedback, None
+        filter: on the chunks' metadata, e.g. {"lang": "en"} or {"year": {"$gte": 2024}}, and like one of them on id,
+        document_id, source and heading where the metadata have no such field. lam: λ of the feedback, None
         = as tuned, 1 = without feedback. tenant: whose feedback counts beside that for all. Raises InvalidInput.
         """
         if not isinstance(query, str):
@@ -188,7 +187,6 @@ class Retriever:
         blank = vectors is not None and mode != "lexical"  # the words may be missing where the vector is given
         queries, k, lam = checked_queries(queries, blank=blank), checked_k(k), checked_lam(lam)
         checked_choice("mode", mode, MODES)
-        checked_filter(filter)
         if not queries:
             return []
         with self._lock:
@@ -211,11 +209,9 @@ class Retriever:
         filter: Mapping[str, Any] | None = None,
     ) -> list[Ranked]:
         """`rank` in the build that is open."""
-        allowed = self._allowed(filter) if filter else None
+        asked, allowed = self._allowed(filter) if given(filter) is not None else (None, None)
         dense, fusion = self._with_feedback(lam, tenant)
-        return self.searcher.rank(
-            queries, vectors, k, mode, filter=filter or None, allowed=allowed, fusion=fusion, dense=dense
-        )
+        return self.searcher.rank(queries, vectors, k, mode, filter=asked, allowed=allowed, fusion=fusion, dense=dense)
 
     def _encode(self, queries: Sequence[str], mode: Mode) -> Floats:
         if mode == "lexical":  # needs no vectors
@@ -262,7 +258,7 @@ class Retriever:
                 raise InvalidInput(f"query is {shown(query)}: feedback says which passage answers a query.")
             query, key = encodable(query), None if key is None else checked_text("key", key)
             chunk, level = self.passages().locate(query, chunk_id, document_id, source, quote)
-            one = Feedback(query, chunk.id, weight, user, tenant or "", at, key or "", chunk.content_hash,
+            one = Feedback(query, chunk.id, weight, user, named_tenant(tenant), at, key or "", chunk.content_hash,
                            chunk.document_id, level, quote or "")  # fmt: skip
             return self.add_feedback_many([one])[0]
 
@@ -326,7 +322,7 @@ class Retriever:
     @property
     def has_feedback(self) -> bool:
         """Whether there is a ledger."""
-        return self._pefa is not None or (self.path / LEDGER).exists()
+        return self._pefa is not None or Ledger.is_at(self.path / LEDGER)
 
     def passages(self) -> StoredPassages:
         """Today's chunks, as feedback names them."""
@@ -334,10 +330,11 @@ class Retriever:
 
     def _with_feedback(self, lam: float | None, tenant: str | None) -> tuple[Dense | None, Fusion | None]:
         """The dense side and the fusion of a search; None = the searcher's own."""
+        named_tenant(tenant)
         if lam == 1 or not self.has_feedback:
             return None, None
         pefa = self.feedback()
-        dense = pefa.dense(lam, tenant or "")
+        dense = pefa.dense(lam, tenant)
         if isinstance(dense, Plain):
             return None, None
         weight = pefa.config.fusion_weight
@@ -362,7 +359,7 @@ class Retriever:
         for name in ("manifest", "encoder", "searcher", "chunks", "_seen"):
             setattr(self, name, getattr(fresh, name))
         self._document_of = None
-        self._masks.clear()
+        self._filters = ChunkFilters(self.chunks)
         self._recent.clear()
 
     # Runs and measures
@@ -481,21 +478,20 @@ class Retriever:
                 break
         return best
 
-    def _allowed(self, filter: Mapping[str, Any]) -> Mask:
-        from ragadapt.index.filters import compile_filter
+    def passing(self, filter: Mapping[str, Any]) -> list[str]:
+        """The ids of the chunks that pass a filter, in the order of the chunks. Raises InvalidFilter."""
+        with self._lock:
+            self._follow()
+            _, allowed = self._allowed(filter)
+            return [id for id, passes in zip(self.chunks.ids(), allowed, strict=True) if passes]
 
-        if not isinstance(filter, Mapping):  # the index engine's own: only the engine knows what passes
-            mask = np.zeros(len(self.chunks), np.bool_)
-            mask[self.searcher.positions(self.searcher.index.ids(filter))] = True
-            return mask
-        key = json.dumps(filter, sort_keys=True, default=str)
-        if key not in self._masks:
-            matches = compile_filter(filter)
-            mask = np.fromiter((matches(metadata) for _, metadata in self.chunks.metadata()), bool, len(self.chunks))
-            if len(self._masks) >= _MASKS:
-                self._masks.pop(next(iter(self._masks)))
-            self._masks[key] = mask
-        return self._masks[key]
+    def _allowed(self, filter: Any) -> tuple[Any, Mask]:
+        """The filter as the index is asked, and (N,) the chunks that pass."""
+        if isinstance(filter, Mapping):
+            return self._filters.resolve(filter)
+        mask = np.zeros(len(self.chunks), np.bool_)  # the index engine's own: only the engine knows what passes
+        mask[self.searcher.positions(self.searcher.index.ids(filter))] = True
+        return filter, mask
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -81,9 +81,18 @@ class Searcher:
     """
 
     def __init__(
-        self, index: VectorIndex, lexical: LexicalIndex, background: Background, fusion: Fusion, *, depth: int = 200
+        self,
+        index: VectorIndex,
+        lexical: LexicalIndex,
+        background: Background,
+        fusion: Fusion,
+        *,
+        depth: int = 200,
+        shared: bool = False,
     ) -> None:
-        if len(index) != len(lexical):
+        """shared: others change the index, so that the two sides may differ for a moment; `dense` must then give only
+        passages that the lexical side has."""
+        if not shared and len(index) != len(lexical):
             raise InvalidInput(
                 f"The vector index holds {len(index)} passages, the lexical one {len(lexical)}. "
                 "They must be built from the same chunks; rebuild with: ragadapt index RETRIEVER --rebuild"

@@ -9,14 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from langchain_ragadapt import LoRARetriever
+from llama_index_ragadapt import LoRARetriever as NodeRetriever
+from llama_index_ragadapt import RagAdaptVectorStore as NodeStore
 from ragadapt_cli.main import run
 from tiny_models import sentences, write_tiny_model
 
 from ragadapt import FitConfig, Retriever, fit
 from ragadapt.errors import InvalidInput
 from ragadapt.feedback import export_ledger, export_pairs, read_feedback, tune_feedback
-from ragadapt.pefa import Feedback
+from ragadapt.pefa import Feedback, tuning
 from ragadapt.pefa.tuning import tune
 from ragadapt.refresh import refresh_documents
 from ragadapt.retriever import _LOOK_SECONDS
@@ -327,6 +331,59 @@ def test_tuning_takes_feedback_that_helps_and_switches_off_what_does_not(retriev
     assert ids(retriever) == ids(retriever, lam=1)
 
 
+class Judgements:
+    """nDCG@10 of made-up questions, in the place of searches: `lift` is what PEFA-XL with k = 4, λ = .1 gains on
+    average over the settings in use, beside noise between questions and settings."""
+
+    def __init__(self, count: int, lift: float, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        lams = [("xs", 0, lam) for lam in (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)]
+        self.settings = [("plain", 0, 1.0), *lams, ("xl", 4, 0.1)]
+        base = random.uniform(0.2, 0.8, count)
+        self.base = np.clip(base + random.normal(0, 0.1, (len(self.settings), 3, count)), 0, 1)
+        self.base[-1] = np.clip(self.base[4, 1] + lift + random.normal(0, 0.1, (3, count)), 0, 1)
+
+    def tables(self, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+        made = []
+        for deal in range(tuning.DEALS):
+            table = tuning._Table.__new__(tuning._Table)
+            table.searcher, table.weights = None, (0.3, 0.5, 0.7)
+            table.settings, table.now = self.settings, 4
+            table.quality, table.dense = self.base.copy(), self.base[:, 1].copy()
+            table.quality[0] = table.quality[0, 1]
+            count = self.base.shape[2]
+            table.asked, table.folds = np.arange(count), np.random.default_rng(deal).integers(5, size=count)
+            made.append(table)
+        monkeypatch.setattr(tuning._Table, "start", 1)
+        monkeypatch.setattr(tuning._Table, "plain_start", 1)
+        return made
+
+
+@pytest.mark.parametrize("count", [12, 24, 60])
+def test_tuning_changes_nothing_where_the_gain_may_be_chance(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of 30 ledgers in which no setting is better than another: the best of 22 looks better all the same."""
+    adopted = 0
+    for seed in range(30):
+        tables = Judgements(count, 0.0, seed).tables(monkeypatch)
+        tuned = tuning.choose(tables, 13)
+        adopted += bool(tuned.values)
+        assert tuned.values or tuned.chosen == pytest.approx(tables[0].quality[4, 1].mean())
+        assert tuned.values or "settings stay" in tuned.reason
+    assert adopted <= 1
+
+
+def test_tuning_takes_what_is_better_beyond_doubt_and_says_by_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned = tuning.choose(Judgements(400, 0.08, 1).tables(monkeypatch), 13)
+    assert (tuned.values["method"], tuned.values["k"], tuned.values["lam"]) == ("xl", 4, 0.1)
+    assert tuned.over_defaults is not None and tuned.over_defaults.better
+    assert (
+        tuned.over_defaults.delta == pytest.approx(0.08, abs=0.02)
+        and f"{tuned.over_defaults.delta:+.3f}" in tuned.reason
+    )
+    one = Judgements(400, 0.08, 1).tables(monkeypatch)[:1]
+    assert tuning.choose(one, 13).values == {}  # a single deal of the folds decides nothing
+
+
 def test_tuning_never_looks_at_the_question_itself(retriever: Retriever) -> None:
     known = ids(retriever)
     retriever.add_feedback_many(
@@ -347,6 +404,34 @@ def test_too_little_feedback_tunes_nothing(retriever: Retriever) -> None:
     retriever.add_feedback("who", ids(retriever)[0])
     tuned = tune_feedback(retriever)
     assert tuned.values == {} and "only 1 question" in tuned.reason
+
+
+@pytest.mark.parametrize("nobody", [0, False, [], "", 1.0], ids=repr)
+def test_no_door_takes_a_tenant_that_names_nobody(
+    folder: Path, retriever: Retriever, nobody: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = ids(retriever)
+    for attempt in (
+        lambda: retriever.add_feedback("who", known[0], tenant=nobody),
+        lambda: retriever.search("who", tenant=nobody),
+        lambda: retriever.search("who", tenant=nobody, lam=1),
+        lambda: retriever.run({"q": "who"}, tenant=nobody),
+        lambda: retriever.withdraw_feedback(tenant=nobody),
+        lambda: LoRARetriever(retriever=retriever, tenant=nobody).invoke("who"),
+        lambda: LoRARetriever(retriever=retriever).invoke("who", tenant=nobody),
+        lambda: LoRARetriever(retriever=retriever).add_feedback("who", known[0], tenant=nobody),
+        lambda: NodeRetriever(retriever, tenant=nobody).retrieve("who"),
+        lambda: NodeRetriever(retriever).add_feedback("who", known[0], tenant=nobody),
+        lambda: NodeStore(kind="exact", dim=2, tenant=nobody),
+    ):
+        with pytest.raises(ValueError, match="tenant"):  # InvalidInput, or pydantic's own
+            attempt()
+    lines = write(folder / "f.jsonl", {"query": "who", "chunk_id": known[0], "tenant": nobody})
+    taken = read_feedback(retriever, lines)
+    assert taken.added == 0 and "tenant" in taken.problems[0].reason
+    assert len(retriever.feedback(create=True).ledger) == 0
+    assert run(["search", str(folder / "retriever"), "who", "--tenant", ""]) != 0
+    assert "tenant" in capsys.readouterr().err
 
 
 # The commands

@@ -612,3 +612,26 @@ def test_a_running_server_gives_the_same_answers() -> None:
     finally:
         index.client.delete_collection(index.collection)  # type: ignore[attr-defined]
         index.close()
+
+
+@pytest.mark.parametrize("structure", ["flat", "hnsw", "ivf"])
+@pytest.mark.parametrize("few", [1, 10, 60])
+def test_a_filter_that_passes_few_gives_them_all_whatever_the_structure(structure: str, few: int) -> None:
+    """10 of 4,000, scattered: lists and graphs alone lead to one or two of them."""
+    vectors, queries = random_vectors(4000, 1), random_vectors(20, 2)
+    ids = [f"p{at}" for at in range(4000)]
+    payloads = [{"few": at % (4000 // few) == 7 % (4000 // few), "half": at % 2 == 0} for at in range(4000)]
+    with open_index("faiss", dim=DIM) as index, open_index("exact", dim=DIM) as exact:
+        index.upsert(ids, vectors, payloads)
+        index.restructure(structure)  # type: ignore[attr-defined]
+        exact.upsert(ids, vectors, payloads)
+        for k in (5, 100):
+            wanted = exact.search(queries, k, {"few": True})
+            for (found, scores), (best, of) in zip(index.search(queries, k, {"few": True}), wanted, strict=True):
+                assert found == best and len(found) == min(k, len(exact.ids({"few": True})))
+                np.testing.assert_allclose(scores, of, atol=1e-4)
+        index.delete(ids[:400])
+        exact.delete(ids[:400])
+        wanted = exact.search(queries, 5, {"few": True})
+        assert [found for found, _ in index.search(queries, 5, {"few": True})] == [best for best, _ in wanted]
+        assert all(len(found) == 1500 for found, _ in index.search(queries, 1500, {"half": True}))

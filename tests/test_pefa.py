@@ -282,6 +282,104 @@ def test_one_user_cannot_outweigh_the_cap() -> None:
     assert loud - 0.5 * plain < once - 0.5 * plain
 
 
+NOBODY = [0, False, [], "", 1, b"acme", (), 0.0]
+
+
+@pytest.mark.parametrize("nobody", NOBODY, ids=repr)
+def test_a_tenant_is_named_or_none_and_never_silently_all(pefa: Pefa, nobody: Any) -> None:
+    pefa.add("asked", "p001", tenant="acme", key="kept")
+    for attempt in (
+        lambda: pefa.add("asked", "p001", tenant=nobody),
+        lambda: pefa.search(embed(["asked"]), 3, tenant=nobody),
+        lambda: pefa.dense(tenant=nobody),
+        lambda: pefa.withdraw(tenant=nobody),
+        lambda: list(pefa.ledger.find(tenant=nobody)),
+        lambda: engine.bake(pefa, make_index("exact", None, 1), 0.5, nobody),
+    ):
+        with pytest.raises(InvalidInput, match="tenant"):
+            attempt()
+    if nobody != "":  # a value of the ledger has "" for all
+        with pytest.raises(InvalidInput, match="tenant"):
+            pefa.add_many([Feedback("asked", "p001", tenant=nobody)])
+    for wrong in ({"key": 0}, {"query": 0}, {"id": False}, {"user": 0}):
+        with pytest.raises(InvalidInput):
+            pefa.withdraw(**wrong)
+    assert [one.key for one in pefa.ledger.find()] == ["kept"]
+
+
+def kept_sums(pefa: Pefa) -> None:
+    """What has been added up feedback by feedback is what a replay adds up at once, to the bit."""
+    with Pefa(pefa.index, embed, config=pefa.config) as fresh:
+        fresh.add_many(list(pefa.ledger.find()))
+        assert pefa.state.overlays.keys() == fresh.state.overlays.keys()
+        for tenant, overlay in pefa.state.overlays.items():
+            peer = fresh.state.overlays[tenant]
+            rows = [peer.index[id] for id in overlay.ids]
+            np.testing.assert_array_equal(overlay.delta, peer.delta[rows])
+        for row in range(len(pefa.state.queries)):
+            for tenant in (None, "acme"):
+                mine = dict(pefa.state.labels(row, tenant or ""))
+                text = list(pefa.state.queries)[row]
+                other = (
+                    dict(fresh.state.labels(fresh.state.queries[text], tenant or ""))
+                    if text in fresh.state.queries
+                    else {}
+                )
+                assert mine.keys() == other.keys()
+                np.testing.assert_allclose([mine[id] for id in other], list(other.values()), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("half_life", [None, 30.0])
+def test_many_feedbacks_on_one_passage_are_added_up_exactly(
+    half_life: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Above the number from which sums are kept: named and nameless users, tenants, both signs, withdrawals."""
+    monkeypatch.setattr("ragadapt.pefa.state._KEPT", 5)
+    random = np.random.default_rng(3)
+    config = PefaConfig(half_life_days=half_life)
+    with Pefa(make_index("exact", None, 5), embed, config=config) as pefa:
+        keys: list[str] = []
+        for step in range(300):
+            if keys and random.random() < 0.3:
+                pefa.withdraw(keys.pop(random.integers(len(keys))))
+            else:
+                keys.append(
+                    pefa.add(
+                        f"query {random.integers(20)}", f"p00{random.integers(2)}",
+                        weight=float(random.choice([1.0, 0.001, 250.0, -1.0, -0.3])),
+                        user=str(random.choice(["", "", "ann", "bob"])), tenant=random.choice([None, None, "acme"]),
+                        at=1_700_000_000.0 + 86_400 * float(random.integers(700)),
+                    )
+                )  # fmt: skip
+            if step % 60 == 59:
+                kept_sums(pefa)
+        for key in keys:
+            pefa.withdraw(key)
+        assert not len(pefa.state.overlays[""]) and not pefa.state._totals and not pefa.state._users
+
+
+def test_feedback_takes_no_longer_where_a_passage_has_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in entries looked at, not in seconds."""
+    from ragadapt.pefa import state as module
+
+    looked: list[int] = []
+    faded = module.faded
+    monkeypatch.setattr(module, "faded", lambda entries, *more: looked.append(len(entries)) or faded(entries, *more))
+    with Pefa(make_index("exact", None, 3), embed) as pefa:
+        for user in ("", "ann", "u"):
+            pefa.add_many([
+                Feedback(f"query {at % 50}", "p000", user=user and (user if user == "ann" else f"{user}{at}"))
+                for at in range(2000)
+            ])  # fmt: skip
+        pefa.add("query 1", "p000", user="ann", key="first")  # from here on ann's own sums are kept too
+        looked.clear()
+        for user in ("", "ann", "u7", "new"):
+            key = pefa.add("query 1", "p000", user=user)
+            pefa.withdraw(key)
+        assert sum(looked) <= 8 * (2 * module._KEPT + 2)
+        kept_sums(pefa)
+
+
 def test_feedback_fades_by_half_in_a_half_life(monkeypatch: pytest.MonkeyPatch) -> None:
     config = PefaConfig(half_life_days=10)
     day = 86_400.0

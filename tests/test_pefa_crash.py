@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pefa_victim
 import pytest
 
+from ragadapt.errors import InvalidInput
 from ragadapt.pefa import Feedback, Ledger, Pefa
 
 VICTIM = Path(pefa_victim.__file__)
@@ -94,3 +97,71 @@ def test_threads_and_processes_at_once_leave_what_a_serial_replay_gives(tmp_path
         # Scores come out of matrix products, whose last bit depends, with some kernels, on where in it a row stands.
         for (_, scores), (_, wanted) in zip(seen, serial.search(queries, 100, lam=0.3), strict=True):
             np.testing.assert_allclose(scores, wanted, atol=1e-6)
+
+
+SEARCHER = """
+import sys, time
+from ragadapt.pefa import Ledger
+from ragadapt.errors import InvalidInput
+path, until = sys.argv[1], time.time() + 20
+print("ready", flush=True)
+while time.time() < until:
+    try:
+        with Ledger.open(path, create=False) as ledger:
+            found = list(ledger.find())
+            if found:
+                print(len(found))
+                break
+    except InvalidInput as error:
+        assert "There is no ledger" in str(error), error
+"""
+WRITER = """
+import sys
+from ragadapt.pefa import Feedback, Ledger
+print("ready", flush=True)
+sys.stdin.readline()
+with Ledger.open(sys.argv[1]) as ledger:
+    ledger.add([Feedback("asked", "p001", user=sys.argv[2], key=sys.argv[2])])
+"""
+
+
+def test_searches_go_on_while_others_give_the_first_feedback(tmp_path: Path) -> None:
+    def process(code: str, *arguments: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    paths = [tmp_path / f"{turn}" / "feedback.sqlite" for turn in range(3)]
+    for path in paths:
+        searchers = [process(SEARCHER, path) for _ in range(2)]
+        writers = [process(WRITER, path, f"w{at}") for at in range(3)]
+        for one in (*searchers, *writers):
+            assert one.stdout is not None and one.stdout.readline() == "ready\n"
+        for writer in writers:
+            assert writer.stdin is not None
+            writer.stdin.write("go\n")
+            writer.stdin.flush()
+        for one in (*writers, *searchers):
+            _, error = one.communicate(timeout=60)
+            assert one.returncode == 0, error
+        with Ledger.open(path) as ledger:
+            assert {one.key for one in ledger.find()} == {"w0", "w1", "w2"}
+        assert {file.name for file in path.parent.iterdir()} == {"feedback.sqlite"}
+
+
+def test_a_file_without_tables_is_no_ledger_yet(tmp_path: Path) -> None:
+    path = tmp_path / "feedback.sqlite"
+    for content in (b"", None):
+        path.unlink(missing_ok=True)
+        if content is None:  # what a version that made the tables in place left when it was killed
+            with closing(sqlite3.connect(path)) as connection:
+                connection.execute("PRAGMA journal_mode = WAL")
+        else:
+            path.write_bytes(content)
+        with pytest.raises(InvalidInput, match="no ledger"):
+            Ledger.open(path, create=False)
+        with Ledger.open(path) as ledger:
+            ledger.add([Feedback("asked", "p001")])
+            assert len(ledger) == 1

@@ -161,14 +161,15 @@ def quality(bench: Bench) -> None:
         for lam in LAMBDAS:
             row(f"PEFA-XS λ={lam}", task.dense(pefa, lam=lam), task.hybrid(pefa, lam=lam), seconds=seconds)
         for methods in (("xs",), ("xl",), ("xs", "xl")):
+            pefa.tune_to({"method": methods[0], "lam": 0.5, "k": 16, "fusion_weight": None})  # what tuning starts from
             started = time.perf_counter()
             tuned = tune(pefa, task.searcher, methods=methods, seed=bench.seed)
             tuning = time.perf_counter() - started
-            pefa.tune_to({"k": 16, **tuned.values})
+            pefa.tune_to(tuned.values)
             row(
                 f"PEFA tuned ({' or '.join(methods).upper()})",
                 task.dense(pefa),
-                task.hybrid(pefa, tuned.values["fusion_weight"]),
+                task.hybrid(pefa, tuned.values.get("fusion_weight")),
                 settings=tuned.values,
                 cross_validated=[tuned.gain.low, tuned.gain.delta, tuned.gain.high] if tuned.gain else None,
                 seconds=tuning,
@@ -213,7 +214,9 @@ def _gain(one: Evaluation, other: Evaluation, seed: int) -> list[float]:
 
 
 def _chart(bench: Bench, name: str, tuned: Tuned) -> None:
-    curve = Curve.through(tuned.curve, title=f"λ on {name}, cross-validated", x_label="λ", chosen=tuned.values["lam"])
+    curve = Curve.through(
+        tuned.curve, title=f"λ on {name}, cross-validated", x_label="λ", chosen=tuned.values.get("lam", 0.5)
+    )
     write_report(bench.folder / f"report-{name}", Report(title=f"PEFA on {name}", curves=(curve,)))
 
 
@@ -290,7 +293,7 @@ def lora(bench: Bench, collection: Collection, row: Callable[..., None]) -> None
     row("LoRA + PEFA-XS λ=0.3", task.dense(pefa, lam=0.3), task.hybrid(pefa, lam=0.3))
     tuned = tune(pefa, task.searcher, seed=bench.seed)
     pefa.tune_to(tuned.values)
-    weight = tuned.values["fusion_weight"]
+    weight = tuned.values.get("fusion_weight")
     row("LoRA + PEFA tuned", task.dense(pefa), task.hybrid(pefa, weight), settings=tuned.values)
 
 

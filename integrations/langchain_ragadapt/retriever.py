@@ -23,6 +23,7 @@ from langchain_ragadapt.embeddings import LoRAEmbeddings
 from ragadapt.checks import checked_k, checked_list, checked_queries, checked_threshold
 from ragadapt.collection import FittedPassages, diverse_hits
 from ragadapt.errors import InvalidInput
+from ragadapt.pefa import named_tenant
 from ragadapt.retriever import Retriever
 from ragadapt.search import Mode
 from ragadapt.values import Hit
@@ -90,6 +91,8 @@ class LoRARetriever(BaseRetriever):
                 f"retriever is {type(opened).__name__}: give an opened ragadapt.Retriever, or use "
                 "LoRARetriever.from_pretrained(folder)."
             )
+        if isinstance(fields.get("tenant"), str):
+            named_tenant(fields["tenant"])
         super().__init__(**fields)
 
     @classmethod
@@ -151,8 +154,8 @@ class LoRARetriever(BaseRetriever):
         """`withdraw_feedback` in a thread."""
         return await run_in_executor(None, self.withdraw_feedback, key, **values)
 
-    def _whose(self, tenant: str | None) -> str:
-        return (self.tenant if tenant is None else tenant) or ""
+    def _whose(self, tenant: str | None) -> str | None:
+        return self.tenant if tenant is None else tenant
 
     def close(self) -> None:
         """Release files and connections."""
@@ -218,7 +221,7 @@ class LoRARetriever(BaseRetriever):
             looked_at,
             vectors=vectors,
             mode=SEARCH_TYPES[kind],
-            filter=(self.filter if filter is None else filter) or None,
+            filter=self.filter if filter is None else filter,
             lam=self.lam if lam is None else lam,
             tenant=self.tenant if tenant is None else tenant,
         )

@@ -22,14 +22,16 @@ _PLAIN = {
 _LISTS = {FilterOperator.IN: "$in", FilterOperator.ANY: "$in", FilterOperator.NIN: "$nin", FilterOperator.ALL: "$all"}
 
 
-def to_filter(filters: MetadataFilters | None) -> dict[str, Any] | None:
+_DEEPEST = 100  # as for filters of ours
+
+
+def to_filter(filters: MetadataFilters | None, _depth: int = 0) -> dict[str, Any] | None:
     """The same test as a filter of ours; None for none. Conditions may be nested. Raises InvalidFilter."""
     if filters is None or not filters.filters:
         return None
-    try:
-        parts = [_one(part) for part in filters.filters]
-    except RecursionError as error:
-        raise InvalidFilter("The filters are nested too deeply, or contain themselves. Write them flat.") from error
+    if _depth > _DEEPEST:
+        raise InvalidFilter(f"MetadataFilters lie more than {_DEEPEST} deep, or within themselves. Write them flat.")
+    parts = [_one(part, _depth) for part in filters.filters]
     match filters.condition:
         case FilterCondition.AND | None:
             return {"$and": parts}
@@ -39,11 +41,11 @@ def to_filter(filters: MetadataFilters | None) -> dict[str, Any] | None:
             return {"$not": {"$or": parts}}
 
 
-def _one(part: MetadataFilter | MetadataFilters) -> dict[str, Any]:
+def _one(part: MetadataFilter | MetadataFilters, depth: int) -> dict[str, Any]:
     if isinstance(part, MetadataFilters):
-        return to_filter(part) or {}
-    if part.operator == FilterOperator.IS_EMPTY:
-        return {part.key: {"$exists": False}}
+        return to_filter(part, depth + 1) or {}
+    if part.operator == FilterOperator.IS_EMPTY:  # to LlamaIndex null, "" and [] are
+        return {part.key: {"$in": [None, ""]}}
     if part.operator in _LISTS:
         values = part.value if isinstance(part.value, list) else [part.value]
         return {part.key: {_LISTS[part.operator]: values}}

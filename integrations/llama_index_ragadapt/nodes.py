@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, NodeWithScore, RelatedNodeInfo, TextNode
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 
+from ragadapt.collection import DOCUMENT_KEYS
 from ragadapt.values import Chunk, Hit
 
 NODE_ID = "_node_id"
 """The node's id among the metadata, so that filters can name it."""
+
+DOCUMENT_ID = "_ref_doc_id"
+"""Its document's, "None" where it has none: the metadata may have fields of LlamaIndex's names for it."""
 
 
 def as_node(chunk: Chunk) -> BaseNode:
@@ -40,4 +45,10 @@ def as_scored(hits: Sequence[Hit]) -> list[NodeWithScore]:
 def as_passage(node: BaseNode) -> tuple[str, str, dict[str, Any]]:
     """(id, text, metadata with the whole node as JSON) of a node."""
     metadata = node_to_metadata_dict(node, remove_text=True, flat_metadata=False)
-    return node.node_id, node.get_content(metadata_mode=MetadataMode.NONE), {**metadata, NODE_ID: node.node_id}
+    document = metadata.get("ref_doc_id") or "None"
+    kept = {}
+    if not node.metadata.keys().isdisjoint(DOCUMENT_KEYS):  # the user's own go first
+        own = json.loads(metadata["_node_content"])["metadata"]
+        kept = {name: own[name] for name in DOCUMENT_KEYS if name in own}
+    ours = {NODE_ID: node.node_id, DOCUMENT_ID: document}
+    return node.node_id, node.get_content(metadata_mode=MetadataMode.NONE), {**metadata, **kept, **ours}

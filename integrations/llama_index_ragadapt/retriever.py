@@ -19,6 +19,7 @@ from ragadapt.checks import checked_list, checked_threshold
 from ragadapt.errors import InvalidInput
 from ragadapt.fusion import Floats
 from ragadapt.index.contract import check_vectors
+from ragadapt.pefa import named_tenant
 from ragadapt.retriever import Retriever
 from ragadapt.search import Mode
 
@@ -62,6 +63,7 @@ class LoRARetriever(BaseRetriever):
         self.search_type: Mode = search_type
         self.score_threshold = score_threshold
         self.lam = lam
+        named_tenant(tenant)
         self.tenant = tenant
         super().__init__(callback_manager=callback_manager, verbose=verbose)
 
@@ -105,7 +107,7 @@ class LoRARetriever(BaseRetriever):
         = the retriever's own. at: Unix seconds, None = now. A key that is known changes nothing. Raises InvalidInput
         for what is not there.
         """
-        whose = (self.tenant if tenant is None else tenant) or ""
+        whose = self.tenant if tenant is None else tenant
         return self.retriever.add_feedback(
             query, node_id, source=source, quote=quote, weight=weight, user=user, tenant=whose, at=at, key=key
         )
@@ -167,7 +169,7 @@ class LoRARetriever(BaseRetriever):
             self.similarity_top_k,
             vectors=vectors,
             mode=self.search_type,
-            filter=filter or None,
+            filter=filter,
             lam=self.lam,
             tenant=self.tenant,
         )

@@ -21,10 +21,11 @@ from llama_index.core.vector_stores.types import (
 
 from llama_index_ragadapt.embedding import LoRAEmbedding
 from llama_index_ragadapt.filters import to_filter
-from llama_index_ragadapt.nodes import NODE_ID, as_node, as_passage
+from llama_index_ragadapt.nodes import DOCUMENT_ID, NODE_ID, as_node, as_passage
 from ragadapt.checks import checked_id, checked_ids, checked_k, checked_list, checked_path
 from ragadapt.collection import Collection, FittedPassages, Passages, diverse_hits, only, open_collection
 from ragadapt.errors import InvalidInput
+from ragadapt.pefa import named_tenant
 from ragadapt.retriever import Retriever
 from ragadapt.search import Mode
 from ragadapt.values import Hit
@@ -87,6 +88,7 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
 
         Raises DimensionMismatch, FingerprintMismatch, IndexCorrupt, IndexUnreachable, MissingExtra, InvalidInput.
         """
+        named_tenant(tenant)
         super().__init__(stores_text=True, lam=lam, tenant=tenant)
         if passages is not None:
             self._passages = passages
@@ -221,7 +223,9 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
         checked_id(ref_doc_id, "ref_doc_id")
         if self._passages is not None:
             whole = {NODE_ID: ref_doc_id, "ref_doc_id": "None"}
-            self._passages.delete(self._passages.ids({"$or": [{"ref_doc_id": ref_doc_id}, whole]}))
+            older = {DOCUMENT_ID: None, "$or": [{"ref_doc_id": ref_doc_id}, whole]}
+            whole = {NODE_ID: ref_doc_id, DOCUMENT_ID: "None"}
+            self._passages.delete(self._passages.ids({"$or": [{DOCUMENT_ID: ref_doc_id}, whole, older]}))
 
     async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         await asyncio.to_thread(self.delete, ref_doc_id, **delete_kwargs)
@@ -292,7 +296,8 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
         """
         if self._passages is None:
             raise InvalidInput(f"There is no node {node_id!r}: the store is empty.")
-        values.setdefault("tenant", self.tenant or "")
+        if values.get("tenant") is None:
+            values["tenant"] = self.tenant
         key: str = self._passages.add_feedback(query, node_id, **values)
         return key
 
@@ -362,13 +367,14 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
         if not fitted and query.node_ids:
             parts.append({NODE_ID: {"$in": list(query.node_ids)}})
         if not fitted and query.doc_ids:
-            parts.append({"doc_id": {"$in": list(query.doc_ids)}})
+            ours = {"$in": list(query.doc_ids)}
+            parts.append({"$or": [{DOCUMENT_ID: ours}, {DOCUMENT_ID: None, "doc_id": ours}]})
         parts = [part for part in parts if part]
         if filter is not None and parts:
             raise InvalidInput("Give either filter or the query's own filters, node_ids and doc_ids, not both.")
         settings = {
             "mode": mode,
-            "filter": filter or ({"$and": parts} if parts else None),
+            "filter": filter if filter is not None else {"$and": parts} if parts else None,
             "weight": weight,
             "lam": self.lam if lam is None else lam,
             "tenant": self.tenant if tenant is None else tenant,

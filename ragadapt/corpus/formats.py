@@ -11,8 +11,8 @@ from typing import Literal
 from ragadapt.values import Document
 
 Format = Literal[
-    "markdown", "rst", "html", "plain", "pdf", "docx", "pptx", "xlsx", "epub", "eml", "json", "jsonl", "csv", "notebook",
-    "python", "code",
+    "markdown", "rst", "html", "plain", "pdf", "docx", "pptx", "xlsx", "epub", "eml", "json", "jsonl", "csv",
+    "notebook", "python", "code",
 ]  # fmt: skip
 Structure = Literal["markdown", "rst", "plain", "python", "code"]
 

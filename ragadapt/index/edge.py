@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,7 +33,7 @@ from ragadapt.index.contract import (
     read_description,
     write_description,
 )
-from ragadapt.index.filters import Filter, parse, to_qdrant
+from ragadapt.index.filters import Dated, Filter, parse, to_qdrant
 from ragadapt.lexical.ranking import Ranking
 
 try:
@@ -276,6 +276,17 @@ class _Conditions:
     def boolean(self, key: str, value: bool) -> Any:
         # Python's own bool is an int, and the engine would look for 1; numpy's arrives as a boolean.
         return edge.FieldCondition(key, match=edge.MatchValue(np.bool_(value)))  # type: ignore[arg-type]
+
+    def integers(self, key: str, values: list[int]) -> Any:
+        return edge.FieldCondition(key, match=edge.MatchAny(values))
+
+    def moments(self, key: str, bounds: Dated) -> Any:
+        each = (bounds.gt, bounds.gte, bounds.lt, bounds.lte)
+        gt, gte, lt, lte = (None if bound is None else bound.isoformat() for bound in each)
+        return edge.FieldCondition(key, range=edge.RangeDateTime(gt=gt, gte=gte, lt=lt, lte=lte))
+
+    def named(self, ids: Iterable[str]) -> Any:
+        return edge.HasIdCondition({point_id(id) for id in ids})
 
     def range(self, key: str, gt: float | None, gte: float | None, lt: float | None, lte: float | None) -> Any:
         return edge.FieldCondition(key, range=edge.RangeFloat(gt=gt, gte=gte, lt=lt, lte=lte))

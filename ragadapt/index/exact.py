@@ -14,9 +14,11 @@ from numpy.typing import ArrayLike
 from ragadapt.errors import IndexCorrupt, InvalidInput
 from ragadapt.index.contract import (
     REBUILD,
-    Closing,
     Floats,
+    Kept,
     Payload,
+    check_dim,
+    check_fingerprint,
     check_ids,
     check_k,
     check_vectors,
@@ -34,7 +36,7 @@ from ragadapt.lexical.ranking import Ranking
 _FILES = ("vectors-{}.npy", "ids-{}.json", "payloads-{}.jsonl")
 
 
-class ExactIndex(Closing):
+class ExactIndex(Kept):
     """Vectors in one float32 matrix, memory-mapped where it was opened from a folder."""
 
     kind = "exact"
@@ -46,6 +48,7 @@ class ExactIndex(Closing):
         self._rows = Rows()
         self._matrix: Floats = np.empty((0, dim), np.float32)  # rows beyond len(self) are room to grow
         self._lock = threading.RLock()
+        self._mmap = True
 
     @classmethod
     def of(
@@ -81,6 +84,8 @@ class ExactIndex(Closing):
             if description is None:
                 raise FileNotFoundError("index.json is missing")
             index = cls(int(description["dim"]), description["fingerprint"], folder)
+            index._mmap = mmap
+            index._noted(folder)
             vectors, ids, payloads = (folder / name.format(description["generation"]) for name in _FILES)
             # Copy-on-write: a row may be changed in place without reading the rest.
             index._matrix = np.load(vectors, mmap_mode="c" if mmap else None, allow_pickle=False)
@@ -107,7 +112,8 @@ class ExactIndex(Closing):
     def upsert(self, ids: Sequence[str], vectors: ArrayLike, payloads: Sequence[Payload] | None = None) -> None:
         new_ids, rows, plain = prepare_upsert(ids, vectors, payloads, self.dim)
         with self._lock:
-            numbers = self._rows.numbers
+            numbers, _ = self._rows.numbers, self._rows.payloads  # read before anything is changed
+            self._changed = True
             known = [i for i, id in enumerate(new_ids) if id in numbers]
             added = [i for i, id in enumerate(new_ids) if id not in numbers]
             if known:
@@ -127,6 +133,7 @@ class ExactIndex(Closing):
         new_ids, rows, _ = prepare_upsert(ids, vectors, None, self.dim)
         with self._lock:
             numbers = self._rows.find(new_ids)
+            self._changed = True
             self._writable()[numbers] = rows
 
     def delete(self, ids: Sequence[str]) -> None:
@@ -136,8 +143,9 @@ class ExactIndex(Closing):
             if rows:
                 keep = np.ones(len(self._rows), np.bool_)
                 keep[rows] = False
-                self._matrix = self._matrix[: len(self._rows)][keep]
+                kept = self._matrix[: len(self._rows)][keep]
                 self._rows.keep(keep)
+                self._matrix, self._changed = kept, True
 
     def search(self, vectors: ArrayLike, k: int, filter: Filter | None = None) -> list[Ranking]:
         queries, k = check_vectors(vectors, self.dim, "query vectors"), check_k(k)
@@ -163,6 +171,8 @@ class ExactIndex(Closing):
     def save(self, folder: str | Path | None = None) -> None:
         target = _target(folder, self._folder)
         with self._lock:
+            if target == self._folder:
+                self.follow(changing=True)
             target.mkdir(parents=True, exist_ok=True)
             generation = new_generation(target, read_description(target))
             vectors, ids, payloads = (target / name.format(generation) for name in _FILES)
@@ -170,10 +180,17 @@ class ExactIndex(Closing):
             self._rows.save(ids, payloads)
             description = {"kind": self.kind, "dim": self.dim, "fingerprint": self.fingerprint}
             write_description(target, {**description, "generation": generation})
+            self._noted(target)
             remove_other_generations(target, generation, _FILES)
 
     def close(self) -> None:
         self._matrix, self._rows = np.empty((0, self.dim), np.float32), Rows()
+
+    def _take(self, folder: Path) -> None:
+        fresh = type(self).open(folder, self._mmap)
+        check_dim(fresh.dim, self.dim, f"in {folder}")
+        check_fingerprint(fresh.fingerprint, self.fingerprint, f"in {folder}")
+        self._matrix, self._rows = fresh._matrix, fresh._rows
 
     def _writable(self) -> Floats:
         if not self._matrix.flags.writeable:

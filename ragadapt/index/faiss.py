@@ -28,10 +28,12 @@ from numpy.typing import ArrayLike, NDArray
 from ragadapt.errors import IndexCorrupt, InvalidInput, MissingExtra
 from ragadapt.index.contract import (
     REBUILD,
-    Closing,
     Floats,
+    Kept,
     Payload,
     by_id_where_equal,
+    check_dim,
+    check_fingerprint,
     check_ids,
     check_k,
     check_vectors,
@@ -44,7 +46,7 @@ from ragadapt.index.contract import (
 from ragadapt.index.filters import Filter
 from ragadapt.index.matrix import search_matrix
 from ragadapt.index.rows import Rows
-from ragadapt.lexical.ranking import Ranking
+from ragadapt.lexical.ranking import Ranking, best_first
 from ragadapt.values import Progress, no_progress
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ HNSW_M, HNSW_EF_CONSTRUCTION, HNSW_EF_SEARCH = 32, 500, 300
 TOMBSTONES = 0.2  # share of left-over graph nodes at which the graph is built anew
 IVF_TRAINING_PER_LIST = 64  # faiss warns below 39
 IVF_PROBE_SHARE = 1 / 16  # of the lists, searched per query
+SCANNED = 16_384  # rows that are scored at once where a filter passes few
 _MOVED = {"flat": 65_536, "hnsw": 4_096, "ivf": 65_536}  # vectors between two reports; a graph takes its time
 _FILES = ("vectors-{}.faiss", "ids-{}.json", "labels-{}.npy", "payloads-{}.jsonl")
 
@@ -71,7 +74,7 @@ def choose_structure(count: int) -> Structure:
     return "flat" if count < FLAT_LIMIT else "hnsw" if count < HNSW_LIMIT else "ivf"
 
 
-class FaissIndex(Closing):
+class FaissIndex(Kept):
     """Vectors under int64 labels in FAISS, labels and ids side by side in rows.
 
     Labels only ever grow, so the labels of the rows are ascending and a row is found by bisection.
@@ -122,6 +125,7 @@ class FaissIndex(Closing):
             if engine.d != index.dim or not len(index._rows) == len(index._labels) == count:
                 raise ValueError(f"{len(index._rows)} ids for {count} vectors of width {engine.d}")
             index._engine = _with_direct_map(engine) if stored == "ivf" else engine
+            index._noted(folder)
         except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise IndexCorrupt(f"The FAISS index in {folder} cannot be read ({reason}). {REBUILD}") from error
@@ -149,7 +153,8 @@ class FaissIndex(Closing):
     def upsert(self, ids: Sequence[str], vectors: ArrayLike, payloads: Sequence[Payload] | None = None) -> None:
         new_ids, rows, plain = prepare_upsert(ids, vectors, payloads, self.dim)
         with self._lock:
-            numbers = self._rows.numbers
+            numbers, _ = self._rows.numbers, self._rows.payloads  # read before anything is changed
+            self._changed = True
             known = [i for i, id in enumerate(new_ids) if id in numbers]
             added = [i for i, id in enumerate(new_ids) if id not in numbers]
             if known and self.structure == "flat":
@@ -166,7 +171,8 @@ class FaissIndex(Closing):
     def update_vectors(self, ids: Sequence[str], vectors: ArrayLike) -> None:
         new_ids, rows, _ = prepare_upsert(ids, vectors, None, self.dim)
         with self._lock:
-            numbers = self._rows.find(new_ids)
+            numbers, _ = self._rows.find(new_ids), self._rows.payloads
+            self._changed = True
             if self.structure == "flat":
                 self._write(numbers, rows)
             else:
@@ -180,6 +186,7 @@ class FaissIndex(Closing):
         with self._lock:
             rows = [self._rows.numbers[id] for id in gone if id in self._rows.numbers]
             if rows:
+                _, self._changed = self._rows.payloads, True  # read before anything is changed
                 self._remove(rows)
                 self._tidy()
 
@@ -194,18 +201,50 @@ class FaissIndex(Closing):
             if self.structure == "flat" and engine is self._engine:
                 # The same numbers as the exact index, and several times faster for many queries than FAISS's loop.
                 return search_matrix(queries, self._flat(), self._rows.ids, k, allowed)
+            passing = None if allowed is None or allowed.all() else np.flatnonzero(allowed)
+            if passing is not None and self._scan_is_cheaper(len(passing)):
+                return self._scan(queries, k, passing)
             selector = None
-            if allowed is not None and not allowed.all():
-                selector = self._selector(self._labels[allowed])
+            if passing is not None:
+                selector = self._selector(self._labels[passing])
             elif self.tombstones:
                 selector = self._selector(self._labels)
-            scores, labels = engine.search(queries, found, params=self._parameters(found, selector))
-            results = []
-            for row_scores, row_labels in zip(scores, labels):
+            share = 1.0 if passing is None else len(passing) / len(self._rows)
+            scores, labels = engine.search(queries, found, params=self._parameters(found, selector, share))
+            results, short = list[Ranking](), list[int]()
+            for number, (row_scores, row_labels) in enumerate(zip(scores, labels)):
                 hit = row_labels >= 0
                 rows = np.searchsorted(self._labels, row_labels[hit])
                 results.append(by_id_where_equal([self._rows.ids[row] for row in rows], row_scores[hit]))
+                if passing is not None and hit.sum() < found:
+                    short.append(number)
+            if short and passing is not None:  # lists or paths that lead to too few of those that pass
+                for number, ranking in zip(short, self._scan(queries[short], k, passing)):
+                    results[number] = ranking
             return results
+
+    def _scan_is_cheaper(self, passing: int) -> bool:
+        """Whether to score every row that passes takes no longer than the structure's own way through the filter.
+
+        The graph must look at 1/share times as many nodes, with their neighbours, to meet as many that pass; lists
+        cost what lies in those that are probed.
+        """
+        total = len(self._rows)
+        if self.structure == "hnsw":
+            return passing * passing <= HNSW_EF_SEARCH * HNSW_M * total
+        return passing <= max(SCANNED, total * IVF_PROBE_SHARE)
+
+    def _scan(self, queries: Floats, k: int, rows: NDArray[np.int64]) -> list[Ranking]:
+        """Exact search over some rows, a block of them at a time."""
+        results: list[Ranking] = [([], np.empty(0, np.float32)) for _ in queries]
+        for start in range(0, len(rows), SCANNED):
+            part = rows[start : start + SCANNED].tolist()
+            found = search_matrix(queries, self._read(part), [self._rows.ids[row] for row in part], k)
+            for number, (ids, scores) in enumerate(found):
+                known, before = results[number]
+                merged = np.concatenate([before, scores])
+                results[number] = best_first(merged, k, [*known, *ids]) if known else (ids, scores)
+        return results
 
     def vectors(self, ids: Sequence[str]) -> Floats:
         with self._lock:
@@ -243,7 +282,7 @@ class FaissIndex(Closing):
                     engine.add_with_ids(self._read(range(start, end)), labels[start:end])
                     progress(f"build {structure}", end, len(self))
             self._engine, self._labels, self._next = engine, labels, len(labels)
-            self.structure, self._on_gpu = structure, None
+            self.structure, self._on_gpu, self._changed = structure, None, True
 
     def save(self, folder: str | Path | None = None) -> None:
         if folder is None and self._folder is None:
@@ -251,6 +290,8 @@ class FaissIndex(Closing):
         target = Path(folder) if folder is not None else self._folder
         assert target is not None
         with self._lock:
+            if target == self._folder:
+                self.follow(changing=True)
             target.mkdir(parents=True, exist_ok=True)
             generation = new_generation(target, read_description(target))
             native, ids, labels, payloads = (target / name.format(generation) for name in _FILES)
@@ -264,12 +305,20 @@ class FaissIndex(Closing):
                     "next_label": self._next, "tombstones": self.tombstones, "generation": generation,
                 },
             )  # fmt: skip
+            self._noted(target)
             remove_other_generations(target, generation, _FILES)
 
     def close(self) -> None:
         with self._lock:
             self._rows, self._labels, self._on_gpu = Rows(), np.empty(0, np.int64), None
             self._engine = _new_engine("flat", self.dim, 0)
+
+    def _take(self, folder: Path) -> None:
+        fresh = type(self).open(folder, device=self._device)
+        check_dim(fresh.dim, self.dim, f"in {folder}")
+        check_fingerprint(fresh.fingerprint, self.fingerprint, f"in {folder}")
+        self._rows, self._labels, self._next = fresh._rows, fresh._labels, fresh._next
+        self._engine, self.structure, self._on_gpu = fresh._engine, fresh.structure, None
 
     def _add(self, ids: list[str], vectors: Floats, payloads: list[dict[str, Any]]) -> None:
         labels = np.arange(self._next, self._next + len(ids), dtype=np.int64)
@@ -327,9 +376,11 @@ class FaissIndex(Closing):
         bits[labels] = 1
         return faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))
 
-    def _parameters(self, k: int, selector: Any) -> Any:
+    def _parameters(self, k: int, selector: Any, share: float) -> Any:
+        """share: of the rows that pass the filter."""
         if self.structure == "hnsw":
-            return faiss.SearchParametersHNSW(sel=selector, efSearch=max(HNSW_EF_SEARCH, 2 * k))
+            wanted = max(HNSW_EF_SEARCH, 2 * k) / share
+            return faiss.SearchParametersHNSW(sel=selector, efSearch=min(math.ceil(wanted), len(self._rows)))
         if self.structure == "ivf":
             probes = max(8, math.ceil(self._engine.nlist * IVF_PROBE_SHARE))
             return faiss.SearchParametersIVF(sel=selector, nprobe=min(probes, self._engine.nlist))

@@ -198,10 +198,15 @@ class ForeignQdrantIndex(QdrantIndex):
         return {**payload, TEXT_KEY: _node_text(payload.get("_node_content"))}
 
     def _condition(self, filter: Filter | None) -> Any:
-        return to_condition(filter, ("metadata",) if self.layout == "langchain" else ())
+        return to_condition(filter, ("metadata",) if self.layout == "langchain" else (), self._point)
+
+    def _point(self, id: str) -> str | int | None:
+        """The point that an id stands for, as the client takes it."""
+        point = self._point_id(id)
+        return int(point) if point is not None and point.isdecimal() else point
 
     def _retrieve(self, ids: Sequence[str], payload: bool, vector: bool) -> dict[str | None, Any]:
-        points: list[Any] = [int(point) if point.isdecimal() else point for point in map(self._point_id, ids) if point]
+        points: list[Any] = [point for point in map(self._point, ids) if point is not None]
         names = [self.vector_name] if vector and self.vector_name else vector
         found: dict[str | None, Any] = {}
         for start in range(0, len(points), 1024):

@@ -40,7 +40,7 @@ from ragadapt.index.contract import (
     prepare_upsert,
     write_description,
 )
-from ragadapt.index.filters import Filter, parse, to_qdrant
+from ragadapt.index.filters import Dated, Filter, parse, to_qdrant
 from ragadapt.lexical.ranking import Ranking
 
 try:
@@ -279,6 +279,28 @@ class QdrantIndex(Closing):
         if records:
             yield self._batch(records)
 
+    @property
+    def shared(self) -> bool:
+        """Whether other programs may change the collection while it is open here."""
+        return self._folder is None or self.url is not None
+
+    def contents(self, size: int = 1024) -> Iterator[tuple[str, dict[str, Any]]]:
+        """All ids with their metadata."""
+        offset = None
+        while True:
+            records, offset = self._ask(
+                lambda: self.client.scroll(
+                    self.collection,
+                    limit=size,
+                    offset=offset,  # noqa: B023
+                    with_payload=True,
+                    with_vectors=False,
+                )
+            )
+            yield from ((self._id_of(record), self._metadata(record)) for record in records)
+            if offset is None:
+                return
+
     def save(self, folder: str | Path | None = None) -> None:
         """Note in `folder` where the collection is; the points themselves are durable already.
 
@@ -422,6 +444,9 @@ class QdrantIndex(Closing):
 class _Conditions:
     """ConditionMaker with the client's classes."""
 
+    def __init__(self, point_of: Callable[[str], str | int | None]) -> None:
+        self._point_of = point_of
+
     def filter(self, must: list[Any] | None, should: list[Any] | None, must_not: list[Any] | None) -> Any:
         return models.Filter(must=must, should=should, must_not=must_not)
 
@@ -430,6 +455,17 @@ class _Conditions:
 
     def boolean(self, key: str, value: bool) -> Any:
         return models.FieldCondition(key=key, match=models.MatchValue(value=value))
+
+    def integers(self, key: str, values: list[int]) -> Any:
+        return models.FieldCondition(key=key, match=models.MatchAny(any=values))
+
+    def moments(self, key: str, bounds: Dated) -> Any:
+        inside = models.DatetimeRange(gt=bounds.gt, gte=bounds.gte, lt=bounds.lt, lte=bounds.lte)
+        return models.FieldCondition(key=key, range=inside)
+
+    def named(self, ids: Iterable[str]) -> Any:
+        points = [point for point in map(self._point_of, ids) if point is not None]
+        return models.HasIdCondition(has_id=points)
 
     def range(self, key: str, gt: float | None, gte: float | None, lt: float | None, lte: float | None) -> Any:
         return models.FieldCondition(key=key, range=models.Range(gt=gt, gte=gte, lt=lt, lte=lte))
@@ -444,12 +480,14 @@ class _Conditions:
         return models.HasIdCondition(has_id=[])
 
 
-def to_condition(filter: Filter | None, prefix: tuple[str, ...]) -> Any:
+def to_condition(
+    filter: Filter | None, prefix: tuple[str, ...], point_of: Callable[[str], str | int | None] = point_id
+) -> Any:
     """A filter as the client's own `models.Filter`; one that is that already passes as it is. Raises InvalidFilter."""
     native: Any = filter
     if native is None or isinstance(native, models.Filter):
         return native
-    condition = to_qdrant(parse(native), _Conditions(), prefix)
+    condition = to_qdrant(parse(native), _Conditions(point_of), prefix)
     return condition if isinstance(condition, models.Filter) else models.Filter(must=[condition])
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,15 @@ class Rows:
     """Row ↔ id, and each row's metadata. Rows are dense: removing closes the gap and keeps the order."""
 
     def __init__(self, ids: list[str] | None = None, payloads: list[dict[str, Any]] | Path | None = None) -> None:
-        """payloads: a list, a JSONL file that is read at first use, or None for empty ones."""
+        """payloads: a list, a JSONL file that is read at first use, or None for empty ones.
+
+        The file is opened now: a save of another process, which removes it, does not take it away.
+        """
         self.ids = ids if ids is not None else []
+        self._handle = -1
+        if isinstance(payloads, Path):
+            self._handle = os.open(payloads, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            self._close = weakref.finalize(self, os.close, self._handle)
         self._payloads = payloads if payloads is not None else [{} for _ in self.ids]
         self._numbers: dict[str, int] | None = None
         self._columns: Columns | None = None
@@ -40,13 +49,15 @@ class Rows:
         if isinstance(self._payloads, Path):
             path = self._payloads
             try:
-                with path.open(encoding="utf-8") as file:
+                with os.fdopen(os.dup(self._handle), encoding="utf-8") as file:
+                    file.seek(0)
                     payloads = [json.loads(line) for line in file]
                 if len(payloads) != len(self.ids):
                     raise ValueError(f"{len(payloads)} lines for {len(self.ids)} vectors")
             except (OSError, ValueError) as error:
                 raise IndexCorrupt(f"{path} cannot be read ({error}).") from error
             self._payloads = payloads
+            self._close()
         return self._payloads
 
     def find(self, ids: Sequence[str]) -> list[int]:
@@ -61,7 +72,7 @@ class Rows:
         """(N,) the rows that pass. Raises InvalidFilter."""
         node = parse(filter)
         if self._columns is None:
-            self._columns = Columns(self.payloads)
+            self._columns = Columns(self.payloads, lambda ids: [self.numbers[id] for id in ids if id in self.numbers])
         return self._columns.mask(node)
 
     def add(self, ids: Sequence[str], payloads: Sequence[dict[str, Any]]) -> None:

@@ -7,6 +7,16 @@ from __future__ import annotations
 
 from ragadapt.config import PefaConfig
 from ragadapt.pefa.layer import Passages, Pefa, Status
-from ragadapt.pefa.ledger import Feedback, Ledger, Withdrawal, checked_feedback
+from ragadapt.pefa.ledger import Feedback, Ledger, Withdrawal, checked_feedback, named_tenant
 
-__all__ = ["Feedback", "Ledger", "Passages", "Pefa", "PefaConfig", "Status", "Withdrawal", "checked_feedback"]
+__all__ = [
+    "Feedback",
+    "Ledger",
+    "Passages",
+    "Pefa",
+    "PefaConfig",
+    "Status",
+    "Withdrawal",
+    "checked_feedback",
+    "named_tenant",
+]

@@ -20,6 +20,7 @@ from ragadapt.fusion import Floats
 from ragadapt.index import Filter, VectorIndex
 from ragadapt.index.contract import by_id_where_equal, check_k, check_vectors
 from ragadapt.lexical.ranking import Ranking
+from ragadapt.pefa.ledger import named_tenant
 from ragadapt.pefa.state import SHARED
 
 if TYPE_CHECKING:
@@ -67,12 +68,12 @@ def search(
     return results
 
 
-def bake(pefa: Pefa, target: VectorIndex, lam: float, tenant: str = SHARED) -> None:
+def bake(pefa: Pefa, target: VectorIndex, lam: float, tenant: str | None = None) -> None:
     """Copy the index behind `pefa` into `target`, each passage with its one vector p + (1 − λ)·D."""
     from ragadapt.pefa.views import ExtraShortSearch
 
     pefa.catch_up()
-    mixed = ExtraShortSearch(pefa.index, pefa.state, lam, tenant)
+    mixed = ExtraShortSearch(pefa.index, pefa.state, lam, named_tenant(tenant))
     for ids, _ in pefa.index.batches():
         payloads: list[Mapping[str, Any]] = list(pefa.index.payloads(ids))
         rows: Floats = mixed.vectors(ids)

@@ -26,7 +26,7 @@ from ragadapt.fusion import Floats
 from ragadapt.index import Filter, VectorIndex
 from ragadapt.index.contract import check_vectors
 from ragadapt.lexical.ranking import Ranking
-from ragadapt.pefa.ledger import Change, Feedback, Ledger, Withdrawal
+from ragadapt.pefa.ledger import Change, Feedback, Ledger, Withdrawal, named_tenant
 from ragadapt.pefa.state import SHARED, Entry, State
 from ragadapt.pefa.views import view
 from ragadapt.search import Dense
@@ -120,7 +120,7 @@ class Pefa:
         *,
         weight: float = 1.0,
         user: str = "",
-        tenant: str = SHARED,
+        tenant: str | None = None,
         at: float | None = None,
         key: str | None = None,
         vector: Floats | None = None,
@@ -131,7 +131,8 @@ class Pefa:
         InvalidInput for an unknown id, an empty query, a weight that is not finite or 0.
         """
         (kept,) = self.add_many(
-            [Feedback(query, id, weight, user, tenant, at, key or "")], None if vector is None else [vector]
+            [Feedback(query, id, weight, user, named_tenant(tenant), at, key or "")],
+            None if vector is None else [vector],
         )
         return kept
 
@@ -194,27 +195,28 @@ class Pefa:
         filter: Filter | None = None,
         *,
         lam: float | None = None,
-        tenant: str = SHARED,
+        tenant: str | None = None,
         method: str | None = None,
     ) -> list[Ranking]:
-        """For each query of (Q, d) up to k (ids, scores), best first. lam, method: None = as tuned."""
+        """For each query of (Q, d) up to k (ids, scores), best first. lam, method: None = as tuned. tenant: whose
+        feedback counts beside that for all."""
         rows = check_vectors(vectors, self.index.dim, "query vectors")
         with self._lock:
             return self.dense(lam, tenant, method).search(rows, k, filter)
 
-    def dense(self, lam: float | None = None, tenant: str = SHARED, method: str | None = None) -> Dense:
+    def dense(self, lam: float | None = None, tenant: str | None = None, method: str | None = None) -> Dense:
         """The dense side for a Searcher, up to date. Use it before the next feedback, under the caller's own lock."""
         with self._lock:
             self.catch_up()
             config = self.config if method is None else _updated(self.config, {"method": method})
-            return view(self.index, self.state, config, lam, tenant)
+            return view(self.index, self.state, config, lam, named_tenant(tenant))
 
     # Keeping up
 
     def catch_up(self) -> None:
         """Take in what was written since the last time, here or elsewhere. Cheap when nothing was."""
         with self._lock:
-            if self.state.tick() != self.state.now:  # feedback has faded a little
+            if not self._whole or self.state.tick() != self.state.now:  # cut short, or feedback has faded a little
                 self.rebuild()
             elif self.ledger.changed():
                 self._set_config()
@@ -225,11 +227,15 @@ class Pefa:
         with self._lock:
             self._set_config()
             self.ledger.changed()
+            self._whole = False
             self.state = State(self.index.dim, self.config)
             self._seq = 0
-            self._where: dict[str, tuple[str, str, int]] = {}  # key → passage, tenant, seq
+            self._where: dict[str, tuple[str, str, str, int]] = {}  # key → passage, tenant, user, seq
+            self._keys: dict[str, set[str]] = {}  # passage → keys of what counts for it
             self._inactive: dict[str, Feedback] = {}
+            self._asleep: dict[str, set[str]] = {}  # passage that was named → keys of the inactive
             self._apply(self.ledger.since(0))
+            self._whole = True
 
     def passages_changed(self, ids: Iterable[str] = ()) -> None:
         """To be called when the index was changed behind this object: ids that were added, changed or removed.
@@ -241,16 +247,14 @@ class Pefa:
             if not changed:
                 self.rebuild()
                 return
-            moved = [key for key, (passage, _, _) in self._where.items() if passage in changed]
-            again = [one for one in self._inactive.values() if one.chunk_id in changed]
-            if moved:
-                again += [one for one in self.ledger.find() if one.key in set(moved)]
-            touched = set()
-            for key in moved:
-                passage, tenant, seq = self._where.pop(key)
-                self.state.remove(passage, tenant, seq)
-                touched.add(passage)
-            self._insert(again, touched)
+            moved = [key for passage in changed for key in self._keys.get(passage, ())]
+            slept = [key for passage in changed for key in self._asleep.get(passage, ())]
+            again = [self._inactive[key] for key in slept]
+            again += [one for key in moved for one in self.ledger.find(key)]
+            self._whole = False
+            touched = {passage for passage in map(self._leave, moved) if passage is not None}
+            self._insert(sorted(again, key=lambda one: one.seq), touched)
+            self._whole = True
 
     def tune_to(self, values: dict[str, Any]) -> None:
         """Keep these settings in the ledger, from now on for every process: any fields of PefaConfig."""
@@ -263,7 +267,7 @@ class Pefa:
         with self._lock:
             self.catch_up()
             active, inactive = len(self._where), len(self._inactive)
-            tenants = {tenant for _, tenant, _ in self._where.values()} - {SHARED}
+            tenants = {tenant for _, tenant, _, _ in self._where.values()} - {SHARED}
             passages, queries = len(self.state.passages()), len(self.state.passages_of)
             return Status(active + inactive, active, inactive, passages, queries, len(tenants))
 
@@ -315,17 +319,24 @@ class Pefa:
     def _apply(self, changes: Sequence[Change]) -> None:
         if not changes:
             return
-        self._seq = changes[-1].seq
+        self._seq, self._whole = changes[-1].seq, False
         withdrawn = {change.key for change in changes if isinstance(change, Withdrawal)}
-        touched = set()
-        for key in withdrawn:
-            self._inactive.pop(key, None)
-            if key in self._where:
-                passage, tenant, seq = self._where.pop(key)
-                self.state.remove(passage, tenant, seq)
-                touched.add(passage)
+        touched = {passage for passage in map(self._leave, withdrawn) if passage is not None}
         added = [change for change in changes if isinstance(change, Feedback) and change.key not in withdrawn]
         self._insert(added, touched)
+        self._whole = True
+
+    def _leave(self, key: str) -> str | None:
+        """Count feedback no more; the passage that it was about, if it counted."""
+        one = self._inactive.pop(key, None)
+        if one is not None:
+            self._asleep[one.chunk_id].discard(key)
+        if key not in self._where:
+            return None
+        passage, tenant, user, seq = self._where.pop(key)
+        self._keys[passage].discard(key)
+        self.state.remove(passage, tenant, user, seq)
+        return passage
 
     def _insert(self, feedback: Sequence[Feedback], touched: set[str]) -> None:
         """Count feedback of the ledger, and recompute its passages and the touched ones."""
@@ -333,13 +344,15 @@ class Pefa:
             page = feedback[start : start + _PAGE]
             self._learn_queries([one.query for one in page])
             for one, passage in zip(page, self._passages.resolve(page), strict=True):
+                self._leave(one.key)
                 if passage is None:
                     self._inactive[one.key] = one
+                    self._asleep.setdefault(one.chunk_id, set()).add(one.key)
                     continue
-                self._inactive.pop(one.key, None)
                 row = self.state.queries[one.query]
                 self.state.insert(Entry(one.seq, row, passage, one.weight, one.user, one.at or 0.0), one.tenant)
-                self._where[one.key] = (passage, one.tenant, one.seq)
+                self._where[one.key] = (passage, one.tenant, one.user, one.seq)
+                self._keys.setdefault(passage, set()).add(one.key)
                 touched.add(passage)
         wanted = sorted(touched)
         for start in range(0, len(wanted), _PAGE):

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -114,6 +115,20 @@ def checked_feedback(feedback: Any) -> list[Feedback]:
     return listed
 
 
+def named_tenant(tenant: str | None) -> str:
+    """A tenant as the ledger keeps it: "" for None, which is all. Raises InvalidInput for what names nobody.
+
+    An id that went missing on its way, such as 0 or "", must not become feedback for everybody.
+    """
+    if tenant is None:
+        return ""
+    if not isinstance(tenant, str) or not tenant:
+        raise InvalidInput(
+            f"tenant = {tenant!r}: it is a string with at least one character, or None for feedback that is for all."
+        )
+    return str.__str__(tenant)
+
+
 @dataclass(frozen=True, slots=True)
 class Withdrawal:
     """The feedback under this key no longer counts."""
@@ -145,7 +160,7 @@ class Ledger:
         InvalidInput where there is no file and create is False.
         """
         path = Path(path).resolve()
-        if not path.exists():
+        if not Ledger.is_at(path):
             if not create:
                 raise InvalidInput(f"There is no ledger at {path}.")
             with lock if lock is not None else nullcontext():
@@ -153,6 +168,8 @@ class Ledger:
         try:
             ledger = cls(path, lock, writable=True)
         except sqlite3.OperationalError as error:
+            if "locked" in str(error) or "busy" in str(error):
+                raise StoreLocked(f"{path} is busy ({error}). Try again.") from error
             if "readonly" not in str(error) and "unable to open" not in str(error):
                 raise StoreCorrupt(f"{path} cannot be read ({error}). Restore it from a copy.") from error
             ledger = cls(path, lock, writable=False)
@@ -162,6 +179,21 @@ class Ledger:
             ledger.close()
             raise
         return ledger
+
+    @staticmethod
+    def is_at(path: str | Path) -> bool:
+        """Whether there is a ledger. A file without a table is none yet: the one who makes it is about to write them.
+
+        True for a file that cannot be read, so that `open` says why.
+        """
+        path = Path(path).resolve()
+        if not path.exists():
+            return False
+        try:
+            with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)) as connection:
+                return connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is not None
+        except sqlite3.Error:
+            return True
 
     def close(self) -> None:
         """Close the file."""
@@ -273,6 +305,8 @@ class Ledger:
         """Feedback in order, filtered; withdrawn: also what was taken back."""
         wanted = {"key": key, "query": query, "chunk_id": chunk_id, "user": user, "tenant": tenant}
         given = {name: checked_text(name, value) for name, value in wanted.items() if value is not None}
+        if tenant is not None:
+            named_tenant(tenant)
         where = " AND ".join(["kind = 'add'", *(f"{name} = ?" for name in given)])
         gone = "EXISTS (SELECT 1 FROM events w WHERE w.kind = 'withdraw' AND w.key = e.key)"
         if not withdrawn:
@@ -417,21 +451,37 @@ def _connect(path: Path, writable: bool) -> sqlite3.Connection:
 
 
 def _create(path: Path) -> None:
-    """Make the file; two processes may try at once, and a kill leaves none or a whole one."""
+    """Make the file, whole from the first moment at which it stands at the path. Several processes may try at once."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        connection = _connect(path, writable=True)
+        if path.exists():  # without tables: a version that made them in place was killed, or is at it
+            _write_schema(path)
+            return
+        made = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
-            connection.execute("BEGIN IMMEDIATE")
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                for statement in _SCHEMA.split(";\n"):
-                    connection.execute(statement)
-            connection.execute("COMMIT")
+            _write_schema(made)
+            try:
+                os.link(made, path)
+            except FileExistsError:  # another one was first
+                return
+            except OSError:  # a file system without links
+                if not path.exists():
+                    made.replace(path)
         finally:
-            connection.close()
+            for leftover in (made, *(made.with_name(made.name + end) for end in ("-wal", "-shm", "-journal"))):
+                leftover.unlink(missing_ok=True)
     except (OSError, sqlite3.OperationalError) as error:
         raise StoreError(f"No ledger can be made at {path} ({error}). Check permissions and free space.") from error
+
+
+def _write_schema(path: Path) -> None:
+    with closing(_connect(path, writable=True)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            for statement in _SCHEMA.split(";\n"):
+                connection.execute(statement)
+        connection.execute("COMMIT")
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -9,26 +9,33 @@ one and no negative feedback this is the paper's λ·p + (1 − λ)·Π(S), not 
 passage without feedback keeps p (the paper's λ·p would demote it); t lets feedback fade in and out, so that decay
 and small weights do something; negative feedback pushes the row away from its queries.
 
-Sums are taken in float64, over a passage's events in the ledger's order, anew at each change: taking feedback back
-gives the very bits that were there before.
+Sums are kept in whole numbers (multiples of 2⁻⁶⁰ of each product w·q in float64), so they do not depend on the order:
+one more feedback is added to what a passage has, whatever it has, and taking it back gives the very bits that were
+there before.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ragadapt.config import PefaConfig
+from ragadapt.errors import InvalidInput
 from ragadapt.fusion import Floats
 from ragadapt.index import Filter, VectorIndex, compile_filter
+from ragadapt.index.filters import Node, parse
 
+K = TypeVar("K")
 SHARED = ""  # the tenant of feedback that is for all
-_BLOCK = 8192  # passages summed at a time: bounds the float64 copies
+_BLOCK = 2048  # passages or entries summed at a time: bounds the copies
+_GROUPS = 1024  # users of passages summed at a time
+_LARGEST = 1e6  # component of a query's vector: sums of many stay within 64 bits
+_KEPT = 64  # entries of a passage, or of a user on one, above which their sums are kept
 _TICKS = 64  # steps of decay in one half-life
 _DAY_SECONDS = 86_400.0
 _FILTERS = 32  # remembered for each overlay
@@ -55,7 +62,7 @@ class Overlay:
         self._plain = np.empty((0, dim), np.float32)
         self._delta = np.empty((0, dim), np.float32)
         self._mixed: tuple[float, Floats] | None = None
-        self._passing: dict[str, NDArray[np.bool_]] = {}  # filter → which rows pass
+        self._passing: dict[Node, NDArray[np.bool_]] = {}  # filter → which rows pass
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -79,14 +86,16 @@ class Overlay:
 
     def passing(self, index: VectorIndex, filter: Filter) -> NDArray[np.bool_]:
         """(F,) which passages pass; remembered until the next change."""
-        key = json.dumps(filter, sort_keys=True, default=repr) if isinstance(filter, Mapping) else ""
-        found = self._passing.get(key) if key else None
+        native: Any = filter
+        if not isinstance(native, (Mapping, Node)):  # an engine's own filter
+            return np.array(passing(index, self.ids, filter), np.bool_)
+        node = parse(native)
+        found = self._passing.get(node)
         if found is None:
-            found = np.array(passing(index, self.ids, filter), np.bool_)
-            if key:
-                if len(self._passing) >= _FILTERS:
-                    self._passing.pop(next(iter(self._passing)))
-                self._passing[key] = found
+            found = np.array(passing(index, self.ids, node), np.bool_)
+            if len(self._passing) >= _FILTERS:
+                self._passing.pop(next(iter(self._passing)))
+            self._passing[node] = found
         return found
 
     def put(self, ids: Sequence[str], plain: Floats, delta: Floats) -> None:
@@ -140,9 +149,14 @@ class State:
         self.queries: dict[str, int] = {}  # text → row
         self._vectors = np.empty((0, dim), np.float32)
         self.overlays: dict[str, Overlay] = {SHARED: Overlay(dim)}
-        self._entries: dict[str, dict[str, dict[int, Entry]]] = {}  # passage → tenant → seq → entry
-        self._effective: dict[tuple[str, str], dict[int, float]] = {}  # (tenant, passage) → query → weight
+        self._entries: dict[str, dict[str, dict[str, dict[int, Entry]]]] = {}  # passage → tenant → user → seq → entry
         self.passages_of: dict[int, dict[str, int]] = {}  # query → passage → how many entries
+        self._counts: dict[str, dict[int, int]] = {}  # tenant → query → how many entries
+        # Of passages (or users of one) with more than _KEPT entries, by the tenant who sees them: see `_sums_of`.
+        self._totals: dict[tuple[str, str], Sums] = {}
+        self._users: dict[tuple[str, str, str], Sums] = {}
+        # For PEFA-XL, made when asked for: (tenant, passage) → query → weight.
+        self._effective: dict[tuple[str, str], dict[int, float]] = {}
         self._active: dict[str, NDArray[np.bool_]] = {}
 
     def tick(self, now: float | None = None) -> float:
@@ -164,6 +178,9 @@ class State:
         new = {text: vector for text, vector in zip(texts, vectors, strict=True) if text not in self.queries}
         if not new:
             return
+        largest = max(float(np.abs(vector).max(initial=0.0)) for vector in new.values())
+        if largest > _LARGEST:
+            raise InvalidInput(f"A query's vector holds {largest:g}; feedback takes numbers up to {_LARGEST:g}.")
         start, stop = len(self.queries), len(self.queries) + len(new)
         if stop > len(self._vectors):
             grown = np.empty((max(stop, 2 * len(self._vectors), 64), self.dim), np.float32)
@@ -177,24 +194,52 @@ class State:
 
     def insert(self, entry: Entry, tenant: str) -> None:
         """Count an entry; `recompute` its passage afterwards."""
-        self._entries.setdefault(entry.passage, {}).setdefault(tenant, {})[entry.seq] = entry
-        passages = self.passages_of.setdefault(entry.query, {})
-        passages[entry.passage] = passages.get(entry.passage, 0) + 1
+        self._change(entry, tenant, 1)
 
-    def remove(self, passage: str, tenant: str, seq: int) -> None:
+    def remove(self, passage: str, tenant: str, user: str, seq: int) -> None:
         """Count an entry no more; `recompute` its passage afterwards."""
-        tenants = self._entries[passage]
-        entry = tenants[tenant].pop(seq)
-        if not tenants[tenant]:
+        self._change(self._entries[passage][tenant][user][seq], tenant, -1)
+
+    def _change(self, entry: Entry, tenant: str, sign: int) -> None:
+        passage, user = entry.passage, entry.user
+        tenants = self._entries.setdefault(passage, {})
+        seen_by = {SHARED, *tenants} if tenant == SHARED else {tenant}
+        kept = [whose for whose in seen_by if (whose, passage) in self._totals]
+        before = {whose: self._said(whose, passage, user) for whose in kept} if user else {}
+        own = self._row_sums(entry) if kept else None
+
+        users = tenants.setdefault(tenant, {})
+        if sign > 0:
+            users.setdefault(user, {})[entry.seq] = entry
+        else:
+            del users[user][entry.seq]
+            if not users[user]:
+                del users[user]
+        _count(self._counts.setdefault(tenant, {}), entry.query, sign)
+        _count(self.passages_of.setdefault(entry.query, {}), passage, sign)
+        if not self.passages_of[entry.query]:
+            del self.passages_of[entry.query]
+
+        for whose in kept:
+            assert own is not None
+            if not user:
+                self._totals[whose, passage] += sign * own
+                continue
+            if (whose, passage, user) in self._users:
+                self._users[whose, passage, user] += sign * own
+            self._totals[whose, passage] += self._said(whose, passage, user) - before[whose]
+        if not users:
             del tenants[tenant]
+            if tenant != SHARED:
+                self._forget(tenant, passage)
         if not tenants:
             del self._entries[passage]
-        passages = self.passages_of[entry.query]
-        passages[passage] -= 1
-        if not passages[passage]:
-            del passages[passage]
-        if not passages:
-            del self.passages_of[entry.query]
+            self._forget(SHARED, passage)
+
+    def _forget(self, tenant: str, passage: str) -> None:
+        self._totals.pop((tenant, passage), None)
+        for key in [key for key in self._users if key[:2] == (tenant, passage)]:
+            del self._users[key]
 
     def tenants_of(self, passage: str) -> Iterable[str]:
         return self._entries.get(passage, ())
@@ -206,10 +251,49 @@ class State:
     def entries(self, passage: str, tenant: str) -> list[Entry]:
         """The passage's entries that this tenant sees, its own and those for all, in the ledger's order."""
         tenants = self._entries.get(passage, {})
-        seen = dict(tenants.get(SHARED, {}))
-        if tenant != SHARED:
-            seen |= tenants.get(tenant, {})
-        return [seen[seq] for seq in sorted(seen)]
+        seen = [*tenants.get(SHARED, {}).values(), *(tenants.get(tenant, {}).values() if tenant != SHARED else ())]
+        every = [entry for entries in seen for entry in entries.values()]
+        return sorted(every, key=lambda entry: entry.seq)
+
+    def _of_user(self, passage: str, tenant: str, user: str) -> list[Entry]:
+        tenants = self._entries.get(passage, {})
+        return [entry for view in {SHARED, tenant} for entry in tenants.get(view, {}).get(user, {}).values()]
+
+    # Sums
+
+    def _row_sums(self, entry: Entry) -> Sums:
+        """(2, 2, d + 1) of one entry before the cap."""
+        sums: Sums = row_sums([entry], np.zeros(1, np.int64), 1, self._vectors, self.config, self.now)[0]
+        return sums
+
+    def _said(self, tenant: str, passage: str, user: str) -> Sums:
+        """(2, 2, d + 1): what a named user says about a passage in all, after the cap."""
+        raw = self._users.get((tenant, passage, user))
+        if raw is None:
+            entries = self._of_user(passage, tenant, user)
+            raw = row_sums(entries, np.zeros(len(entries), np.int64), 1, self._vectors, self.config, self.now)[0]
+            if len(entries) > _KEPT:
+                self._users[tenant, passage, user] = raw
+        said: Sums = capped(raw[None], self.config.user_cap)[0]
+        return said
+
+    def _sums_of(self, passages: Sequence[str], tenant: str) -> NDArray[np.int64]:
+        """(F, 2, 2, d + 1) for passages as this tenant sees them; kept where they stand for many entries."""
+        found = np.zeros((len(passages), 2, 2, self.dim + 1), np.int64)
+        wanted = []
+        for at, passage in enumerate(passages):
+            total = self._totals.get((tenant, passage))
+            if total is None:
+                wanted.append(at)
+            else:
+                found[at] = total
+        lists = [self.entries(passages[at], tenant) for at in wanted]
+        flat = [(number, entry) for number, entries in enumerate(lists) for entry in entries]
+        found[wanted] = capped_sums(flat, len(lists), self._vectors, self.config, self.now)
+        for at, entries in zip(wanted, lists, strict=True):
+            if len(entries) > _KEPT:
+                self._totals[tenant, passages[at]] = found[at].copy()
+        return found
 
     def overlay(self, tenant: str) -> Overlay | None:
         """A tenant's own overlay: of the passages that it has given feedback on. None = it has given none."""
@@ -222,65 +306,66 @@ class State:
         for passage in plain:
             seen = set(self.tenants_of(passage))
             for tenant in {*seen, *(t for t, overlay in self.overlays.items() if passage in overlay.index)}:
+                self._effective.pop((tenant, passage), None)
                 if tenant in seen:
                     by_tenant.setdefault(tenant, []).append(passage)
                 else:
                     self.overlays[tenant].drop(passage)
-                    self._effective.pop((tenant, passage), None)
         for tenant, passages in by_tenant.items():
             overlay = self.overlays.setdefault(tenant, Overlay(self.dim))
             for start in range(0, len(passages), _BLOCK):
-                self._recompute(overlay, tenant, passages[start : start + _BLOCK], plain)
+                part = passages[start : start + _BLOCK]
+                vectors = np.stack([plain[passage] for passage in part])
+                overlay.put(part, vectors, deltas(vectors, self._sums_of(part, tenant), self.config.negative))
         for tenant in [t for t, overlay in self.overlays.items() if t != SHARED and not len(overlay)]:
             del self.overlays[tenant]
-
-    def _recompute(self, overlay: Overlay, tenant: str, passages: Sequence[str], plain: Mapping[str, Floats]) -> None:
-        lists = [self.entries(passage, tenant) for passage in passages]
-        counts = np.array([len(entries) for entries in lists])
-        owner = np.repeat(np.arange(len(lists)), counts)
-        flat = [entry for entries in lists for entry in entries]
-        rows = np.array([entry.query for entry in flat], np.int64)
-        weights = effective_weights(flat, owner, self.config, self.now)
-        vectors = np.stack([plain[passage] for passage in passages])
-        overlay.put(passages, vectors, deltas(vectors, self._vectors, rows, weights, counts, self.config.negative))
-        ends = np.cumsum(counts)
-        for passage, end, count in zip(passages, ends.tolist(), counts.tolist(), strict=True):
-            part = slice(end - count, end)
-            summed: dict[int, float] = {}
-            for row, weight in zip(rows[part].tolist(), weights[part].tolist(), strict=True):
-                summed[row] = summed.get(row, 0.0) + weight
-            self._effective[tenant, passage] = summed
 
     # For PEFA-XL
 
     def labels(self, query: int, tenant: str) -> Iterator[tuple[str, float]]:
         """(passage, Y) of one query for a tenant: the summed weights of its feedback."""
         for passage in self.passages_of.get(query, ()):
-            seen = self._effective.get((tenant, passage)) or self._effective.get((SHARED, passage)) or {}
+            whose = tenant if tenant in self.tenants_of(passage) else SHARED
+            seen = self._effective.get((whose, passage))
+            if seen is None:
+                seen = self._effective[whose, passage] = self._weights(passage, whose)
             if query in seen:
                 yield passage, seen[query]
+
+    def _weights(self, passage: str, tenant: str) -> dict[int, float]:
+        entries = self.entries(passage, tenant)
+        weights = effective_weights(entries, np.zeros(len(entries), np.int64), self.config, self.now)
+        summed: dict[int, float] = {}
+        for entry, weight in zip(entries, weights.tolist(), strict=True):
+            summed[entry.query] = summed.get(entry.query, 0.0) + weight
+        return summed
 
     def active(self, tenant: str) -> NDArray[np.bool_]:
         """(n,) which of the query vectors have feedback that this tenant sees."""
         found = self._active.get(tenant)
         if found is None or len(found) != len(self.queries):
             found = np.zeros(len(self.queries), np.bool_)
-            for (owner, _), effective in self._effective.items():
-                if owner in (SHARED, tenant):
-                    found[list(effective)] = True
+            for whose in {SHARED, tenant}:
+                found[list(self._counts.get(whose, ()))] = True
             self._active[tenant] = found
         return found
 
 
-def passing(index: VectorIndex, ids: Sequence[str], filter: Filter) -> list[bool]:
-    """For each id of the index whether its metadata pass."""
+def _count(counts: dict[K, int], key: K, by: int) -> None:
+    counts[key] = counts.get(key, 0) + by
+    if not counts[key]:
+        del counts[key]
+
+
+def passing(index: VectorIndex, ids: Sequence[str], filter: Any) -> list[bool]:
+    """For each id of the index whether its metadata pass. filter: a Filter, its tree, or an engine's own."""
     if not ids:
         return []
-    if not isinstance(filter, Mapping):  # an engine's own filter: the engine must say
+    if not isinstance(filter, (Mapping, Node)):  # an engine's own filter: the engine must say
         fitting = set(index.ids(filter))
         return [id in fitting for id in ids]
     matches = compile_filter(filter)
-    return [matches(payload) for payload in index.payloads(ids)]
+    return [matches(payload, id) for id, payload in zip(ids, index.payloads(ids), strict=True)]
 
 
 def effective_weights(
@@ -290,10 +375,7 @@ def effective_weights(
 
     owner (E,): the number of each entry's passage.
     """
-    weights = np.array([entry.weight for entry in entries], np.float64)
-    if config.half_life_days is not None:
-        ages = now - np.array([entry.at for entry in entries], np.float64)
-        weights *= np.exp2(-np.maximum(ages, 0.0) / (config.half_life_days * _DAY_SECONDS))
+    weights = faded(entries, config, now)
     if any(entry.user for entry in entries):
         users: dict[tuple[int, str], int] = {}
         pair = np.array(
@@ -309,30 +391,99 @@ def effective_weights(
     return weights
 
 
-def deltas(
-    plain: Floats,
+def faded(entries: Sequence[Entry], config: PefaConfig, now: float) -> NDArray[np.float64]:
+    """(E,) weights after decay."""
+    weights = np.array([entry.weight for entry in entries], np.float64)
+    if config.half_life_days is not None:
+        ages = now - np.array([entry.at for entry in entries], np.float64)
+        weights *= np.exp2(-np.maximum(ages, 0.0) / (config.half_life_days * _DAY_SECONDS))
+    return weights
+
+
+Sums = NDArray[np.int64]
+"""(…, 2, 2, d + 1): [positive, negative] feedback, [coarse, fine] part, Σ |w|·q and behind it Σ |w|."""
+
+_COARSE, _FINE = 2.0**20, 2.0**60  # units in 1; 2⁴³ feedbacks of weight 1 fit into the coarse part, 2²⁴ into the fine
+
+
+def row_sums(
+    entries: Sequence[Entry],
+    owner: NDArray[np.int64],
+    count: int,
     queries: Floats,
-    rows: NDArray[np.int64],
-    weights: NDArray[np.float64],
-    counts: NDArray[np.int64],
-    negative: float,
-) -> Floats:
-    """D (F, d) for passages `plain` (F, d). rows and weights (E,): their feedback, counts[f] entries each, in order."""
-    pushed = weights < 0
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    config: PefaConfig,
+    now: float,
+) -> Sums:
+    """(count, 2, 2, d + 1): the sums of the entries of each owner (E,), before the cap. owner: ascending."""
+    found = np.zeros((count, 2, 2, queries.shape[1] + 1), np.int64)
+    rows, weights = np.array([entry.query for entry in entries], np.int64), faded(entries, config, now)
+    for side, chosen in enumerate((np.flatnonzero(weights > 0), np.flatnonzero(weights < 0))):
+        for start in range(0, len(chosen), _BLOCK):
+            part = chosen[start : start + _BLOCK]
+            size = np.abs(weights[part])[:, None]
+            units = in_units(np.hstack([queries[rows[part]].astype(np.float64) * size, size]))  # (E, 2, d + 1)
+            starts = np.flatnonzero(np.diff(owner[part], prepend=-1))
+            found[owner[part][starts], side] += np.add.reduceat(units, starts, axis=0)
+    return found
 
-    def sums(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        weighted = queries[rows].astype(np.float64) * values[:, None]  # (E, d)
-        return np.add.reduceat(weighted, starts, axis=0), np.add.reduceat(values, starts)
 
+def capped_sums(
+    entries: Sequence[tuple[int, Entry]], count: int, queries: Floats, config: PefaConfig, now: float
+) -> Sums:
+    """(count, 2, 2, d + 1): the sums of each passage, with what one named user says of one passage capped.
+
+    entries: (number of the passage, entry), ascending.
+    """
+    free = [(at, entry) for at, entry in entries if not entry.user]
+    found = row_sums(
+        [entry for _, entry in free], np.array([at for at, _ in free], np.int64), count, queries, config, now
+    )
+    named = sorted(((at, entry) for at, entry in entries if entry.user), key=lambda pair: (pair[0], pair[1].user))
+    groups: dict[tuple[int, str], list[Entry]] = {}
+    for at, entry in named:
+        groups.setdefault((at, entry.user), []).append(entry)
+    keys = list(groups)
+    for start in range(0, len(keys), _GROUPS):
+        part = keys[start : start + _GROUPS]
+        said = [entry for key in part for entry in groups[key]]
+        owner = np.repeat(np.arange(len(part)), [len(groups[key]) for key in part])
+        units = capped(row_sums(said, owner, len(part), queries, config, now), config.user_cap)
+        passages = np.array([at for at, _ in part], np.int64)
+        starts = np.flatnonzero(np.diff(passages, prepend=-1))
+        found[passages[starts]] += np.add.reduceat(units, starts, axis=0)
+    return found
+
+
+def capped(sums: Sums, cap: float) -> Sums:
+    """(G, 2, 2, d + 1): each user's sums, so that their weights are `cap` in all at most."""
+    values = in_floats(sums)  # (G, 2, d + 1)
+    factor = np.minimum(1.0, cap / np.maximum(values[:, 0, -1] + values[:, 1, -1], 1e-300))
+    return in_units(values * factor[:, None, None])
+
+
+def in_units(values: NDArray[np.float64]) -> Sums:
+    """(…, d) → (…, 2, d): whole numbers whose sums are exact, of coarse units and of fine ones for the rest."""
+    coarse = np.rint(values * _COARSE)
+    fine = np.rint((values - coarse / _COARSE) * _FINE)
+    return np.stack([coarse, fine], axis=-2).astype(np.int64)
+
+
+def in_floats(sums: Sums) -> NDArray[np.float64]:
+    """(…, 2, d) → (…, d)."""
+    values: NDArray[np.float64] = sums[..., 0, :] / _COARSE + sums[..., 1, :] / _FINE
+    return values
+
+
+def deltas(plain: Floats, sums: Sums, negative: float) -> Floats:
+    """D (F, d) for passages `plain` (F, d) with the sums (F, 2, 2, d + 1) of their feedback."""
+    values = in_floats(sums)  # (F, 2, d + 1)
     p = plain.astype(np.float64)
-    liked, liking = sums(np.where(pushed, 0.0, weights))
+    liked, liking = values[:, 0, :-1], values[:, 0, -1]
     lengths = np.linalg.norm(liked, axis=1, keepdims=True)
     towards = liked / np.maximum(lengths, 1e-12) * np.linalg.norm(p, axis=1, keepdims=True)
     delta = np.minimum(1.0, liking)[:, None] * np.where(lengths > 1e-12, towards - p, 0.0)
-    if pushed.any():
-        disliked, disliking = sums(np.where(pushed, -weights, 0.0))
-        delta -= negative * disliked / np.maximum(1.0, disliking)[:, None]
+    disliked, disliking = values[:, 1, :-1], values[:, 1, -1]
+    delta -= negative * disliked / np.maximum(1.0, disliking)[:, None]
     result: Floats = delta.astype(np.float32)
     return result
 

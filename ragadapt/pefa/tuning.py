@@ -2,7 +2,9 @@
 
 The queries are dealt into folds, those that say the same together. Each fold is searched with the feedback of the
 others, so every query is judged as one that nobody has answered yet. The gain that is reported, and that the gate
-looks at, is cross-validated once more: a fold's setting is the one that is best on the other folds.
+looks at, is cross-validated once more: a fold's setting is the one that is chosen on the other folds. What is chosen
+leans to the settings in use: of those within one standard error of the best, the one nearest to them. And it is adopted
+only where the gain over the settings in use lies above 0 beyond doubt (99 %), in each of several deals of the folds.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 LAMBDAS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 NEIGHBOURS = (4, 16, 64)
 FOLDS = 5
+DEALS = 3  # of the folds, by seeds of their own: all must agree before a setting is changed
+SURE = 0.99  # of the interval that must lie above 0: with few questions the bootstrap's are too narrow
 FEWEST = 10  # queries below which nothing can be said: the settings stay
 MOST = 1000  # queries judged; the curve is smooth long before. All feedback of the other folds counts
 _DEPTH = 100
@@ -43,11 +47,13 @@ Setting = tuple[str, int, float]
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """What cross-validation says. values: settings for the ledger; λ = 1 where feedback does not help.
+    """What cross-validation says. values: settings for the ledger; empty where those in use stay.
 
-    curve: (λ, mean nDCG@10 with interval) of the chosen method, k and weight, λ = 1 (plain) last. gain: of the
-    default search with feedback over the same search without, on queries that nobody had answered; dense_gain: of
-    dense search. plain, chosen: mean nDCG@10.
+    helps: feedback, as it is set now, makes search better on average on queries that nobody had answered. curve: (λ,
+    mean nDCG@10 with interval) of the chosen method, k and weight, λ = 1 (plain) last. gain: of the default search with
+    feedback, as it is set now, over the same search without; dense_gain: of dense search; over_defaults: of what was
+    chosen over the settings in use, which decides. plain, chosen: mean nDCG@10 of the search without feedback, and as
+    set now. All of it on queries that had no say in the choice.
     """
 
     values: dict[str, Any]
@@ -57,6 +63,7 @@ class Tuned:
     chosen: float
     gain: Interval | None
     dense_gain: Interval | None
+    over_defaults: Interval | None
     curve: tuple[tuple[float, Interval], ...]
     reason: str
 
@@ -81,13 +88,18 @@ def tune(
         raise InvalidInput("There is no positive feedback to tune with. Add some first: ragadapt refresh --feedback")
     if len(judged) < FEWEST:
         reason = f"only {len(judged)} questions have feedback; with fewer than {FEWEST} the settings stay as they are"
-        return Tuned({}, False, len(judged), float("nan"), float("nan"), None, None, (), reason)
-    folds = _deal([item.query.text for item in judged], seed)
+        return Tuned({}, False, len(judged), float("nan"), float("nan"), None, None, None, (), reason)
+    texts = [item.query.text for item in judged]
     rng = np.random.default_rng(seed)
     asked = np.sort(rng.permutation(len(judged))[:most])
-    table = _Table(pefa, searcher, judged, folds, asked, methods)
-    table.fill(progress)
-    return table.choose(pefa.config, seed)
+    tables: list[_Table] = []
+    for deal in range(DEALS):
+        table = _Table(pefa, searcher, judged, _deal(texts, seed + deal), asked, methods)
+        table.fill(progress)
+        tables.append(table)
+        if not table.sure(seed):  # one that disagrees is enough
+            break
+    return choose(tables, seed)
 
 
 class _Table:
@@ -107,11 +119,13 @@ class _Table:
         self.judged = judged
         self.folds = folds
         self.asked = asked
-        self.settings: list[Setting] = [("plain", 0, 1.0)]
+        self.settings: list[Setting] = [("plain", 0, 1.0), _setting(pefa.config)]
         if "xs" in methods:
             self.settings += [("xs", 0, lam) for lam in LAMBDAS]
         if "xl" in methods:
             self.settings += [("xl", k, lam) for k in NEIGHBOURS for lam in LAMBDAS]
+        self.settings = list(dict.fromkeys(self.settings))
+        self.now = self.settings.index(_setting(pefa.config))
         self.weights = _ALL_WEIGHTS if searcher is not None else (1.0,)
         self.quality = np.zeros((len(self.settings), len(self.weights), len(asked)))
         self.dense = np.zeros((len(self.settings), len(asked)))
@@ -137,51 +151,53 @@ class _Table:
                     self.dense[row, column] = judge.ndcg(alone)
                 done += 1
                 progress("tune", done, total)
+        self.quality[0] = self.quality[0, self.plain_start]  # without feedback the weight is not tuned
 
-    def choose(self, config: PefaConfig, seed: int) -> Tuned:
-        quality, folds = self.quality, self.folds[self.asked]
-        start = self._start()
-        plain = quality[0, start]
-        best = _best(quality, start)
-        row, weight = best
-        method, k, lam = self.settings[row]
-        # What was gained by choosing so, on folds that had no say in the choice.
-        gained = np.zeros(len(self.asked))
-        in_dense = np.zeros(len(self.asked))
-        for fold in range(FOLDS):
+    def chosen(self) -> tuple[tuple[int, int], NDArray[np.int64]]:
+        """(setting, weight) by all queries, and (2, n) those that each query had from the folds without it."""
+        folds = self.folds[self.asked]
+        own = np.zeros((2, len(self.asked)), np.int64)
+        for fold in np.unique(folds):
             inside = folds == fold
-            if not inside.any():
-                continue
-            own = _best(quality[:, :, ~inside], start) if (~inside).any() else best
-            gained[inside] = quality[own[0], own[1], inside]
-            in_dense[inside] = self.dense[own[0], inside]
-        gain = paired_bootstrap(gained, plain, seed=seed)
-        dense_gain = paired_bootstrap(in_dense, self.dense[0], seed=seed)
-        helps = method != "plain" and gain.delta > 0
-        curve: tuple[tuple[float, Interval], ...] = ()
-        if method != "plain":
-            curve = tuple(
-                (each[2], interval(quality[at, weight], seed=seed))
-                for at, each in enumerate(self.settings)
-                if each[:2] == (method, k)
-            )
-            curve += ((1.0, interval(quality[0, weight], seed=seed)),)
-        signed = f"{gain.delta:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] nDCG@10 on {gain.n} questions held out in turn"
-        if not helps:
-            values: dict[str, Any] = {"lam": 1.0, "fusion_weight": None}
-            reason = f"feedback does not help new questions ({signed}): λ = 1, it is kept and switched off"
-        else:
-            values = {"method": method, "lam": lam, "fusion_weight": self.weights[weight] if self.searcher else None}
-            if method == "xl":
-                values["k"] = k
-            sure = "beyond doubt" if gain.better else "though not beyond doubt"
-            reason = f"feedback helps, {sure}: {signed}"
-        chosen = float(quality[row, weight].mean()) if helps else float(plain.mean())
-        log.info("feedback tuned to %s: %s", values, reason)
-        return Tuned(values, helps, len(self.asked), float(plain.mean()), chosen, gain, dense_gain, curve, reason)
+            own[:, inside] = np.array(self._best(~inside))[:, None]
+        return self._best(np.ones(len(self.asked), np.bool_)), own
 
-    def _start(self) -> int:
-        """The weight in use without feedback, as near as the table has it."""
+    def sure(self, seed: int) -> bool:
+        """Whether what is chosen is another setting, and better than the one in use beyond doubt."""
+        best, own = self.chosen()
+        if best == (self.now, self.start):
+            return False
+        current = self.quality[self.now, self.start]
+        return paired_bootstrap(self.gained(own), current, confidence=SURE, seed=seed).better
+
+    def gained(self, own: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(n,) nDCG@10 of each query under the setting and weight that it had no say in."""
+        found: NDArray[np.float64] = self.quality[own[0], own[1], np.arange(len(self.asked))]
+        return found
+
+    def _best(self, inside: NDArray[np.bool_]) -> tuple[int, int]:
+        quality = self.quality[:, :, inside]
+        if quality.shape[2] < 2:
+            return self.now, self.start
+        return _best(quality, (self.now, self.start), [self._distance(setting) for setting in self.settings])
+
+    def _distance(self, setting: Setting) -> float:
+        """How far a setting lies from the one in use: another method is farther than any λ."""
+        method, k, lam = self.settings[self.now]
+        return (setting[0] != method) * 10 + (setting[1] != k) + abs(setting[2] - lam)
+
+    @property
+    def start(self) -> int:
+        """The weight in use, as near as the table has it."""
+        if self.searcher is None:
+            return 0
+        wanted = self.pefa.config.fusion_weight
+        wanted = self.searcher.fusion.weight if wanted is None else wanted
+        return min(range(len(self.weights)), key=lambda at: abs(self.weights[at] - wanted))
+
+    @property
+    def plain_start(self) -> int:
+        """The weight of the search without feedback."""
         if self.searcher is None:
             return 0
         wanted = self.searcher.fusion.weight
@@ -273,19 +289,97 @@ def _deal(texts: Sequence[str], seed: int) -> NDArray[np.int64]:
     return np.array([fold_of[key] for key in keys], np.int64)
 
 
-def _best(quality: NDArray[np.float64], start: int) -> tuple[int, int]:
-    """(setting, weight). Of near-equal settings (a tenth of a standard error) the first, so xs before xl; of weights
-    within one standard error of the best the one nearest to `start`, the weight without feedback: with few questions
-    the curve is noise, and moving the weight by it would make search worse."""
+def choose(tables: Sequence[_Table], seed: int) -> Tuned:
+    """What one or more deals of the folds say, all over the same queries and settings."""
+    first = tables[0]
+    (row, weight), _ = first.chosen()
+    plain_weight = first.plain_start
+    plain = np.mean([table.quality[0, plain_weight] for table in tables], axis=0)
+    current = np.mean([table.quality[table.now, table.start] for table in tables], axis=0)
+    owns = [table.chosen()[1] for table in tables]
+    gained = np.mean([table.gained(own) for table, own in zip(tables, owns, strict=True)], axis=0)
+    over = paired_bootstrap(gained, current, seed=seed)
+    adopt = len(tables) == DEALS and all(table.sure(seed) for table in tables) and over.better
+    dense_plain = np.mean([table.dense[0] for table in tables], axis=0)
+    if adopt:
+        quality = gained
+        columns = np.arange(len(first.asked))
+        in_dense = np.mean([table.dense[own[0], columns] for table, own in zip(tables, owns, strict=True)], axis=0)
+    else:
+        (row, weight), quality = (first.now, first.start), current
+        in_dense = np.mean([table.dense[first.now] for table in tables], axis=0)
+    method, k, lam = first.settings[row]
+    gain = paired_bootstrap(quality, plain, seed=seed)
+    dense_gain = paired_bootstrap(in_dense, dense_plain, seed=seed)
+    helps = method != "plain" and gain.delta > 0
+    mean = np.mean([table.quality for table in tables], axis=0)
+    curve: tuple[tuple[float, Interval], ...] = ()
+    if method != "plain":
+        each_lam = sorted(
+            (each[2], at) for at, each in enumerate(first.settings) if each[:2] == (method, k if method == "xl" else 0)
+        )
+        curve = tuple((each, interval(mean[at, weight], seed=seed)) for each, at in each_lam)
+        curve += ((1.0, interval(mean[0, weight], seed=seed)),)
+    values: dict[str, Any] = {}
+    against = f"{_signed(over)} nDCG@10 over the settings in use, on {over.n} questions held out in turn"
+    if not adopt:
+        sure = ", beyond doubt" if gain.better else ""
+        how = (
+            f"feedback as it is set helps new questions{sure}"
+            if helps
+            else "feedback as it is set does not help new questions"
+        )
+        reason = f"the settings stay, since no others are better beyond doubt ({against}); {how}: {_signed(gain)}"
+    elif method == "plain":
+        values = {"lam": 1.0, "fusion_weight": None}
+        reason = f"feedback harms new questions: λ = 1, it is kept and switched off ({against})"
+    else:
+        values = {"method": method, "lam": lam}
+        values["fusion_weight"] = first.weights[weight] if first.searcher is not None else None
+        if method == "xl":
+            values["k"] = k
+        sure = "beyond doubt" if gain.better else "though not beyond doubt"
+        reason = f"feedback helps, {sure}: {_signed(gain)} nDCG@10; {against}"
+    log.info("feedback tuned to %s: %s", values, reason)
+    return Tuned(
+        values,
+        helps,
+        len(first.asked),
+        float(plain.mean()),
+        float(quality.mean()),
+        gain,
+        dense_gain,
+        over,
+        curve,
+        reason,
+    )
+
+
+def _signed(gain: Interval) -> str:
+    return f"{gain.delta:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+
+
+def _setting(config: PefaConfig) -> Setting:
+    """The settings in use as a row of the table."""
+    if config.lam == 1:
+        return "plain", 0, 1.0
+    return config.method, config.k if config.method == "xl" else 0, config.lam
+
+
+def _best(quality: NDArray[np.float64], now: tuple[int, int], distances: Sequence[float]) -> tuple[int, int]:
+    """(setting, weight) of quality (settings, weights, queries): of all that are within one standard error of the best,
+    paired by query, the nearest to those in use; `distances`: of the settings from the one in use.
+
+    With few questions the curve is noise and nothing moves; with many the best wins.
+    """
     means = quality.mean(axis=2)
     row, column = (int(at) for at in np.unravel_index(int(means.argmax()), means.shape))
-    count = quality.shape[2]
-    if count < 2:
-        return row, start
     paired = quality[row, column] - quality
-    errors = paired.std(axis=2, ddof=1) / np.sqrt(count)
-    row = int(np.flatnonzero(means[:, column] >= means[row, column] - 0.1 * errors[:, column])[0])
-    paired = quality[row, column] - quality[row]
-    errors = paired.std(axis=1, ddof=1) / np.sqrt(count)
-    near = np.flatnonzero(means[row] >= means[row, column] - errors)
-    return row, int(near[np.argmin(np.abs(near - start))])
+    errors = paired.std(axis=2, ddof=1) / np.sqrt(quality.shape[2])
+    near = means >= means[row, column] - errors
+    if near[now]:
+        return now
+    # First the setting, at the weight that suits it; then the weight that is nearest to the one in use.
+    row = min(np.flatnonzero(near.any(axis=1)).tolist(), key=lambda at: (distances[at], at))
+    columns = np.flatnonzero(near[row])
+    return row, int(columns[np.argmin(np.abs(columns - now[1]))])

@@ -212,11 +212,13 @@ def _tune(terminal: Terminal, retriever: Path, seed: int, device: str) -> None:
     page = retriever / FEEDBACK_REPORT / "report.html"
     if terminal.json:
         curve = [{"lam": lam, "nDCG@10": asdict(value)} for lam, value in tuned.curve]
-        values = {"path": retriever, **asdict(tuned), "curve": curve, "page": page if tuned.values else None}
+        values = {"path": retriever, **asdict(tuned), "curve": curve, "page": page if tuned.gain is not None else None}
         terminal.write_json("refresh", values)
         return
     if not tuned.values:
         terminal.write(f"Not tuned: {tuned.reason}.")
+        if tuned.gain is not None:
+            terminal.write(f"Report      {page}")
         return
     settings = ", ".join(f"{_NAMES[name]} {value}" for name, value in tuned.values.items() if value is not None)
     terminal.write(f"Settings    {settings}")

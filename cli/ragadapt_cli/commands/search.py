@@ -202,7 +202,7 @@ def _read_filter(text: str | None) -> Mapping[str, Any] | None:
     try:
         values = json.loads(encodable(text))
     except (ValueError, RecursionError) as error:
-        raise click.BadParameter(f"{text!r} is not JSON: {error}.", param_hint="--filter") from error
+        raise click.BadParameter(f"{text[:200]!r} is not JSON: {error}.", param_hint="--filter") from error
     if not isinstance(values, dict):
         raise click.BadParameter(f'{text!r}: it is an object, for example {{"lang": "en"}}.', param_hint="--filter")
     return values
