@@ -23,13 +23,14 @@ from test_corpus_reading import ids, pdf_bytes, reasons, write
 
 import ragadapt
 from ragadapt.chunks import document_hash
-from ragadapt.config import ChunkConfig, ReadConfig
-from ragadapt.corpus import apart, chunk_documents, read_documents
+from ragadapt.config import ChunkConfig, QueryConfig, ReadConfig
+from ragadapt.corpus import apart, chunk_documents, internal_links, near_duplicate_groups, read_documents
 from ragadapt.corpus.decode import Unreadable
 from ragadapt.corpus.files import read_content
 from ragadapt.corpus.formats import Format
 from ragadapt.corpus.sources import describe_sources
 from ragadapt.errors import EmptyCorpus, InvalidInput
+from ragadapt.queries import structural_queries
 
 posix = pytest.mark.skipif(os.name == "nt", reason="names and pipes of POSIX")
 
@@ -512,6 +513,21 @@ def seeds(folder: Path) -> dict[str, bytes]:
         "rst": b"A\n=\n\ntext\n\n.. note:: b\n\n::\n\n  c\n\n+---+\n| d |\n+---+\n",
         "txt": "naïve text, 漢字.\n\nmore\n".encode(),
         "py": b'"""Doc."""\n\ndef f(x):\n    return x\n',
+        "epub": zipped(
+            {
+                "mimetype": b"application/epub+zip",
+                "META-INF/container.xml": b"<container><rootfile full-path='b.opf'/></container>",
+                "b.opf": b"<package><metadata><title>T</title></metadata><manifest>"
+                b"<item id='a' href='a.xhtml' media-type='application/xhtml+xml'/></manifest>"
+                b"<spine><itemref idref='a'/></spine></package>",
+                "a.xhtml": b"<html><body><h1>A</h1><p>How much is it? It is cheap.</p></body></html>",
+            }
+        ),
+        "eml": b"From: a@example.org\nSubject: =?utf-8?q?Pumps?=\nDate: Tue, 5 Mar 2024 10:00:00 +0000\n"
+        b'MIME-Version: 1.0\nContent-Type: multipart/alternative; boundary="xx"\n\n'
+        b"--xx\nContent-Type: text/plain; charset=utf-8\n"
+        b"Content-Transfer-Encoding: quoted-printable\n\nA pump costs 30 =E2=82=AC.\n--xx\nContent-Type: text/html\n\n"
+        b"<p>A pump costs 30 euros.</p>\n--xx--\n",
     }
 
 
@@ -525,7 +541,7 @@ def mutated(data: bytes, draw: random.Random) -> bytes:
     if data[:2] == b"PK" and draw.random() < 0.7:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             parts = {name: archive.read(name) for name in archive.namelist()}
-        parts_that_say = r"document\.xml|slide1\.xml|sheet1\.xml|rels$|workbook|styles"
+        parts_that_say = r"document\.xml|slide1\.xml|sheet1\.xml|rels$|workbook|styles|opf$|xhtml$|container"
         chosen = draw.choice([name for name in parts if re.search(parts_that_say, name)])
         parts[chosen] = mutated(parts[chosen], draw)
         return zipped(parts)
@@ -541,7 +557,8 @@ def mutated(data: bytes, draw: random.Random) -> bytes:
 
 @pytest.mark.slow
 def test_mutated_files_are_read_or_named_and_nothing_else(tmp_path: Path) -> None:
-    """1,690 files, 130 of each format: every one is a document or is named, and what is read can be stored."""
+    """1,950 files, 130 of each format: every one is a document or is named, and what is read can be stored, cut with
+    exact offsets, compared and asked about."""
     draw = random.Random(13)
     made = {}
     for suffix, seed in seeds(tmp_path).items():
@@ -560,5 +577,9 @@ def test_mutated_files_are_read_or_named_and_nothing_else(tmp_path: Path) -> Non
         document_hash(document)
         assert all(0 <= start < len(document.text) for start, _ in document.places)
     chunks = chunk_documents(result.documents, ChunkConfig(), lambda texts: [len(t.split()) for t in texts], 60)
-    assert {c.document_id for c in chunks} <= {d.id for d in result.documents}
+    texts = {document.id: document.text for document in result.documents}
+    assert all(texts[chunk.document_id][chunk.start : chunk.end] == chunk.text for chunk in chunks)
+    near_duplicate_groups([chunk.passage for chunk in chunks])
+    links = internal_links(result.documents, chunks)
+    structural_queries(result.documents, chunks, links, QueryConfig(), seed=13)
     print(f"{len(made)} files: {len(result.documents)} documents, {len(result.skipped)} skipped")

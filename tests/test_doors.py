@@ -635,7 +635,7 @@ def test_messages_have_the_value_and_the_rule(world: SimpleNamespace) -> None:
         (lambda: world.store.add_texts(["a"], [None]), r"metadatas\[0\] is NoneType, a dict is needed"),
         (lambda: world.lc.invoke("river", score_threshold="x"), "score_threshold = 'x': it is a finite number"),
         (lambda: Retriever.open("\0"), r"folder '\\x00' cannot be a path"),
-        (lambda: world.r.search("river", filter=nested(3000)), "nested deeper than 100 levels"),
+        (lambda: world.r.search("river", filter=nested(3000)), "more than 100 filters deep, or within itself"),
         (lambda: world.r.add_feedback("q", world.id, at="yesterday"), "at = 'yesterday': it is a finite number"),
     ):
         with pytest.raises(InvalidInput, match=said):

@@ -370,10 +370,13 @@ def test_a_threshold_is_needed_where_the_search_type_names_one(opened: Retriever
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"search_type": "nearest"}, "hybrid, dense, lexical, similarity, similarity_score_threshold, mmr"),
-        ({"search_type": "mmr", "lambda_mult": 2}, "lies between 0 and 1"),
-        ({"search_type": "mmr", "lambda_mult": "x"}, "lies between 0 and 1"),
-        ({"search_type": "mmr", "lambda_mult": float("nan")}, "lies between 0 and 1"),
+        (
+            {"search_type": "nearest"},
+            "'hybrid', 'dense', 'lexical', 'similarity', 'similarity_score_threshold' or 'mmr'",
+        ),
+        ({"search_type": "mmr", "lambda_mult": 2}, "between 0 and 1"),
+        ({"search_type": "mmr", "lambda_mult": "x"}, "between 0 and 1"),
+        ({"search_type": "mmr", "lambda_mult": float("nan")}, "between 0 and 1"),
         ({"search_type": "mmr", "fetch_k": 0}, "at least one"),
         ({"search_type": "mmr", "fetch_k": "x"}, "at least one"),
     ],
@@ -426,7 +429,7 @@ async def test_ainvoke_takes_what_invoke_takes(opened: Retriever) -> None:
     [
         ({"top_k": 3}, "top_k: not known here"),
         ({"k": 0}, "at least one"),
-        ({"search_type": "nearest"}, "it is one of hybrid"),
+        ({"search_type": "nearest"}, "it is 'hybrid', 'dense', "),
         ({"filter": {"a": {"$near": 1}}}, r"Operator '\$near'"),
     ],
 )

@@ -20,7 +20,7 @@ from pydantic import ConfigDict, Field, SkipValidation
 
 from langchain_ragadapt.documents import as_documents
 from langchain_ragadapt.embeddings import LoRAEmbeddings
-from ragadapt.checks import checked_k, checked_list, checked_queries, checked_threshold
+from ragadapt.checks import checked_choice, checked_k, checked_list, checked_queries, checked_threshold
 from ragadapt.collection import FittedPassages, diverse_hits
 from ragadapt.errors import InvalidInput
 from ragadapt.pefa import named_tenant
@@ -207,9 +207,7 @@ class LoRARetriever(BaseRetriever):
                 "fetch_k, lambda_mult, lam, tenant."
             )
         least = checked_threshold(self.score_threshold if score_threshold is None else score_threshold)
-        kind = search_type or self.search_type
-        if kind not in SEARCH_TYPES:
-            raise InvalidInput(f"search_type = {kind!r}: it is one of {', '.join(SEARCH_TYPES)}.")
+        kind = checked_choice("search_type", search_type or self.search_type, tuple(SEARCH_TYPES))
         if kind == "similarity_score_threshold" and least is None:
             raise InvalidInput("search_type 'similarity_score_threshold' needs a score_threshold, a cosine.")
         wanted, diverse = checked_k(self.k if k is None else k), kind == "mmr"

@@ -17,6 +17,7 @@ from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 from langchain_ragadapt.documents import as_document, origin
 from langchain_ragadapt.embeddings import LoRAEmbeddings
 from ragadapt.checks import (
+    checked_choice,
     checked_ids,
     checked_k,
     checked_list,
@@ -360,9 +361,9 @@ class RagAdaptVectorStore(VectorStore):
                 "score_threshold, lam, tenant."
             )
         least = checked_threshold(score_threshold)
-        mode = _MODES.get(search_type) if search_type else self.passages.default_mode
-        if mode is None:
-            raise InvalidInput(f"search_type = {search_type!r}: it is one of {', '.join(_MODES)}.")
+        mode = self.passages.default_mode
+        if search_type is not None:
+            mode = _MODES[checked_choice("search_type", search_type, tuple(_MODES))]
         if vector is None and query is not None and mode != "lexical":
             vector = self._query_vector(query)
         hits = self.passages.search(
