@@ -481,7 +481,7 @@ def test_rows_take_time_in_proportion(tmp_path: Path, name: str, piece: str) -> 
 
     n = 10_000
     first = min(seconds(n) for _ in range(2))
-    assert seconds(4 * n) < first * 4**1.3 + 0.1
+    assert min(seconds(4 * n) for _ in range(3)) < first * 4**1.3 + 0.1
 
 
 # Mutations
