@@ -330,13 +330,14 @@ class FittedPassages:
         return len(self.retriever)
 
     def ids(self, filter: Filter | None = None) -> list[str]:
-        return self.retriever.searcher.index.ids(filter) if filter else self.retriever.chunks.ids()
+        now = self.retriever.snapshot()
+        return now.searcher.index.ids(filter) if filter else now.chunks.ids()
 
     def get(self, ids: Sequence[str]) -> dict[str, Chunk]:
-        return self.retriever.chunks.find(check_ids(ids))
+        return self.retriever.snapshot().chunks.find(check_ids(ids))
 
     def vectors(self, ids: Sequence[str]) -> Floats:
-        return self.retriever.searcher.index.vectors(ids)
+        return self.retriever.snapshot().searcher.index.vectors(ids)
 
     def add(
         self, ids: Sequence[str], texts: Sequence[str], vectors: ArrayLike, metadata: Sequence[Mapping[str, Any]]

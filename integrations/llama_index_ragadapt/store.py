@@ -374,7 +374,7 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
 
     def _wanted_ids(self, query: VectorStoreQuery) -> set[str]:
         """The passages of a fitted retriever that node_ids and doc_ids allow."""
-        chunks = self._passages.retriever.chunks
+        chunks = self._passages.retriever.snapshot().chunks
         wanted = set(query.node_ids) if query.node_ids else set(chunks.ids())
         if query.doc_ids:
             documents = set(query.doc_ids)

@@ -203,7 +203,7 @@ def read_description(folder: Path) -> dict[str, Any] | None:
             raise ValueError("it is not the description of an index")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         raise IndexCorrupt(f"{path} cannot be read ({error}). {REBUILD}") from error
     if description["format"] > FORMAT:
         raise FormatTooNew(

@@ -122,7 +122,7 @@ class FaissIndex(Closing):
             if engine.d != index.dim or not len(index._rows) == len(index._labels) == count:
                 raise ValueError(f"{len(index._rows)} ids for {count} vectors of width {engine.d}")
             index._engine = _with_direct_map(engine) if stored == "ivf" else engine
-        except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError) as error:
+        except Exception as error:  # FAISS, numpy and JSON have many of their own for damage
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise IndexCorrupt(f"The FAISS index in {folder} cannot be read ({reason}). {REBUILD}") from error
         if structure is not None:
