@@ -10,7 +10,7 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,11 +74,11 @@ class Hashes:
                 stream.close()
             raise
 
-    def wait(self, *names: str) -> None:
-        """Return once these files (none: all) are known to be whole. Raises StoreCorrupt for any that differs."""
+    def wait(self, names: Iterable[str] | None = None) -> None:
+        """Return once these files (None = all) are known to be whole. Raises StoreCorrupt for any that differs."""
         if os.getpid() != self._process:
             self._go_on_in_child()
-        for name in names or self._done:
+        for name in self._done if names is None else names:
             if name in self._done:
                 self._done[name].wait()
         if self._damage is not None:
@@ -98,13 +98,18 @@ class Hashes:
         try:
             for name, record, stream in self._open:
                 if not self._stopped:
-                    try:
-                        _compare(self._path / name, record, stream, lambda: self._stopped)
-                    except StoreCorrupt as error:
-                        self._damage = self._damage or str(error)
+                    self._compare_one(name, record, stream)
                 self._done[name].set()
         finally:
             self._finish()
+
+    def _compare_one(self, name: str, record: FileRecord, stream: BinaryIO) -> None:
+        try:
+            _compare(self._path / name, record, stream, lambda: self._stopped)
+        except StoreCorrupt as error:
+            self._damage = self._damage or str(error)
+        except Exception as error:  # it must not pass for whole
+            self._damage = self._damage or f"{self._path / name} could not be compared with its hash ({error!r})."
 
     def _finish(self) -> None:
         for _, _, stream in self._open:
@@ -119,7 +124,7 @@ class Hashes:
         self._done = {}
         for name, record, stream in left:
             if not stream.closed:
-                _compare(self._path / name, record, stream, lambda: False)
+                self._compare_one(name, record, stream)
 
 
 def _open_file(file: Path, expected: FileRecord) -> BinaryIO:

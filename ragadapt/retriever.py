@@ -82,7 +82,7 @@ class Snapshot:
                 f"{encoder.fingerprint[:12]}. Rebuild the vectors with: ragadapt index {path} --rebuild"
             )
         if opened.hashes is not None:  # FAISS takes the sizes in a damaged file at their word
-            opened.hashes.wait(*(name for name in manifest.files if name.endswith(".faiss")))
+            opened.hashes.wait([name for name in manifest.files if name.endswith(".faiss")])
         searcher = open_searcher(path, manifest)
         return cls(path, manifest, encoder, searcher, ChunkStore.open(path / "chunks.sqlite"), opened.hashes, seen)
 

@@ -8,15 +8,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_retriever import fit_pages, write_pages
 
+from ragadapt import files, queries
 from ragadapt.collection import FittedPassages
 from ragadapt.config import FitConfig
+from ragadapt.errors import InvalidInput, StoreCorrupt
 from ragadapt.pipeline import fit
 from ragadapt.retriever import Retriever
 from ragadapt.store import Workspace, open_store
+from ragadapt.values import Chunk
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +60,7 @@ def replacing(builds: tuple[Path, Path], place: Path, monkeypatch: pytest.Monkey
                 if stop.is_set():
                     return
                 put(builds[number % 2], place)
-                stop.wait(0.3)
+                stop.wait(0.1)
         except BaseException:
             stop.set()
             raise
@@ -98,9 +102,7 @@ def test_every_answer_is_of_one_build_while_the_folder_is_replaced(
 ) -> None:
     with Retriever.open(builds[0]) as one:
         chunks = list(one.chunks)[::3]
-    lines = [{"text": chunk.text[:40], "evidence": [{"source": chunk.source, "quote": chunk.text}]} for chunk in chunks]
-    labels = tmp_path / "labels.jsonl"
-    labels.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    labels = write_labels(tmp_path / "labels.jsonl", chunks)
     allowed: dict[str, list[object]] = {}
     for build in builds:
         with Retriever.open(build) as opened:
@@ -112,7 +114,7 @@ def test_every_answer_is_of_one_build_while_the_folder_is_replaced(
     problems: list[str] = []
     with Retriever.open(place) as retriever:
         asks = answers(FittedPassages(retriever), labels)
-        end = time.monotonic() + 4
+        end = time.monotonic() + 3
 
         def work(name: str) -> None:
             while time.monotonic() < end:
@@ -134,3 +136,89 @@ def test_every_answer_is_of_one_build_while_the_folder_is_replaced(
     assert problems == []
     assert not replacing.is_set()
     assert seen["search"] == {0, 1}  # both builds were met
+
+
+def test_what_is_being_read_stays_readable_when_another_call_follows_a_replacement(
+    builds: tuple[Path, Path], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ragadapt.retriever._LOOK_SECONDS", 0.0)
+    with Retriever.open(place) as retriever:
+        ids, chunks, index = retriever.chunks.ids(), retriever.chunks, retriever.searcher.index
+        put(builds[1], place)
+        retriever.search("old stone")
+        assert len(retriever) != len(ids)  # it followed
+        assert [chunk.id for chunk in chunks] == ids
+        assert index.vectors(ids).shape == (len(ids), 32)
+
+
+def test_evaluate_measures_the_build_that_its_labels_were_read_with(
+    builds: tuple[Path, Path], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ragadapt.retriever._LOOK_SECONDS", 0.0)
+    with Retriever.open(builds[0]) as one:
+        labels = write_labels(tmp_path / "labels.jsonl", list(one.chunks)[::3])
+        expected = one.evaluate(labels)
+    original = queries.load_labels
+
+    def replaced_meanwhile(*args: Any, **values: Any) -> Any:
+        found = original(*args, **values)
+        put(builds[1], place)
+        return found
+
+    monkeypatch.setattr(queries, "load_labels", replaced_meanwhile)
+    with Retriever.open(place) as retriever:
+        assert retriever.evaluate(labels) == expected
+
+
+def test_a_damaged_replacement_is_not_followed(
+    builds: tuple[Path, Path], place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Retriever.open(place) as retriever:
+        before = retriever.search("old stone", 50)
+        put(builds[1], place)
+        flip(place / "model" / "model.safetensors", 60_000)
+        monkeypatch.setattr("ragadapt.retriever._LOOK_SECONDS", 0.0)
+        with caplog.at_level("WARNING"):
+            assert retriever.search("old stone", 50) == before
+        assert "model.safetensors has sha256" in caplog.text
+
+
+def test_the_first_search_waits_for_the_hashes_of_large_files(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_HASHED_AT_ONCE", 0)
+    compare = files._compare
+
+    def late(file: Path, *rest: Any) -> None:
+        time.sleep(0.5 if file.name == "chunks.sqlite" else 0)
+        compare(file, *rest)
+
+    monkeypatch.setattr(files, "_compare", late)
+    store = place / "chunks.sqlite"
+    flip(store, store.read_bytes().index(b"stone"), 1)
+    with Retriever.open(place) as retriever:  # not known yet
+        for _ in range(2):
+            with pytest.raises(StoreCorrupt, match=r"chunks\.sqlite has sha256"):
+                retriever.search("old stone")
+        with pytest.raises(StoreCorrupt, match=r"chunks\.sqlite has sha256"):
+            FittedPassages(retriever).get(["page01.md#0"])
+
+
+def test_a_closed_retriever_says_so(place: Path) -> None:
+    retriever = Retriever.open(place)
+    retriever.close()
+    with pytest.raises(InvalidInput, match=r"was closed\. Open it again"):
+        retriever.search("old stone", mode="lexical")
+
+
+def flip(file: Path, at: int, size: int = 4) -> None:
+    """Other bytes of the same number there."""
+    data = bytearray(file.read_bytes())
+    at = min(at, len(data) - size)
+    data[at : at + size] = bytes(255 - byte for byte in data[at : at + size])
+    file.unlink()  # it may be a hard link
+    file.write_bytes(bytes(data))
+
+
+def write_labels(path: Path, chunks: list[Chunk]) -> Path:
+    lines = [{"text": chunk.text[:40], "evidence": [{"source": chunk.source, "quote": chunk.text}]} for chunk in chunks]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
