@@ -147,6 +147,12 @@ class Collection:
                 ledger=None if feedback is True else feedback,
             )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise InvalidInput(
+            "An open store of texts cannot be pickled or copied: two of them would overwrite each other. Save it, and "
+            "open its folder or its Qdrant collection where it is needed."
+        )
+
     @property
     def pefa(self) -> Pefa:
         """The feedback of this collection. Raises InvalidInput where it was opened without."""

@@ -18,13 +18,14 @@ import numpy as np
 from ragadapt.chunks import ChunkStore
 from ragadapt.config import PefaConfig
 from ragadapt.errors import FingerprintMismatch, InvalidInput, RagadaptError, StoreCorrupt
-from ragadapt.files import Hashes
+from ragadapt.files import FileRecord, Hashes
 from ragadapt.fusion import Floats, Fusion
 from ragadapt.pefa import Feedback, Ledger, Pefa
 from ragadapt.pefa.passages import StoredPassages
 from ragadapt.search import Dense, Mask, Mode, Plain, Ranked, Searcher
 from ragadapt.stages import open_searcher
 from ragadapt.store import LEDGER, MANIFEST, Manifest, OpenedStore, ledger_lock, load_store
+from ragadapt.threads import follow_forks
 from ragadapt.values import Chunk, Hit
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 _MASKS = 32  # filters whose allowed chunks are remembered
 _RECENT = 1024  # queries whose vectors are remembered: feedback mostly follows a search
 _LOOK_SECONDS = 1.0  # between two looks whether the folder was replaced
+_INHERITED: list[Snapshot] = []  # of a forked process: what its parent has open
 
 
 class Snapshot:
@@ -70,12 +72,15 @@ class Snapshot:
         self._document_of: list[str] | None = None
 
     @classmethod
-    def load(cls, opened: OpenedStore, device: str, precision: str) -> Self:
-        """The folder's parts. Raises as `Retriever.open`."""
+    def load(cls, opened: OpenedStore, device: str, precision: str, old: Snapshot | None = None) -> Self:
+        """The folder's parts. old: a build whose model is taken over if it is the same. Raises as `Retriever.open`."""
         from ragadapt.encoder import Encoder
 
         manifest, path, seen = opened.manifest, opened.path, _identity(opened.path)
-        encoder = Encoder.open(path / "model", device=device, precision=precision)
+        if old is not None and _model_files(old.manifest) == _model_files(manifest):
+            encoder = old.encoder
+        else:
+            encoder = Encoder.open(path / "model", device=device, precision=precision)
         if encoder.fingerprint != manifest.fingerprint:
             raise FingerprintMismatch(
                 f"{path} was built with encoder {manifest.fingerprint[:12]}, but its model folder holds "
@@ -189,6 +194,8 @@ class Retriever:
         self._how = device, precision
         self._following = threading.Lock()
         self._looked = time.monotonic()
+        self._forked = False
+        follow_forks(self)
 
     @classmethod
     def open(cls, path: str | Path, *, device: str = "auto", precision: str = "auto") -> Self:
@@ -209,10 +216,29 @@ class Retriever:
 
         Raises StoreCorrupt where one of its files is damaged.
         """
+        if self._forked:
+            self._open_in_child()
         self._follow()
         now = self._current
         now.whole()
         return now
+
+    def fork_lock(self) -> Any:
+        return self._current.lock
+
+    def after_fork(self) -> None:
+        """In a forked process: files and locks are not shared with the parent; they are opened again when needed."""
+        self._following = threading.Lock()
+        self._forked = True
+
+    def _open_in_child(self) -> None:
+        with self._following:
+            if self._forked and not self._current.closed:
+                device, precision = self._how
+                old = self._current
+                _INHERITED.append(old)  # closing the parent's connections here could harm its files
+                self._current = load_store(self.path, lambda opened: Snapshot.load(opened, device, precision, old))
+            self._forked = False
 
     @contextmanager
     def _using(self) -> Iterator[Snapshot]:
@@ -461,7 +487,7 @@ class Retriever:
                 return
             try:
                 device, precision = self._how
-                fresh = load_store(self.path, lambda opened: Snapshot.load(opened, device, precision))
+                fresh = load_store(self.path, lambda opened: Snapshot.load(opened, device, precision, old))
                 fresh.whole()
                 self._current = fresh
             except RagadaptError as error:
@@ -616,6 +642,10 @@ class Retriever:
                 now.masks.pop(next(iter(now.masks)))
             now.masks[key] = mask
         return now.masks[key]
+
+
+def _model_files(manifest: Manifest) -> dict[str, FileRecord]:
+    return {name: record for name, record in manifest.files.items() if name.startswith("model/")}
 
 
 def _reopen(kind: type[Retriever], path: Path, device: str, precision: str) -> Retriever:

@@ -33,6 +33,7 @@ def open_encoder(
     if not isinstance(model, str | Path) or not str(model):
         raise InvalidInput(f"model is {model!r}: give a retriever's folder, a model's folder, a preset or a hub name.")
     folder = Path(model).expanduser()
+
     def saved(model: Path) -> Encoder | None:
         spec = read_spec(model) if model.is_dir() else None
         if spec is None:

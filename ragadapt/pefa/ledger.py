@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import sqlite3
 import threading
 import time
@@ -39,6 +40,7 @@ BUSY_SECONDS = 10.0  # how long a writer waits for another one
 _PAGE = 500  # below the 999 variables that old SQLite builds allow
 T = TypeVar("T")
 
+_INHERITED: list[sqlite3.Connection] = []
 _COLUMNS = "key, query, chunk_id, content_hash, document_id, weight, user, tenant, at, level, quote"
 _SCHEMA = f"""
 CREATE TABLE events (
@@ -358,7 +360,10 @@ class Ledger:
         if identity is None or identity == self._identity:
             return
         fresh = _connect(self.path, self._writable)
-        self._connection.close()
+        if self._identity is not None and self._identity[-1] != identity[-1]:
+            _INHERITED.append(self._connection)  # SQLite: never to be used or closed in a forked process
+        else:
+            self._connection.close()
         self._connection, self._identity = fresh, identity
         self._check_format()
 
@@ -422,12 +427,13 @@ def _create(path: Path) -> None:
         raise StoreError(f"No ledger can be made at {path} ({error}). Check permissions and free space.") from error
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """Of the file and of the process that opens it."""
     try:
         found = path.stat()
     except OSError:  # between the two renames of a commit
         return None
-    return found.st_dev, found.st_ino
+    return found.st_dev, found.st_ino, os.getpid()
 
 
 def _keep_vector(connection: sqlite3.Connection, fingerprint: str, query: str, vector: NDArray[np.float32]) -> None:
