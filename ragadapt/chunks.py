@@ -6,6 +6,7 @@ import hashlib
 import json
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +74,7 @@ class ChunkStore:
         self._writable = writable
         self._connection = connection
         self._lock = threading.Lock()
+        weakref.finalize(self, connection.close)  # of a build that was replaced, when its last reader is done
 
     @classmethod
     def create(cls, path: str | Path) -> Self:

@@ -172,6 +172,12 @@ class Collection:
                 passages=_ByText(index),
             )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise InvalidInput(
+            "An open store of texts cannot be pickled or copied: two of them would overwrite each other. Save it, and "
+            "open its folder or its Qdrant collection where it is needed."
+        )
+
     @property
     def pefa(self) -> Pefa:
         """The feedback of this collection. Raises InvalidInput where it was opened without."""
@@ -513,13 +519,15 @@ class FittedPassages:
         return len(self.retriever)
 
     def ids(self, filter: Filter | None = None) -> list[str]:
-        return self.retriever.chunks.ids() if given(filter) is None else self.retriever.passing(filter or {})
+        if given(filter) is not None:
+            return self.retriever.passing(filter or {})
+        return self.retriever.snapshot().chunks.ids()
 
     def get(self, ids: Sequence[str]) -> dict[str, Chunk]:
-        return self.retriever.chunks.find(check_ids(ids))
+        return self.retriever.snapshot().chunks.find(check_ids(ids))
 
     def vectors(self, ids: Sequence[str]) -> Floats:
-        return self.retriever.searcher.index.vectors(ids)
+        return self.retriever.snapshot().searcher.index.vectors(ids)
 
     def add(
         self, ids: Sequence[str], texts: Sequence[str], vectors: ArrayLike, metadata: Sequence[Mapping[str, Any]]

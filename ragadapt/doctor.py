@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ragadapt.asking import DividedLabels
     from ragadapt.corpus import Skipped
     from ragadapt.encoder import Encoder
-    from ragadapt.retriever import Retriever
+    from ragadapt.retriever import Snapshot
     from ragadapt.stages import Corpus
 
 PASSAGES = 1000  # encoded for the measurement: about a minute on a laptop
@@ -674,7 +674,8 @@ def examine(
 def _examine_parts(folder: Path, device: str, precision: str) -> Iterable[Check]:
     from ragadapt.retriever import Retriever
 
-    with Retriever.open(folder, device=device, precision=precision) as retriever:
+    with Retriever.open(folder, device=device, precision=precision) as opened:
+        retriever = opened.snapshot()
         encoder, index, lexical = retriever.encoder, retriever.searcher.index, retriever.searcher.lexical
         built = retriever.manifest.sections.get("precision", {}).get("dtype", encoder.precision.dtype)
         runs = encoder.precision.words + (f", built in {built}" if built != encoder.precision.dtype else "")
@@ -695,7 +696,7 @@ def _examine_parts(folder: Path, device: str, precision: str) -> Iterable[Check]
         return checks
 
 
-def _check_feedback(retriever: Retriever) -> Check:
+def _check_feedback(retriever: Snapshot) -> Check:
     pefa = retriever.feedback()
     problems, status = pefa.problems(), pefa.status()
     detail = f"{status.active:,} in force on {status.passages:,} passages"
@@ -704,7 +705,7 @@ def _check_feedback(retriever: Retriever) -> Check:
     return Check("feedback", not problems, "; ".join(problems) or f"{detail}; ledger, vectors and search agree")
 
 
-def _check_vectors(retriever: Retriever) -> Check:
+def _check_vectors(retriever: Snapshot) -> Check:
     ids = retriever.chunks.ids()
     probe = ids[:: max(1, len(ids) // _PROBES)][:_PROBES]
     fresh = retriever.encoder.encode_passages([chunk.passage for chunk in retriever.chunks.get(probe)])

@@ -111,12 +111,13 @@ def tune_feedback(retriever: Retriever, *, seed: int = 13, progress: Progress = 
     Takes effect at once, for every process. Where feedback does not help held-out questions λ becomes 1. Raises
     InvalidInput where there is no feedback.
     """
-    pefa = retriever.feedback()
+    now = retriever.snapshot()
+    pefa = now.feedback()
     document_of = None
     levels = {one.level for one in pefa.ledger.find() if one.weight > 0}
     if levels == {"document"}:
-        document_of = dict(zip(retriever.chunks.ids(), retriever.chunks.document_ids(), strict=True))
-    tuned = tune(pefa, retriever.searcher, document_of=document_of, seed=seed, progress=progress)
+        document_of = dict(zip(now.chunks.ids(), now.chunks.document_ids(), strict=True))
+    tuned = tune(pefa, now.searcher, document_of=document_of, seed=seed, progress=progress)
     if tuned.values:
         pefa.tune_to(tuned.values)
     if tuned.gain is not None:
@@ -132,13 +133,14 @@ def export_pairs(retriever: Retriever, path: str | Path, *, tenant: str | None =
     """
     answers: dict[str, list[dict[str, str]]] = {}
     balance: dict[tuple[str, str], float] = {}
-    pefa = retriever.feedback()
+    now = retriever.snapshot()
+    pefa = now.feedback()
     current = {one.key: one for one in pefa.ledger.find(tenant=tenant)}
-    resolved = zip(current.values(), retriever.passages().resolve(list(current.values())), strict=True)
+    resolved = zip(current.values(), now.passages().resolve(list(current.values())), strict=True)
     for one, chunk in resolved:
         if chunk is not None:
             balance[one.query, chunk] = balance.get((one.query, chunk), 0.0) + one.weight
-    chunks = retriever.chunks.find(chunk for _, chunk in balance)
+    chunks = now.chunks.find(chunk for _, chunk in balance)
     for (query, id), weight in balance.items():
         if weight > 0:
             # A document's id names it alone; rows of one file share their source.

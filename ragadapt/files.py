@@ -10,16 +10,21 @@ import os
 import shutil
 import sqlite3
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from ragadapt.errors import InvalidInput, RagadaptError, StoreError, reason_of
+from ragadapt.errors import InvalidInput, RagadaptError, StoreCorrupt, StoreError, reason_of
 from ragadapt.text import encodable, is_encodable
 
+_HASHED_AT_ONCE = 1_000_000  # bytes; hashing them takes half a millisecond, less than opening them
+_PARSED_WHOLE = (".json", ".jsonl", ".npz")  # parsing takes ten times longer than hashing, and trips over damage
+_PIECE_BYTES = 8_000_000
+REMEDY = "Copy the folder again, or rebuild it with: ragadapt fit"
 DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -36,6 +41,138 @@ def record_file(file: Path) -> FileRecord:
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
         return FileRecord(size=stream.tell(), sha256=digest)
+
+
+class Hashes:
+    """The hashes of a folder's files, compared with the manifest once: small and parsed files at once, the rest in a
+    thread, all of them from files that are opened here, so that a later replacement of the folder does not matter.
+    """
+
+    def __init__(self, path: Path, files: Mapping[str, FileRecord]) -> None:
+        """Raises StoreCorrupt for a small file that differs, or any that cannot be opened."""
+        self._path = path
+        self._process = os.getpid()
+        self._damage: str | None = None
+        self._stopped = False
+        self._done: dict[str, threading.Event] = {}
+        self._open: list[tuple[str, FileRecord, BinaryIO]] = []
+        small = []
+        try:
+            for name, record in sorted(files.items(), key=lambda item: item[1].size):
+                stream = _open_file(path / name, record)
+                if record.size <= _HASHED_AT_ONCE or name.endswith(_PARSED_WHOLE):
+                    small.append((name, record, stream))
+                else:
+                    self._open.append((name, record, stream))
+                    self._done[name] = threading.Event()
+            self._thread = threading.Thread(target=self._compare_all, name="ragadapt-hashes", daemon=True)
+            if self._open:
+                self._thread.start()
+            for name, record, stream in small:
+                with stream:
+                    _compare(path / name, record, stream, lambda: False)
+        except BaseException:
+            self.close()
+            for _, _, stream in small:
+                stream.close()
+            raise
+
+    def wait(self, names: Iterable[str] | None = None) -> None:
+        """Return once these files (None = all) are known to be whole. Raises StoreCorrupt for any that differs."""
+        if os.getpid() != self._process:
+            self._go_on_in_child()
+        for name in self._done if names is None else names:
+            if name in self._done:
+                self._done[name].wait()
+        if self._damage is not None:
+            raise StoreCorrupt(self._damage)
+
+    def close(self) -> None:
+        """Stop hashing; what has not been compared counts as whole, since nobody reads it any more."""
+        self._stopped = True
+        if not self._thread_runs():
+            self._finish()
+
+    def _thread_runs(self) -> bool:
+        thread = getattr(self, "_thread", None)
+        return thread is not None and thread.is_alive() and os.getpid() == self._process
+
+    def _compare_all(self) -> None:
+        try:
+            for name, record, stream in self._open:
+                if not self._stopped:
+                    self._compare_one(name, record, stream)
+                self._done[name].set()
+        finally:
+            self._finish()
+
+    def _compare_one(self, name: str, record: FileRecord, stream: BinaryIO) -> None:
+        try:
+            _compare(self._path / name, record, stream, lambda: self._stopped)
+        except StoreCorrupt as error:
+            self._damage = self._damage or str(error)
+        except Exception as error:  # it must not pass for whole
+            self._damage = self._damage or f"{self._path / name} could not be compared with its hash ({error!r})."
+
+    def _finish(self) -> None:
+        for _, _, stream in self._open:
+            stream.close()
+        for event in self._done.values():
+            event.set()
+
+    def _go_on_in_child(self) -> None:
+        """After a fork the thread is gone: compare here what it had not reached. The files stay open across a fork."""
+        self._process = os.getpid()
+        left = [(name, record, stream) for name, record, stream in self._open if not self._done[name].is_set()]
+        self._done = {}
+        for name, record, stream in left:
+            if not stream.closed:
+                self._compare_one(name, record, stream)
+
+
+def _open_file(file: Path, expected: FileRecord) -> BinaryIO:
+    try:
+        return file.open("rb", buffering=0)
+    except FileNotFoundError as error:
+        raise StoreCorrupt(f"{file} is missing; the manifest expects {expected.size} bytes. {REMEDY}") from error
+    except OSError as error:
+        raise StoreCorrupt(f"{file} cannot be read ({error}). {REMEDY}") from error
+
+
+def _compare(file: Path, expected: FileRecord, stream: BinaryIO, stopped: Callable[[], bool]) -> None:
+    """Raises StoreCorrupt unless the open file has this hash, or it was told to stop."""
+    try:
+        found = _hash(stream, stopped)
+    except OSError as error:
+        raise StoreCorrupt(f"{file} cannot be read ({error}). {REMEDY}") from error
+    if found is not None and found != expected.sha256:
+        raise StoreCorrupt(f"{file} has sha256 {found}, the manifest expects {expected.sha256}. {REMEDY}")
+
+
+def _hash(stream: BinaryIO, stopped: Callable[[], bool]) -> str | None:
+    """sha256 of an open file from its start; None if it was told to stop.
+
+    In pieces so large that other threads, which the interpreter lets in between two of them, hardly slow it down.
+    """
+    digest = hashlib.sha256()
+    descriptor = stream.fileno()
+    piece = memoryview(bytearray(min(_PIECE_BYTES, max(1, os.fstat(descriptor).st_size))))
+    at = 0
+    while count := _read_at(descriptor, piece, at):
+        if stopped():
+            return None
+        digest.update(piece[:count])
+        at += count
+    return digest.hexdigest()
+
+
+def _read_at(descriptor: int, piece: memoryview, at: int) -> int:
+    if hasattr(os, "preadv"):  # a forked process shares the descriptor's own position with its parent
+        return os.preadv(descriptor, [piece], at)
+    os.lseek(descriptor, at, os.SEEK_SET)
+    data = os.read(descriptor, len(piece))
+    piece[: len(data)] = data
+    return len(data)
 
 
 def list_files(folder: Path) -> list[tuple[str, Path]]:

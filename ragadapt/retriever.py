@@ -6,7 +6,8 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -25,7 +26,8 @@ from ragadapt.checks import (
 )
 from ragadapt.chunks import ChunkFilters, ChunkStore
 from ragadapt.config import PefaConfig
-from ragadapt.errors import FingerprintMismatch, InvalidInput, RagadaptError
+from ragadapt.errors import FingerprintMismatch, InvalidInput, RagadaptError, StoreCorrupt
+from ragadapt.files import FileRecord, Hashes
 from ragadapt.fusion import Floats, Fusion
 from ragadapt.index.contract import check_vectors
 from ragadapt.index.filters import given
@@ -35,7 +37,8 @@ from ragadapt.search import Dense, Mask, Mode, Plain, Ranked, Searcher
 from ragadapt.stages import open_searcher
 from ragadapt.store import LEDGER, MANIFEST, Manifest, OpenedStore, ledger_lock, load_store
 from ragadapt.text import encodable
-from ragadapt.values import Hit
+from ragadapt.threads import follow_forks
+from ragadapt.values import Chunk, Hit
 
 if TYPE_CHECKING:
     from ragadapt.encoder import Encoder
@@ -44,6 +47,145 @@ log = logging.getLogger(__name__)
 
 _RECENT = 1024  # queries whose vectors are remembered: feedback mostly follows a search
 _LOOK_SECONDS = 1.0  # between two looks whether the folder was replaced
+_INHERITED: list[Snapshot] = []  # of a forked process: what its parent has open
+
+
+class Snapshot:
+    """One build of a saved folder, as it is searched: nothing of it changes when the folder is replaced.
+
+    It is let go, and its files with it, when nobody holds it any more. What it keeps besides saves work: masks of
+    filters, vectors of recent queries, the feedback. lock: searches take turns.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        encoder: Encoder,
+        searcher: Searcher,
+        chunks: ChunkStore,
+        hashes: Hashes | None = None,
+        seen: tuple[int, int] | None = None,
+    ) -> None:
+        """hashes: what must be whole before anything is served. seen: of the manifest file that this is a build of."""
+        self.path = path
+        self.manifest = manifest
+        self.encoder = encoder
+        self.searcher = searcher
+        self.chunks = chunks
+        self.seen = seen
+        self.filters = ChunkFilters(chunks)
+        self.query_vectors = QueryVectors(encoder)
+        self.pefa: Pefa | None = None
+        self.lock = threading.RLock()
+        self.closed = False
+        self._hashes = hashes
+        self._document_of: list[str] | None = None
+
+    @classmethod
+    def load(cls, opened: OpenedStore, device: str, precision: str, old: Snapshot | None = None) -> Self:
+        """The folder's parts. old: a build whose model is taken over if it is the same. Raises as `Retriever.open`."""
+        from ragadapt.encoder import Encoder
+
+        manifest, path, seen = opened.manifest, opened.path, _identity(opened.path)
+        if old is not None and _model_files(old.manifest) == _model_files(manifest):
+            encoder = old.encoder
+        else:
+            encoder = Encoder.open(path / "model", device=device, precision=precision)
+        if encoder.fingerprint != manifest.fingerprint:
+            raise FingerprintMismatch(
+                f"{path} was built with encoder {manifest.fingerprint[:12]}, but its model folder holds "
+                f"{encoder.fingerprint[:12]}. Rebuild the vectors with: ragadapt index {path} --rebuild"
+            )
+        if opened.hashes is not None:  # FAISS takes the sizes in a damaged file at their word
+            opened.hashes.wait([name for name in manifest.files if name.endswith(".faiss")])
+        searcher = open_searcher(path, manifest)
+        return cls(path, manifest, encoder, searcher, ChunkStore.open(path / "chunks.sqlite"), opened.hashes, seen)
+
+    def whole(self) -> None:
+        """Return once every file has been compared with its hash. Raises StoreCorrupt, InvalidInput if closed."""
+        if self.closed:
+            raise InvalidInput("This retriever was closed. Open it again with Retriever.open.")
+        if self._hashes is not None:
+            self._hashes.wait()
+
+    def document_of(self) -> list[str]:
+        """The document of every chunk, by position."""
+        if self._document_of is None:
+            self._document_of = self.chunks.document_ids()
+        return self._document_of
+
+    def passages(self) -> StoredPassages:
+        """The chunks, as feedback names them."""
+        return StoredPassages(self.chunks, self.searcher.index, self.query_vectors)
+
+    def feedback(self, *, create: bool = False) -> Pefa:
+        """The feedback beside the build. Where there is none yet, create makes its ledger; else InvalidInput."""
+        with self.lock:
+            if self.pefa is None:
+                ledger = Ledger.open(self.path / LEDGER, lock=ledger_lock(self.path), create=create)
+                try:
+                    self.pefa = Pefa(
+                        self.searcher.index,
+                        self.query_vectors,
+                        fingerprint=self.encoder.fingerprint,
+                        ledger=ledger,
+                        config=PefaConfig.model_validate(self.manifest.configuration.get("pefa", {})),
+                        passages=self.passages(),
+                    )
+                except BaseException:
+                    ledger.close()
+                    raise
+            return self.pefa
+
+    @property
+    def has_feedback(self) -> bool:
+        """Whether there is a ledger."""
+        return self.pefa is not None or Ledger.is_at(self.path / LEDGER)
+
+    def find(self, ids: Sequence[str]) -> dict[str, Chunk]:
+        """The chunks of ids that this build's own search gave. Raises StoreCorrupt where one is not there."""
+        found = self.chunks.find(ids)
+        if len(found) < len(set(ids)):
+            missing = next(id for id in ids if id not in found)
+            raise StoreCorrupt(
+                f"{self.chunks.path} holds no {missing!r}, which the index holds. Build the retriever again."
+            )
+        return found
+
+    def close(self) -> None:
+        """Release files and connections, whoever holds it."""
+        with self.lock:
+            self.closed = True
+            if self._hashes is not None:
+                self._hashes.close()
+            if self.pefa is not None:
+                self.pefa.close()
+                self.pefa = None
+            self.searcher.index.close()
+            self.chunks.close()
+
+
+class QueryVectors:
+    """Queries → (Q, d), from memory where a query was asked a moment ago."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._recent: OrderedDict[str, Floats] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, queries: Sequence[str]) -> Floats:
+        with self._lock:
+            known = {query: self._recent[query] for query in queries if query in self._recent}
+        new = [query for query in dict.fromkeys(queries) if query not in known]
+        fresh = dict(zip(new, self._encoder.encode_queries(new), strict=True)) if new else {}
+        rows: Floats = np.stack([fresh[query] if query in fresh else known[query] for query in queries])
+        with self._lock:
+            for query, vector in list(fresh.items())[-_RECENT:]:
+                self._recent[query] = vector
+                if len(self._recent) > _RECENT:
+                    self._recent.popitem(last=False)
+        return rows
 
 
 class Retriever:
@@ -51,25 +193,20 @@ class Retriever:
 
     Safe for use from several threads: encoding and index access take turns. Feedback counts from the next search on,
     here and in every other process that has the folder open. Where the folder is replaced (`fit`, `refresh`), the next
-    search reads the new one, a whole one always.
+    call reads the new one; each call sees one build from its start to its end (`snapshot`).
+
+    Pickled or copied it is opened again from its folder, and so it is after a fork. The files are compared with their
+    hashes while they are loaded; the first call waits for that to end.
     """
 
-    def __init__(
-        self, path: Path, manifest: Manifest, encoder: Encoder, searcher: Searcher, chunks: ChunkStore
-    ) -> None:
+    def __init__(self, path: Path, snapshot: Snapshot, device: str, precision: str) -> None:
         self.path = path
-        self.manifest = manifest
-        self.encoder = encoder
-        self.searcher = searcher
-        self.chunks = chunks
-        self._document_of: list[str] | None = None
-        self._documents = 0  # known with the line above
-        self._filters = ChunkFilters(chunks)
-        self._lock = threading.RLock()
-        self._recent: OrderedDict[str, Floats] = OrderedDict()
-        self._pefa: Pefa | None = None
-        self._seen = _identity(path)
+        self._current = snapshot
+        self._how = device, precision
+        self._following = threading.Lock()
         self._looked = time.monotonic()
+        self._forked = False
+        follow_forks(self)
 
     @classmethod
     def open(cls, path: str | Path, *, device: str = "auto", precision: str = "auto") -> Self:
@@ -78,23 +215,66 @@ class Retriever:
         Raises InvalidInput for a device that is not there, NotARetriever, FormatTooNew, StoreCorrupt, and
         FingerprintMismatch where index and model differ.
         """
-        return load_store(path, lambda opened: cls._load(opened, device, precision))
+        snapshot = load_store(path, lambda opened: Snapshot.load(opened, device, precision))
+        return cls(Path(path).resolve(), snapshot, device, precision)
 
     from_pretrained = open
 
-    @classmethod
-    def _load(cls, opened: OpenedStore, device: str, precision: str) -> Self:
-        from ragadapt.encoder import Encoder
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (type(self), self.path, *self._how)
 
-        manifest, path = opened.manifest, opened.path
-        encoder = Encoder.open(path / "model", device=device, precision=precision)
-        if encoder.fingerprint != manifest.fingerprint:
-            raise FingerprintMismatch(
-                f"{path} was built with encoder {manifest.fingerprint[:12]}, but its model folder holds "
-                f"{encoder.fingerprint[:12]}. Rebuild the vectors with: ragadapt index {path} --rebuild"
-            )
-        searcher = open_searcher(path, manifest)
-        return cls(path, manifest, encoder, searcher, ChunkStore.open(path / "chunks.sqlite"))
+    def snapshot(self) -> Snapshot:
+        """The build that stands in the folder now, to read several things from one and the same build.
+
+        Raises StoreCorrupt where one of its files is damaged.
+        """
+        if self._forked:
+            self._open_in_child()
+        self._follow()
+        now = self._current
+        now.whole()
+        return now
+
+    def fork_lock(self) -> Any:
+        return self._current.lock
+
+    def after_fork(self) -> None:
+        """In a forked process: files and locks are not shared with the parent; they are opened again when needed."""
+        self._following = threading.Lock()
+        self._forked = True
+
+    def _open_in_child(self) -> None:
+        with self._following:
+            if self._forked and not self._current.closed:
+                device, precision = self._how
+                old = self._current
+                _INHERITED.append(old)  # closing the parent's connections here could harm its files
+                self._current = load_store(self.path, lambda opened: Snapshot.load(opened, device, precision, old))
+            self._forked = False
+
+    @contextmanager
+    def _using(self) -> Iterator[Snapshot]:
+        """The present build, with its lock held."""
+        now = self.snapshot()
+        with now.lock:
+            now.whole()  # it may have been closed meanwhile
+            yield now
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._current.manifest
+
+    @property
+    def encoder(self) -> Encoder:
+        return self._current.encoder
+
+    @property
+    def searcher(self) -> Searcher:
+        return self._current.searcher
+
+    @property
+    def chunks(self) -> ChunkStore:
+        return self._current.chunks
 
     @property
     def fingerprint(self) -> str:
@@ -111,12 +291,7 @@ class Retriever:
 
     def close(self) -> None:
         """Release files and connections."""
-        with self._lock:
-            if self._pefa is not None:
-                self._pefa.close()
-                self._pefa = None
-            self.searcher.index.close()
-            self.chunks.close()
+        self._current.close()
 
     def __enter__(self) -> Self:
         return self
@@ -160,17 +335,19 @@ class Retriever:
         tenant: str | None = None,
     ) -> list[list[Hit]]:
         """`search` for many queries at once, encoded in one batch. vectors: (Q, d) to use instead of encoding."""
-        results = []
-        with self._lock:
-            for ranked in self.rank(queries, k, mode=mode, filter=filter, vectors=vectors, lam=lam, tenant=tenant):
-                found = self.chunks.find(ranked.ids)
-                hits = []
-                for at, id in enumerate(ranked.ids):
-                    if id in found:
-                        parts = {name: float(values[at]) for name, values in ranked.parts.items()}
-                        hits.append(Hit(found[id], float(ranked.scores[at]), parts))
-                results.append(hits)
-        return results
+        queries, k, lam = _checked_search(queries, k, mode, lam, vectors)
+        if not queries:
+            return []
+        with self._using() as now:
+            rankings = self._rank(now, queries, vectors, k, mode, lam, tenant, filter)
+            chunks = now.find(list(dict.fromkeys(id for ranked in rankings for id in ranked.ids)))
+        return [
+            [
+                Hit(chunks[id], float(score), {name: float(values[at]) for name, values in ranked.parts.items()})
+                for at, (id, score) in enumerate(zip(ranked.ids, ranked.scores, strict=True))
+            ]
+            for ranked in rankings
+        ]
 
     def rank(
         self,
@@ -184,50 +361,37 @@ class Retriever:
         tenant: str | None = None,
     ) -> list[Ranked]:
         """Chunk ids and scores without the texts. vectors: (Q, d) to use instead of encoding the queries."""
-        blank = vectors is not None and mode != "lexical"  # the words may be missing where the vector is given
-        queries, k, lam = checked_queries(queries, blank=blank), checked_k(k), checked_lam(lam)
-        checked_choice("mode", mode, MODES)
+        queries, k, lam = _checked_search(queries, k, mode, lam, vectors)
         if not queries:
             return []
-        with self._lock:
-            self._follow()
-            if vectors is None:
-                vectors = self._encode(queries, mode)
-            vectors = check_vectors(vectors, self.encoder.dim, "query vectors")
-            if len(vectors) != len(queries):
-                raise InvalidInput(f"{len(queries)} queries but {len(vectors)} vectors: one each is needed.")
-            return self._rank(queries, vectors, k, mode, lam, tenant, filter)
+        with self._using() as now:
+            return self._rank(now, queries, vectors, k, mode, lam, tenant, filter)
 
     def _rank(
         self,
+        now: Snapshot,
         queries: Sequence[str],
-        vectors: Floats,
+        vectors: Floats | None,
         k: int,
         mode: Mode,
         lam: float | None,
         tenant: str | None,
         filter: Mapping[str, Any] | None = None,
     ) -> list[Ranked]:
-        """`rank` in the build that is open."""
-        asked, allowed = self._allowed(filter) if given(filter) is not None else (None, None)
-        dense, fusion = self._with_feedback(lam, tenant)
-        return self.searcher.rank(queries, vectors, k, mode, filter=asked, allowed=allowed, fusion=fusion, dense=dense)
+        """`rank` in one build, whose lock is held."""
+        if vectors is None:
+            vectors = self._encode(now, queries, mode)
+        vectors = check_vectors(vectors, now.encoder.dim, "query vectors")
+        if len(vectors) != len(queries):
+            raise InvalidInput(f"{len(queries)} queries but {len(vectors)} vectors: one each is needed.")
+        asked, allowed = self._allowed(now, filter) if given(filter) is not None else (None, None)
+        dense, fusion = self._with_feedback(now, lam, tenant)
+        return now.searcher.rank(queries, vectors, k, mode, filter=asked, allowed=allowed, fusion=fusion, dense=dense)
 
-    def _encode(self, queries: Sequence[str], mode: Mode) -> Floats:
+    def _encode(self, now: Snapshot, queries: Sequence[str], mode: Mode) -> Floats:
         if mode == "lexical":  # needs no vectors
-            return np.zeros((len(queries), self.encoder.dim), dtype=np.float32)
-        return self._query_vectors(queries)
-
-    def _query_vectors(self, queries: Sequence[str]) -> Floats:
-        """(Q, d), from memory where a query was asked a moment ago."""
-        new = [query for query in dict.fromkeys(queries) if query not in self._recent]
-        fresh = dict(zip(new, self.encoder.encode_queries(new), strict=True)) if new else {}
-        rows: Floats = np.stack([fresh[query] if query in fresh else self._recent[query] for query in queries])
-        for query, vector in list(fresh.items())[-_RECENT:]:
-            self._recent[query] = vector
-            if len(self._recent) > _RECENT:
-                self._recent.popitem(last=False)
-        return rows
+            return np.zeros((len(queries), now.encoder.dim), dtype=np.float32)
+        return now.query_vectors(queries)
 
     # Feedback
 
@@ -252,24 +416,25 @@ class Retriever:
         seconds, None = now. key: a second feedback with a known key changes nothing. Raises InvalidInput, StoreLocked,
         StoreError.
         """
-        with self._lock:
-            self._follow()
-            if not isinstance(query, str) or not query.strip():
-                raise InvalidInput(f"query is {shown(query)}: feedback says which passage answers a query.")
-            query, key = encodable(query), None if key is None else checked_text("key", key)
-            chunk, level = self.passages().locate(query, chunk_id, document_id, source, quote)
+        if not isinstance(query, str) or not query.strip():
+            raise InvalidInput(f"query is {shown(query)}: feedback says which passage answers a query.")
+        query, key = encodable(query), None if key is None else checked_text("key", key)
+        with self._using() as now:
+            chunk, level = now.passages().locate(query, chunk_id, document_id, source, quote)
             one = Feedback(query, chunk.id, weight, user, named_tenant(tenant), at, key or "", chunk.content_hash,
                            chunk.document_id, level, quote or "")  # fmt: skip
-            return self.add_feedback_many([one])[0]
+            return self._add_feedback(now, [one])[0]
 
     def add_feedback_many(self, feedback: Sequence[Feedback]) -> list[str]:
         """Several at once, in one transaction: all of it or nothing. The keys."""
-        with self._lock:
-            self._follow()
-            checked = [one.checked() for one in checked_feedback(feedback)]
-            return self.feedback(create=True).add_many(
-                checked, list(self._query_vectors([one.query for one in checked])) if checked else None
-            )
+        with self._using() as now:
+            return self._add_feedback(now, feedback)
+
+    def _add_feedback(self, now: Snapshot, feedback: Sequence[Feedback]) -> list[str]:
+        checked = [one.checked() for one in checked_feedback(feedback)]
+        return now.feedback(create=True).add_many(
+            checked, list(now.query_vectors([one.query for one in checked])) if checked else None
+        )
 
     def withdraw_feedback(
         self,
@@ -281,86 +446,74 @@ class Retriever:
         tenant: str | None = None,
     ) -> int:
         """Take back the feedback that fits all that is given; how many. Search is as if it had never been."""
-        with self._lock:
-            self._follow()
-            return self.feedback(create=True).withdraw(key, query=query, id=chunk_id, user=user, tenant=tenant)
+        with self._using() as now:
+            return now.feedback(create=True).withdraw(key, query=query, id=chunk_id, user=user, tenant=tenant)
 
     def remember(self, queries: Sequence[str]) -> None:
         """Encode queries in one batch, so that feedback on them, one by one, needs no encoding."""
         asked = [encodable(q) for q in checked_list(queries, "queries") if isinstance(q, str) and q.strip()]
         if asked:
-            with self._lock:
-                self._query_vectors(asked)
+            self.snapshot().query_vectors(asked)
 
     def locate(self, query: str, **where: str | None) -> Feedback:
         """Feedback on what is named as in `add_feedback`, not added yet. Raises InvalidInput."""
         (query,) = checked_queries([query])
-        with self._lock:
-            chunk, level = self.passages().locate(query, **where)
+        with self._using() as now:
+            chunk, level = now.passages().locate(query, **where)
             return Feedback(query, chunk.id, content_hash=chunk.content_hash, document_id=chunk.document_id,
                             level=level, quote=where.get("quote") or "")  # fmt: skip
 
     def feedback(self, *, create: bool = False) -> Pefa:
         """The retriever's feedback. Where there is none yet, create makes its ledger; else InvalidInput is raised."""
-        with self._lock:
-            if self._pefa is None:
-                ledger = Ledger.open(self.path / LEDGER, lock=ledger_lock(self.path), create=create)
-                try:
-                    self._pefa = Pefa(
-                        self.searcher.index,
-                        self._query_vectors,
-                        fingerprint=self.fingerprint,
-                        ledger=ledger,
-                        config=PefaConfig.model_validate(self.manifest.configuration.get("pefa", {})),
-                        passages=self.passages(),
-                    )
-                except BaseException:
-                    ledger.close()
-                    raise
-            return self._pefa
+        return self.snapshot().feedback(create=create)
 
     @property
     def has_feedback(self) -> bool:
         """Whether there is a ledger."""
-        return self._pefa is not None or Ledger.is_at(self.path / LEDGER)
+        return self._current.has_feedback
 
     def passages(self) -> StoredPassages:
         """Today's chunks, as feedback names them."""
-        return StoredPassages(self.chunks, self.searcher.index, self._query_vectors)
+        return self.snapshot().passages()
 
-    def _with_feedback(self, lam: float | None, tenant: str | None) -> tuple[Dense | None, Fusion | None]:
+    def _with_feedback(
+        self, now: Snapshot, lam: float | None, tenant: str | None
+    ) -> tuple[Dense | None, Fusion | None]:
         """The dense side and the fusion of a search; None = the searcher's own."""
         named_tenant(tenant)
-        if lam == 1 or not self.has_feedback:
+        if lam == 1 or not now.has_feedback:
             return None, None
-        pefa = self.feedback()
+        pefa = now.feedback()
         dense = pefa.dense(lam, tenant)
         if isinstance(dense, Plain):
             return None, None
         weight = pefa.config.fusion_weight
-        return dense, None if weight is None else replace(self.searcher.fusion, weight=weight)
+        return dense, None if weight is None else replace(now.searcher.fusion, weight=weight)
 
     def _follow(self) -> None:
-        """Read the folder anew if another build stands there. Where that fails the old one goes on."""
-        if time.monotonic() - self._looked < _LOOK_SECONDS:
-            return
-        self._looked = time.monotonic()
-        seen = _identity(self.path)
-        if seen is None or seen == self._seen:
+        """Read the folder anew if another build stands there. Where that fails the old one goes on.
+
+        One caller reads, the others go on with the old build meanwhile.
+        """
+        if time.monotonic() - self._looked < _LOOK_SECONDS or not self._following.acquire(blocking=False):
             return
         try:
-            device, precision = self.encoder.config.device, self.encoder.config.precision
-            fresh = load_store(self.path, lambda opened: type(self)._load(opened, device, precision))
-        except RagadaptError as error:
-            log.warning("%s was replaced and the new folder cannot be read (%s); the old one goes on", self.path, error)
-            self._seen = seen
-            return
-        self.close()
-        for name in ("manifest", "encoder", "searcher", "chunks", "_seen"):
-            setattr(self, name, getattr(fresh, name))
-        self._document_of = None
-        self._filters = ChunkFilters(self.chunks)
-        self._recent.clear()
+            self._looked = time.monotonic()
+            old, seen = self._current, _identity(self.path)
+            if old.closed or seen is None or seen == old.seen:
+                return
+            try:
+                device, precision = self._how
+                fresh = load_store(self.path, lambda opened: Snapshot.load(opened, device, precision, old))
+                fresh.whole()
+                self._current = fresh
+            except RagadaptError as error:
+                log.warning(
+                    "%s was replaced and the new folder cannot be read (%s); the old one goes on", self.path, error
+                )
+                old.seen = seen
+        finally:
+            self._following.release()
 
     # Runs and measures
 
@@ -384,28 +537,43 @@ class Retriever:
             raise InvalidInput(f"queries is {type(queries).__name__}; a dict of query id → query is needed.")
         ids, texts = list(queries), checked_queries(queries.values())
         k, lam = checked_k(k), checked_lam(lam)
-        found: dict[str, dict[str, float]] = {}
         if not ids:
-            return found
-        with self._lock:
-            self._follow()
-            vectors = self._encode(texts, mode)
-            deep = max(k if level == "chunk" else min(len(self), 4 * k), 1)
+            return {}
+        return self._run(self.snapshot(), ids, texts, k, mode, level, lam, tenant)
+
+    def _run(
+        self,
+        now: Snapshot,
+        ids: Sequence[str],
+        texts: Sequence[str],
+        k: int,
+        mode: Mode,
+        level: str,
+        lam: float | None,
+        tenant: str | None,
+    ) -> dict[str, dict[str, float]]:
+        """`run` in one build."""
+        found: dict[str, dict[str, float]] = {}
+        with now.lock:
+            count = len(now.chunks)
+            documents = 0 if level == "chunk" else len(set(now.document_of()))
+            vectors = self._encode(now, texts, mode)
+            deep = max(k if level == "chunk" else min(count, 4 * k), 1)
             short = list(range(len(ids)))
             while short:
-                rankings = self._rank([texts[at] for at in short], vectors[short], deep, mode, lam, tenant)
+                rankings = self._rank(now, [texts[at] for at in short], vectors[short], deep, mode, lam, tenant)
                 for at, ranked in zip(short, rankings, strict=True):
-                    found[ids[at]] = self._best(ranked, k, level)
-                if level == "chunk" or deep >= len(self):
+                    found[ids[at]] = self._best(now, ranked, k, level)
+                if level == "chunk" or deep >= count:
                     break
                 # Many chunks of one document may stand above the next document: look deeper where that was so.
-                wanted = min(k, self._documents)
+                wanted = min(k, documents)
                 short = [
                     at
                     for at, ranked in zip(short, rankings, strict=True)
                     if len(found[ids[at]]) < wanted and len(ranked.ids) >= deep
                 ]
-                deep = min(len(self), 2 * deep)
+                deep = min(count, 2 * deep)
         return found
 
     def evaluate(
@@ -428,7 +596,8 @@ class Retriever:
         from ragadapt.evaluation import evaluate
         from ragadapt.queries import evidence_recall, load_labels
 
-        chunks = list(self.chunks)
+        now = self.snapshot()
+        chunks = list(now.chunks)
         labels = load_labels(queries, qrels, chunks=chunks)
         document_of = {chunk.id: chunk.document_id for chunk in chunks}
         by_id = {chunk.id: chunk for chunk in chunks}
@@ -445,13 +614,20 @@ class Retriever:
             else:
                 judged[query.id] = {id: int(grade) for id, grade in grades.items()}
         asked = {query.id: query.text for query in labels.queries}
+        asked = dict(zip(asked, checked_queries(asked.values()), strict=True))
+        lam = checked_lam(lam)
+
+        def run(texts: Mapping[str, str], k: int, mode: Mode, level: str) -> dict[str, dict[str, float]]:
+            return self._run(now, list(texts), list(texts.values()), k, mode, level, lam, tenant) if texts else {}
+
         quoted = {id: text for id, text in asked.items() if id in labels.evidence}
         results: dict[str, dict[str, float]] = {}
         for mode in modes:
-            run = self.run(asked, 100, mode=mode, level="document" if whole else "chunk", lam=lam, tenant=tenant)
-            results[mode] = dict(evaluate(run, judged).mean)
+            checked_choice("mode", mode, MODES)
+            found_ids = run(asked, 100, mode, "document" if whole else "chunk")
+            results[mode] = dict(evaluate(found_ids, judged).mean)
             if labels.evidence:
-                by_chunk = self.run(quoted, 10, mode=mode, level="chunk", lam=lam, tenant=tenant) if whole else run
+                by_chunk = run(quoted, 10, mode, "chunk") if whole else found_ids
                 for k in (5, 10):
                     found = [
                         evidence_recall([by_id[id] for id in list(by_chunk.get(query, ()))[:k]], quotes, k)
@@ -465,33 +641,47 @@ class Retriever:
                     results[mode][name] = count
         return results
 
-    def _best(self, ranked: Ranked, k: int, level: str) -> dict[str, float]:
+    def _best(self, now: Snapshot, ranked: Ranked, k: int, level: str) -> dict[str, float]:
         if level == "chunk":
             return {id: float(score) for id, score in zip(ranked.ids, ranked.scores, strict=True)}
-        if self._document_of is None:
-            self._document_of = self.chunks.document_ids()
-            self._documents = len(set(self._document_of))
+        document_of = now.document_of()
         best: dict[str, float] = {}
-        for position, score in zip(self.searcher.positions(ranked.ids), ranked.scores, strict=True):
-            best.setdefault(self._document_of[position], float(score))
+        for position, score in zip(now.searcher.positions(ranked.ids), ranked.scores, strict=True):
+            best.setdefault(document_of[position], float(score))
             if len(best) == k:
                 break
         return best
 
     def passing(self, filter: Mapping[str, Any]) -> list[str]:
         """The ids of the chunks that pass a filter, in the order of the chunks. Raises InvalidFilter."""
-        with self._lock:
-            self._follow()
-            _, allowed = self._allowed(filter)
-            return [id for id, passes in zip(self.chunks.ids(), allowed, strict=True) if passes]
+        with self._using() as now:
+            _, allowed = self._allowed(now, filter)
+            return [id for id, passes in zip(now.chunks.ids(), allowed, strict=True) if passes]
 
-    def _allowed(self, filter: Any) -> tuple[Any, Mask]:
+    def _allowed(self, now: Snapshot, filter: Any) -> tuple[Any, Mask]:
         """The filter as the index is asked, and (N,) the chunks that pass."""
         if isinstance(filter, Mapping):
-            return self._filters.resolve(filter)
-        mask = np.zeros(len(self.chunks), np.bool_)  # the index engine's own: only the engine knows what passes
-        mask[self.searcher.positions(self.searcher.index.ids(filter))] = True
+            return now.filters.resolve(filter)
+        mask = np.zeros(len(now.chunks), np.bool_)  # the index engine's own: only the engine knows what passes
+        mask[now.searcher.positions(now.searcher.index.ids(filter))] = True
         return filter, mask
+
+
+def _model_files(manifest: Manifest) -> dict[str, FileRecord]:
+    return {name: record for name, record in manifest.files.items() if name.startswith("model/")}
+
+
+def _reopen(kind: type[Retriever], path: Path, device: str, precision: str) -> Retriever:
+    return kind.open(path, device=device, precision=precision)
+
+
+def _checked_search(
+    queries: Sequence[str], k: int, mode: Mode, lam: float | None, vectors: Floats | None
+) -> tuple[list[str], int, float | None]:
+    """Queries, k and lam as the inside wants them; the words may be missing where the vector is given."""
+    checked_choice("mode", mode, MODES)
+    blank = vectors is not None and mode != "lexical"
+    return checked_queries(queries, blank=blank), checked_k(k), checked_lam(lam)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

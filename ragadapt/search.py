@@ -7,6 +7,7 @@ runs, but for an approximate index, where one was asked for or a million passage
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -17,6 +18,7 @@ from ragadapt.errors import InvalidInput
 from ragadapt.fusion import Background, Candidates, Floats, Fusion, Positions, move_towards, standardise
 from ragadapt.lexical.ranking import best_positions, moments
 from ragadapt.profiling import work
+from ragadapt.threads import one_thread
 from ragadapt.values import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from ragadapt.lexical import LexicalIndex
     from ragadapt.lexical.ranking import Ranking
 
+_ONE_THREAD_BYTES = 128_000_000  # of vectors that one query is compared with on one thread, in some ten milliseconds
 Mode = Literal["dense", "lexical", "hybrid"]
 Mask = NDArray[np.bool_]
 
@@ -125,6 +128,22 @@ class Searcher:
         """
         if k < 1:
             raise InvalidInput(f"k = {k}: ask for at least one passage.")
+        small = len(texts) == 1 and 4 * len(self._ids) * self.index.dim <= _ONE_THREAD_BYTES
+        with one_thread() if small else nullcontext():
+            return self._rank(texts, vectors, k, mode, filter, allowed, fusion, dense, progress)
+
+    def _rank(
+        self,
+        texts: Sequence[str],
+        vectors: Floats,
+        k: int,
+        mode: Mode,
+        filter: Mapping[str, Any] | None,
+        allowed: Mask | None,
+        fusion: Fusion | None,
+        dense: Dense | None,
+        progress: Progress,
+    ) -> list[Ranked]:
         if mode == "dense":
             found = (dense or self.plain).search(vectors, k, filter)
             return [Ranked(ids, scores, {"dense": scores}) for ids, scores in found]

@@ -21,7 +21,7 @@ import numpy as np
 from ragadapt.chunks import ChunkStore
 from ragadapt.config import ChunkConfig, IndexConfig
 from ragadapt.corpus import chunk_documents, near_duplicate_groups, normalise
-from ragadapt.errors import EmptyCorpus, InvalidConfiguration, MissingExtra, RagadaptError, StoreCorrupt
+from ragadapt.errors import EmptyCorpus, InvalidConfiguration, MissingExtra, RagadaptError, StoreCorrupt, reason_of
 from ragadapt.files import link_or_copy, read_json, record_file, remove, write_text
 from ragadapt.fusion import Background, Floats, Fusion
 from ragadapt.index import check_address, collection_of, exact_index, open_index
@@ -398,10 +398,15 @@ def open_searcher(path: Path, manifest: Manifest) -> Searcher:
     try:
         with np.load(path / "background.npz", allow_pickle=False) as arrays:
             background = Background(arrays["mean"], arrays["covariance"], int(arrays["count"]))
-    except (OSError, KeyError, ValueError) as error:
-        raise StoreCorrupt(f"{path / 'background.npz'} cannot be read ({error}). Build the retriever again.") from error
-    sections = manifest.sections
-    return Searcher(index, lexical, background, Fusion.from_dict(sections["fusion"]), depth=int(sections["depth"]))
+    except Exception as error:  # zip and numpy have many of their own
+        raise StoreCorrupt(
+            f"{path / 'background.npz'} cannot be read ({reason_of(error)}). Build the retriever again."
+        ) from error
+    try:
+        fusion, depth = Fusion.from_dict(manifest.sections["fusion"]), int(manifest.sections["depth"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreCorrupt(f"The manifest of {path} lacks its fusion ({error}). Build the retriever again.") from error
+    return Searcher(index, lexical, background, fusion, depth=depth)
 
 
 # Queries on disk

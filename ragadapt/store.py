@@ -24,6 +24,7 @@ import logging
 import os
 import re
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,7 +48,9 @@ from ragadapt.errors import (
     StoreLocked,
 )
 from ragadapt.files import (
+    REMEDY,
     FileRecord,
+    Hashes,
     copy_file,
     copy_live,
     explain_full_disk,
@@ -124,7 +127,7 @@ class Manifest:
         rebuild = f"Restore {where.name} from a copy, or move {where.parent} away and build it again."
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreCorrupt(f"{where} is not valid JSON ({error}). {rebuild}") from error
         version = values.get("format_version") if isinstance(values, dict) else None
         if not isinstance(version, int) or isinstance(version, bool) or version < 1:
@@ -148,7 +151,7 @@ class Manifest:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreCorrupt(f"{where} lacks or mistypes a field ({error}). {rebuild}") from error
         for path in (*manifest.files, *manifest.mutable):
-            if not _is_inside(path):
+            if not isinstance(path, str) or not _is_inside(path):
                 raise StoreCorrupt(f"{where} lists {path!r}, which lies outside the folder. Do not use this folder.")
         return manifest
 
@@ -158,10 +161,16 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class OpenedStore:
-    """A folder whose manifest has been read and checked."""
+    """A folder whose manifest has been read and checked. hashes: set by `load_store`; compared while it is loaded."""
 
     path: Path
     manifest: Manifest
+    hashes: Hashes | None = None
+
+    def check(self, *parts: str) -> None:
+        """Compare these files and folders with their hashes now. Raises StoreCorrupt that names what differs."""
+        chosen = {name: record for name, record in self.manifest.files.items() if _covers(parts, name)}
+        _check_files(self.path, replace(self.manifest, files=chosen), "full")
 
     def replaced(self) -> bool:
         """True if a build was committed at this place since the manifest was read."""
@@ -209,18 +218,35 @@ def open_store(path: str | Path, verify: Verify = "quick") -> OpenedStore:
 def load_store(path: str | Path, load: Callable[[OpenedStore], T], verify: Verify = "quick") -> T:
     """What `load` makes of the folder, all of it from one and the same build.
 
-    If a build is committed while load runs, its result is dropped and it runs again on the new folder.
+    If a build is committed while load runs, its result is dropped and it runs again on the new folder. Files that are
+    parsed whole are hashed before load starts, the others in a thread meanwhile: whoever serves what load made calls
+    `opened.hashes.wait()` first. Where load fails and a file differs from its hash, that is what StoreCorrupt says.
     """
     for _ in range(20):
         opened = open_store(path, verify)
         try:
-            loaded = load(opened)
-        except Exception:
+            hashes = Hashes(opened.path, opened.manifest.files)
+        except StoreCorrupt:
             if opened.replaced():
                 continue
             raise
+        opened = replace(opened, hashes=hashes)
+        try:
+            loaded = load(opened)
+        except BaseException as error:
+            if isinstance(error, Exception) and opened.replaced():
+                hashes.close()
+                continue
+            if not isinstance(error, (KeyboardInterrupt, SystemExit)):
+                try:
+                    hashes.wait()
+                except StoreCorrupt as damage:
+                    raise damage from error
+            hashes.close()
+            raise
         if not opened.replaced():
             return loaded
+        hashes.close()
     raise StoreLocked(f"{path} was replaced again and again while it was being loaded. Load it again.")
 
 
@@ -249,20 +275,22 @@ def _read_manifest(path: Path) -> Manifest:
 def _check_files(path: Path, manifest: Manifest, verify: Verify) -> None:
     if verify == "none":
         return
-    remedy = "Copy the folder again, or rebuild it with: ragadapt fit"
     for name, expected in manifest.files.items():
         file = path / name
         try:
-            size = file.stat().st_size
+            found_file = file.stat()
+            if not stat.S_ISREG(found_file.st_mode):
+                raise StoreCorrupt(f"{file} is no file; the manifest expects {expected.size} bytes. {REMEDY}")
+            size = found_file.st_size
             if size != expected.size:
-                raise StoreCorrupt(f"{file} has {size} bytes, the manifest expects {expected.size}. {remedy}")
+                raise StoreCorrupt(f"{file} has {size} bytes, the manifest expects {expected.size}. {REMEDY}")
             if verify == "full" and (found := record_file(file).sha256) != expected.sha256:
-                raise StoreCorrupt(f"{file} has sha256 {found}, the manifest expects {expected.sha256}. {remedy}")
+                raise StoreCorrupt(f"{file} has sha256 {found}, the manifest expects {expected.sha256}. {REMEDY}")
         except FileNotFoundError as error:
-            missing = f"{file} is missing; the manifest expects {expected.size} bytes. {remedy}"
+            missing = f"{file} is missing; the manifest expects {expected.size} bytes. {REMEDY}"
             raise StoreCorrupt(missing) from error
         except OSError as error:
-            raise StoreCorrupt(f"{file} cannot be read ({error}). {remedy}") from error
+            raise StoreCorrupt(f"{file} cannot be read ({error}). {REMEDY}") from error
 
 
 # Building ---------------------------------------------------------------------------------------------

@@ -386,9 +386,15 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
         hits: list[Hit] = self._passages.search(texts, vectors, k, **settings)[0]
         return hits
 
+    def __getstate__(self) -> dict[str, Any]:
+        if not isinstance(self._passages, FittedPassages):
+            self._passages.__reduce__()  # raises; what the framework does is leave it out
+        state: dict[str, Any] = super().__getstate__()
+        return state
+
     def _wanted_ids(self, query: VectorStoreQuery) -> set[str]:
         """The passages of a fitted retriever that node_ids and doc_ids allow."""
-        chunks = self._passages.retriever.chunks
+        chunks = self._passages.retriever.snapshot().chunks
         wanted = set(query.node_ids) if query.node_ids else set(chunks.ids())
         if query.doc_ids:
             documents = set(query.doc_ids)

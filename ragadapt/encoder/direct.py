@@ -47,7 +47,7 @@ def open_towers(folder: Path, max_length: int) -> tuple[Tower, Tower] | None:
             return query, passage
         tower = _tower([(entry["type"], folder / entry["path"]) for entry in listed], max_length)
         return tower, tower
-    except (_Unknown, OSError, KeyError, ValueError, IndexError, TypeError) as reason:
+    except Exception as reason:  # also damage, which the long way then reports: files, safetensors, tokenizers, torch
         log.debug("%s is not opened directly: %s", folder, reason)
         return None
 

@@ -9,7 +9,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -39,6 +39,7 @@ from ragadapt.encoder.tower import Tower
 from ragadapt.errors import InvalidInput, NotARetriever, StoreCorrupt, StoreError
 from ragadapt.profiling import work
 from ragadapt.text import searchable
+from ragadapt.threads import follow_forks, one_thread
 from ragadapt.values import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ Vectors = npt.NDArray[np.float32]
 
 _FIRST_WINDOW = 512  # texts tokenised before the first batch runs: the model should not wait long
 _WINDOW = 8192  # texts tokenised and sorted together afterwards; bounds the memory that tokens take
+_SHORT_TOKENS = 64  # in all, of a call that runs on one thread: a question or two
 _BUDGET = {"cpu": 2048, "cuda": 131_072, "mps": 16_384}  # tokens per batch
 _RELOAD_COSINE = 0.9999
 _AWKWARD = (
@@ -96,6 +98,9 @@ class Encoder:
         self.precision = precision
         self.truncated = 0
         self._lock = threading.RLock()
+        self._forked = False
+        self._made_by: tuple[Any, ...] | None = None  # how to make it again: a function and what it takes
+        follow_forks(self, encoder=True)
         self._restore = restore
         self._generic = generic
         self._finish: Callable[[Path, bool], bool] = _add_nothing
@@ -112,7 +117,9 @@ class Encoder:
         if not isinstance(config, EncoderConfig):
             raise InvalidInput(f"config is {type(config).__name__}; an EncoderConfig is needed.")
         source = resolve(config)
-        return cls._build(source, config, spec=None)
+        encoder = cls._build(source, config, spec=None)
+        encoder._made_by = (cls.load, config)
+        return encoder
 
     @classmethod
     def open(cls, folder: str | Path, *, device: str = "auto", precision: str = "auto") -> Self:
@@ -143,7 +150,25 @@ class Encoder:
         adapter = folder / "adapter"
         if adapter.is_dir():
             encoder._finish = lambda target, portable: _copy_adapter(adapter, target)
+        encoder._made_by = (_open, cls, folder.resolve(), device, precision)
         return encoder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._made_by is None:
+            raise InvalidInput(
+                "An encoder that was adapted in memory cannot be pickled or copied. Save it with encoder.save(folder) "
+                "and pass the folder on; Encoder.open reads it there."
+            )
+        make, *values = self._made_by
+        return make, tuple(values)
+
+    def fork_lock(self) -> Any:
+        return self._lock
+
+    def after_fork(self) -> None:
+        """In a forked process: the lock may be held by a thread that is not there."""
+        self._lock = threading.RLock()
+        self._forked = True
 
     @classmethod
     def _open_directly(cls, source: Source, config: EncoderConfig, spec: EncoderSpec) -> Self | None:
@@ -343,6 +368,12 @@ class Encoder:
         positions: dict[str, int] = {}
         inverse = np.fromiter((positions.setdefault(text, len(positions)) for text in texts), np.int64, len(texts))
         unique = list(positions)
+        if self._forked and self.precision.device.split(":")[0] != "cpu":
+            raise InvalidInput(
+                f"This encoder was opened on {self.precision.device} before the process was forked, and a forked "
+                "process cannot use it there. Open it after the fork, start processes with 'spawn', or open it with "
+                "device='cpu'."
+            )
         stage = "encode queries" if task == "query" else "encode passages"
         tower = self.query_tower if task == "query" else self.passage_tower
         with self._lock:  # the tokenizer and the token-weighted pooling keep state during a batch
@@ -380,23 +411,26 @@ class Encoder:
                 if number + 1 < len(windows):
                     ahead = pool.submit(tokenise, windows[number + 1])
                 lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
-                for batch in token_batches(lengths, budget):
-                    with work("forward", len(batch)):
-                        vectors[start + batch] = _embed(tower, [rows[i] for i in batch], front)
-                    done += len(batch)
-                    progress(stage, done, len(texts))
+                short = len(windows) == 1 and int(lengths.sum()) <= _SHORT_TOKENS
+                with one_thread() if short else nullcontext():
+                    for batch in token_batches(lengths, budget):
+                        with work("forward", len(batch)):
+                            vectors[start + batch] = _embed(tower, [rows[i] for i in batch], front)
+                        done += len(batch)
+                        progress(stage, done, len(texts))
         return vectors
 
     def _by_library(self, model: SentenceTransformer, texts: Sequence[str], task: str) -> Vectors:
         prompt = self._spec.query_prompt if task == "query" else self._spec.passage_prompt
         method = model.encode_query if task == "query" else model.encode_document
-        vectors = method(
-            [searchable(text) for text in texts],
-            prompt=prompt,
-            normalize_embeddings=True,
-            show_progress_bar=False,
-            convert_to_numpy=True,
-        )
+        with one_thread() if len(texts) == 1 else nullcontext():
+            vectors = method(
+                [searchable(text) for text in texts],
+                prompt=prompt,
+                normalize_embeddings=True,
+                show_progress_bar=False,
+                convert_to_numpy=True,
+            )
         return np.asarray(vectors, dtype=np.float32)
 
     def _probe(self) -> tuple[Vectors, Vectors]:
@@ -578,6 +612,10 @@ class Encoder:
         from ragadapt.encoder.export import export_onnx
 
         return export_onnx(self, folder)
+
+
+def _open(kind: type[Encoder], folder: Path, device: str, precision: str) -> Encoder:
+    return kind.open(folder, device=device, precision=precision)
 
 
 def _embed(tower: Tower, rows: list[Ids], prompt_length: int) -> Vectors:

@@ -46,7 +46,7 @@ def open_model(source: Source, config: EncoderConfig, device: str) -> SentenceTr
     try:
         with quiet() if source.is_folder else nullcontext():  # a download may show how far it is
             model = _open(source, options)
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # the libraries have many of their own, more still for a damaged folder
         named = repr(config.model) if config.model == source.location else f"{config.model!r} ({source.location})"
         raise ModelNotFound(
             f"Model {named} cannot be loaded: {reason_of(error)}. Check the name and the network, give a folder with a "

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from ragadapt.checks import checked_path, shown
 from ragadapt.config import EncoderConfig
 from ragadapt.encoder.encoder import Encoder
 from ragadapt.encoder.spec import EncoderSpec, read_spec
-from ragadapt.errors import InvalidInput, NotARetriever
+from ragadapt.errors import InvalidInput, NotARetriever, RagadaptError, StoreCorrupt
+from ragadapt.files import REMEDY, FileRecord, Hashes, read_json
 
 MANIFEST = "ragadapt.json"  # of a saved retriever
 
@@ -33,12 +36,20 @@ def open_encoder(
             f"model is {shown(model)}: give a retriever's folder, a model's folder, a preset or a hub name."
         )
     folder = checked_path(model, "model").expanduser()
-    if (folder / MANIFEST).is_file():
+
+    def saved(model: Path) -> Encoder | None:
+        spec = read_spec(model) if model.is_dir() else None
+        if spec is None:
+            return None
+        _check(spec, model, query_prompt, passage_prompt, max_length)
+        return Encoder.open(model, device=device, precision=precision)
+
+    retriever = (folder / MANIFEST).is_file()
+    found = _checked(folder, saved) if retriever else saved(folder)
+    if found is not None:
+        return found
+    if retriever:
         folder = folder / "model"
-    spec = read_spec(folder) if folder.is_dir() else None
-    if spec is not None:
-        _check(spec, folder, query_prompt, passage_prompt, max_length)
-        return Encoder.open(folder, device=device, precision=precision)
     if folder.is_dir() and not any((folder / name).is_file() for name in ("modules.json", "config.json")):
         raise NotARetriever(
             f"{folder} holds neither a retriever (no {MANIFEST}) nor a model (no modules.json, no config.json). "
@@ -53,6 +64,30 @@ def open_encoder(
         "max_length": max_length,
     }
     return Encoder.load(EncoderConfig.model_validate(values))
+
+
+def _checked(retriever: Path, opened: Callable[[Path], Encoder | None]) -> Encoder | None:
+    """The model of a retriever, whose files are compared with their hashes while it is opened."""
+    while True:
+        manifest = read_json(retriever / MANIFEST)
+        try:
+            files = {
+                name: FileRecord(int(record["size"]), str(record["sha256"]))
+                for name, record in (manifest or {})["files"].items()
+                if name.startswith("model/")
+            }
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StoreCorrupt(f"{retriever / MANIFEST} cannot be read ({error!r}). {REMEDY}") from error
+        try:
+            with closing(Hashes(retriever, files)) as hashes:
+                try:
+                    encoder = opened(retriever / "model")
+                finally:
+                    hashes.wait()  # damage is what is reported, whatever it led to
+                return encoder
+        except RagadaptError:
+            if read_json(retriever / MANIFEST) == manifest:  # else the folder was replaced meanwhile
+                raise
 
 
 def _check(spec: EncoderSpec, folder: Path, query: str | None, passage: str | None, max_length: int | None) -> None:

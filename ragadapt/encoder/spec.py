@@ -95,7 +95,7 @@ def read_spec(folder: Path) -> EncoderSpec | None:
                 "Upgrade with: pip install -U ragadapt"
             )
         spec = EncoderSpec.from_json(values)
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreCorrupt(f"{path} cannot be read: {error}. Restore the folder or fit again.") from error
     if spec.fingerprint != values.get("fingerprint"):
         raise StoreCorrupt(f"{path} was changed after it was written (its fingerprint differs). Fit again.")

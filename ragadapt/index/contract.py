@@ -265,7 +265,7 @@ def read_description(folder: Path) -> dict[str, Any] | None:
             raise ValueError(f"generation {description['generation']!r:.60} is no number")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         raise IndexCorrupt(f"{path} cannot be read ({error}). {REBUILD}") from error
     if description["format"] > FORMAT:
         raise FormatTooNew(

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ragadapt.errors import IndexCorrupt, InvalidInput
+from ragadapt.errors import IndexCorrupt, InvalidInput, reason_of
 from ragadapt.index.contract import (
     REBUILD,
     Floats,
@@ -94,8 +94,8 @@ class ExactIndex(Kept):
                 raise ValueError(f"{len(index._rows)} ids for vectors of shape {index._matrix.shape}")
             if not payloads.is_file():
                 raise FileNotFoundError(f"{payloads.name} is missing")
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-            raise IndexCorrupt(f"The exact index in {folder} cannot be read ({error}). {REBUILD}") from error
+        except Exception as error:  # numpy and JSON have many of their own for damage
+            raise IndexCorrupt(f"The exact index in {folder} cannot be read ({reason_of(error)}). {REBUILD}") from error
         return index
 
     def __len__(self) -> int:

@@ -126,7 +126,7 @@ class FaissIndex(Kept):
                 raise ValueError(f"{len(index._rows)} ids for {count} vectors of width {engine.d}")
             index._engine = _with_direct_map(engine) if stored == "ivf" else engine
             index._noted(folder)
-        except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError) as error:
+        except Exception as error:  # FAISS, numpy and JSON have many of their own for damage
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise IndexCorrupt(f"The FAISS index in {folder} cannot be read ({reason}). {REBUILD}") from error
         if structure is not None:

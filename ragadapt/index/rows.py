@@ -54,7 +54,9 @@ class Rows:
                     payloads = [json.loads(line) for line in file]
                 if len(payloads) != len(self.ids):
                     raise ValueError(f"{len(payloads)} lines for {len(self.ids)} vectors")
-            except (OSError, ValueError) as error:
+                if not all(isinstance(payload, dict) for payload in payloads):
+                    raise ValueError("a line is no object")
+            except (OSError, ValueError, RecursionError) as error:
                 raise IndexCorrupt(f"{path} cannot be read ({error}).") from error
             self._payloads = payloads
             self._close()

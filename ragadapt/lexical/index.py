@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ragadapt.errors import FormatTooNew, IndexCorrupt, InvalidInput
+from ragadapt.errors import FormatTooNew, IndexCorrupt, InvalidInput, reason_of
 from ragadapt.lexical.ranking import Ranking, best_first, moments
 from ragadapt.lexical.tokens import word_analyser, words
 from ragadapt.profiling import work
@@ -213,9 +213,11 @@ class LexicalIndex:
             sizes = {len(engine.scores["data"]), len(engine.scores["indices"]), len(frequencies)}
             if sizes != {postings} or not len(ids) == len(lengths) == int(engine.scores["num_docs"]):
                 raise ValueError("the files don't belong together")
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        except FormatTooNew:
+            raise
+        except Exception as error:  # numpy, bm25s and JSON have many of their own for damage
             raise IndexCorrupt(
-                f"The lexical index in {folder} cannot be read ({error}). "
+                f"The lexical index in {folder} cannot be read ({reason_of(error)}). "
                 "Rebuild it with: ragadapt index RETRIEVER --rebuild"
             ) from error
         index = cls(ids, engine, frequencies, lengths, settings)

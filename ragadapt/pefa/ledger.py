@@ -42,6 +42,7 @@ _PAGE = 500  # below the 999 variables that old SQLite builds allow
 _TIMES = (-62135596800.0, 253402300799.0)  # the years 1 to 9999: what a date can be made of
 T = TypeVar("T")
 
+_INHERITED: list[sqlite3.Connection] = []
 _COLUMNS = "key, query, chunk_id, content_hash, document_id, weight, user, tenant, at, level, quote"
 _SCHEMA = f"""
 CREATE TABLE events (
@@ -404,7 +405,10 @@ class Ledger:
         if identity is None or identity == self._identity:
             return
         fresh = _connect(self.path, self._writable)
-        self._connection.close()
+        if self._identity is not None and self._identity[-1] != identity[-1]:
+            _INHERITED.append(self._connection)  # SQLite: never to be used or closed in a forked process
+        else:
+            self._connection.close()
         self._connection, self._identity = fresh, identity
         self._check_format()
 
@@ -484,12 +488,13 @@ def _write_schema(path: Path) -> None:
         connection.execute("COMMIT")
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """Of the file and of the process that opens it."""
     try:
         found = path.stat()
     except OSError:  # between the two renames of a commit
         return None
-    return found.st_dev, found.st_ino
+    return found.st_dev, found.st_ino, os.getpid()
 
 
 def _keep_vector(connection: sqlite3.Connection, fingerprint: str, query: str, vector: NDArray[np.float32]) -> None:

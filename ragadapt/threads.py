@@ -1,0 +1,114 @@
+"""How many threads numerical libraries take, and what a forked process can do with them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+_FORK_SECONDS = 10.0  # how long a fork waits for what other threads are computing
+_WITH_POOLS = ("numpy", "scipy", "scipy.linalg", "torch", "faiss")
+_lock = threading.Lock()
+_found: tuple[tuple[bool, ...], Any, Any] | None = None  # (what was loaded, OpenMP libraries, BLAS libraries)
+_inside = 0  # blocks of one_thread that are running
+_blas: Any = None  # their common limit of the BLAS libraries
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside the block products run on the calling thread alone.
+
+    For one query other threads save less time than it takes to wake them, and on a machine that is busy, or a
+    container with a small share of one, they burn many times the work in waiting for each other. OpenMP's setting is
+    the calling thread's own. That of a BLAS library is the process's: what other threads multiply meanwhile with numpy
+    takes one thread too.
+    """
+    global _inside, _blas
+    openmp, blas = _libraries()
+    with _lock:
+        _inside += 1
+        if _inside == 1:
+            _blas = blas.limit(limits=1)
+    try:
+        with openmp.limit(limits=1):
+            yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                _blas.restore_original_limits()
+                _blas = None
+
+
+def _libraries() -> tuple[Any, Any]:
+    """(OpenMP, BLAS) libraries that are loaded."""
+    global _found
+    if (ask := getattr(sys.modules.get("torch"), "get_num_threads", None)) is not None:
+        ask()  # in each thread torch's first look sets the number anew, so it comes before ours
+    loaded = tuple(name in sys.modules for name in _WITH_POOLS)
+    found = _found
+    if found is None or found[0] != loaded:  # milliseconds, once
+        from threadpoolctl import ThreadpoolController
+
+        every = ThreadpoolController()
+        found = _found = (loaded, every.select(user_api="openmp"), every.select(user_api="blas"))
+    return found[1], found[2]
+
+
+# Forks
+
+
+class Forkable(Protocol):
+    """What other threads may be using while the process is forked."""
+
+    def fork_lock(self) -> Any:
+        """The lock under which it is used: held during the fork, since what holds a lock inside torch or FAISS then
+        would leave it locked in the child for ever."""
+
+    def after_fork(self) -> None:
+        """In the child: locks may be held by threads that are not there, and SQLite's connections must not be used."""
+
+
+_searched: weakref.WeakSet[Any] = weakref.WeakSet()
+_encoding: weakref.WeakSet[Any] = weakref.WeakSet()  # used from within a search, so they are locked after those
+_held = threading.local()  # locks: those that this thread holds during its fork
+
+
+def follow_forks(owner: Forkable, *, encoder: bool = False) -> None:
+    """Take care of the owner whenever this process is forked, as long as it lives."""
+    (_encoding if encoder else _searched).add(owner)
+
+
+def _before() -> None:
+    end, _held.locks = time.monotonic() + _FORK_SECONDS, []
+    for owner in (*_searched, *_encoding):
+        lock = owner.fork_lock()
+        if lock.acquire(timeout=max(0.0, end - time.monotonic())):
+            _held.locks.append(lock)
+
+
+def _in_parent() -> None:
+    while _held.locks:
+        _held.locks.pop().release()
+
+
+def _in_child() -> None:
+    global _lock, _inside, _blas
+    _lock, _inside, _blas = threading.Lock(), 0, None
+    if "torch" in sys.modules or "faiss" in sys.modules:
+        # GNU OpenMP waits for ever for the threads that this one had in the parent; alone it waits for nobody. Threads
+        # that start from here on have pools of their own.
+        openmp, _ = _libraries()
+        openmp.limit(limits=1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # their pool is gone too
+    for owner in (*_searched, *_encoding):
+        owner.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
