@@ -147,11 +147,12 @@ class Pefa:
                 if passage is None:
                     raise InvalidInput(f"There is no passage {one.chunk_id!r} in the index. Nothing was kept.")
             known = self.state.queries
+            given = None if vectors is None else check_vectors(np.stack(vectors), self.index.dim, "query vectors")
             rows = np.empty((len(checked), self.index.dim), np.float32)
             missing = []
             for row, one in enumerate(checked):
-                if vectors is not None:
-                    rows[row] = check_vectors(vectors[row][None, :], self.index.dim, "query vectors")[0]
+                if given is not None:
+                    rows[row] = given[row]
                 elif one.query in known:
                     rows[row] = self.state.query_vectors[known[one.query]]
                 else:
@@ -343,6 +344,7 @@ class Pefa:
         for start in range(0, len(feedback), _PAGE):
             page = feedback[start : start + _PAGE]
             self._learn_queries([one.query for one in page])
+            entries: list[tuple[Entry, str]] = []
             for one, passage in zip(page, self._passages.resolve(page), strict=True):
                 self._leave(one.key)
                 if passage is None:
@@ -350,10 +352,11 @@ class Pefa:
                     self._asleep.setdefault(one.chunk_id, set()).add(one.key)
                     continue
                 row = self.state.queries[one.query]
-                self.state.insert(Entry(one.seq, row, passage, one.weight, one.user, one.at or 0.0), one.tenant)
+                entries.append((Entry(one.seq, row, passage, one.weight, one.user, one.at or 0.0), one.tenant))
                 self._where[one.key] = (passage, one.tenant, one.user, one.seq)
                 self._keys.setdefault(passage, set()).add(one.key)
                 touched.add(passage)
+            self.state.insert(entries)
         wanted = sorted(touched)
         for start in range(0, len(wanted), _PAGE):
             ids = wanted[start : start + _PAGE]

@@ -233,7 +233,7 @@ class Ledger:
         now = time.time()
         added = []
         with self._writing() as connection:
-            for number, one in enumerate(checked):
+            for one in checked:
                 values = (one.key, one.query, one.chunk_id, one.content_hash, one.document_id, one.weight, one.user,
                           one.tenant, one.at, one.level, one.quote)  # fmt: skip
                 cursor = connection.execute(
@@ -242,8 +242,11 @@ class Ledger:
                 )
                 if cursor.rowcount:
                     added.append(replace(one, seq=int(cursor.lastrowid or 0)))
-                if vectors is not None:
-                    _keep_vector(connection, fingerprint, one.query, vectors[number])
+            if vectors is not None:
+                first: dict[str, int] = {}
+                for number, one in enumerate(checked):
+                    first.setdefault(one.query, number)
+                _keep_vectors(connection, fingerprint, list(first), vectors[list(first.values())])
         return added
 
     def withdraw(self, keys: Iterable[str]) -> list[str]:
@@ -264,8 +267,7 @@ class Ledger:
     def keep_vectors(self, fingerprint: str, queries: Sequence[str], vectors: NDArray[np.float32]) -> None:
         """Store query vectors (n, d) of this encoder."""
         with self._writing() as connection:
-            for query, vector in zip(queries, vectors, strict=True):
-                _keep_vector(connection, fingerprint, query, vector)
+            _keep_vectors(connection, fingerprint, queries, vectors)
 
     def keep_settings(self, value: dict[str, Any]) -> None:
         """The settings from now on; JSON values."""
@@ -497,10 +499,13 @@ def _identity(path: Path) -> tuple[int, int, int] | None:
     return found.st_dev, found.st_ino, os.getpid()
 
 
-def _keep_vector(connection: sqlite3.Connection, fingerprint: str, query: str, vector: NDArray[np.float32]) -> None:
-    connection.execute(
+def _keep_vectors(
+    connection: sqlite3.Connection, fingerprint: str, queries: Sequence[str], vectors: NDArray[np.float32]
+) -> None:
+    rows = np.ascontiguousarray(vectors, "<f4")
+    connection.executemany(
         "INSERT OR IGNORE INTO query_vectors VALUES (?, ?, ?)",
-        (fingerprint, _hash(query), np.ascontiguousarray(vector, "<f4").tobytes()),
+        ((fingerprint, _hash(query), row.tobytes()) for query, row in zip(queries, rows, strict=True)),
     )
 
 

@@ -192,22 +192,46 @@ class State:
 
     # Entries
 
-    def insert(self, entry: Entry, tenant: str) -> None:
-        """Count an entry; `recompute` its passage afterwards."""
-        self._change(entry, tenant, 1)
+    def insert(self, entries: Sequence[tuple[Entry, str]]) -> None:
+        """Count entries, each with its tenant; `recompute` their passages afterwards."""
+        for start in range(0, len(entries), _GROUPS):
+            self._change(entries[start : start + _GROUPS], 1)
 
     def remove(self, passage: str, tenant: str, user: str, seq: int) -> None:
         """Count an entry no more; `recompute` its passage afterwards."""
-        self._change(self._entries[passage][tenant][user][seq], tenant, -1)
+        self._change([(self._entries[passage][tenant][user][seq], tenant)], -1)
 
-    def _change(self, entry: Entry, tenant: str, sign: int) -> None:
+    def _change(self, entries: Sequence[tuple[Entry, str]], sign: int) -> None:
+        kept: dict[tuple[str, str], list[Entry]] = {}  # whose total, of which passage → the entries that change it
+        for entry, tenant in entries if self._totals else ():
+            passage = entry.passage
+            for whose in {SHARED, *self._entries.get(passage, ())} if tenant == SHARED else (tenant,):
+                if (whose, passage) in self._totals:
+                    kept.setdefault((whose, passage), []).append(entry)
+        said = list(dict.fromkeys((*key, one.user) for key, changed in kept.items() for one in changed if one.user))
+        before = self._said(said)
+        for entry, tenant in entries:
+            self._list(entry, tenant, sign)
+
+        self._add_up(self._totals, {key: [one for one in some if not one.user] for key, some in kept.items()}, sign)
+        by_user: dict[tuple[str, str, str], list[Entry]] = {}
+        for key, changed in kept.items():
+            for one in changed:
+                if (*key, one.user) in self._users:
+                    by_user.setdefault((*key, one.user), []).append(one)
+        self._add_up(self._users, by_user, sign)
+        for (whose, passage, _), change in zip(said, self._said(said) - before, strict=True):
+            self._totals[whose, passage] += change
+        for entry, tenant in entries if sign < 0 else ():
+            tenants = self._entries.get(entry.passage, {})
+            if not tenants:
+                self._forget(SHARED, entry.passage)
+            if tenant != SHARED and tenant not in tenants:
+                self._forget(tenant, entry.passage)
+
+    def _list(self, entry: Entry, tenant: str, sign: int) -> None:
         passage, user = entry.passage, entry.user
         tenants = self._entries.setdefault(passage, {})
-        seen_by = {SHARED, *tenants} if tenant == SHARED else {tenant}
-        kept = [whose for whose in seen_by if (whose, passage) in self._totals]
-        before = {whose: self._said(whose, passage, user) for whose in kept} if user else {}
-        own = self._row_sums(entry) if kept else None
-
         users = tenants.setdefault(tenant, {})
         if sign > 0:
             users.setdefault(user, {})[entry.seq] = entry
@@ -215,26 +239,14 @@ class State:
             del users[user][entry.seq]
             if not users[user]:
                 del users[user]
+            if not users:
+                del tenants[tenant]
+            if not tenants:
+                del self._entries[passage]
         _count(self._counts.setdefault(tenant, {}), entry.query, sign)
         _count(self.passages_of.setdefault(entry.query, {}), passage, sign)
         if not self.passages_of[entry.query]:
             del self.passages_of[entry.query]
-
-        for whose in kept:
-            assert own is not None
-            if not user:
-                self._totals[whose, passage] += sign * own
-                continue
-            if (whose, passage, user) in self._users:
-                self._users[whose, passage, user] += sign * own
-            self._totals[whose, passage] += self._said(whose, passage, user) - before[whose]
-        if not users:
-            del tenants[tenant]
-            if tenant != SHARED:
-                self._forget(tenant, passage)
-        if not tenants:
-            del self._entries[passage]
-            self._forget(SHARED, passage)
 
     def _forget(self, tenant: str, passage: str) -> None:
         self._totals.pop((tenant, passage), None)
@@ -255,27 +267,30 @@ class State:
         every = [entry for entries in seen for entry in entries.values()]
         return sorted(every, key=lambda entry: entry.seq)
 
-    def _of_user(self, passage: str, tenant: str, user: str) -> list[Entry]:
+    def _of_user(self, tenant: str, passage: str, user: str) -> list[Entry]:
         tenants = self._entries.get(passage, {})
         return [entry for view in {SHARED, tenant} for entry in tenants.get(view, {}).get(user, {}).values()]
 
     # Sums
 
-    def _row_sums(self, entry: Entry) -> Sums:
-        """(2, 2, d + 1) of one entry before the cap."""
-        sums: Sums = row_sums([entry], np.zeros(1, np.int64), 1, self._vectors, self.config, self.now)[0]
-        return sums
+    def _sums(self, lists: Sequence[Sequence[Entry]]) -> Sums:
+        """(len(lists), 2, 2, d + 1) before the cap."""
+        flat = [entry for entries in lists for entry in entries]
+        owner = np.repeat(np.arange(len(lists)), [len(entries) for entries in lists])
+        return row_sums(flat, owner, len(lists), self._vectors, self.config, self.now)
 
-    def _said(self, tenant: str, passage: str, user: str) -> Sums:
-        """(2, 2, d + 1): what a named user says about a passage in all, after the cap."""
-        raw = self._users.get((tenant, passage, user))
-        if raw is None:
-            entries = self._of_user(passage, tenant, user)
-            raw = row_sums(entries, np.zeros(len(entries), np.int64), 1, self._vectors, self.config, self.now)[0]
-            if len(entries) > _KEPT:
-                self._users[tenant, passage, user] = raw
-        said: Sums = capped(raw[None], self.config.user_cap)[0]
-        return said
+    def _add_up(self, kept: dict[K, Sums], changed: Mapping[K, Sequence[Entry]], sign: int) -> None:
+        keys = [key for key, entries in changed.items() if entries]
+        for key, sums in zip(keys, self._sums([changed[key] for key in keys]), strict=True):
+            kept[key] += sign * sums
+
+    def _said(self, keys: Sequence[tuple[str, str, str]]) -> Sums:
+        """(len(keys), 2, 2, d + 1): what a named user says in all, after the cap. keys: (tenant, passage, user)."""
+        new = {key: self._of_user(*key) for key in keys if key not in self._users}
+        raw = dict(zip(new, self._sums(list(new.values())), strict=True))
+        self._users |= {key: raw[key].copy() for key, entries in new.items() if len(entries) > _KEPT}
+        every = [raw[key] if key in raw else self._users[key] for key in keys]
+        return capped(np.array(every, np.int64).reshape(-1, 2, 2, self.dim + 1), self.config.user_cap)
 
     def _sums_of(self, passages: Sequence[str], tenant: str) -> NDArray[np.int64]:
         """(F, 2, 2, d + 1) for passages as this tenant sees them; kept where they stand for many entries."""
@@ -434,15 +449,20 @@ def capped_sums(
 
     entries: (number of the passage, entry), ascending.
     """
-    free = [(at, entry) for at, entry in entries if not entry.user]
+    groups: dict[tuple[int, str], list[Entry]] = {}
+    for at, entry in entries:
+        if entry.user:
+            groups.setdefault((at, entry.user), []).append(entry)
+    keys = sorted(groups)
+    owner = np.repeat(np.arange(len(keys)), [len(groups[key]) for key in keys])
+    said = [entry for key in keys for entry in groups[key]]
+    factors = cap_factors(row_sums(said, owner, len(keys), queries[:, :0], config, now), config.user_cap)
+    keys = [keys[group] for group in np.flatnonzero(factors < 1)]
+    over = set(keys)
+    free = [(at, entry) for at, entry in entries if (at, entry.user) not in over]
     found = row_sums(
         [entry for _, entry in free], np.array([at for at, _ in free], np.int64), count, queries, config, now
     )
-    named = sorted(((at, entry) for at, entry in entries if entry.user), key=lambda pair: (pair[0], pair[1].user))
-    groups: dict[tuple[int, str], list[Entry]] = {}
-    for at, entry in named:
-        groups.setdefault((at, entry.user), []).append(entry)
-    keys = list(groups)
     for start in range(0, len(keys), _GROUPS):
         part = keys[start : start + _GROUPS]
         said = [entry for key in part for entry in groups[key]]
@@ -454,11 +474,20 @@ def capped_sums(
     return found
 
 
+def cap_factors(sums: Sums, cap: float) -> NDArray[np.float64]:
+    """(G,) what each user's sums (G, 2, 2, ·) are multiplied by, so that their weights are `cap` in all at most."""
+    weights = in_floats(sums[..., -1:]).sum(axis=(1, 2))
+    factors: NDArray[np.float64] = np.minimum(1.0, cap / np.maximum(weights, 1e-300))
+    return factors
+
+
 def capped(sums: Sums, cap: float) -> Sums:
-    """(G, 2, 2, d + 1): each user's sums, so that their weights are `cap` in all at most."""
-    values = in_floats(sums)  # (G, 2, d + 1)
-    factor = np.minimum(1.0, cap / np.maximum(values[:, 0, -1] + values[:, 1, -1], 1e-300))
-    return in_units(values * factor[:, None, None])
+    """(G, 2, 2, d + 1): each user's sums, so that their weights are `cap` in all at most; within it as they are."""
+    factors = cap_factors(sums, cap)
+    over = factors < 1
+    found = sums.copy()
+    found[over] = in_units(in_floats(sums[over]) * factors[over, None, None])
+    return found
 
 
 def in_units(values: NDArray[np.float64]) -> Sums:

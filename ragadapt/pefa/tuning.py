@@ -242,8 +242,7 @@ def without(pefa: Pefa, held: set[int]) -> State:
     touched = []
     for id in shared.ids:
         entries = [entry for entry in whole.entries(id, SHARED) if entry.query not in held]
-        for entry in entries:
-            state.insert(entry, SHARED)
+        state.insert([(entry, SHARED) for entry in entries])
         if entries:
             touched.append(id)
     rows = [shared.index[id] for id in touched]
