@@ -108,8 +108,8 @@ def read_feedback(retriever: Retriever, path: str | Path, *, progress: Progress 
 def tune_feedback(retriever: Retriever, *, seed: int = 13, progress: Progress = no_progress) -> Tuned:
     """Set λ, k and the fusion weight by cross-validation over the ledger, and write a report with the curve.
 
-    Takes effect at once, for every process. Where feedback does not help held-out questions λ becomes 1. Raises
-    InvalidInput where there is no feedback.
+    Takes effect at once, for every process. The settings in use stay unless others are better beyond doubt; λ
+    becomes 1 where search without feedback is. Raises InvalidInput where there is no feedback.
     """
     now = retriever.snapshot()
     pefa = now.feedback()

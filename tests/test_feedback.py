@@ -19,6 +19,7 @@ from tiny_models import sentences, write_tiny_model
 
 from ragadapt import FitConfig, Retriever, fit
 from ragadapt.errors import InvalidInput
+from ragadapt.evaluation import paired_bootstrap
 from ragadapt.feedback import export_ledger, export_pairs, read_feedback, tune_feedback
 from ragadapt.pefa import Feedback, tuning
 from ragadapt.pefa.tuning import tune
@@ -382,6 +383,29 @@ def test_tuning_takes_what_is_better_beyond_doubt_and_says_by_how_much(monkeypat
     )
     one = Judgements(400, 0.08, 1).tables(monkeypatch)[:1]
     assert tuning.choose(one, 13).values == {}  # a single deal of the folds decides nothing
+
+
+def test_tuning_keeps_what_makes_no_difference() -> None:
+    """λ = .1 mends 14 of 200 questions, at every weight alike: the weight in use stays."""
+    quality = np.ones((8, 3, 200))
+    quality[:, :, :14] = 0.3
+    quality[1:3, :, :14] = 1.0
+    assert tuning._best(quality, (4, 1)) == (2, 1)
+    assert tuning._best(quality, (1, 2)) == (1, 2)
+    assert tuning._best(quality[:, :, 11:], (4, 1)) == (4, 1)  # three of 189 are too few to move by
+
+
+def test_tuning_decides_over_all_deals_of_the_folds_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gain that is beyond doubt on average stands, though one deal shows less of it; not where one shows none."""
+    tables = Judgements(400, 0.08, 3).tables(monkeypatch)
+    current = tables[2].quality[4, 1]
+    gain = np.random.default_rng(3).normal(0, 1, 400)
+    gain = 0.15 * ((gain - gain.mean()) / gain.std() + 2.4 / np.sqrt(400))  # 2.4 standard errors above 0
+    tables[2].quality[-1] = current + gain
+    assert not paired_bootstrap(current + gain, current, confidence=tuning.SURE, seed=13).better
+    assert tuning.choose(tables, 13).values["method"] == "xl"
+    tables[2].quality[-1] = current - gain
+    assert tuning.choose(tables, 13).values == {}
 
 
 def test_tuning_never_looks_at_the_question_itself(retriever: Retriever) -> None:

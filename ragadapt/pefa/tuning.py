@@ -3,8 +3,9 @@
 The queries are dealt into folds, those that say the same together. Each fold is searched with the feedback of the
 others, so every query is judged as one that nobody has answered yet. The gain that is reported, and that the gate
 looks at, is cross-validated once more: a fold's setting is the one that is chosen on the other folds. What is chosen
-leans to the settings in use: of those within one standard error of the best, the one nearest to them. And it is adopted
-only where the gain over the settings in use lies above 0 beyond doubt (99 %), in each of several deals of the folds.
+leans to the settings in use: it is the one whose gain over them is largest after two standard errors are taken off. And
+it is adopted only where the gain of choosing so lies above 0 beyond doubt (99 %) on average over several deals of the
+folds, and above 0 in each.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ log = logging.getLogger(__name__)
 LAMBDAS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 NEIGHBOURS = (4, 16, 64)
 FOLDS = 5
-DEALS = 3  # of the folds, by seeds of their own: all must agree before a setting is changed
+DEALS = 3  # of the folds, by seeds of their own: all must gain before a setting is changed
 SURE = 0.99  # of the interval that must lie above 0: with few questions the bootstrap's are too narrow
+LEAN = 2  # standard errors taken off a gain before settings are compared: the curve's best is partly luck
 FEWEST = 10  # queries below which nothing can be said: the settings stay
 MOST = 1000  # queries judged; the curve is smooth long before. All feedback of the other folds counts
 _DEPTH = 100
@@ -97,7 +99,7 @@ def tune(
         table = _Table(pefa, searcher, judged, _deal(texts, seed + deal), asked, methods)
         table.fill(progress)
         tables.append(table)
-        if not table.sure(seed):  # one that disagrees is enough
+        if not table.gains():  # one that disagrees is enough
             break
     return choose(tables, seed)
 
@@ -153,38 +155,24 @@ class _Table:
                 progress("tune", done, total)
         self.quality[0] = self.quality[0, self.plain_start]  # without feedback the weight is not tuned
 
-    def chosen(self) -> tuple[tuple[int, int], NDArray[np.int64]]:
-        """(setting, weight) by all queries, and (2, n) those that each query had from the folds without it."""
+    def chosen(self) -> NDArray[np.int64]:
+        """(2, n) the setting and weight that each query had from the folds without it."""
         folds = self.folds[self.asked]
         own = np.zeros((2, len(self.asked)), np.int64)
         for fold in np.unique(folds):
             inside = folds == fold
-            own[:, inside] = np.array(self._best(~inside))[:, None]
-        return self._best(np.ones(len(self.asked), np.bool_)), own
+            best = _best(self.quality[:, :, ~inside], (self.now, self.start))
+            own[:, inside] = np.array(best)[:, None]
+        return own
 
-    def sure(self, seed: int) -> bool:
-        """Whether what is chosen is another setting, and better than the one in use beyond doubt."""
-        best, own = self.chosen()
-        if best == (self.now, self.start):
-            return False
-        current = self.quality[self.now, self.start]
-        return paired_bootstrap(self.gained(own), current, confidence=SURE, seed=seed).better
+    def gains(self) -> bool:
+        """Whether choosing gains anything over the setting in use, on questions that had no say."""
+        return bool(self.gained(self.chosen()).mean() > self.quality[self.now, self.start].mean())
 
     def gained(self, own: NDArray[np.int64]) -> NDArray[np.float64]:
         """(n,) nDCG@10 of each query under the setting and weight that it had no say in."""
         found: NDArray[np.float64] = self.quality[own[0], own[1], np.arange(len(self.asked))]
         return found
-
-    def _best(self, inside: NDArray[np.bool_]) -> tuple[int, int]:
-        quality = self.quality[:, :, inside]
-        if quality.shape[2] < 2:
-            return self.now, self.start
-        return _best(quality, (self.now, self.start), [self._distance(setting) for setting in self.settings])
-
-    def _distance(self, setting: Setting) -> float:
-        """How far a setting lies from the one in use: another method is farther than any λ."""
-        method, k, lam = self.settings[self.now]
-        return (setting[0] != method) * 10 + (setting[1] != k) + abs(setting[2] - lam)
 
     @property
     def start(self) -> int:
@@ -291,14 +279,17 @@ def _deal(texts: Sequence[str], seed: int) -> NDArray[np.int64]:
 def choose(tables: Sequence[_Table], seed: int) -> Tuned:
     """What one or more deals of the folds say, all over the same queries and settings."""
     first = tables[0]
-    (row, weight), _ = first.chosen()
+    mean = np.mean([table.quality for table in tables], axis=0)
+    row, weight = _best(mean, (first.now, first.start))
     plain_weight = first.plain_start
     plain = np.mean([table.quality[0, plain_weight] for table in tables], axis=0)
     current = np.mean([table.quality[table.now, table.start] for table in tables], axis=0)
-    owns = [table.chosen()[1] for table in tables]
+    owns = [table.chosen() for table in tables]
     gained = np.mean([table.gained(own) for table, own in zip(tables, owns, strict=True)], axis=0)
     over = paired_bootstrap(gained, current, seed=seed)
-    adopt = len(tables) == DEALS and all(table.sure(seed) for table in tables) and over.better
+    adopt = (row, weight) != (first.now, first.start) and len(tables) == DEALS
+    adopt = adopt and all(table.gains() for table in tables)
+    adopt = adopt and paired_bootstrap(gained, current, confidence=SURE, seed=seed).better
     dense_plain = np.mean([table.dense[0] for table in tables], axis=0)
     if adopt:
         quality = gained
@@ -311,7 +302,6 @@ def choose(tables: Sequence[_Table], seed: int) -> Tuned:
     gain = paired_bootstrap(quality, plain, seed=seed)
     dense_gain = paired_bootstrap(in_dense, dense_plain, seed=seed)
     helps = method != "plain" and gain.delta > 0
-    mean = np.mean([table.quality for table in tables], axis=0)
     curve: tuple[tuple[float, Interval], ...] = ()
     if method != "plain":
         each_lam = sorted(
@@ -365,20 +355,19 @@ def _setting(config: PefaConfig) -> Setting:
     return config.method, config.k if config.method == "xl" else 0, config.lam
 
 
-def _best(quality: NDArray[np.float64], now: tuple[int, int], distances: Sequence[float]) -> tuple[int, int]:
-    """(setting, weight) of quality (settings, weights, queries): of all that are within one standard error of the best,
-    paired by query, the nearest to those in use; `distances`: of the settings from the one in use.
+def _best(quality: NDArray[np.float64], now: tuple[int, int]) -> tuple[int, int]:
+    """(setting, weight) of quality (settings, weights, queries) with the largest gain over those in use (`now`), less
+    LEAN standard errors, paired by query; `now` where none is above 0.
 
-    With few questions the curve is noise and nothing moves; with many the best wins.
+    With few questions nothing moves but by what nearly all of them say; with many the best wins.
     """
-    means = quality.mean(axis=2)
-    row, column = (int(at) for at in np.unravel_index(int(means.argmax()), means.shape))
-    paired = quality[row, column] - quality
-    errors = paired.std(axis=2, ddof=1) / np.sqrt(quality.shape[2])
-    near = means >= means[row, column] - errors
-    if near[now]:
+    gains = quality - quality[now]
+    count = quality.shape[2]
+    if count < 2:
         return now
-    # First the setting, at the weight that suits it; then the weight that is nearest to the one in use.
-    row = min(np.flatnonzero(near.any(axis=1)).tolist(), key=lambda at: (distances[at], at))
-    columns = np.flatnonzero(near[row])
-    return row, int(columns[np.argmin(np.abs(columns - now[1]))])
+    least = gains.mean(axis=2) - LEAN * gains.std(axis=2, ddof=1) / np.sqrt(count)
+    if least.max() <= 0:
+        return now
+    equal = np.argwhere(least >= least.max() - 1e-9).tolist()  # the nearest of them to the one in use
+    row, column = min(equal, key=lambda at: (at[0] != now[0], abs(at[1] - now[1]), abs(at[0] - now[0])))
+    return row, column
