@@ -32,6 +32,8 @@ def read_notebook(text: str) -> Content:
     title = meta.get("title")
     title = json_value(title) if isinstance(title, str) else ""
     notes = (f"{len(cells) - len(read)} entries that are no cells",) if len(read) < len(cells) else ()
+    if outputs := sum(bool(cell.get("outputs")) for cell in read):
+        notes += (f"what {outputs:,} code cells printed or drew",)
     return replace(content, title=title.strip() or content.title, notes=notes + content.notes)
 
 
