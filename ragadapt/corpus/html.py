@@ -30,7 +30,7 @@ _BLOCKS: Final = frozenset(
     """
     address article aside blockquote body caption center dd details dialog dir div dl dt fieldset figcaption figure
     footer form h1 h2 h3 h4 h5 h6 header hgroup hr html iframe legend li listing main marquee menu nav noframes noscript
-    ol p plaintext pre search section summary table tbody td tfoot th thead tr ul xmp
+    ol optgroup option p plaintext pre search section summary table tbody td tfoot th thead tr ul xmp
     """.split()
 )
 _VOID: Final = frozenset("area base br col embed hr img input link meta param source track wbr".split())
@@ -40,8 +40,8 @@ _RIGID: Final = frozenset(("table", *_PRE, *_HEADINGS))
 _LISTS: Final = frozenset(("ul", "ol", "menu", "dir"))
 _READ: Final = frozenset(
     """
-    alt alttext aria-expanded aria-hidden class colspan data dy encoding hidden href id name open role rowspan
-    shadowrootmode srcdoc start style x y
+    alt alttext aria-expanded aria-hidden class colspan data dy encoding hidden href id name open reversed role rowspan
+    shadowrootmode srcdoc start style value x y
     """.split()
 )
 _NOTES: Final = {
@@ -702,15 +702,18 @@ def _code(node: _Node) -> str:
 
 def _list_lines(node: _Node, writer: _Writer) -> list[str]:
     lines: list[str] = []
-    start = re.fullmatch(r"\s*(\d{1,6})\s*", node.get("start"))
-    number = int(start[1]) - 1 if start else 0
-    for item in _items(node):
+    start = _number(node.get("start"))
+    step = -1 if "reversed" in node.attributes else 1
+    items = list(_items(node))
+    number = (start if start is not None else len(items) if step < 0 else 1) - step
+    for item in items:
         inner = writer.inner(lists=1)
         inner.block(item) if item.tag in ("li", "") else inner.one(item)
         if not inner.blocks:
             continue
-        number += 1
-        mark = f"{number}. " if node.tag == "ol" else "- "
+        given = _number(item.get("value"))
+        number = given if given is not None else number + step
+        mark = f"{max(number, 0)}. " if node.tag == "ol" else "- "
         # a nested list follows its item directly; other further blocks keep the blank line that Markdown needs
         text = inner.blocks[0]
         for block in inner.blocks[1:]:
@@ -720,6 +723,11 @@ def _list_lines(node: _Node, writer: _Writer) -> list[str]:
         lines.append(mark + body[0])
         lines.extend((pad + line) if line else "" for line in body[1:])
     return lines
+
+
+def _number(value: str) -> int | None:
+    match = re.fullmatch(r"\s*(\d{1,6})\s*", value)
+    return int(match[1]) if match else None
 
 
 def _items(node: _Node) -> Iterator[_Node]:
