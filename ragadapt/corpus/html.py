@@ -675,11 +675,16 @@ def _code(node: _Node) -> str:
             out.append(end)
 
     def write(part: _Node) -> None:
+        before: _Node | str = ""
         for child in part.children:
+            after, before = before, child
             if isinstance(child, str):
                 out.append(child)
             elif child.left_out:
-                pass
+                before = after
+            elif child.tag == "code" and isinstance(after, _Node) and after.tag == "code":
+                ensure("\n")  # the same in another language
+                write(child)
             elif child.tag == "br":
                 out.append("\n")
             elif child.tag == "img":
