@@ -169,8 +169,8 @@ def of_rst(data: bytes) -> list[str]:
 
     known, known_roles = directives.directive, roles.role
     keep = ("note", "warning", "admonition", "topic", "image", "figure", "table", "code")
-    directives.directive = lambda n, *rest: known(n, *rest) if n in keep else (OfSphinx, [])  # type: ignore[assignment]
-    roles.role = lambda *given: (role, [])  # type: ignore[assignment]
+    directives.directive = lambda n, *rest: known(n, *rest) if n in keep else (OfSphinx, [])
+    roles.role = lambda *given: (role, [])
     try:
         settings = {"report_level": 5, "file_insertion_enabled": False, "raw_enabled": False, "doctitle_xform": False}
         body = publish_parts(data.decode(), writer="html5", settings_overrides=settings)["html_body"]
