@@ -126,6 +126,25 @@ def test_columns_of_numbers_are_numbers_and_codes_stay_text(tmp_path: Path) -> N
     )
 
 
+def test_numbers_with_and_without_a_fraction_are_numbers_unless_they_are_padded(tmp_path: Path) -> None:
+    write(tmp_path, {"c.csv": "text,fee,version\na,19.99,1.10\nb,20,2\nc,7.5,1.9\n"})
+    found = [document.metadata for document in read_documents([tmp_path]).documents]
+    assert [row["fee"] for row in found] == [19.99, 20.0, 7.5]
+    assert [row["version"] for row in found] == ["1.10", "2", "1.9"]
+
+
+def test_spaces_after_the_delimiters_belong_to_no_cell(tmp_path: Path) -> None:
+    spaced = 'id, text, year\n1, Hello there, 2024\n2, "Quoted, with a comma", 2025\n'
+    write(tmp_path, {"c.csv": spaced, "d.csv": "id,text\n3, kept\n"})
+    result = read_documents([tmp_path])
+    assert [(d.text, dict(d.metadata)) for d in result.documents] == [
+        ("Hello there", {"year": 2024}),
+        ("Quoted, with a comma", {"year": 2025}),
+        (" kept", {}),
+    ]
+    assert not result.skipped
+
+
 # Names
 
 

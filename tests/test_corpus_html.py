@@ -80,6 +80,10 @@ def test_text_at_any_depth_is_read_in_order(depth: int, element: str) -> None:
         ("<p>caf&eacute; &amp; &#8364;5&nbsp;now</p>", "café & €5 now"),
         ("<title>T</title><svg><title>No</title></svg><p>x", "x"),
         ("<ol start=5><li>five</ol>", "5. five"),
+        ("<pre><code>one</code><code>two</code></pre>", "```\none\ntwo\n```"),
+        ("<ol><li>a<li value=9>b<li>c</ol>", "1. a\n9. b\n10. c"),
+        ("<ol reversed><li>b<li>a</ol>", "2. b\n1. a"),
+        ("<body><select><option>One<option>Two</select>", "One\n\nTwo"),
         # formulas
         ("<p>Let <math alttext='x^2'><mi>x</mi><mn>2</mn></math> be.", "Let x^2 be."),
         ("<p><math><semantics><mi>q</mi><annotation encoding='application/x-tex'>\\frac q r</annotation></semantics></math>", "\\frac q r"),

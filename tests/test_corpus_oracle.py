@@ -126,7 +126,7 @@ def of_html(data: bytes) -> list[str]:
     with_limit = sys.getrecursionlimit()
     sys.setrecursionlimit(10_000)
     try:
-        return words(re.sub(r"(?m)^\s*\d+\. ", "", Inscriptis(tree).get_text()))
+        return words(re.sub(r"(?m)^\s*(?:\d+\.|o) ", "", Inscriptis(tree).get_text()))
     finally:
         sys.setrecursionlimit(with_limit)
 
@@ -137,14 +137,49 @@ def of_markdown(data: bytes) -> list[str]:
         if data.startswith(b"---\ntitle:")
         else data.decode()
     )
+    text = re.sub(r"(?m)[ \t]*\{:?[ ]*(?:[.#][\w-]+|\w+=\"[^\"\n]*\"|\s)+\}$", "", text)  # attributes
     return of_html(MarkdownIt("commonmark").enable("table").render(text).encode())
 
 
 def of_rst(data: bytes) -> list[str]:
+    from docutils import nodes
     from docutils.core import publish_parts
+    from docutils.parsers.rst import Directive, directives, roles
 
-    settings = {"report_level": 5, "file_insertion_enabled": False, "raw_enabled": False, "doctitle_xform": False}
-    return of_html(publish_parts(data.decode(), writer="html5", settings_overrides=settings)["html_body"].encode())
+    class Options(dict[str, Callable[[str], str]]):
+        def __getitem__(self, name: str) -> Callable[[str], str]:
+            return lambda value: value or ""
+
+    class OfSphinx(Directive):
+        """A directive that docutils does not know: what stands in it. Lists of contents show what stands elsewhere."""
+
+        has_content, optional_arguments, final_argument_whitespace, option_spec = True, 1, True, Options()
+
+        def run(self) -> list[nodes.Node]:
+            if self.name in ("contents", "toctree", "sidebar"):
+                return []
+            if "code" in self.name:
+                return [nodes.literal_block("", "\n".join(self.content))]
+            box = nodes.container()
+            self.state.nested_parse(self.content, self.content_offset, box, match_titles=True)
+            return [box]
+
+    def role(name: str, raw: str, text: str, *rest: object) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        return [nodes.inline(raw, re.sub(r"\s*<[^<>]*>$", "", text).lstrip("~!."))], []
+
+    known, known_roles = directives.directive, roles.role
+    keep = ("note", "warning", "admonition", "topic", "image", "figure", "table", "code")
+    directives.directive = lambda n, *rest: known(n, *rest) if n in keep else (OfSphinx, [])
+    roles.role = lambda *given: (role, [])
+    try:
+        settings = {"report_level": 5, "file_insertion_enabled": False, "raw_enabled": False, "doctitle_xform": False}
+        body = publish_parts(data.decode(), writer="html5", settings_overrides=settings)["html_body"]
+    finally:
+        directives.directive, roles.role = known, known_roles
+    page = BeautifulSoup(body, "lxml")
+    for each in page.select(".system-message, aside.system-message, .problematic"):
+        each.decompose()
+    return of_html(str(page).encode())
 
 
 def of_pdf(data: bytes) -> list[str]:
@@ -442,6 +477,24 @@ def _less_what_was_told(data: bytes, notes: Sequence[str]) -> bytes:
     return str(page).encode()
 
 
+def _kept(document: Document) -> list[str]:
+    """The words of a text that stand in its passages or in the headings that these name; what is neither is missing."""
+    text = document.text
+
+    def shown(piece: str) -> list[str]:
+        return words(piece if structure_of(document) in ("python", "code", "text") else _unmarked(piece))
+
+    found: list[str] = []
+    end = 0
+    for chunk in passages(document):
+        between = shown(text[end : max(end, chunk.start)])
+        said_above = Counter(words(" ".join((*chunk.heading_path, document.title))))
+        found += [word for word in between if said_above[word]]
+        found += shown(text[max(end, chunk.start) : max(end, chunk.end)])
+        end = max(end, chunk.end)
+    return found
+
+
 @pytest.mark.skipif("RAGADAPT_ORACLE" not in os.environ, reason="RAGADAPT_ORACLE names a folder of files")
 def test_files_of_a_folder_keep_their_words(tmp_path: Path) -> None:
     from ragadapt.corpus.html import read_html
@@ -453,7 +506,8 @@ def test_files_of_a_folder_keep_their_words(tmp_path: Path) -> None:
         try:
             documents = read_documents([path]).documents
         except EmptyCorpus as error:
-            short.append(f"{path}: {error}"[:300])
+            if data.strip():
+                short.append(f"{path}: {error}"[:300])
             continue
         try:
             oracle = ORACLES[path.suffix]
@@ -461,13 +515,17 @@ def test_files_of_a_folder_keep_their_words(tmp_path: Path) -> None:
         except Exception as error:
             print(f"{path}: the other tool fails: {error}"[:200])
             continue
-        ours = [word for document in documents for word in said(document)]
-        title = Counter(word for document in documents for word in words(document.title))
-        missing, invented = Counter(seen) - Counter(ours), Counter(ours) - Counter(seen) - title
+        ours = [word for document in documents for word in _kept(document)]
+        titles = words(" ".join(document.title for document in documents))
+        marked = path.suffix in (".rst", ".md", ".ipynb")  # its marks stay in the text
+        source = words(data.decode("utf-8", "replace")) if marked else seen
+        if path.suffix == ".html":  # the other tool shows no words for pictures
+            source = source + words(" ".join(str(e["alt"]) for e in BeautifulSoup(data, "lxml").select("[alt]")))
+        missing, invented = Counter(seen) - Counter(ours) - Counter(titles), Counter(ours) - Counter(source + titles)
         pairs = Counter(pairwise(seen))
         order = 1 - (pairs - Counter(pairwise(ours))).total() / max(1, pairs.total())
         lost, new = missing.total() / max(1, len(seen)), invented.total() / max(1, len(ours))
-        if lost > 1 - RECALL or new > 1 - RECALL or order < ORDER:
+        if lost > 1 - RECALL or new > 1 - RECALL or (order < ORDER and not marked):
             short.append(
                 f"{path}: {len(seen)} words, {lost:.2%} lost {list(missing)[:8]}, {new:.2%} invented "
                 f"{list(invented)[:8]}, order {order:.3f}"

@@ -119,6 +119,7 @@ def test_notebook_cells_become_markdown_and_fenced_code(tmp_path: Path) -> None:
     result = read_documents([tmp_path])
     assert result.documents[0].text == "# Look\nSome text.\n\n```julia\nprint(1)\n```"
     assert result.documents[0].title == "Look"
+    assert [note.reason for note in result.notes] == ["what 1 code cells printed or drew"]
     assert "not a notebook" in reasons(result)["bad.ipynb"]
 
 

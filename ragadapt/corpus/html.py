@@ -30,7 +30,7 @@ _BLOCKS: Final = frozenset(
     """
     address article aside blockquote body caption center dd details dialog dir div dl dt fieldset figcaption figure
     footer form h1 h2 h3 h4 h5 h6 header hgroup hr html iframe legend li listing main marquee menu nav noframes noscript
-    ol p plaintext pre search section summary table tbody td tfoot th thead tr ul xmp
+    ol optgroup option p plaintext pre search section summary table tbody td tfoot th thead tr ul xmp
     """.split()
 )
 _VOID: Final = frozenset("area base br col embed hr img input link meta param source track wbr".split())
@@ -38,10 +38,10 @@ _PRE: Final = frozenset("pre listing xmp plaintext".split())
 _HEADINGS: Final = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
 _RIGID: Final = frozenset(("table", *_PRE, *_HEADINGS))
 _LISTS: Final = frozenset(("ul", "ol", "menu", "dir"))
-_READ: Final = tuple(
+_READ: Final = frozenset(
     """
-    alt alttext aria-expanded aria-hidden class colspan data dy encoding hidden href id name open role rowspan
-    shadowrootmode srcdoc start style x y
+    alt alttext aria-expanded aria-hidden class colspan data dy encoding hidden href id name open reversed role rowspan
+    shadowrootmode srcdoc start style value x y
     """.split()
 )
 _NOTES: Final = {
@@ -53,6 +53,9 @@ _NOTES: Final = {
     "noscript": "text for browsers without scripts or frames",
     "outside": "text outside the page's main part",
 }
+_MAY_BE_LEFT_OUT: Final = frozenset(
+    ("area", "head", "param", "rp", "dialog", "noscript", "noframes", "nav", "footer", "search", *_CONTROLS)
+)  # by their names alone
 _ROLES: Final = {"navigation": "navigation", "banner": "edges", "contentinfo": "edges", "search": "search"}
 _DEEPEST: Final = 100  # elements below this level become siblings, as in browsers at 512; Python's stack bounds ours
 _DEEPEST_QUOTE: Final = 6  # levels of quotes and lists that are marked; each costs two or three characters a line
@@ -99,10 +102,11 @@ class _Node:
 
     def elements(self) -> Iterator[_Node]:
         """The element and those in it that are shown, in order."""
-        yield self
-        for child in self.shown():
-            if isinstance(child, _Node):
-                yield from child.elements()
+        waiting = [self]
+        while waiting:
+            node = waiting.pop()
+            yield node
+            waiting += [c for c in reversed(node.children) if not isinstance(c, str) and not c.left_out]
 
     def text(self) -> str:
         return "".join(child if isinstance(child, str) else child.text() for child in self.shown())
@@ -168,12 +172,11 @@ class _Page:
         self._head = 0
 
     def start(self, tag: str, attributes: Mapping[str, str]) -> None:
-        tag = tag.rpartition("}")[2].rpartition(":")[2].lower()
         if self._unseen:
             self._unseen += 1
             return
-        drawn = any(node.tag == "svg" for node in self._stack[-3:])
-        if tag == "title" and not drawn and not self.title.strip():
+        tag = tag.rpartition("}")[2].rpartition(":")[2].lower()
+        if tag == "title" and not self.title.strip() and not any(node.tag == "svg" for node in self._stack[-3:]):
             self._titles, self._unseen = 1, 1
             return
         if (tag in _UNSEEN and not (tag == "template" and "shadowrootmode" in attributes)) or tag == "title":
@@ -258,8 +261,7 @@ def _walked(tree: etree._Element) -> _Page:
             if event == "end":
                 page.text(element.tail)
         elif event == "start":
-            values = ((name, element.get(name)) for name in _READ) if element.keys() else ()
-            page.start(element.tag, {name: value for name, value in values if value is not None})
+            page.start(element.tag, {name: value for name, value in element.items() if name in _READ})
             page.text(element.text)
         else:
             page.end()
@@ -411,10 +413,13 @@ def _note(node: _Node, notes: set[str]) -> None:
 
 def _reason(node: _Node, above: tuple[_Node, ...], lenient: bool) -> str:
     tag, role = node.tag, node.get("role").strip().lower()
-    style = re.sub(r"\s+", "", node.get("style")[:2000]).lower()
+    if not node.attributes and tag not in _MAY_BE_LEFT_OUT:
+        return ""  # most elements of a page
+    style = "".join(node.get("style")[:2000].split()).lower()
     hidden = "hidden" in node.attributes and node.get("hidden").lower() != "until-found" and role != "tabpanel"
     hidden = hidden or (tag == "dialog" and "open" not in node.attributes)
-    if not lenient and (hidden or re.search(r"display:none|visibility:(?:hidden|collapse)", style)):
+    unseen = style and re.search(r"display:none|visibility:(?:hidden|collapse)", style)
+    if not lenient and (hidden or unseen):
         return "hidden"
     if tag in ("area", "head", "param", "rp") or (tag == "object" and node.get("data")):
         return "unseen"
@@ -448,18 +453,25 @@ def _is_ornament(node: _Node) -> bool:
 
 def _main_part(page: _Node) -> _Node:
     """The main element where the page marks one with at least a third of the text, or its only article with half."""
-    for share, kind in ((3, "main"), (3, "role"), (2, "article")):
-        found = [e for e in page.elements() if (e.get("role") == "main" if kind == "role" else e.tag == kind)]
-        if len(found) == 1 and found[0].size * share >= page.size:
+    kinds: dict[str, list[_Node]] = {"main": [], "role": [], "article": []}
+    for element in page.elements():
+        if element.tag in ("main", "article"):
+            kinds[element.tag].append(element)
+        if element.get("role") == "main":
+            kinds["role"].append(element)
+    for kind, found in kinds.items():
+        if len(found) == 1 and found[0].size * (2 if kind == "article" else 3) >= page.size:
             return found[0]
     return page
 
 
 def _is_block(node: _Node) -> bool:
-    style = re.search(r"display\s*:\s*([\w-]+)", node.get("style")[:2000], re.I)
-    if style and style[1].lower() in ("block", "flex", "grid", "table", "list-item", "table-row"):
+    if node.tag in _BLOCKS:
         return True
-    return node.tag in _BLOCKS
+    if "style" not in node.attributes:
+        return False
+    style = re.search(r"display\s*:\s*([\w-]+)", node.get("style")[:2000], re.I)
+    return style is not None and style[1].lower() in ("block", "flex", "grid", "table", "list-item", "table-row")
 
 
 # Writing
@@ -663,11 +675,16 @@ def _code(node: _Node) -> str:
             out.append(end)
 
     def write(part: _Node) -> None:
+        before: _Node | str = ""
         for child in part.children:
+            after, before = before, child
             if isinstance(child, str):
                 out.append(child)
             elif child.left_out:
-                pass
+                before = after
+            elif child.tag == "code" and isinstance(after, _Node) and after.tag == "code":
+                ensure("\n")  # the same in another language
+                write(child)
             elif child.tag == "br":
                 out.append("\n")
             elif child.tag == "img":
@@ -690,15 +707,18 @@ def _code(node: _Node) -> str:
 
 def _list_lines(node: _Node, writer: _Writer) -> list[str]:
     lines: list[str] = []
-    start = re.fullmatch(r"\s*(\d{1,6})\s*", node.get("start"))
-    number = int(start[1]) - 1 if start else 0
-    for item in _items(node):
+    start = _number(node.get("start"))
+    step = -1 if "reversed" in node.attributes else 1
+    items = list(_items(node))
+    number = (start if start is not None else len(items) if step < 0 else 1) - step
+    for item in items:
         inner = writer.inner(lists=1)
         inner.block(item) if item.tag in ("li", "") else inner.one(item)
         if not inner.blocks:
             continue
-        number += 1
-        mark = f"{number}. " if node.tag == "ol" else "- "
+        given = _number(item.get("value"))
+        number = given if given is not None else number + step
+        mark = f"{max(number, 0)}. " if node.tag == "ol" else "- "
         # a nested list follows its item directly; other further blocks keep the blank line that Markdown needs
         text = inner.blocks[0]
         for block in inner.blocks[1:]:
@@ -708,6 +728,11 @@ def _list_lines(node: _Node, writer: _Writer) -> list[str]:
         lines.append(mark + body[0])
         lines.extend((pad + line) if line else "" for line in body[1:])
     return lines
+
+
+def _number(value: str) -> int | None:
+    match = re.fullmatch(r"\s*(\d{1,6})\s*", value)
+    return int(match[1]) if match else None
 
 
 def _items(node: _Node) -> Iterator[_Node]:

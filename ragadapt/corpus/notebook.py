@@ -31,7 +31,11 @@ def read_notebook(text: str) -> Content:
     content = read_markdown(tidy("\n\n".join(parts)))
     title = meta.get("title")
     title = json_value(title) if isinstance(title, str) else ""
-    notes = (f"{len(cells) - len(read)} entries that are no cells",) if len(read) < len(cells) else ()
+    notes: tuple[str, ...] = ()
+    if len(read) < len(cells):
+        notes += (f"{len(cells) - len(read)} entries that are no cells",)
+    if outputs := sum(bool(cell.get("outputs")) for cell in read):
+        notes += (f"what {outputs:,} code cells printed or drew",)
     return replace(content, title=title.strip() or content.title, notes=notes + content.notes)
 
 

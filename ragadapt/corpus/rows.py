@@ -10,7 +10,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Self
@@ -153,7 +153,9 @@ def _csv_records(text: IO[str], path: Path, config: ReadConfig) -> Iterator[tupl
     sample = text.read(65_536)
     text.seek(0)
     lines = _Lines(text, config.max_file_bytes)
-    reader = csv.reader(lines, delimiter=_delimiter(sample, path), strict=True)
+    delimiter = _delimiter(sample, path)
+    spaced = _is_spaced(sample, delimiter)
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=spaced, strict=True)
     try:
         header = [column.removeprefix("\ufeff").strip() for column in next(reader, [])]
     except (csv.Error, _TooLong) as error:
@@ -189,15 +191,24 @@ def _csv_records(text: IO[str], path: Path, config: ReadConfig) -> Iterator[tupl
 def _with_numbers(rows: Iterable[Row | BadRow]) -> Iterator[Row | BadRow]:
     """The rows with numbers where a whole column is plainly of numbers; "007" or "1.10" beside "1.9" stay text."""
     rows = list(rows)
-    decimals: dict[str, int] = {}  # column → digits after the point
+    decimals: dict[str, set[int]] = {}  # column → digits after the point
     text: set[str] = set()
+    padded: set[str] = set()  # columns where a last digit is 0: prices, or versions
     for row in rows:
         for column, value in row.document.metadata.items() if isinstance(row, Row) else ():
             match = _NUMBER.fullmatch(value) if isinstance(value, str) and len(value) <= 20 else None
             exact = match is not None and (len(value) <= 16 if match[1] else -(2**63) <= int(value) < 2**63)
-            if not (match and exact) or decimals.setdefault(column, len(match[1] or "")) != len(match[1] or ""):
+            if not match or not exact:
                 text.add(column)
-    convert = {column: float if places else int for column, places in decimals.items() if column not in text}
+                continue
+            decimals.setdefault(column, set()).add(len(match[1] or ""))
+            if (match[1] or "").endswith("0"):
+                padded.add(column)
+    convert: dict[str, Callable[[str], float]] = {
+        column: float if any(places) else int
+        for column, places in decimals.items()
+        if column not in text and (len(places) == 1 or column not in padded)
+    }
     for row in rows:
         if isinstance(row, Row) and convert:
             values = {c: convert[c](v) if c in convert else v for c, v in row.document.metadata.items()}
@@ -209,6 +220,12 @@ def _delimiter(sample: str, path: Path) -> str:
     first = re.sub(r'"[^"]*"', "", sample.split("\n", 1)[0])
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     return max((usual, ",", ";", "\t", "|"), key=first.count)
+
+
+def _is_spaced(sample: str, delimiter: str) -> bool:
+    """Whether a space follows each delimiter of the header: there it belongs to no cell, and quotes may follow it."""
+    rest = sample.removeprefix("\ufeff").split("\n", 1)[0].split(delimiter)[1:]
+    return delimiter != "\t" and bool(rest) and all(cell.startswith(" ") for cell in rest)
 
 
 def _over_size(config: ReadConfig) -> str:

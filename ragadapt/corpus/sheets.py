@@ -40,9 +40,16 @@ def read_xlsx(data: bytes, max_bytes: int) -> Content:
             if sheet.sheet_state != "visible":
                 notes.append(f"sheet {name!r} is hidden, and read all the same")
             sheet.reset_dimensions()  # what the file says of its size need not hold
-            for place, (row, text) in enumerate(_tables(sheet.iter_rows())):
+            for place, (rows, text) in enumerate(_tables(sheet.iter_rows())):
                 text = tidy(f"# {name}\n\n{text}" if place == 0 else text)
-                places.append((length, {"sheet": name, "row": row}))
+                places.append((length, {"sheet": name, "row": rows[0]}))
+                lines = text.split("\n")
+                at = length + len(text) + 1
+                of_rows = []
+                for row, line in zip(reversed(rows), reversed(lines), strict=False):
+                    at -= len(line) + 1
+                    of_rows.append((at, {"sheet": name, "row": row}))
+                places += [found for found in reversed(of_rows) if found[0] > length]
                 parts.append(text)
                 length += len(text) + 2
                 if length > max_bytes:
@@ -77,19 +84,23 @@ def _unpacks(package: Package) -> int:
     return unsaved
 
 
-def _tables(rows: Iterable[Iterable[Any]]) -> Iterator[tuple[int, str]]:
-    """(number of its first row, Markdown) of each piece of a sheet. Empty rows part tables; long tables are cut."""
+def _tables(rows: Iterable[Iterable[Any]]) -> Iterator[tuple[list[int], str]]:
+    """(numbers of its rows, Markdown) of each piece of a sheet. Empty rows part tables; long tables are cut.
+
+    The rows are the last lines of the Markdown, one each; a head that it has again or first has no number there.
+    """
     head: list[str] | None = None
     piece: list[list[str]] = []
-    start = size = 0
+    numbers: list[int] = []
+    size = 0
     for number, cells in enumerate(rows, 1):
         values = [_shown(cell) for cell in cells]
         while values and not values[-1]:
             values.pop()
         if not values or (len(piece) - (head is not None) >= _ROWS) or size > _CHARACTERS:
             if piece:
-                yield start, _markdown(piece, head)
-            piece, size = [], 0
+                yield numbers, _markdown(piece, head)
+            piece, numbers, size = [], [], 0
             if not values:
                 head = None
                 continue
@@ -97,18 +108,16 @@ def _tables(rows: Iterable[Iterable[Any]]) -> Iterator[tuple[int, str]]:
                 piece = [head]
             else:
                 head = None if head is None else []
-            start = number
-        if not piece:
-            start = number
         if head is None and sum(map(bool, values)) > 1:
             if piece:  # lines over a table
-                yield start, _markdown(piece, None)
-                piece, size, start = [], 0, number
+                yield numbers, _markdown(piece, None)
+                piece, numbers, size = [], [], 0
             head = values
         piece.append(values)
+        numbers.append(number)
         size += sum(map(len, values))
     if piece:
-        yield start, _markdown(piece, head)
+        yield numbers, _markdown(piece, head)
 
 
 def _markdown(rows: list[list[str]], head: list[str] | None) -> str:
