@@ -71,9 +71,9 @@ def read_documents(
     """The documents in files and folder trees.
 
     A file named directly, alone or beside its folder, is read even where rules would leave it out of its folder, and
-    as plain text where its name promises nothing. Ids are paths relative to the folder that was given, or the rows' own ids. labels: files of
-    labelled questions and judgements, which are no documents, wherever they lie. Raises InvalidInput for a path that
-    does not exist and EmptyCorpus, with the reasons, where nothing is readable.
+    as plain text where its name promises nothing. Ids are paths relative to the folder that was given, or the rows'
+    own ids. labels: files of labelled questions and judgements, which are no documents, wherever they lie. Raises
+    InvalidInput for a path that does not exist and EmptyCorpus, with the reasons, where nothing is readable.
     """
     roots = [Path(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
     if not roots:
@@ -262,4 +262,7 @@ def _why_empty(roots: Sequence[Path], skipped: Sequence[Skipped], ignored: Ignor
         message += " There are no files in it."
     if config.include:
         message += f" Only files matching {', '.join(config.include)} were asked for."
-    return message + " Give files of text, Markdown, HTML, PDF, office programs, notebooks, JSON, csv or source code."
+    return (
+        message
+        + " Give files of text, Markdown, HTML, PDF, office programs, EPUB, mails, notebooks, JSON, csv or source code."
+    )
