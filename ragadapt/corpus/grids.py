@@ -11,7 +11,7 @@ from itertools import pairwise
 
 _GRID = re.compile(r"\+(?:[-=]+\+)+")
 _SIMPLE = re.compile(r"=+(?: +=+)+")
-_LONGEST = 1000  # lines of a simple table; how far its other rules are looked for
+_LONGEST = 300  # lines of a simple table; how far its other rules are looked for
 _LITERAL = re.compile(r"\.\. (?:code|code-block|sourcecode|parsed-literal)::|(?!\.\. ).*::$")
 
 
