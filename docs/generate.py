@@ -32,8 +32,8 @@ Written by `python docs/generate.py` from the commands themselves; don't edit.
 - **`--json`** prints one document with `schema_version`. An error is then one JSON document on stderr:
   `{"schema_version": 1, "error": {"type", "message", "exit_code"}}`.
 - **Exit codes**: 0 done; 1 an error, lines of a file of questions, judgements or feedback that could not be read (the
-  others counted), or a check of `doctor` failed; 2 wrong usage; 3 no gain under `--fail-on-no-gain`; 4 an optional
-  package is missing; 130 interrupted.
+  others counted; `fit` and `doctor` only warn of them), or a check of `doctor` failed; 2 wrong usage; 3 no gain under
+  `--fail-on-no-gain`; 4 an optional package is missing; 130 interrupted.
 - **Control characters** in texts, titles, names and ids are escaped in all that is printed (`\\x1b`, `\\n`, `\\u202e`):
   no document moves the cursor or forges a line. JSON holds the same values, with `\\u009b` and the like.
 - **Where a setting comes from**: a flag goes before the environment, that before the file of `--config`, that before

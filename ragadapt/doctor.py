@@ -86,7 +86,10 @@ class Survey:
 
     def lines(self) -> list[str]:
         """For a terminal."""
-        languages = ", ".join(f"{name} {share:.0%}" for name, share in self.languages.items())
+        shares = {name: share for name, share in self.languages.items() if share >= 0.005}
+        if (rest := len(self.languages) - len(shares)) > 0:
+            shares[f"{rest} more"] = sum(self.languages.values()) - sum(shares.values())
+        languages = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.found.items()) or "none"
         found = [
             f"Documents   {self.documents:,} read, {len(self.skipped):,} skipped; {self.characters:,} characters",

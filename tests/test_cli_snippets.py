@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ragadapt_cli.commands.search import _lines
+from ragadapt_cli.commands.search import _lines, _show
 from ragadapt_cli.snippets import marks, snippet
+from ragadapt_cli.terminal import Terminal
+
+from ragadapt.values import Chunk, Hit
 
 
 def marked(text: str, query: str) -> list[str]:
@@ -74,3 +77,11 @@ def test_lines_break_at_spaces(width: int) -> None:
     for start, end in _lines(text, width):
         assert end == len(text) or text[end] == " "
         assert start == 0 or text[start - 1] == " "
+
+
+def test_a_hit_says_the_page_slide_or_sheet_on_which_it_begins(capsys: pytest.CaptureFixture[str]) -> None:
+    at = [{"pages": 9, "page": 3}, {"slide": 2}, {"sheet": "Phones", "row": 7}, {"year": 2024}]
+    hits = [Hit(Chunk(f"a#{n}", "a", "words", ("T",), 0, 5, of, "a.x"), 1.0) for n, of in enumerate(at)]
+    _show(Terminal(), "words", hits)
+    places = [line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()[::2]]
+    assert places == ["a.x > T, page 3", "a.x > T, slide 2", "a.x > T, sheet Phones, row 7", "a.x > T"]

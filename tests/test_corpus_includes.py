@@ -9,6 +9,7 @@ import pytest
 
 from ragadapt.config import ChunkConfig, ReadConfig
 from ragadapt.corpus import chunk_documents, internal_links, read_documents
+from ragadapt.corpus.grids import with_plain_tables
 from ragadapt.corpus.includes import without_attributes
 from ragadapt.corpus.markdown import read_markdown
 from ragadapt.values import Document
@@ -221,3 +222,67 @@ def test_anchors_in_attribute_lists_still_take_links(tmp_path: Path) -> None:
     assert found["five"].heading_path[-1] == "Far"
     for document in documents:
         assert all(0 <= place <= len(document.text) for place in document.anchors.values())
+
+
+# Tables that are drawn with rules
+
+GRID = """\
++----------------+----------+
+| **Broker**     | Remote   |
++================+==========+
+| *RabbitMQ*     | Yes, and |
+|                | well     |
++----------------+----------+
+| *Redis*        | No       |
++----------------+----------+
+"""
+SIMPLE = """\
+=========  =======
+Broker     Remote
+=========  =======
+RabbitMQ   Yes, and
+           well
+Redis      No
+=========  =======
+"""
+
+
+@pytest.mark.parametrize(("drawn", "mark"), [(GRID, "*"), (SIMPLE, "")])
+@pytest.mark.parametrize("indent", ["", "    "])
+def test_drawn_tables_are_read_as_rows(drawn: str, mark: str, indent: str) -> None:
+    rows = [
+        "| Broker | Remote |",
+        "| --- | --- |",
+        f"| {mark}RabbitMQ{mark} | Yes, and well |",
+        f"| {mark}Redis{mark} | No |",
+    ]
+    text = "Before.\n\n" + "".join(indent + line for line in drawn.splitlines(keepends=True)) + "\nAfter.\n"
+    found = with_plain_tables(text).replace("**Broker**", "Broker")
+    assert found == "Before.\n\n" + "".join(f"{indent}{row}\n" for row in rows) + "\nAfter.\n"
+
+
+def test_a_drawn_table_stays_with_its_head_in_one_passage(tmp_path: Path) -> None:
+    rows = "".join(f"| broker number {n} | {'yes':26} |\n+{'-' * 17}+{'-' * 28}+\n" for n in range(7))
+    head = f"+{'-' * 17}+{'-' * 28}+\n| Broker          | {'Remote control':26} |\n+{'=' * 17}+{'=' * 28}+\n"
+    (tmp_path / "a.rst").write_text(f"Brokers\n=======\n\n{head}{rows}")
+    (document,) = read_documents([tmp_path]).documents
+    tokens = lambda texts: [sum(c.isalnum() or not c.isspace() for c in text) for text in texts]  # noqa: E731
+    (passage,) = chunk_documents([document], ChunkConfig(), tokens, 300)
+    assert "| Broker | Remote control |" in passage.text and "| broker number 6 | yes |" in passage.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Code::\n\n    {GRID.replace(chr(10), chr(10) + '    ')}",
+        f".. code-block:: rst\n\n   {SIMPLE.replace(chr(10), chr(10) + '   ')}",
+        GRID.replace("+----------------+----------+\n| *Redis*", "+---------------------------+\n| *Redis*"),
+        GRID.replace("| *Redis*        | No       |", "| *Redis*  is wider than its column | No |"),
+        SIMPLE.replace("Redis      No", "Redis and what is over both"),
+        "=====  =====\nno end\n",
+        "+-----+\n| no end |\n",
+        "Title\n=====\n\n+ one\n+ two\n\n= = =\n",
+    ],
+)
+def test_what_is_no_even_table_stays(text: str) -> None:
+    assert with_plain_tables(text) == text

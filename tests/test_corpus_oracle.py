@@ -325,7 +325,13 @@ def rst_files() -> list[bytes]:
     )
     table = "=====  =====\nleft   right\n=====  =====\none    two\n=====  =====\n"
     blocks = f"Top\n===\n\nText::\n\n    literal words\n\n{table}"
-    return [text.encode() for text in (title, parts, blocks)]
+    rule, line = f"+{'-' * 30}+{'-' * 30}+\n", "| {:28} | {:28} |\n"
+    grid = rule + line.format("Name of it", "Meaning") + rule.replace("-", "=")
+    for n in range(12):
+        grid += line.format(f"first {n}", f"sense {n}") + line.format("", f"goes on {n}") + rule
+    merged = f"{rule}{line.format('a cell', 'another')}{rule[:31]}-{rule[32:]}| {'over both of them':59} |\n{rule}"
+    tables = f"Top\n===\n\nText\n\n{grid}\nBetween\n\n{merged}\nEnd\n"
+    return [text.encode() for text in (title, parts, blocks, tables)]
 
 
 def pdf_files() -> list[bytes]:

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from ragadapt.config import ReadConfig
-from ragadapt.corpus import ReadResult, read_documents
+from ragadapt.corpus import ReadResult, Skipped, read_documents
 from ragadapt.corpus.decode import Unreadable
 from ragadapt.corpus.files import read_content
 from ragadapt.corpus.formats import Format
+from ragadapt.corpus.sources import by_reason
 from ragadapt.errors import EmptyCorpus, InvalidConfiguration, InvalidInput
 
 
@@ -465,6 +466,40 @@ def test_a_file_given_twice_is_read_once(tmp_path: Path) -> None:
     result = read_documents([tmp_path, tmp_path / "a.md"])
     assert ids(result) == ["a.md"]
     assert reasons(result) == {"a.md": "the same file as a.md"}
+
+
+def test_a_file_named_beside_its_folder_is_read_as_it_was_asked_for(tmp_path: Path) -> None:
+    write(tmp_path, {"a.md": "x", "in/settings.json": '{"retries": 7}', "in/de.po": 'msgid "seven retries"'})
+    skipped = reasons(read_documents([tmp_path]))
+    assert set(skipped) == {"in/settings.json", "in/de.po"}
+    assert all("name the file itself beside its folder" in reason for reason in skipped.values())
+    result = read_documents([tmp_path, tmp_path / "in" / "settings.json", tmp_path / "in" / "de.po"])
+    assert {d.id: d.text for d in result.documents} == {
+        "a.md": "x",
+        "in/settings.json": "retries: 7",
+        "in/de.po": 'msgid "seven retries"',
+    }
+    assert set(reasons(result).values()) == {"the same file as in/settings.json", "the same file as in/de.po"}
+
+
+def test_old_office_files_are_skipped_with_the_format_to_save_them_in(tmp_path: Path) -> None:
+    write(tmp_path, {"a.md": "x", "b.doc": b"\xd0\xcf\x11\xe0", "c.odt": b"PK", "d.XLS": b"\xd0\xcf\x11\xe0"})
+    found = {name: reason.rpartition("; ")[2] for name, reason in reasons(read_documents([tmp_path])).items()}
+    assert found == {"b.doc": "save it as .docx", "c.odt": "save it as .docx", "d.XLS": "save it as .xlsx"}
+
+
+def test_a_group_of_reasons_counts_files_and_takes_the_includes_of_one_kind_together() -> None:
+    notes = [
+        Skipped("w.pdf", "running head or foot of 4 pages left out: 'Acme'"),
+        Skipped("w.pdf", "running head or foot of 4 pages left out: 'Page N'"),
+        Skipped("a.rst", "include of ../../one.py: not found among the documents"),
+        Skipped("a.rst", "include of ../../two.py: not found among the documents"),
+        Skipped("b.rst", "include of ../three.py: not found among the documents"),
+    ]
+    assert by_reason(notes) == [
+        "a.rst and 1 more: include of ../../one.py: not found among the documents",
+        "w.pdf: running head or foot of 4 pages left out: 'Acme'",
+    ]
 
 
 # Ids

@@ -12,6 +12,7 @@ from ragadapt.corpus.decode import Unreadable, decode
 from ragadapt.corpus.eml import read_eml
 from ragadapt.corpus.epub import read_epub
 from ragadapt.corpus.formats import Format
+from ragadapt.corpus.grids import with_plain_tables
 from ragadapt.corpus.html import read_html
 from ragadapt.corpus.includes import Home, expand_includes
 from ragadapt.corpus.json_file import read_json
@@ -65,6 +66,7 @@ def read_content(
             content = read_notebook(text)
         elif format == "rst":
             text, notes = expand_includes(text, home, rst=True) if home is not None else (text, ())
+            text = with_plain_tables(text)
             content = Content(text, first_heading(text, rst=True), notes=notes)
         else:
             content = Content(text, name if format in ("python", "code") else "")

@@ -44,7 +44,7 @@ def read_json(text: str, text_field: str | None = None, asked: bool = False) -> 
     if rows is not None:
         return Content("\n".join(map(json.dumps, rows)), rows=True)
     if not asked and _prose(value) < _PROSE_SHARE:
-        raise Unreadable("JSON that is data or settings, not prose; include it by name to read it")
+        raise Unreadable("JSON that is data or settings, not prose; name the file itself beside its folder to read it")
     title = value.get("title") if isinstance(value, dict) else None
     return Content("\n".join(_lines(value)), encodable(title) if isinstance(title, str) else "")
 

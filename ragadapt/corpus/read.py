@@ -20,6 +20,13 @@ from ragadapt.values import Document, Progress, no_progress
 
 _DEFAULTS = ReadConfig()
 _BAD_ROWS = 1000  # of a file that are listed one by one
+_SAVE_AS = {
+    **dict.fromkeys((".doc", ".odt", ".rtf"), ".docx"),
+    **dict.fromkeys((".ppt", ".odp"), ".pptx"),
+    **dict.fromkeys((".xls", ".ods"), ".xlsx"),
+    ".msg": ".eml",
+    ".mobi": ".epub",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +70,10 @@ def read_documents(
 ) -> ReadResult:
     """The documents in files and folder trees.
 
-    A file named directly is read even where rules would leave it out of its folder, and as plain text where its
-    name promises nothing. Ids are paths relative to the folder that was given, or the rows' own ids. labels: files of
-    labelled questions and judgements, which are no documents, wherever they lie. Raises InvalidInput for a path that
-    does not exist and EmptyCorpus, with the reasons, where nothing is readable.
+    A file named directly, alone or beside its folder, is read even where rules would leave it out of its folder, and
+    as plain text where its name promises nothing. Ids are paths relative to the folder that was given, or the rows'
+    own ids. labels: files of labelled questions and judgements, which are no documents, wherever they lie. Raises
+    InvalidInput for a path that does not exist and EmptyCorpus, with the reasons, where nothing is readable.
     """
     roots = [Path(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
     if not roots:
@@ -96,6 +103,7 @@ def read_documents(
     beir = {(place, str(PurePosixPath(f.name).parent)) for place, f, _ in found if f.path.name == "corpus.jsonl"}
     labelled = {os.path.realpath(label) for label in labels}
     seen: dict[str, str] = {}
+    named = {os.path.realpath(root) for root in roots}  # asked for, also where their folder brings them in
     folders = [str(root) for root in roots if root.is_dir()]  # inside them, what a page includes is followed
     with Reader(config, folders) as reader:
         for done, (place, file, asked) in enumerate(found, 1):
@@ -109,7 +117,7 @@ def read_documents(
                 seen[real] = file.name
                 if file.path.name == "queries.jsonl" and (place, str(PurePosixPath(file.name).parent)) in beir:
                     raise LeftOut("the queries of the collection in corpus.jsonl, not documents")
-                for document, where in _read_file(file, config, asked, skipped, reader):
+                for document, where in _read_file(file, config, asked or real in named, skipped, reader):
                     read.append((place, document, where))
             except Unreadable as reason:
                 skipped.append(Skipped(file.name, str(reason), left_out=isinstance(reason, LeftOut)))
@@ -129,9 +137,12 @@ def _read_file(
     if kind is None:
         if not asked:
             suffix = printable(file.path.suffix.lower())
-            raise Unreadable(
-                f"no document format that is known ({suffix or 'no suffix'}); include it by name to read it as text"
+            advice = (
+                f"save it as {_SAVE_AS[suffix]}"
+                if suffix in _SAVE_AS
+                else "name the file itself beside its folder to read it as text"
             )
+            raise Unreadable(f"no document format that is known ({suffix or 'no suffix'}); {advice}")
         kind = "plain"
     if kind in ("jsonl", "csv"):  # read row by row: their limit is on a row
         return _rows(file.name, read_rows(file.path, file.name, kind, config), skipped)
@@ -251,4 +262,7 @@ def _why_empty(roots: Sequence[Path], skipped: Sequence[Skipped], ignored: Ignor
         message += " There are no files in it."
     if config.include:
         message += f" Only files matching {', '.join(config.include)} were asked for."
-    return message + " Give files of text, Markdown, HTML, PDF, office programs, notebooks, JSON, csv or source code."
+    return (
+        message
+        + " Give files of text, Markdown, HTML, PDF, office programs, EPUB, mails, notebooks, JSON, csv or source code."
+    )

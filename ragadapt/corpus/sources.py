@@ -17,7 +17,9 @@ from ragadapt.corpus.read import read_documents
 from ragadapt.errors import InvalidInput
 from ragadapt.values import Chunk, Document, Progress
 
-_PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|(?<=the same file as ).*|(?<=a link to ).*(?=, which)|\d[\d,.]*")
+_PARTICULARS = re.compile(
+    r"'[^']*'|\"[^\"]*\"|(?<=the same file as ).*|(?<=a link to ).*(?=, which)|(?<=include of ).*(?=: )|\d[\d,.]*"
+)
 """What differs between two reasons of one kind: names in quotes, other files, numbers."""
 
 
@@ -81,9 +83,10 @@ def by_reason(skipped: Sequence[Any], most: int = 5) -> list[str]:
     for item in skipped:
         groups[_PARTICULARS.sub("", item.reason)].append(item)
     largest = sorted(groups.values(), key=len, reverse=True)
-    lines = [
-        f"{of[0].source}{f' and {len(of) - 1:,} more' if len(of) > 1 else ''}: {of[0].reason}" for of in largest[:most]
-    ]
+    lines = []
+    for of in largest[:most]:
+        others = len({item.source for item in of}) - 1  # one file may have several: they are no more files
+        lines.append(f"{of[0].source}{f' and {others:,} more' if others else ''}: {of[0].reason}")
     if len(largest) > most:
         lines.append(f"and {len(largest) - most:,} more reasons")
     return lines

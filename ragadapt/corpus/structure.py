@@ -273,7 +273,7 @@ def _rst_nodes(lines: list[str], starts: list[int]) -> list[_Node]:
         if previous_blank:
             if not (keep_indented and line[0].isspace()):
                 kind: BlockKind = "text"
-                if re.match(r"\+[-=+]+\+|=+ +=", line):
+                if re.match(r"\+[-=+]+\+|=+ +=|\|.*\|\s*$", line.lstrip()):
                     kind = "table"
                 elif re.match(r"(?:[-*+•]|\w{1,3}[.)]|\(\w{1,3}\)|#\.)\s", line.lstrip()):
                     kind = "list"

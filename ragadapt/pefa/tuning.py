@@ -87,7 +87,10 @@ def tune(
     """
     judged = _judged(pefa, searcher, document_of)
     if not judged:
-        raise InvalidInput("There is no positive feedback to tune with. Add some first: ragadapt refresh --feedback")
+        raise InvalidInput(
+            "There is no positive feedback to tune with; what one tenant said is not tuned on. "
+            "Add some for all first: ragadapt refresh --feedback"
+        )
     if len(judged) < FEWEST:
         reason = f"only {len(judged)} questions have feedback; with fewer than {FEWEST} the settings stay as they are"
         return Tuned({}, False, len(judged), float("nan"), float("nan"), None, None, None, (), reason)

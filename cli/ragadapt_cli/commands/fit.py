@@ -72,8 +72,8 @@ def fit_command(
 ) -> int | None:
     """Learn a corpus and save a retriever that is shown to be better on it.
 
-    DOCUMENTS are files and folders: text, Markdown, reST, HTML, PDF, Word, PowerPoint, Excel, notebooks,
-    JSON, jsonl, csv, source code.
+    DOCUMENTS are files and folders: text, Markdown, reST, HTML, PDF, Word, PowerPoint, Excel, EPUB, mails,
+    notebooks, JSON, jsonl, csv, source code.
     A run that was cut short goes on where it stopped when the same command is given again.
 
     \b

@@ -16,7 +16,7 @@ from ragadapt_cli.terminal import Terminal
 @click.option(
     "--kind",
     type=click.Choice(["exact", "faiss", "qdrant", "qdrant-edge"]),
-    help="Move the vectors into an index of this kind.",
+    help="Encode the passages again, into an index of this kind.",
 )
 @click.option(
     "--structure",
