@@ -211,6 +211,7 @@ def reindex(retriever: str | Path, index: IndexConfig, *, progress: Progress = n
 
     check_index(index)
     old = open_store(retriever)
+    old.check("model", "chunks.sqlite")
     manifest = old.manifest
     with Workspace.open(old.path, {"command": "index"}) as work:
         settings = FitConfig.build(dict(manifest.configuration)).encoder

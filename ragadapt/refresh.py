@@ -32,6 +32,7 @@ from ragadapt.errors import (
     IndexFault,
     IndexUnreachable,
     InvalidInput,
+    StoreCorrupt,
     StoreLocked,
 )
 from ragadapt.fusion import Floats
@@ -176,6 +177,7 @@ class _Refresh:
     """One refresh at work."""
 
     def __init__(self, opened: OpenedStore, clock: Clock, progress: Progress) -> None:
+        self.opened = opened
         self.path = opened.path
         self.manifest = opened.manifest
         self.config = FitConfig.build(dict(opened.manifest.configuration))
@@ -193,6 +195,7 @@ class _Refresh:
             from ragadapt.encoder import Encoder
 
             settings = self.config.encoder
+            self.opened.check("model")
             with self.clock("load model"):
                 encoder = Encoder.open(self.path / "model", device=settings.device, precision=settings.precision)
             if encoder.fingerprint != self.manifest.fingerprint:
@@ -217,6 +220,7 @@ class _Refresh:
 
     def plan(self, documents: Sequence[Document], given: Sequence[Chunk] | None, keep_missing: bool) -> _Plan:
         """Compare with what is there, and cut what changed."""
+        self.opened.check("chunks.sqlite")
         with ChunkStore.open(self.path / "chunks.sqlite") as store:
             records = {record.id: record for record in store.documents()}
             old_chunks: dict[str, list[Chunk]] = {}
@@ -364,6 +368,7 @@ class _Refresh:
         """The present index; None where it cannot be read, and everything has to be encoded."""
         folder = self.path / "index"
         try:
+            self.opened.check("index")
             try:
                 index = open_index(folder=folder, fingerprint=self.manifest.fingerprint)
             except (IndexUnreachable, IndexCorrupt, FingerprintMismatch):
@@ -376,7 +381,7 @@ class _Refresh:
                 index = open_index(folder=copy, fingerprint=self.manifest.fingerprint)
         except IndexUnreachable:
             raise  # the new one is to be built there too
-        except IndexFault as error:
+        except (IndexFault, StoreCorrupt) as error:
             log.warning("The vectors of %s cannot be taken over (%s) All passages are encoded again.", folder, error)
             return None
         return stack.enter_context(index)
