@@ -92,6 +92,7 @@ def export(
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise InvalidInput(f"{target} exists already. Name a folder that does not, or an empty one.")
     opened = open_store(retriever)
+    opened.check("model", *(["chunks.sqlite"] if int8 else []))
     model = opened.path / "model"
     if format == "onnx":
         _need_onnx()

@@ -222,6 +222,7 @@ def reindex(
         raise InvalidInput(f"index is {type(index).__name__} ({shown(index)}); give an IndexConfig.")
     check_index(index)
     old = open_store(retriever)
+    old.check("model", "chunks.sqlite")
     manifest = old.manifest
     with Workspace.open(old.path, {"command": "index"}) as work:
         precision = FitConfig.build(dict(manifest.configuration)).encoder.precision

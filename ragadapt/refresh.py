@@ -34,6 +34,7 @@ from ragadapt.errors import (
     IndexFault,
     IndexUnreachable,
     InvalidInput,
+    StoreCorrupt,
     StoreLocked,
 )
 from ragadapt.files import copy_file
@@ -200,6 +201,7 @@ class _Refresh:
     """One refresh at work."""
 
     def __init__(self, opened: OpenedStore, device: str, clock: Clock, progress: Progress) -> None:
+        self.opened = opened
         self.path = opened.path
         self.device = device
         self.manifest = opened.manifest
@@ -218,6 +220,7 @@ class _Refresh:
             from ragadapt.encoder import Encoder
 
             precision = self.config.encoder.precision
+            self.opened.check("model")
             with self.clock("load model"):
                 encoder = Encoder.open(self.path / "model", device=self.device, precision=precision)
             if encoder.fingerprint != self.manifest.fingerprint:
@@ -254,6 +257,7 @@ class _Refresh:
         keep_missing: bool,
     ) -> _Plan:
         """Compare with what is there, and cut what changed."""
+        self.opened.check("chunks.sqlite")
         with ChunkStore.open(self.path / "chunks.sqlite") as store:
             records = {record.id: record for record in store.documents()}
             old_chunks: dict[str, list[Chunk]] = {}
@@ -391,6 +395,7 @@ class _Refresh:
         """The present index; None where it cannot be read, and everything has to be encoded."""
         folder = self.path / "index"
         try:
+            self.opened.check("index")
             try:
                 index = open_index(folder=folder, fingerprint=self.manifest.fingerprint)
             except (IndexUnreachable, IndexCorrupt, FingerprintMismatch):
@@ -403,7 +408,7 @@ class _Refresh:
                 index = open_index(folder=copy, fingerprint=self.manifest.fingerprint)
         except IndexUnreachable:
             raise  # the new one is to be built there too
-        except IndexFault as error:
+        except (IndexFault, StoreCorrupt) as error:
             log.warning("The vectors of %s cannot be taken over (%s) All passages are encoded again.", folder, error)
             return None
         return stack.enter_context(index)

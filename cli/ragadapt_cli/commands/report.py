@@ -21,7 +21,9 @@ def report_command(terminal: Terminal, retriever: Path, in_browser: bool) -> Non
     from ragadapt.evaluation.report import read_report, table
     from ragadapt.store import FEEDBACK_REPORT, open_store
 
-    folder = open_store(retriever).path / "report"
+    opened = open_store(retriever)
+    opened.check("report")
+    folder = opened.path / "report"
     report = read_report(folder)
     page = folder / "report.html"
     if terminal.json:
