@@ -256,7 +256,8 @@ def background_arrays(vectors: Floats) -> dict[str, Any]:
 
 def open_searcher(path: Path, manifest: Manifest) -> Searcher:
     """The search side of a saved folder. Raises FingerprintMismatch, IndexCorrupt, StoreCorrupt."""
-    index = open_index(folder=path / "index", fingerprint=manifest.fingerprint)
+    # The manifest has the hash of every file, and whoever opens the folder compares them all.
+    index = open_index(folder=path / "index", fingerprint=manifest.fingerprint, check=False)
     lexical = LexicalIndex.open(path / "lexical")
     try:
         with np.load(path / "background.npz", allow_pickle=False) as arrays:

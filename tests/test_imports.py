@@ -17,8 +17,8 @@ import ragadapt
 ROOT = Path(__file__).resolve().parents[1]
 
 PARTS = (
-    "version", "errors", "text", "values", "config", "files", "threads", "profiling", "corpus", "queries", "lexical",
-    "fusion", "mining", "encoder", "adapters", "training", "index", "search", "chunks", "store", "evaluation", "stages",
+    "version", "errors", "text", "values", "config", "files", "threads", "profiling", "corpus", "queries", "lexical", "fusion",
+    "mining", "encoder", "adapters", "training", "index", "search", "chunks", "store", "evaluation", "stages",
     "arena", "tuning", "adaptation", "asking", "reporting", "comparison", "pefa", "retriever", "collection", "feedback",
     "pipeline", "refresh", "export", "bulk", "doctor",
 )  # fmt: skip
