@@ -261,7 +261,7 @@ class ChunkStore:
                 return self._connection.execute(query, values).fetchall()
             except sqlite3.ProgrammingError as error:
                 raise InvalidInput(f"{self.path} was closed. Open it again with ChunkStore.open.") from error
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 raise StoreCorrupt(f"{self.path} cannot be read ({error}). Build the retriever again.") from error
 
     def _write(self, write: Callable[[sqlite3.Connection], None]) -> None:

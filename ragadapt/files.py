@@ -48,9 +48,10 @@ class Hashes:
     thread, all of them from files that are opened here, so that a later replacement of the folder does not matter.
     """
 
-    def __init__(self, path: Path, files: Mapping[str, FileRecord]) -> None:
-        """Raises StoreCorrupt for a small file that differs, or any that cannot be opened."""
+    def __init__(self, path: Path, files: Mapping[str, FileRecord], remedy: str = REMEDY) -> None:
+        """remedy: the next step in errors. Raises StoreCorrupt where a small file differs, or one is not there."""
         self._path = path
+        self._remedy = remedy
         self._process = os.getpid()
         self._damage: str | None = None
         self._stopped = False
@@ -59,7 +60,7 @@ class Hashes:
         small = []
         try:
             for name, record in sorted(files.items(), key=lambda item: item[1].size):
-                stream = _open_file(path / name, record)
+                stream = _open_file(path / name, record, remedy)
                 if record.size <= _HASHED_AT_ONCE or name.endswith(_PARSED_WHOLE):
                     small.append((name, record, stream))
                 else:
@@ -70,7 +71,7 @@ class Hashes:
                 self._thread.start()
             for name, record, stream in small:
                 with stream:
-                    _compare(path / name, record, stream, lambda: False)
+                    _compare(path / name, record, stream, lambda: False, remedy)
         except BaseException:
             self.close()
             for _, _, stream in small:
@@ -108,7 +109,7 @@ class Hashes:
 
     def _compare_one(self, name: str, record: FileRecord, stream: BinaryIO) -> None:
         try:
-            _compare(self._path / name, record, stream, lambda: self._stopped)
+            _compare(self._path / name, record, stream, lambda: self._stopped, self._remedy)
         except StoreCorrupt as error:
             self._damage = self._damage or str(error)
         except Exception as error:  # it must not pass for whole
@@ -130,23 +131,23 @@ class Hashes:
                 self._compare_one(name, record, stream)
 
 
-def _open_file(file: Path, expected: FileRecord) -> BinaryIO:
+def _open_file(file: Path, expected: FileRecord, remedy: str) -> BinaryIO:
     try:
         return file.open("rb", buffering=0)
     except FileNotFoundError as error:
-        raise StoreCorrupt(f"{file} is missing; the manifest expects {expected.size} bytes. {REMEDY}") from error
+        raise StoreCorrupt(f"{file} is missing; the manifest expects {expected.size} bytes. {remedy}") from error
     except OSError as error:
-        raise StoreCorrupt(f"{file} cannot be read ({error}). {REMEDY}") from error
+        raise StoreCorrupt(f"{file} cannot be read ({error}). {remedy}") from error
 
 
-def _compare(file: Path, expected: FileRecord, stream: BinaryIO, stopped: Callable[[], bool]) -> None:
+def _compare(file: Path, expected: FileRecord, stream: BinaryIO, stopped: Callable[[], bool], remedy: str) -> None:
     """Raises StoreCorrupt unless the open file has this hash, or it was told to stop."""
     try:
         found = _hash(stream, stopped)
     except OSError as error:
-        raise StoreCorrupt(f"{file} cannot be read ({error}). {REMEDY}") from error
+        raise StoreCorrupt(f"{file} cannot be read ({error}). {remedy}") from error
     if found is not None and found != expected.sha256:
-        raise StoreCorrupt(f"{file} has sha256 {found}, the manifest expects {expected.sha256}. {REMEDY}")
+        raise StoreCorrupt(f"{file} has sha256 {found}, the manifest expects {expected.sha256}. {remedy}")
 
 
 def _hash(stream: BinaryIO, stopped: Callable[[], bool]) -> str | None:

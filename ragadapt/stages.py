@@ -328,6 +328,7 @@ def build_index(
         if not note.exists():
             write_text(note, f"{collection}-{uuid.uuid4().hex[:12]}")
         collection = note.read_text(encoding="utf-8")
+    settings: dict[str, Any] = {"upload_workers": config.upload_workers} if config.kind == "qdrant" else {}
     with open_index(
         config.kind,
         stage.path / "index",
@@ -335,7 +336,7 @@ def build_index(
         fingerprint=fingerprint,
         url=config.url,
         collection=collection,
-        **({"upload_workers": config.upload_workers} if config.kind == "qdrant" else {}),
+        **settings,
     ) as index:
         for start in range(0, len(ids), batch):
             stop = min(start + batch, len(ids))
@@ -393,7 +394,8 @@ def background_arrays(vectors: Floats) -> dict[str, Any]:
 
 def open_searcher(path: Path, manifest: Manifest) -> Searcher:
     """The search side of a saved folder. Raises FingerprintMismatch, IndexCorrupt, StoreCorrupt."""
-    index = open_index(folder=path / "index", fingerprint=manifest.fingerprint)
+    # The manifest has the hash of every file, and whoever opens the folder compares them all.
+    index = open_index(folder=path / "index", fingerprint=manifest.fingerprint, check=False)
     lexical = LexicalIndex.open(path / "lexical")
     try:
         with np.load(path / "background.npz", allow_pickle=False) as arrays:

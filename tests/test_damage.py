@@ -6,12 +6,16 @@ import random
 import shutil
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from small_retriever import fit_pages
+from tiny_models import sentences
 
+from ragadapt.collection import open_collection
 from ragadapt.errors import RagadaptError
 from ragadapt.retriever import Retriever
 from ragadapt.store import open_store
@@ -146,3 +150,92 @@ def test_a_file_replaced_by_a_folder_or_a_pipe_is_damage(tmp_path: Path) -> None
                 search(folder)
             file.rmdir() if file.is_dir() else file.unlink()
             aside.rename(file)
+
+
+# Stores, feedback and commands
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["exact", "faiss"])
+def test_no_damage_to_a_store_crashes_or_passes_unseen(tmp_path: Path, kind: str) -> None:
+    texts = sentences(40, seed=3)
+    vectors = np.random.default_rng(3).standard_normal((40, 8)).astype(np.float32)
+    folder = tmp_path / "store"
+    with closing(open_collection(kind, folder, dim=8, fingerprint="an encoder")) as made:
+        made.add([f"text {at}" for at in range(40)], texts, vectors, [{"number": at} for at in range(40)])
+        made.save()
+
+    def ask(folder: Path) -> Any:
+        with closing(open_collection(folder=folder, dim=8, fingerprint="an encoder")) as store:
+            found = store.search(None, vectors[:3], 5) + store.search(texts[:3], vectors[:3], 5, mode="hybrid")
+            kept = store.vectors(store.ids({"number": {"$gte": 30}}))
+            return [[(hit.chunk, round(hit.score, 4)) for hit in hits] for hits in found], kept.tolist()
+
+    count, problems = try_all(folder, 12, ask)
+    assert count >= 150
+    assert problems == []
+
+
+@pytest.mark.slow
+def test_a_damaged_ledger_says_what_is_lost_and_what_to_do(tmp_path: Path) -> None:
+    folder = fit_pages(tmp_path)
+    with Retriever.open(folder) as retriever:
+        ids = retriever.chunks.ids()
+        for number in range(30):
+            retriever.add_feedback(f"question {number}", ids[number % len(ids)], user=f"user {number % 4}")
+    ledger = folder / "feedback.sqlite"
+    data, chance, errors = ledger.read_bytes(), random.Random(5), []
+    for number in range(120):
+        damage = (*SAME_SIZE, *OTHER_SIZE)[number % 6]
+        for beside in folder.glob("feedback.sqlite*"):
+            beside.unlink()
+        ledger.write_bytes(damage(data, chance))
+        try:
+            search(folder)  # SQLite keeps no checksums: what is still a ledger is one
+        except RagadaptError as error:
+            errors.append(str(error))
+    assert len(errors) > 20
+    assert all("feedback.sqlite" in error for error in errors)
+    assert any("move it away: search then goes on without the feedback" in error for error in errors)
+    for beside in folder.glob("feedback.sqlite*"):
+        beside.unlink()
+    assert search(folder)  # as the message says
+
+
+@pytest.mark.slow
+def test_commands_on_damaged_folders_end_with_an_error_and_no_fault(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ragadapt_cli.main import run
+
+    folder = fit_pages(tmp_path, kind="faiss")
+    whole = shutil.copytree(folder, tmp_path / "whole")
+    with Retriever.open(folder) as retriever:
+        retriever.add_feedback("old stone", retriever.chunks.ids()[0])
+    commands = {
+        "doctor": ["doctor", str(folder)],
+        "report": ["report", str(folder)],
+        "list": ["feedback", "list", str(folder)],
+        "index": ["index", str(folder), "--rebuild"],
+        "export": ["export", str(folder), str(tmp_path / "exported")],
+        "refresh": ["refresh", str(folder), str(tmp_path / "docs")],
+    }
+    (tmp_path / "docs" / "page00.md").write_text("# New\n\nA new page about an old stone.\n", encoding="utf-8")
+    cut = [case for case in cases(whole, 1) if case[1] in ("flip", "reword", "truncate", "remove")]
+    counted = 0
+    for number, (name, kind, changed) in enumerate(cut):
+        for command in ("doctor", ("report", "list", "export", "index", "refresh")[number % 5]):
+            file = folder / name
+            file.unlink(missing_ok=True)
+            if changed is not None:
+                file.write_bytes(changed)
+            code = run(commands[command])
+            said = capsys.readouterr()
+            assert "Unexpected error" not in said.err, f"{command} after {kind} of {name}: {said.err}"
+            counted += 1
+            if command == "doctor":
+                assert code != 0, f"doctor found nothing after {kind} of {name}: {said.out}"
+            for made in (folder, tmp_path / "exported", tmp_path / ".retriever.build"):
+                shutil.rmtree(made, ignore_errors=True)
+            shutil.copytree(whole, folder)
+    assert counted >= 100

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragadapt.checks import checked_path, shown
-from ragadapt.errors import InvalidConfiguration, InvalidInput, RagadaptError
+from ragadapt.errors import IndexCorrupt, InvalidConfiguration, InvalidInput, RagadaptError
 from ragadapt.index.contract import Payload, VectorIndex, check_dim, check_fingerprint, read_description
 from ragadapt.index.filters import Filter, compile_filter
 from ragadapt.secrets import secret_in_url
@@ -47,13 +47,15 @@ def open_index(
     fingerprint: str | None = None,
     url: str | None = None,
     collection: str = "ragadapt",
+    check: bool = True,
     **settings: Any,
 ) -> VectorIndex:
     """Open the index in a folder (or at a Qdrant URL), or make a new one there if there is none.
 
     kind: None = what the folder says. folder: None = in memory. url: a Qdrant server or ":memory:". dim: needed for
     a new index, checked against an old one. fingerprint: the encoder's; stored in a new index, checked against an
-    old one. settings: the engine's own (faiss: structure, device; qdrant: timeout_seconds, exact).
+    old one. check: compare files with the hashes beside them (exact, faiss; an engine's own folder has none).
+    settings: the engine's own (faiss: structure, device; qdrant: timeout_seconds, exact).
 
     Raises DimensionMismatch, FingerprintMismatch, IndexCorrupt, IndexUnreachable, MissingExtra, InvalidInput.
     """
@@ -68,6 +70,11 @@ def open_index(
             )
         kind = stored
         url, collection = url or description.get("url"), description.get("collection", collection)
+    elif folder is not None and (left := sorted(folder.glob("payloads-*.jsonl"))):
+        raise IndexCorrupt(
+            f"{folder} holds {left[0].name} and no index.json, which names the files that belong together: it was "
+            "lost, or the first save was cut short. Put back a copy of the folder, or remove it and fill the index again."
+        )
     if kind is None:
         raise InvalidInput(f"There is no index in {folder}; to make one, name its kind: {', '.join(KINDS)}.")
     if kind not in KINDS:
@@ -87,14 +94,14 @@ def open_index(
         from ragadapt.index.faiss import FaissIndex
 
         if description is not None and folder is not None:
-            index = FaissIndex.open(folder, **settings)
+            index = FaissIndex.open(folder, check=check, **settings)
         else:
             index = FaissIndex(_needed(dim), fingerprint, folder, **settings)
     else:
         from ragadapt.index.exact import ExactIndex
 
         if description is not None and folder is not None:
-            index = ExactIndex.open(folder, **settings)
+            index = ExactIndex.open(folder, check=check, **settings)
         else:
             index = ExactIndex(_needed(dim), fingerprint, folder, **settings)
     where = f"at {url}" if url else f"in {folder}"

@@ -27,6 +27,7 @@ from ragadapt.errors import (
     IndexFault,
     InvalidInput,
 )
+from ragadapt.files import FileRecord, Hashes, json_digest, record_file
 from ragadapt.index.filters import Filter
 from ragadapt.lexical.ranking import Ranking
 from ragadapt.text import encodable
@@ -272,15 +273,31 @@ def read_description(folder: Path) -> dict[str, Any] | None:
             f"The index in {folder} has format {description['format']}, this ragadapt reads up to {FORMAT}. "
             "Upgrade with: pip install -U ragadapt"
         )
+    checksum = description.pop("checksum", None)  # none in those of earlier versions
+    if checksum is not None and checksum != json_digest(description, path.name):
+        raise IndexCorrupt(f"{path} was altered: its checksum is another one. {REBUILD}")
     return description
 
 
 def write_description(folder: Path, description: Mapping[str, Any]) -> None:
-    """Replace index.json in one move: it names the files that belong together."""
+    """Replace index.json in one move: it names the files that belong together, those of a generation by their hash."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / (INDEX_FILE + ".partial")
-    partial.write_text(json.dumps({"format": FORMAT, **description}, indent=2), encoding="utf-8")
+    values = {"format": FORMAT, **description}
+    if "generation" in description:
+        records = {file.name: record_file(file) for file in sorted(folder.glob(f"*-{description['generation']}.*"))}
+        values["files"] = {name: {"size": one.size, "sha256": one.sha256} for name, one in records.items()}
+    values["checksum"] = json_digest(values, INDEX_FILE)
+    partial.write_text(json.dumps(values, indent=2), encoding="utf-8")
     partial.replace(folder / INDEX_FILE)
+
+
+def file_hashes(folder: Path, description: Mapping[str, Any]) -> Hashes | None:
+    """The hashes of the index's files, being compared; None where an earlier version wrote none."""
+    if "files" not in description:
+        return None
+    files = {name: FileRecord(int(one["size"]), str(one["sha256"])) for name, one in description["files"].items()}
+    return Hashes(folder, files, remedy="")  # who reads them says what to do
 
 
 def new_generation(folder: Path, description: Mapping[str, Any] | None) -> str:

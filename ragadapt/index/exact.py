@@ -22,6 +22,7 @@ from ragadapt.index.contract import (
     check_ids,
     check_k,
     check_vectors,
+    file_hashes,
     new_generation,
     prepare_upsert,
     read_description,
@@ -77,8 +78,8 @@ class ExactIndex(Kept):
         return index
 
     @classmethod
-    def open(cls, folder: Path, mmap: bool = True) -> Self:
-        """Open what `save` wrote. Raises IndexCorrupt."""
+    def open(cls, folder: Path, mmap: bool = True, *, check: bool = True) -> Self:
+        """Open what `save` wrote. check: compare the files with their hashes. Raises IndexCorrupt."""
         description = read_description(folder)
         try:
             if description is None:
@@ -89,7 +90,8 @@ class ExactIndex(Kept):
             vectors, ids, payloads = (folder / name.format(description["generation"]) for name in _FILES)
             # Copy-on-write: a row may be changed in place without reading the rest.
             index._matrix = np.load(vectors, mmap_mode="c" if mmap else None, allow_pickle=False)
-            index._rows = Rows(json.loads(ids.read_text(encoding="utf-8")), payloads)
+            hashes = file_hashes(folder, description) if check else None
+            index._rows = Rows(json.loads(ids.read_text(encoding="utf-8")), payloads, hashes)
             if index._matrix.dtype != np.float32 or index._matrix.shape != (len(index._rows), index.dim):
                 raise ValueError(f"{len(index._rows)} ids for vectors of shape {index._matrix.shape}")
             if not payloads.is_file():

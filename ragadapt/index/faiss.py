@@ -37,6 +37,7 @@ from ragadapt.index.contract import (
     check_ids,
     check_k,
     check_vectors,
+    file_hashes,
     new_generation,
     prepare_upsert,
     read_description,
@@ -106,8 +107,13 @@ class FaissIndex(Kept):
         self._lock = threading.RLock()
 
     @classmethod
-    def open(cls, folder: Path, *, structure: Structure | None = None, device: str = "auto") -> Self:
-        """Read what `save` wrote. Raises IndexCorrupt. structure: convert to another one if it differs."""
+    def open(
+        cls, folder: Path, *, structure: Structure | None = None, device: str = "auto", check: bool = True
+    ) -> Self:
+        """Read what `save` wrote. Raises IndexCorrupt. structure: convert to another one if it differs.
+
+        check: compare the files with their hashes first, since FAISS takes the sizes in a damaged one at their word.
+        """
         description = read_description(folder)
         try:
             if description is None:
@@ -117,6 +123,8 @@ class FaissIndex(Kept):
             native, ids, labels, payloads = (folder / name.format(description["generation"]) for name in _FILES)
             if not payloads.is_file():
                 raise FileNotFoundError(f"{payloads.name} is missing")
+            if check and (hashes := file_hashes(folder, description)) is not None:
+                hashes.wait()
             engine = faiss.read_index(str(native))
             index._rows = Rows(json.loads(ids.read_text(encoding="utf-8")), payloads)
             index._labels = np.load(labels, allow_pickle=False)
@@ -127,7 +135,7 @@ class FaissIndex(Kept):
             index._engine = _with_direct_map(engine) if stored == "ivf" else engine
             index._noted(folder)
         except Exception as error:  # FAISS, numpy and JSON have many of their own for damage
-            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            reason = str(error).strip(" .\n").splitlines()[-1] if str(error).strip() else type(error).__name__
             raise IndexCorrupt(f"The FAISS index in {folder} cannot be read ({reason}). {REBUILD}") from error
         if structure is not None:
             index.restructure(structure)

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ragadapt.errors import IndexCorrupt
+from ragadapt.errors import IndexCorrupt, StoreCorrupt, reason_of
+from ragadapt.files import Hashes
 from ragadapt.index.contract import missing_id
 from ragadapt.index.filters import Columns, Filter, parse
 
@@ -20,22 +21,42 @@ from ragadapt.index.filters import Columns, Filter, parse
 class Rows:
     """Row ↔ id, and each row's metadata. Rows are dense: removing closes the gap and keeps the order."""
 
-    def __init__(self, ids: list[str] | None = None, payloads: list[dict[str, Any]] | Path | None = None) -> None:
-        """payloads: a list, a JSONL file that is read at first use, or None for empty ones.
+    def __init__(
+        self,
+        ids: list[str] | None = None,
+        payloads: list[dict[str, Any]] | Path | None = None,
+        hashes: Hashes | None = None,
+    ) -> None:
+        """payloads: a list, a JSONL file that is read at first use, or None for empty ones. hashes: of the index's
+        files, which must be whole before the first id is given out: without ids there is no result.
 
         The file is opened now: a save of another process, which removes it, does not take it away.
         """
-        self.ids = ids if ids is not None else []
+        self._ids = ids if ids is not None else []
+        self._hashes = hashes
         self._handle = -1
         if isinstance(payloads, Path):
             self._handle = os.open(payloads, os.O_RDONLY | getattr(os, "O_BINARY", 0))
             self._close = weakref.finalize(self, os.close, self._handle)
-        self._payloads = payloads if payloads is not None else [{} for _ in self.ids]
+        self._payloads = payloads if payloads is not None else [{} for _ in self._ids]
         self._numbers: dict[str, int] | None = None
         self._columns: Columns | None = None
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self._ids)
+
+    @property
+    def ids(self) -> list[str]:
+        """By row. Raises IndexCorrupt where a file of the index differs from its hash."""
+        if self._hashes is not None:
+            try:
+                self._hashes.wait()
+            except StoreCorrupt as error:
+                raise IndexCorrupt(
+                    f"{reason_of(error)}. Put back a copy of the folder, or fill the index again."
+                ) from error
+            self._hashes = None
+        return self._ids
 
     @property
     def numbers(self) -> dict[str, int]:
@@ -96,7 +117,7 @@ class Rows:
         """Drop the rows where mask (N,) is False."""
         kept = np.flatnonzero(mask).tolist()
         self._payloads = [self.payloads[row] for row in kept]
-        self.ids = [self.ids[row] for row in kept]
+        self._ids = [self.ids[row] for row in kept]
         self._numbers = self._columns = None
 
     def save(self, ids_path: Path, payloads_path: Path) -> None:

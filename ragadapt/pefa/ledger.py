@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,10 @@ _PAGE = 500  # below the 999 variables that old SQLite builds allow
 _TIMES = (-62135596800.0, 253402300799.0)  # the years 1 to 9999: what a date can be made of
 T = TypeVar("T")
 
+_RESTORE = (
+    "Put a copy of the file back; or move it away: search then goes on without the feedback that was in it, and new "
+    "feedback makes a new file."
+)
 _INHERITED: list[sqlite3.Connection] = []
 _COLUMNS = "key, query, chunk_id, content_hash, document_id, weight, user, tenant, at, level, quote"
 _SCHEMA = f"""
@@ -172,7 +176,7 @@ class Ledger:
             if "locked" in str(error) or "busy" in str(error):
                 raise StoreLocked(f"{path} is busy ({error}). Try again.") from error
             if "readonly" not in str(error) and "unable to open" not in str(error):
-                raise StoreCorrupt(f"{path} cannot be read ({error}). Restore it from a copy.") from error
+                raise StoreCorrupt(f"{path} cannot be read ({error}). {_RESTORE}") from error
             ledger = cls(path, lock, writable=False)
         try:
             ledger._check_format()
@@ -292,7 +296,9 @@ class Ledger:
         with self._lock:
             self._follow()
             for row in self._rows(f"SELECT seq, kind, {_COLUMNS} FROM events WHERE seq > ? ORDER BY seq", (seq,)):
-                changes.append(Withdrawal(row[2], row[0]) if row[1] == "withdraw" else _feedback(row[0], row[2:]))
+                changes.append(
+                    Withdrawal(row[2], row[0]) if row[1] == "withdraw" else _feedback(self.path, row[0], row[2:])
+                )
         return changes
 
     def find(
@@ -320,7 +326,7 @@ class Ledger:
             (*given.values(), last),
         ):
             last = rows[-1][0]
-            yield from (replace(_feedback(row[0], row[2:]), withdrawn=bool(row[1])) for row in rows)
+            yield from (replace(_feedback(self.path, row[0], row[2:]), withdrawn=bool(row[1])) for row in rows)
 
     def vectors(self, fingerprint: str, queries: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """Query → vector (d,), of those that are stored for this encoder."""
@@ -334,7 +340,11 @@ class Ledger:
                 f"({_marks(len(page))})",
                 (fingerprint, *page),
             )
-            found.update((by_hash[row[0]], np.frombuffer(row[1], "<f4").astype(np.float32)) for row in rows)
+            for hashed, blob in rows:
+                if hashed in by_hash and isinstance(blob, bytes) and len(blob) % 4 == 0:  # else as if it were not there
+                    vector = np.frombuffer(blob, "<f4").astype(np.float32)
+                    if np.isfinite(vector).all():
+                        found[by_hash[hashed]] = vector
         return found
 
     def settings(self) -> dict[str, Any]:
@@ -342,7 +352,12 @@ class Ledger:
         with self._lock:
             self._follow()
             rows = self._rows("SELECT value FROM settings ORDER BY number DESC LIMIT 1")
-        found: dict[str, Any] = json.loads(rows[0][0]) if rows else {}
+        try:
+            found = json.loads(rows[0][0]) if rows else {}
+        except (TypeError, ValueError) as error:
+            raise StoreCorrupt(f"{self.path} holds settings that are no JSON ({error}). {_RESTORE}") from error
+        if not isinstance(found, dict):
+            raise StoreCorrupt(f"{self.path} holds settings that are no JSON object. {_RESTORE}")
         return found
 
     def problems(self) -> list[str]:
@@ -388,7 +403,7 @@ class Ledger:
                     "permissions, and try again."
                 ) from error
             except sqlite3.DatabaseError as error:
-                raise StoreCorrupt(f"{self.path} cannot be written ({error}). Restore it from a copy.") from error
+                raise StoreCorrupt(f"{self.path} cannot be written ({error}). {_RESTORE}") from error
             finally:
                 if lock is not None:
                     lock.release()
@@ -423,8 +438,8 @@ class Ledger:
                     "changed. Upgrade with: pip install -U ragadapt"
                 )
             self._rows("SELECT 1 FROM events, query_vectors, settings LIMIT 1")
-        except sqlite3.DatabaseError as error:
-            raise StoreCorrupt(f"{self.path} is no ledger of feedback ({error}). Restore it from a copy.") from error
+        except (sqlite3.DatabaseError, TypeError) as error:
+            raise StoreCorrupt(f"{self.path} is no ledger of feedback ({error}). {_RESTORE}") from error
 
     def _rows(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         with self._lock:
@@ -432,8 +447,8 @@ class Ledger:
                 return self._connection.execute(query, values).fetchall()
             except sqlite3.ProgrammingError as error:
                 raise InvalidInput(f"{self.path} was closed. Open it again with Ledger.open.") from error
-            except sqlite3.DatabaseError as error:
-                raise StoreCorrupt(f"{self.path} cannot be read ({error}). Restore it from a copy.") from error
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+                raise StoreCorrupt(f"{self.path} cannot be read ({error}). {_RESTORE}") from error
 
 
 def _connect(path: Path, writable: bool) -> sqlite3.Connection:
@@ -450,9 +465,9 @@ def _connect(path: Path, writable: bool) -> sqlite3.Connection:
     except sqlite3.OperationalError:
         connection.close()
         raise
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # also SQLite's own message may hold damage
         connection.close()
-        raise StoreCorrupt(f"{path} is no ledger of feedback ({error}). Restore it from a copy.") from error
+        raise StoreCorrupt(f"{path} is no ledger of feedback ({error}). {_RESTORE}") from error
     return connection
 
 
@@ -509,8 +524,13 @@ def _keep_vectors(
     )
 
 
-def _feedback(seq: int, row: Sequence[Any]) -> Feedback:
+def _feedback(path: Path, seq: int, row: Sequence[Any]) -> Feedback:
+    """Raises StoreCorrupt where a column holds what `add` cannot have written: SQLite has no checksums."""
     key, query, chunk_id, content_hash, document_id, weight, user, tenant, at, level, quote = row
+    texts, numbers = (key, query, chunk_id, content_hash, document_id, user, tenant, level, quote), (weight, at)
+    sound = all(isinstance(text, str) for text in texts) and query.strip() and chunk_id and level in get_args(Level)
+    if not sound or not all(isinstance(number, (int, float)) and np.isfinite(number) for number in numbers):
+        raise StoreCorrupt(f"{path} is damaged: event {seq} is no feedback. {_RESTORE}")
     return Feedback(query, chunk_id, weight, user, tenant, at, key, content_hash, document_id, level, quote, seq)
 
 
