@@ -58,7 +58,7 @@ def open_index(
         url, collection = url or description.get("url"), description.get("collection", collection)
     elif folder is not None and (left := sorted(folder.glob("payloads-*.jsonl"))):
         raise IndexCorrupt(
-            f"{folder} holds {left[0].name} and no index.json, which names the files that belong together: it was lost, "
+            f"{folder} holds {left[0].name} and no index.json, which names the files that belong together: it is lost, "
             "or the first save was cut short. Put back a copy of the folder, or remove it and fill the index again."
         )
     if kind is None:

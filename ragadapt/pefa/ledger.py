@@ -251,7 +251,9 @@ class Ledger:
         with self._lock:
             self._follow()
             for row in self._rows(f"SELECT seq, kind, {_COLUMNS} FROM events WHERE seq > ? ORDER BY seq", (seq,)):
-                changes.append(Withdrawal(row[2], row[0]) if row[1] == "withdraw" else _feedback(self.path, row[0], row[2:]))
+                changes.append(
+                    Withdrawal(row[2], row[0]) if row[1] == "withdraw" else _feedback(self.path, row[0], row[2:])
+                )
         return changes
 
     def find(
