@@ -14,15 +14,18 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
+
+import xxhash
 
 from ragadapt.errors import InvalidInput, RagadaptError, StoreCorrupt, StoreError, reason_of
 from ragadapt.text import encodable, is_encodable
 
 _HASHED_AT_ONCE = 1_000_000  # bytes; hashing them takes half a millisecond, less than opening them
 _PARSED_WHOLE = (".json", ".jsonl", ".npz")  # parsing takes ten times longer than hashing, and trips over damage
+_SLOW_BYTES = 128_000_000  # of large files without a quick hash that are waited for all the same
 _PIECE_BYTES = 8_000_000
 REMEDY = "Copy the folder again, or rebuild it with: ragadapt fit"
 DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -30,17 +33,28 @@ DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """Size in bytes and sha256 of one file."""
+    """Size in bytes and hashes of one file. xxh3: XXH3 of 128 bits, which takes a seventh of sha256's time and tells
+    damage as well, if not intent; "" in folders of earlier versions."""
 
     size: int
     sha256: str
+    xxh3: str = field(default="", compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"size": self.size, "sha256": self.sha256, "xxh3": self.xxh3}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """What `to_json` gave. Raises KeyError, TypeError, ValueError."""
+        return cls(int(values["size"]), str(values["sha256"]), str(values.get("xxh3", "")))
 
 
 def record_file(file: Path) -> FileRecord:
     """Hash the file as it is now."""
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return FileRecord(size=stream.tell(), sha256=digest)
+    sha256, xxh3 = hashlib.sha256(), xxhash.xxh3_128()
+    with file.open("rb", buffering=0) as stream:
+        size = sum(_feed(stream, lambda: False, sha256, xxh3))
+    return FileRecord(size, sha256.hexdigest(), xxh3.hexdigest())
 
 
 class Hashes:
@@ -56,6 +70,8 @@ class Hashes:
         self._damage: str | None = None
         self._stopped = False
         self._done: dict[str, threading.Event] = {}
+        self._awaited: set[str] = set()
+        slow = 0
         self._open: list[tuple[str, FileRecord, BinaryIO]] = []
         small = []
         try:
@@ -66,6 +82,9 @@ class Hashes:
                 else:
                     self._open.append((name, record, stream))
                     self._done[name] = threading.Event()
+                    slow += 0 if record.xxh3 else record.size
+                    if slow <= _SLOW_BYTES:
+                        self._awaited.add(name)
             self._thread = threading.Thread(target=self._compare_all, name="ragadapt-hashes", daemon=True)
             if self._open:
                 self._thread.start()
@@ -79,10 +98,14 @@ class Hashes:
             raise
 
     def wait(self, names: Iterable[str] | None = None) -> None:
-        """Return once these files (None = all) are known to be whole. Raises StoreCorrupt for any that differs."""
+        """Return once these files (None = all) are known to be whole. Raises StoreCorrupt for any that differs.
+
+        In a folder of an earlier version, None leaves out large files, which sha256 would keep a first answer waiting
+        for: their damage is found a moment later.
+        """
         if os.getpid() != self._process:
             self._go_on_in_child()
-        for name in self._done if names is None else names:
+        for name in self._awaited if names is None else names:
             if name in self._done:
                 self._done[name].wait()
         if self._damage is not None:
@@ -142,29 +165,29 @@ def _open_file(file: Path, expected: FileRecord, remedy: str) -> BinaryIO:
 
 def _compare(file: Path, expected: FileRecord, stream: BinaryIO, stopped: Callable[[], bool], remedy: str) -> None:
     """Raises StoreCorrupt unless the open file has this hash, or it was told to stop."""
+    name, wanted = ("xxh3", expected.xxh3) if expected.xxh3 else ("sha256", expected.sha256)
+    digest = xxhash.xxh3_128() if expected.xxh3 else hashlib.sha256()
     try:
-        found = _hash(stream, stopped)
+        for _ in _feed(stream, stopped, digest):
+            pass
     except OSError as error:
         raise StoreCorrupt(f"{file} cannot be read ({error}). {remedy}") from error
-    if found is not None and found != expected.sha256:
-        raise StoreCorrupt(f"{file} has sha256 {found}, the manifest expects {expected.sha256}. {remedy}")
+    if not stopped() and digest.hexdigest() != wanted:
+        raise StoreCorrupt(f"{file} has {name} {digest.hexdigest()}, and {wanted} is expected. {remedy}")
 
 
-def _hash(stream: BinaryIO, stopped: Callable[[], bool]) -> str | None:
-    """sha256 of an open file from its start; None if it was told to stop.
+def _feed(stream: BinaryIO, stopped: Callable[[], bool], *digests: Any) -> Iterator[int]:
+    """Give an open file to the digests, from its start until it ends or one is told to stop; the size of each piece.
 
-    In pieces so large that other threads, which the interpreter lets in between two of them, hardly slow it down.
+    Pieces are so large that other threads, which the interpreter lets in between two of them, hardly slow it down.
     """
-    digest = hashlib.sha256()
-    descriptor = stream.fileno()
+    descriptor, at = stream.fileno(), 0
     piece = memoryview(bytearray(min(_PIECE_BYTES, max(1, os.fstat(descriptor).st_size))))
-    at = 0
-    while count := _read_at(descriptor, piece, at):
-        if stopped():
-            return None
-        digest.update(piece[:count])
+    while not stopped() and (count := _read_at(descriptor, piece, at)):
+        for digest in digests:
+            digest.update(piece[:count])
         at += count
-    return digest.hexdigest()
+        yield count
 
 
 def _read_at(descriptor: int, piece: memoryview, at: int) -> int:

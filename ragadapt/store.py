@@ -113,9 +113,7 @@ class Manifest:
     def to_json(self) -> str:
         """The text of `ragadapt.json`. Raises InvalidInput where a value is not JSON."""
         values = {name.name: getattr(self, name.name) for name in fields(self)}
-        values["files"] = {
-            path: {"size": record.size, "sha256": record.sha256} for path, record in sorted(self.files.items())
-        }
+        values["files"] = {path: record.to_json() for path, record in sorted(self.files.items())}
         # Through JSON once, so that the checksum is that of what a reader will parse (tuples, number keys).
         values = json.loads(to_json(values, "the manifest"))
         values["checksum"] = json_digest(values, "the manifest")
@@ -143,10 +141,7 @@ class Manifest:
             raise StoreCorrupt(f"{where} was altered: checksum {expected!r} written, {found!r} found. {rebuild}")
         try:
             values["mutable"] = tuple(values["mutable"])
-            values["files"] = {
-                path: FileRecord(size=int(record["size"]), sha256=str(record["sha256"]))
-                for path, record in values["files"].items()
-            }
+            values["files"] = {path: FileRecord.from_json(record) for path, record in values["files"].items()}
             manifest = cls(**values)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreCorrupt(f"{where} lacks or mistypes a field ({error}). {rebuild}") from error

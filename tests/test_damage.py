@@ -131,7 +131,7 @@ def test_text_and_weights_changed_at_equal_size_are_named(tmp_path: Path) -> Non
         middle = data.index(b"stone") if name == "chunks.sqlite" else len(data) // 2
         file.unlink()
         file.write_bytes(data[:middle] + bytes(8) + data[middle + 8 :])
-        with pytest.raises(RagadaptError, match=f"{Path(name).name} has sha256"):
+        with pytest.raises(RagadaptError, match=f"{Path(name).name} has xxh3"):
             search(folder)
         file.write_bytes(data)
     assert search(folder)

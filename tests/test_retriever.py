@@ -180,7 +180,7 @@ def test_a_damaged_replacement_is_not_followed(
         monkeypatch.setattr("ragadapt.retriever._LOOK_SECONDS", 0.0)
         with caplog.at_level("WARNING"):
             assert retriever.search("old stone", 50) == before
-        assert "model.safetensors has sha256" in caplog.text
+        assert "model.safetensors has xxh3" in caplog.text
 
 
 def test_the_first_search_waits_for_the_hashes_of_large_files(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,9 +196,9 @@ def test_the_first_search_waits_for_the_hashes_of_large_files(place: Path, monke
     flip(store, store.read_bytes().index(b"stone"), 1)
     with Retriever.open(place) as retriever:  # not known yet
         for _ in range(2):
-            with pytest.raises(StoreCorrupt, match=r"chunks\.sqlite has sha256"):
+            with pytest.raises(StoreCorrupt, match=r"chunks\.sqlite has xxh3"):
                 retriever.search("old stone")
-        with pytest.raises(StoreCorrupt, match=r"chunks\.sqlite has sha256"):
+        with pytest.raises(StoreCorrupt, match=r"chunks\.sqlite has xxh3"):
             FittedPassages(retriever).get(["page01.md#0"])
 
 

@@ -37,6 +37,7 @@ from ragadapt.files import copy_file, json_digest, record_file
 from ragadapt.store import (
     MANIFEST,
     FileRecord,
+    Hashes,
     Manifest,
     Workspace,
     ledger_lock,
@@ -1000,3 +1001,15 @@ def test_a_really_full_disk_leaves_the_old_folder_whole_and_freed_space_lets_it_
     assert open_store(target, "full").manifest == written
     with ChunkStore.open(target / "chunks.sqlite") as chunks:
         assert len(chunks) == 200
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_files_are_compared_by_the_quick_hash_or_by_that_of_earlier_versions(tmp_path: Path, quick: bool) -> None:
+    file = tmp_path / "large"
+    file.write_bytes(bytes(3_000_000))
+    record = record_file(file)
+    known = {"large": record if quick else FileRecord(record.size, record.sha256)}
+    Hashes(tmp_path, known).wait()
+    file.write_bytes(bytes(2_999_999) + b"1")
+    with pytest.raises(StoreCorrupt, match=f"large has {'xxh3' if quick else 'sha256'} "):
+        Hashes(tmp_path, known).wait()

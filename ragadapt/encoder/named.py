@@ -72,7 +72,7 @@ def _checked(retriever: Path, opened: Callable[[Path], Encoder | None]) -> Encod
         manifest = read_json(retriever / MANIFEST)
         try:
             files = {
-                name: FileRecord(int(record["size"]), str(record["sha256"]))
+                name: FileRecord.from_json(record)
                 for name, record in (manifest or {})["files"].items()
                 if name.startswith("model/")
             }

@@ -72,8 +72,8 @@ def open_index(
         url, collection = url or description.get("url"), description.get("collection", collection)
     elif folder is not None and (left := sorted(folder.glob("payloads-*.jsonl"))):
         raise IndexCorrupt(
-            f"{folder} holds {left[0].name} and no index.json, which names the files that belong together: it was "
-            "lost, or the first save was cut short. Put back a copy of the folder, or remove it and fill the index again."
+            f"{folder} holds {left[0].name} and no index.json, which names the files that belong together: it is "
+            "lost, or the first save was cut short. Put back a copy of the folder, or remove it and fill it again."
         )
     if kind is None:
         raise InvalidInput(f"There is no index in {folder}; to make one, name its kind: {', '.join(KINDS)}.")

@@ -286,7 +286,7 @@ def write_description(folder: Path, description: Mapping[str, Any]) -> None:
     values = {"format": FORMAT, **description}
     if "generation" in description:
         records = {file.name: record_file(file) for file in sorted(folder.glob(f"*-{description['generation']}.*"))}
-        values["files"] = {name: {"size": one.size, "sha256": one.sha256} for name, one in records.items()}
+        values["files"] = {name: one.to_json() for name, one in records.items()}
     values["checksum"] = json_digest(values, INDEX_FILE)
     partial.write_text(json.dumps(values, indent=2), encoding="utf-8")
     partial.replace(folder / INDEX_FILE)
@@ -296,7 +296,7 @@ def file_hashes(folder: Path, description: Mapping[str, Any]) -> Hashes | None:
     """The hashes of the index's files, being compared; None where an earlier version wrote none."""
     if "files" not in description:
         return None
-    files = {name: FileRecord(int(one["size"]), str(one["sha256"])) for name, one in description["files"].items()}
+    files = {name: FileRecord.from_json(one) for name, one in description["files"].items()}
     return Hashes(folder, files, remedy="")  # who reads them says what to do
 
 
