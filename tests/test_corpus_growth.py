@@ -32,7 +32,6 @@ from ragadapt.text import searchable
 from ragadapt.values import Document
 
 SIZES = (6_000, 24_000)  # characters
-LARGE_SIZES = (20_000, 40_000, 80_000)
 NOISE_SECONDS = 0.6  # less is not worth a fit: the machine's own hiccups
 WORST = 1.3  # exponent of growth
 SLOWEST_SECONDS = 8.0  # of the largest: linear, but not cheap
@@ -288,9 +287,3 @@ def check(name: str, sizes: Sequence[int]) -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_time_grows_with_the_text_and_not_with_its_square(name: str) -> None:
     check(name, SIZES)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_time_of_large_texts_grows_with_the_text(name: str) -> None:
-    check(name, LARGE_SIZES)
