@@ -585,8 +585,8 @@ def test_mutated_files_are_read_or_named_and_nothing_else(tmp_path: Path) -> Non
             made[f"{suffix}{n}.{suffix}"] = mutated(seed, draw)
     write(tmp_path / "docs", dict(made))
     started = time.monotonic()
-    result = read_documents([tmp_path / "docs"], ReadConfig(seconds_per_file=10))
-    assert time.monotonic() - started < 240
+    result = read_documents([tmp_path / "docs"], ReadConfig())
+    assert time.monotonic() - started < 900
     named = {s.source.rsplit(":", 1)[0] if re.search(r":\d+$", s.source) else s.source for s in result.skipped}
     assert named | {d.source for d in result.documents} == set(made)
     assert not [s for s in result.skipped if "longer than" in s.reason or "broke down" in s.reason]
