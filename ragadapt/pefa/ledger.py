@@ -197,7 +197,7 @@ class Ledger:
         try:
             with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)) as connection:
                 return connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is not None
-        except sqlite3.Error:
+        except (sqlite3.Error, UnicodeDecodeError):
             return True
 
     def close(self) -> None:
@@ -402,7 +402,7 @@ class Ledger:
                     f"{self.path} could not be written ({error}). Nothing of this was kept; make room or check the "
                     "permissions, and try again."
                 ) from error
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 raise StoreCorrupt(f"{self.path} cannot be written ({error}). {_RESTORE}") from error
             finally:
                 if lock is not None:
