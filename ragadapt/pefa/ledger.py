@@ -343,7 +343,7 @@ class Ledger:
             for hashed, blob in rows:
                 if hashed in by_hash and isinstance(blob, bytes) and len(blob) % 4 == 0:  # else as if it were not there
                     vector = np.frombuffer(blob, "<f4").astype(np.float32)
-                    if np.isfinite(vector).all():
+                    if np.isfinite(vector).all() and np.abs(vector).max(initial=0) <= 1e6:  # more is damage
                         found[by_hash[hashed]] = vector
         return found
 
