@@ -223,10 +223,10 @@ class Retriever:
         now.whole()
         return now
 
-    def fork_lock(self) -> Any:
+    def _fork_lock(self) -> Any:
         return self._current.lock
 
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         """In a forked process: files and locks are not shared with the parent; they are opened again when needed."""
         self._following = threading.Lock()
         self._forked = True

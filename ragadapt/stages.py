@@ -191,6 +191,7 @@ def build_index(
         if not note.exists():
             write_text(note, f"{collection}-{uuid.uuid4().hex[:12]}")
         collection = note.read_text(encoding="utf-8")
+    settings: dict[str, Any] = {"upload_workers": config.upload_workers} if config.kind == "qdrant" else {}
     with open_index(
         config.kind,
         stage.path / "index",
@@ -198,7 +199,7 @@ def build_index(
         fingerprint=fingerprint,
         url=config.url,
         collection=collection,
-        **({"upload_workers": config.upload_workers} if config.kind == "qdrant" else {}),
+        **settings,
     ) as index:
         for start in range(0, len(ids), batch):
             stop = min(start + batch, len(ids))

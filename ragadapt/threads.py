@@ -66,11 +66,11 @@ def _libraries() -> tuple[Any, Any]:
 class Forkable(Protocol):
     """What other threads may be using while the process is forked."""
 
-    def fork_lock(self) -> Any:
+    def _fork_lock(self) -> Any:
         """The lock under which it is used: held during the fork, since what holds a lock inside torch or FAISS then
         would leave it locked in the child for ever."""
 
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         """In the child: locks may be held by threads that are not there, and SQLite's connections must not be used."""
 
 
@@ -87,7 +87,7 @@ def follow_forks(owner: Forkable, *, encoder: bool = False) -> None:
 def _before() -> None:
     end, _held.locks = time.monotonic() + _FORK_SECONDS, []
     for owner in (*_searched, *_encoding):
-        lock = owner.fork_lock()
+        lock = owner._fork_lock()
         if lock.acquire(timeout=max(0.0, end - time.monotonic())):
             _held.locks.append(lock)
 
@@ -107,7 +107,7 @@ def _in_child() -> None:
         openmp.limit(limits=1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # their pool is gone too
     for owner in (*_searched, *_encoding):
-        owner.after_fork()
+        owner._after_fork()
 
 
 if hasattr(os, "register_at_fork"):

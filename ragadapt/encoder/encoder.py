@@ -153,10 +153,10 @@ class Encoder:
         make, *values = self._made_by
         return make, tuple(values)
 
-    def fork_lock(self) -> Any:
+    def _fork_lock(self) -> Any:
         return self._lock
 
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         """In a forked process: the lock may be held by a thread that is not there."""
         self._lock = threading.RLock()
         self._forked = True
