@@ -26,7 +26,7 @@ from ragadapt.text import encodable, is_encodable
 _HASHED_AT_ONCE = 1_000_000  # bytes; hashing them takes half a millisecond, less than opening them
 _PARSED_WHOLE = (".json", ".jsonl", ".npz")  # parsing takes ten times longer than hashing, and trips over damage
 _SLOW_BYTES = 128_000_000  # of large files without a quick hash that are waited for all the same
-_PIECE_BYTES = 8_000_000
+_PIECE_BYTES = 1_000_000  # stays in the cache between reading and hashing
 REMEDY = "Copy the folder again, or rebuild it with: ragadapt fit"
 DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
@@ -177,10 +177,7 @@ def _compare(file: Path, expected: FileRecord, stream: BinaryIO, stopped: Callab
 
 
 def _feed(stream: BinaryIO, stopped: Callable[[], bool], *digests: Any) -> Iterator[int]:
-    """Give an open file to the digests, from its start until it ends or one is told to stop; the size of each piece.
-
-    Pieces are so large that other threads, which the interpreter lets in between two of them, hardly slow it down.
-    """
+    """Give an open file to the digests, from its start until it ends or one is told to stop; the size of each piece."""
     descriptor, at = stream.fileno(), 0
     piece = memoryview(bytearray(min(_PIECE_BYTES, max(1, os.fstat(descriptor).st_size))))
     while not stopped() and (count := _read_at(descriptor, piece, at)):
