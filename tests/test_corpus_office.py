@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from ragadapt.chunks import document_hash
 from ragadapt.config import ChunkConfig, ReadConfig
 from ragadapt.corpus import chunk_documents, read_documents
 from ragadapt.corpus.decode import Unreadable
 from ragadapt.corpus.files import read_content
+from ragadapt.store.chunks import document_hash
 from ragadapt.values import Document
 
 W = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
@@ -377,7 +377,7 @@ def test_what_word_files_leave_out_is_reported_and_reaches_the_result(tmp_path: 
 def test_the_report_lists_what_was_left_out() -> None:
     from types import SimpleNamespace
 
-    from ragadapt.reporting import _corpus
+    from ragadapt.pipeline.report import _corpus
 
     documents = [Document("a", "x", source="a.pdf", notes=("heads", "feet")), Document("b", "y")]
     corpus = SimpleNamespace(chunks=(), groups=())

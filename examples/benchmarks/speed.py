@@ -432,7 +432,7 @@ def exponents(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, f
 
 def draw_growth(fits: Sequence[Row], folder: Path) -> list[Path]:
     """growth-time.svg and growth-memory.svg."""
-    from ragadapt.evaluation.report.charts import Series, line_chart
+    from ragadapt.report.charts import Series, line_chart
 
     labels = {"none": "--method none", "lora": "with training"}
     written = []

@@ -257,9 +257,9 @@ def _mine_dense(
 ) -> tuple[float, Rows]:  # fmt: skip
     """ragadapt's rules over the dense index alone: what mine_hard_negatives looks at."""
     from ragadapt.config import MiningConfig
-    from ragadapt.fusion import Candidates, Fusion
     from ragadapt.index import exact_index
-    from ragadapt.mining import mine_negatives
+    from ragadapt.search.fusion import Candidates, Fusion
+    from ragadapt.training.negatives import mine_negatives
     from ragadapt.values import Evidence, Query
 
     config = MiningConfig(negatives=NEGATIVES, margin=MARGIN, depth=DEPTH)
@@ -290,11 +290,11 @@ def _mine_hybrid(
 ) -> tuple[float, Rows]:  # fmt: skip
     """What `fit` does: dense and lexical candidates of every query, fused. The lexical index is built before."""
     from ragadapt.config import MiningConfig
-    from ragadapt.fusion import Background, Fusion
     from ragadapt.index import exact_index
     from ragadapt.lexical import LexicalIndex
-    from ragadapt.mining import mine_negatives
-    from ragadapt.search import Searcher
+    from ragadapt.search.fusion import Background, Fusion
+    from ragadapt.search.searcher import Searcher
+    from ragadapt.training.negatives import mine_negatives
     from ragadapt.values import Evidence, Query
 
     folder = Path(options["input"]) / "lexical"

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 
 from ragadapt.config import PefaConfig
 from ragadapt.errors import InvalidInput
-from ragadapt.fusion import Floats
 from ragadapt.index import Filter, VectorIndex, compile_filter
 from ragadapt.index.filters import Node, parse
+from ragadapt.search.fusion import Floats
 
 K = TypeVar("K")
 SHARED = ""  # the tenant of feedback that is for all

@@ -7,22 +7,22 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragadapt.arena import Arena
+from ragadapt import report as reports
 from ragadapt.corpus import notes_of
 from ragadapt.evaluation import Evaluation, evaluate, gate
-from ragadapt.evaluation import report as reports
 from ragadapt.evaluation.judging import JudgedQuery
-from ragadapt.evaluation.report import build
-from ragadapt.fusion import Floats, Fusion
+from ragadapt.pipeline.arena import Arena
+from ragadapt.pipeline.fusion import LearntFusion, System, ranking
+from ragadapt.pipeline.stages import Corpus
 from ragadapt.profiling import Profile
-from ragadapt.stages import Corpus
+from ragadapt.report import build
+from ragadapt.report.build import library_versions
+from ragadapt.search.fusion import Floats, Fusion
 from ragadapt.text import printable
-from ragadapt.tuning import LearntFusion, System, ranking
 from ragadapt.values import Chunk, Document, Evidence
 
 if TYPE_CHECKING:
@@ -365,17 +365,6 @@ def _evidence_of(kind: str) -> str:
     return evidence_of(kind).value
 
 
-def library_versions() -> dict[str, str]:
-    """The versions of the packages that decide the numbers."""
-    found = {}
-    for name in ("ragadapt", "torch", "transformers", "sentence-transformers", "peft", "bm25s", "numpy", "faiss-cpu"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 _MARKUP = re.compile(r"[\\`<>\[\]|]")
 
 
@@ -416,4 +405,4 @@ def model_card(report: reports.Report) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-__all__ = ["Facts", "build_report", "judgements", "library_versions", "model_card", "runs"]
+__all__ = ["Facts", "build_report", "judgements", "model_card", "runs"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ragadapt.evaluation.report.values import Report, System
 from ragadapt.evaluation.significance import FEW_QUERIES
+from ragadapt.report.values import Report, System
 
 METRICS = {
     "nDCG@10": "how well the first ten results are ordered; 1 is perfect",

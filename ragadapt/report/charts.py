@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from ragadapt.evaluation.report.markup import Child, tag
-from ragadapt.evaluation.report.values import Histogram
+from ragadapt.report.markup import Child, tag
+from ragadapt.report.values import Histogram
 
 WIDTH = 380
 LABEL = 20

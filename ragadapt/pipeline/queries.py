@@ -19,7 +19,7 @@ from ragadapt.corpus import internal_links, normalise
 from ragadapt.errors import InvalidLabels
 from ragadapt.evaluation import gate
 from ragadapt.files import record_file, write_text
-from ragadapt.fusion import Floats
+from ragadapt.pipeline.stages import Corpus, encode_query_texts, read_queries, write_queries
 from ragadapt.queries import (
     LabelledSet,
     Split,
@@ -35,8 +35,8 @@ from ragadapt.queries import (
     structural_queries,
 )
 from ragadapt.queries.split import PARTS
-from ragadapt.search import Searcher
-from ragadapt.stages import Corpus, encode_query_texts, read_queries, write_queries
+from ragadapt.search.fusion import Floats
+from ragadapt.search.searcher import Searcher
 from ragadapt.values import Evidence, Progress, Query
 
 if TYPE_CHECKING:

@@ -15,19 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragadapt.evaluation.judging import JudgedQuery, judge_by_chunk, judge_by_document
-from ragadapt.fusion import Background, Floats, Fusion
 from ragadapt.index import exact_index
 from ragadapt.lexical import LexicalIndex
+from ragadapt.pipeline.stages import lexical_parts
 from ragadapt.queries import VERBATIM, masked_chunk
-from ragadapt.search import Searcher
-from ragadapt.stages import lexical_parts
+from ragadapt.search.fusion import Background, Floats, Fusion
+from ragadapt.search.searcher import Searcher
 from ragadapt.values import Chunk, Evidence, Progress, Query, no_progress
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ragadapt.encoder import Encoder
-    from ragadapt.stages import Corpus
+    from ragadapt.pipeline.stages import Corpus
 
 Grades = Mapping[str, Mapping[str, int]]
 """query id → document id → grade, for labels that name documents."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ragadapt.evaluation.report.values import Report
-from ragadapt.evaluation.report.words import EVIDENCE, cautions, headline, score, signed
+from ragadapt.report.values import Report
+from ragadapt.report.words import EVIDENCE, cautions, headline, score, signed
 from ragadapt.text import printable
 
 

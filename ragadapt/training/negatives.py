@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ragadapt.config import MiningConfig
-from ragadapt.fusion import Candidates, Fusion
 from ragadapt.profiling import work
+from ragadapt.search.fusion import Candidates, Fusion
 from ragadapt.values import Progress, Query, no_progress
 
 _REPORTED = 256  # queries between two reports of progress

@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ragadapt.arena import Arena
 from ragadapt.config import FitConfig
 from ragadapt.errors import InvalidConfiguration
 from ragadapt.evaluation import gate
 from ragadapt.evaluation.judging import JudgedQuery
-from ragadapt.fusion import Fusion
-from ragadapt.mining import mine_negatives
+from ragadapt.pipeline.arena import Arena
+from ragadapt.pipeline.stages import Corpus, rows_of
 from ragadapt.queries import FEWEST_DEV, masked_passage
-from ragadapt.search import Searcher
-from ragadapt.stages import Corpus, rows_of
+from ragadapt.search.fusion import Fusion
+from ragadapt.search.searcher import Searcher
+from ragadapt.training.negatives import mine_negatives
 from ragadapt.values import Evidence, Progress, Query, no_progress
 
 if TYPE_CHECKING:
     from ragadapt.adapters import AdaptedEncoder, AdapterEffect
     from ragadapt.encoder import Encoder, SavedModel
-    from ragadapt.fusion import Floats
+    from ragadapt.search.fusion import Floats
     from ragadapt.training import Example
 
 log = logging.getLogger(__name__)

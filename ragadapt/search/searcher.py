@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragadapt.errors import InvalidInput
-from ragadapt.fusion import Background, Candidates, Floats, Fusion, Positions, move_towards, standardise
 from ragadapt.lexical.ranking import best_positions, moments
 from ragadapt.profiling import work
+from ragadapt.search.fusion import Background, Candidates, Floats, Fusion, Positions, move_towards, standardise
 from ragadapt.threads import one_thread
 from ragadapt.values import Progress, no_progress
 

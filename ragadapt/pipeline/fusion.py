@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ragadapt.arena import Arena
 from ragadapt.config import FusionConfig
-from ragadapt.fusion import NEUTRAL_WEIGHT, Fusion, FusionCurve, learn_weight
+from ragadapt.pipeline.arena import Arena
+from ragadapt.search.fusion import NEUTRAL_WEIGHT, Fusion, FusionCurve, learn_weight
 from ragadapt.values import Evidence
 
 log = logging.getLogger(__name__)

@@ -16,9 +16,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ragadapt.evaluation.report import charts
-from ragadapt.evaluation.report.markup import Child, tag
-from ragadapt.evaluation.report.values import (
+from ragadapt.report import charts
+from ragadapt.report.markup import Child, tag
+from ragadapt.report.values import (
     Comparison,
     Curve,
     Delta,
@@ -29,7 +29,7 @@ from ragadapt.evaluation.report.values import (
     Report,
     System,
 )
-from ragadapt.evaluation.report.words import (
+from ragadapt.report.words import (
     EVIDENCE,
     KINDS,
     METRICS,

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from ragadapt.errors import InvalidInput
 from ragadapt.evaluation.files import write_atomically
-from ragadapt.evaluation.report.build import (
+from ragadapt.report.build import (
     compare,
     differences,
     histogram,
@@ -17,8 +17,8 @@ from ragadapt.evaluation.report.build import (
     never_retrieved,
     worst_queries,
 )
-from ragadapt.evaluation.report.table import table
-from ragadapt.evaluation.report.values import (
+from ragadapt.report.table import table
+from ragadapt.report.values import (
     SCHEMA_VERSION,
     Check,
     Comparison,
@@ -47,7 +47,7 @@ from ragadapt.evaluation.report.values import (
     Verdict,
     WorkDone,
 )
-from ragadapt.evaluation.report.words import headline
+from ragadapt.report.words import headline
 from ragadapt.text import encodable, printable_json
 
 __all__ = [
@@ -96,7 +96,7 @@ def write_report(folder: str | Path, report: Report) -> tuple[Path, Path]:
 
     Parts that are missing are left out of the JSON. The page needs no other file and no network.
     """
-    from ragadapt.evaluation.report.page import page
+    from ragadapt.report.page import page
 
     folder = Path(folder)
     data = {

@@ -17,7 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragadapt import profiling
-from ragadapt.adaptation import (
+from ragadapt.checks import checked_list, checked_path, shown
+from ragadapt.config import FitConfig
+from ragadapt.corpus.sources import describe_sources, listed_sources, read_sources
+from ragadapt.errors import InvalidConfiguration, InvalidInput
+from ragadapt.evaluation import gate
+from ragadapt.pipeline.adapt import (
     DevPool,
     check_teacher,
     choose_strength,
@@ -27,20 +32,11 @@ from ragadapt.adaptation import (
     make_examples,
     proof,
 )
-from ragadapt.arena import Arena, Grades, build_arena, one_rank
-from ragadapt.asking import Asked, Labels, answer_was_trained, ask, held_out_negatives, leaked, narrowed
-from ragadapt.checks import checked_list, checked_path, shown
-from ragadapt.chunks import ChunkStore, document_hash
-from ragadapt.config import FitConfig, IndexConfig
-from ragadapt.corpus.sources import describe_sources, listed_sources, read_sources
-from ragadapt.errors import InvalidConfiguration, InvalidInput
-from ragadapt.evaluation import gate
-from ragadapt.evaluation.report import Report, write_report
-from ragadapt.fusion import Floats
-from ragadapt.queries import check_generator
-from ragadapt.reporting import Facts, build_report, model_card
-from ragadapt.search import Searcher
-from ragadapt.stages import (
+from ragadapt.pipeline.arena import Arena, Grades, build_arena, one_rank
+from ragadapt.pipeline.fusion import ENOUGH, MOST, LearntFusion, learn_fusion, quality
+from ragadapt.pipeline.queries import Asked, Labels, answer_was_trained, ask, held_out_negatives, leaked, narrowed
+from ragadapt.pipeline.report import Facts, build_report, model_card
+from ragadapt.pipeline.stages import (
     Corpus,
     build_chunks,
     build_index,
@@ -55,8 +51,12 @@ from ragadapt.stages import (
     searcher_of,
     vectors_kept_for,
 )
-from ragadapt.store import Manifest, Stage, Workspace, answers_file, open_store
-from ragadapt.tuning import ENOUGH, MOST, LearntFusion, learn_fusion, quality
+from ragadapt.queries import check_generator
+from ragadapt.report import Report, write_report
+from ragadapt.search.fusion import Floats
+from ragadapt.search.searcher import Searcher
+from ragadapt.store.chunks import document_hash
+from ragadapt.store.workspace import Manifest, Stage, Workspace, answers_file
 from ragadapt.values import Chunk, Document, Evidence, Progress, Query, no_progress
 from ragadapt.version import __version__
 
@@ -206,50 +206,6 @@ def _train_along(crew: Processes, config: FitConfig) -> FitResult:
         dev = (lambda _: 0.0) if told.judged else None  # the first process looks, and tells the others
         train(encoder, told.examples, dev, config.adapter, config.training, seed=config.seed)
     return told
-
-
-def reindex(
-    retriever: str | Path, index: IndexConfig, *, device: str = "auto", progress: Progress = no_progress
-) -> Path:
-    """Build the retriever's index anew, of another kind or in another place; everything else stays as it is.
-
-    Passages are encoded again by the retriever's own model, on the device; what the fit ran on is no demand. The
-    folder is replaced in one move. Raises NotARetriever, StoreLocked, MissingExtra, IndexUnreachable.
-    """
-    from ragadapt.encoder import Encoder
-
-    if not isinstance(index, IndexConfig):
-        raise InvalidInput(f"index is {type(index).__name__} ({shown(index)}); give an IndexConfig.")
-    check_index(index)
-    old = open_store(retriever)
-    old.check("model", "chunks.sqlite")
-    manifest = old.manifest
-    with Workspace.open(old.path, {"command": "index"}) as work:
-        precision = FitConfig.build(dict(manifest.configuration)).encoder.precision
-        encoder = Encoder.open(old.path / "model", device=device, precision=precision)
-        with ChunkStore.open(old.path / "chunks.sqlite") as store:
-            corpus = Corpus.of(tuple(store))
-        key = {"build": manifest.build_id, "encoder": encoder.fingerprint}
-        with work.stage("index-vectors", key) as stage:
-            vectors = build_vectors(stage, corpus, encoder, progress)
-        with work.stage("index", key | {"index": index.deciding()}) as stage:
-            if not stage.finished:
-                build_index(stage, index, corpus, vectors, encoder.fingerprint, progress)
-            built = stage.path
-        kept = {name: old.path / name for name in ("chunks.sqlite", "lexical", "model", "report")}
-        configuration = {**manifest.configuration, "index": index.model_dump(mode="json")}
-        commit_build(
-            work,
-            replace(
-                manifest,
-                fingerprint=encoder.fingerprint,
-                configuration=configuration,
-                sections={**manifest.sections, "precision": asdict(encoder.precision)},
-                mutable=mutable_parts(index),
-            ),
-            {**kept, "index": built / "index", "background.npz": built / "background.npz"},
-        )
-    return old.path
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import numpy.typing as npt
 
 from ragadapt.evaluation.metrics import Evaluation, Qrels, Run, ranked
-from ragadapt.evaluation.report.values import (
+from ragadapt.evaluation.significance import interval, paired_bootstrap
+from ragadapt.report.values import (
     Comparison,
     Delta,
     Histogram,
@@ -19,7 +21,6 @@ from ragadapt.evaluation.report.values import (
     Ranking,
     System,
 )
-from ragadapt.evaluation.significance import interval, paired_bootstrap
 
 BASELINES = ("base-dense", "bm25", "base-hybrid")
 """The names under which a report looks for the systems that every fit is compared with."""
@@ -203,3 +204,14 @@ def _bins(values: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.float64
     if high - low <= 1e-9 * max(abs(low), abs(high), 1.0):
         low, high = low - 0.5, high + 0.5
     return np.linspace(low, high, count + 1)
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of the packages that decide the numbers."""
+    found = {}
+    for name in ("ragadapt", "torch", "transformers", "sentence-transformers", "peft", "bm25s", "numpy", "faiss-cpu"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragadapt.checks import checked_path
-from ragadapt.chunks import ChunkStore, DocumentRecord, document_hash
 from ragadapt.config import FitConfig
 from ragadapt.corpus import chunk_documents
 from ragadapt.corpus.sources import are_paths, describe_sources, known_labels, listed_sources, read_sources
@@ -38,10 +37,8 @@ from ragadapt.errors import (
     StoreLocked,
 )
 from ragadapt.files import copy_file
-from ragadapt.fusion import Floats
 from ragadapt.index import VectorIndex, open_index
-from ragadapt.profiling import Clock
-from ragadapt.stages import (
+from ragadapt.pipeline.stages import (
     Corpus,
     KnownVectors,
     build_index,
@@ -53,7 +50,10 @@ from ragadapt.stages import (
     server_follows,
     unread_ends,
 )
-from ragadapt.store import Manifest, OpenedStore, Stage, Workspace, open_store, roll_back
+from ragadapt.profiling import Clock
+from ragadapt.search.fusion import Floats
+from ragadapt.store.chunks import ChunkStore, DocumentRecord, document_hash
+from ragadapt.store.workspace import Manifest, OpenedStore, Stage, Workspace, open_store, roll_back
 from ragadapt.values import Chunk, Document, Progress, no_progress
 from ragadapt.version import __version__
 

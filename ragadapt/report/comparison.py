@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
+from ragadapt import report as reports
 from ragadapt.errors import InvalidInput, InvalidLabels
 from ragadapt.evaluation import evaluate
-from ragadapt.evaluation import report as reports
 from ragadapt.evaluation.metrics import Qrels, Run
-from ragadapt.reporting import library_versions
+from ragadapt.report.build import library_versions
 
 Search = Callable[[list[str]], Sequence[Sequence[str]]]
 """Questions → for each the ids of what was found, best first."""
@@ -27,7 +27,7 @@ def compare_systems(
 
     queries: id → question. judgements: query id → id → grade (0 = not relevant). systems: name → search; ids as the
     judgements have them. texts: id → text, for the questions that changed most. Write it with
-    `ragadapt.evaluation.report.write_report`. Raises InvalidLabels, InvalidInput.
+    `ragadapt.report.write_report`. Raises InvalidLabels, InvalidInput.
     """
     asked = {id: text for id, text in queries.items() if any(grade > 0 for grade in judgements.get(id, {}).values())}
     if not asked:

@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragadapt.chunks import ChunkStore
 from ragadapt.config import ChunkConfig, IndexConfig
 from ragadapt.corpus import chunk_documents, near_duplicate_groups, normalise
-from ragadapt.errors import EmptyCorpus, InvalidConfiguration, MissingExtra, RagadaptError, StoreCorrupt, reason_of
+from ragadapt.errors import EmptyCorpus, InvalidConfiguration, MissingExtra, RagadaptError
 from ragadapt.files import link_or_copy, read_json, record_file, remove, write_text
-from ragadapt.fusion import Background, Floats, Fusion
 from ragadapt.index import check_address, collection_of, exact_index, open_index
 from ragadapt.lexical import LexicalIndex
 from ragadapt.profiling import work
-from ragadapt.search import Searcher
-from ragadapt.store import LEDGER, Manifest, Stage, Workspace, kept_build, open_store
+from ragadapt.search.fusion import Background, Floats, Fusion
+from ragadapt.search.searcher import Searcher
+from ragadapt.store.chunks import ChunkStore
+from ragadapt.store.workspace import LEDGER, Manifest, Stage, Workspace, kept_build, open_store
 from ragadapt.values import Chunk, Document, Evidence, Progress, Query, no_progress
 from ragadapt.version import __version__
 
@@ -390,25 +390,6 @@ def background_arrays(vectors: Floats) -> dict[str, Any]:
     """What background.npz holds."""
     background = Background.of(vectors)
     return {"mean": background.mean, "covariance": background.covariance, "count": np.int64(background.count)}
-
-
-def open_searcher(path: Path, manifest: Manifest) -> Searcher:
-    """The search side of a saved folder. Raises FingerprintMismatch, IndexCorrupt, StoreCorrupt."""
-    # The manifest has the hash of every file, and whoever opens the folder compares them all.
-    index = open_index(folder=path / "index", fingerprint=manifest.fingerprint, check=False)
-    lexical = LexicalIndex.open(path / "lexical")
-    try:
-        with np.load(path / "background.npz", allow_pickle=False) as arrays:
-            background = Background(arrays["mean"], arrays["covariance"], int(arrays["count"]))
-    except Exception as error:  # zip and numpy have many of their own
-        raise StoreCorrupt(
-            f"{path / 'background.npz'} cannot be read ({reason_of(error)}). Build the retriever again."
-        ) from error
-    try:
-        fusion, depth = Fusion.from_dict(manifest.sections["fusion"]), int(manifest.sections["depth"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreCorrupt(f"The manifest of {path} lacks its fusion ({error}). Build the retriever again.") from error
-    return Searcher(index, lexical, background, fusion, depth=depth)
 
 
 # Queries on disk
