@@ -183,7 +183,8 @@ def load(folder: Path, precision: str = "float32") -> Encoder:
 
 
 def adapter(**values: object) -> AdapterConfig:
-    return AdapterConfig.model_validate({"rank": 4, "layers": 2, **values})
+    rank = {} if values.get("method") == "full" else {"rank": 4}
+    return AdapterConfig.model_validate({**rank, "layers": 2, **values})
 
 
 def config(**values: object) -> TrainingConfig:

@@ -98,6 +98,7 @@ def train_peer(options: dict[str, Any]) -> dict[str, Any]:
     """SentenceTransformerTrainer with the same LoraConfig, loss, batch, learning rate, schedule and data."""
     import torch
     from datasets import Dataset
+    from ragadapt.adapters.lora import peft_config, target_names
     from sentence_transformers import (
         SentenceTransformer,
         SentenceTransformerTrainer,
@@ -105,7 +106,6 @@ def train_peer(options: dict[str, Any]) -> dict[str, Any]:
     )
     from sentence_transformers.losses import MultipleNegativesRankingLoss
 
-    from ragadapt.adapters.lora import peft_config, target_names
     from ragadapt.config import AdapterConfig, EncoderConfig
     from ragadapt.encoder.precision import choose_precision
     from ragadapt.encoder.presets import resolve

@@ -269,8 +269,8 @@ def proof(effect: AdapterEffect, saved: SavedModel) -> list[dict[str, Any]]:
     return [
         {
             "name": "The adapter is not zero",
-            "passed": effect.b_norm > 0,
-            "detail": f"norm of what was learnt: {effect.b_norm:.4g}",
+            "passed": effect.change > 0,
+            "detail": f"norm of what was learnt: {effect.change:.4g}",
         },
         {
             "name": "Vectors moved",

@@ -197,16 +197,17 @@ class _Run:
         training: TrainingConfig,
         seed: int,
     ) -> None:
-        if training.compile and adapter.method == "lora" and adapter.reweight == "tokens":
-            raise InvalidConfiguration(
-                "compile and reweight = 'tokens' do not go together: a compiled model hides what its layers receive. "
-                "Choose another re-weighting, or compile = false."
-            )
         self.training = training
         self.seed = seed
         distil, contrast = training.loss != "infonce", training.loss in ("infonce", "both")
         self.material = Material(examples, distil=distil, contrast=contrast)
         self.encoder = attach(base, adapter, seed=seed)
+        self.method = self.encoder.method
+        if training.compile and self.encoder.watches_layers:
+            raise InvalidConfiguration(
+                "compile and reweight = 'tokens' do not go together: a compiled model hides what its layers receive. "
+                "Choose another re-weighting, or compile = false."
+            )
         self.tower = self.encoder.tower
         kind = self.tower.device.type
         self.held_tokens = training.micro_batch_tokens or _HELD_TOKENS.get(kind, 24_576)
@@ -218,6 +219,7 @@ class _Run:
         self.optimizer = _optimizer(self.parameters, training)
         self.query_rows: list[Ids] = []
         self.passage_rows: list[Ids] = []
+        self.steps = 0
         self.fixed_passages: Tensor | None = None  # (all passages, d) where only the query side is trained
         self.identity = self._identity(base, adapter)
 
@@ -233,7 +235,9 @@ class _Run:
     def plan(self) -> list[list[int]]:
         """The examples of every step."""
         batches = list(self.material.batches(self.training.epochs, self.seed, self.training.batch_size))
-        return batches[: self.training.max_steps]
+        batches = batches[: self.training.max_steps]
+        self.steps = len(batches)
+        return batches
 
     # ------------------------------------------------------------------ preparation
 
@@ -254,7 +258,7 @@ class _Run:
             self.fixed_passages = torch.from_numpy(vectors).to(self.tower.device)
         else:
             self.passage_rows = self._tokens(self.material.passages, spec.passage_prompt)
-        with self._prefix(checkpoint), self._dropout(), self._compiled():
+        with self._prefix(checkpoint), self._in_training(), self._compiled():
             if self.tower.prefix is not None:
                 rows = [*self.query_rows, *self.passage_rows]
                 self.tower.prefix.fill(rows, self.tower.pad, self.tower.device, self.chunk_tokens, progress)
@@ -291,16 +295,13 @@ class _Run:
                 cache.close()
 
     @contextlib.contextmanager
-    def _dropout(self) -> Iterator[None]:
-        """LoRA's own dropout on; the frozen model stays in eval mode, as its cached part must."""
-        layers = [m for name, m in self.tower.model.named_modules() if name.endswith("lora_dropout")]
-        for layer in layers:
-            layer.train()
+    def _in_training(self) -> Iterator[None]:
+        """The method's own dropout and noise on; the frozen model stays in eval mode, as its cached part must."""
+        self.method.training(True)
         try:
             yield
         finally:
-            for layer in layers:
-                layer.eval()
+            self.method.training(False)
 
     @contextlib.contextmanager
     def _compiled(self) -> Iterator[None]:
@@ -324,7 +325,7 @@ class _Run:
         while True:
             self.optimizer.zero_grad(set_to_none=True)
             try:
-                loss = self._gradient(batch, step)
+                loss = self._gradient(batch, step) + self._penalty()
                 break
             except (MemoryError, RuntimeError) as error:
                 self._back_off(error)
@@ -336,7 +337,18 @@ class _Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
+            self.method.after_backward(step, self.steps)
         return loss
+
+    def _penalty(self) -> float:
+        """The loss of the method's own, with its gradient, which one of several processes adds."""
+        if self.processes.index != 0:
+            return 0.0
+        penalty = self.method.penalty()
+        if penalty is None:
+            return 0.0
+        torch.autograd.backward(penalty)
+        return float(penalty.detach())
 
     def _gradient(self, batch: Batch, step: int) -> float:
         queries = len(batch.queries)
@@ -346,7 +358,7 @@ class _Run:
         front = self.query_front  # matters only where prompts are not pooled; then both sides agree
 
         def embed(some: list[Ids], number: int) -> Tensor:
-            with _seeded(self.seed, step, number, needed=self.encoder.adapter_config.dropout > 0):
+            with _seeded(self.seed, step, number, needed=self.method.stochastic):
                 return self.tower.vectors(some, front)
 
         def loss_of(vectors: Tensor) -> Tensor:
@@ -426,6 +438,7 @@ class _Run:
             return
         tensors = {f"now/{name}": tensor for name, tensor in self.weights().items()}
         tensors |= {f"best/{name}": tensor for name, tensor in state.best.items()}
+        tensors |= {f"memory/{name}": tensor for name, tensor in self.method.memory().items()}
         for name, parameter in zip(self.names, self.parameters, strict=True):
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
@@ -448,6 +461,7 @@ class _Run:
         state.resumed_from = state.step
         state.best = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("best/")}
         self.encoder.set_tensors({name[4:]: tensor for name, tensor in tensors.items() if name.startswith("now/")})
+        self.method.remember({name[7:]: tensor for name, tensor in tensors.items() if name.startswith("memory/")})
         for name, parameter in zip(self.names, self.parameters, strict=True):
             end = f"/{name}"
             for key, tensor in tensors.items():
