@@ -19,7 +19,6 @@ from ragadapt.pipeline.stages import Corpus, rows_of
 from ragadapt.queries import FEWEST_DEV, masked_passage
 from ragadapt.search.fusion import Fusion
 from ragadapt.search.searcher import Searcher
-from ragadapt.training.negatives import mine_negatives
 from ragadapt.values import Evidence, Progress, Query, no_progress
 
 if TYPE_CHECKING:
@@ -57,6 +56,7 @@ def make_examples(
     whichever of them is the positive.
     """
     from ragadapt.training import Example
+    from ragadapt.training.negatives import mine_negatives
 
     positions = {id: at for at, id in enumerate(corpus.ids)}
     queries = [query for query in queries if any(id in positions for id in query.positives)]
