@@ -98,7 +98,6 @@ def train_peer(options: dict[str, Any]) -> dict[str, Any]:
     """SentenceTransformerTrainer with the same LoraConfig, loss, batch, learning rate, schedule and data."""
     import torch
     from datasets import Dataset
-    from ragadapt.adapters.lora import peft_config, target_names
     from sentence_transformers import (
         SentenceTransformer,
         SentenceTransformerTrainer,
@@ -106,15 +105,17 @@ def train_peer(options: dict[str, Any]) -> dict[str, Any]:
     )
     from sentence_transformers.losses import MultipleNegativesRankingLoss
 
-    from ragadapt.config import AdapterConfig, EncoderConfig
+    from ragadapt.adapters.method import Scope
+    from ragadapt.adapters.peft import LowRankOptions, lora_config, target_names
+    from ragadapt.config import EncoderConfig
     from ragadapt.encoder.precision import choose_precision
     from ragadapt.encoder.presets import resolve
 
     location = resolve(EncoderConfig(model=options["model"])).location
     model = SentenceTransformer(location, device=options["device"], model_kwargs={"dtype": torch.float32})
     inner = model[0].model
-    adapter = AdapterConfig(rank=RANK, layers=_layers(inner, options["layers"]))
-    model.add_adapter(peft_config(target_names(inner, adapter), adapter))
+    targets = target_names(inner, Scope.of(inner, _layers(inner, options["layers"])), ())
+    model.add_adapter(lora_config(LowRankOptions(rank=RANK), targets))
     rows = _triples(options)
 
     def run(some: list[dict[str, str]], epochs: float) -> float:

@@ -52,7 +52,7 @@ class Pair(Protocol):
     def factor(self) -> float:
         """At the present strength."""
 
-    def register_forward_pre_hook(self, hook: Callable[..., Any]) -> object:
+    def register_forward_pre_hook(self, hook: Callable[..., Any], /) -> object:
         """As of every torch module: called with what the layer is about to read."""
 
 

@@ -24,6 +24,9 @@ class LowRankLinear(PeftLinear):
     the two small matrices are converted. Gradients reach the float32 ones.
     """
 
+    in_features: int
+    out_features: int
+
     @property
     def a(self) -> Tensor:
         """(r, in)."""
@@ -80,7 +83,7 @@ class LoRA(Method):
     def __init__(self, model: nn.Module, options: Options, scope: Scope, *, seed: int, weights: Weights) -> None:
         assert isinstance(options, LowRankOptions)
         self.model, self.options, self.scope = model, options, scope
-        settings = _lora_config(options, target_names(model, scope, options.targets))
+        settings = lora_config(options, target_names(model, scope, options.targets))
         settings._register_custom_module({nn.Linear: LowRankLinear})
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -148,14 +151,15 @@ class LoRA(Method):
     def peft_config(cls, options: Options, tensors: Mapping[str, Tensor], strength: float) -> LoraConfig:
         assert isinstance(options, LowRankOptions)
         scaled = replace(options, alpha=options.scale * strength)
-        return _lora_config(scaled, {name.rpartition(".lora_")[0] for name in tensors})
+        return lora_config(scaled, {name.rpartition(".lora_")[0] for name in tensors})
 
 
-def _lora_config(options: LowRankOptions, targets: Iterable[str]) -> LoraConfig:
-    alpha: Any = options.alpha if options.alpha is not None else 2 * options.rank  # PEFT takes fractions, too
+def lora_config(options: LowRankOptions, targets: Iterable[str]) -> LoraConfig:
+    """PEFT's configuration of pairs in these layers, named in full."""
+    alpha = options.alpha if options.alpha is not None else 2 * options.rank
     return LoraConfig(
         r=options.rank,
-        lora_alpha=alpha,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT takes fractions, too
         lora_dropout=options.dropout,
         target_modules=sorted(targets),
         bias="none",

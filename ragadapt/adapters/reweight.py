@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from sentence_transformers.models import Dense, Pooling
@@ -76,7 +75,7 @@ class TiedReweighting(nn.Module):
         self.strength = 1.0  # of the interpolation with the base; the layer's own scaling holds it too
         self.__dict__["tied"] = layer  # not a child: its parameters belong to the transformer
 
-    def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         layer: Pair = self.__dict__["tied"]
         e = features["sentence_embedding"]  # (B, h)
         a, b = layer.a, layer.b  # (r, h), (h, r)
@@ -103,11 +102,11 @@ class TiedTokenPooling(Pooling):  # type: ignore[misc]
     def _remember(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.__dict__["seen"][:] = [inputs[0]]
 
-    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+    def forward(self, features: dict[str, Tensor], **kwargs: object) -> dict[str, Tensor]:
         layer: Pair = self.__dict__["tied"]
         inputs = self.__dict__["seen"].pop()
         if self.strength == 0 or self.gamma == 0:
-            pooled: dict[str, Any] = super().forward(features, **kwargs)
+            pooled: dict[str, Tensor] = super().forward(features, **kwargs)
             return pooled
         pair = (layer.a * layer.factor, layer.b)
         features["sentence_embedding"] = weighted_mean(
@@ -138,7 +137,8 @@ def insert_tied(head: list[nn.Module], kind: str, layer: Pair, width: int, gamma
         return None
     position = pooling_position(head, width)
     if kind == "tokens":
-        pooling: Any = head[position]
+        pooling = head[position]
+        assert isinstance(pooling, Pooling)
         if pooling.pooling_mode != "mean" or not pooling.include_prompt:
             raise InvalidConfiguration(
                 f"reweight = 'tokens' re-weights mean pooling; this model pools by {pooling.pooling_mode!r}. "

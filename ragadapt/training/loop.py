@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -378,7 +378,7 @@ class _Run:
     def loss(self, queries: Tensor, passages: Tensor, batch: Batch) -> Tensor:
         """The configured mix; queries (Q, d), passages (P, d) of the batch."""
 
-        def on_device(array: Any) -> Tensor:
+        def on_device(array: npt.NDArray[np.generic]) -> Tensor:
             return torch.from_numpy(array).to(queries.device)
 
         scores = queries @ passages.T  # (Q, d) x (P, d) -> (Q, P)
@@ -475,11 +475,11 @@ class _Run:
 
 
 def _optimizer(parameters: list[torch.nn.Parameter], training: TrainingConfig) -> torch.optim.Optimizer:
-    options: dict[str, Any] = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
+    rate, decay = training.learning_rate, training.weight_decay
     try:
-        return torch.optim.AdamW(parameters, fused=True, **options)
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
     except RuntimeError:  # no fused kernel for this device
-        return torch.optim.AdamW(parameters, **options)
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
 
 
 @contextlib.contextmanager
