@@ -208,6 +208,8 @@ class _Run:
         self.material = Material(examples, distil=distil, contrast=contrast)
         self.encoder = attach(base, adapter, seed=seed)
         self.tower = self.encoder.tower
+        named = self.tower.model.named_modules() if adapter.dropout > 0 else ()
+        self.dropping = [module for name, module in named if name.endswith("lora_dropout")]
         kind = self.tower.device.type
         self.held_tokens = training.micro_batch_tokens or _HELD_TOKENS.get(kind, 24_576)
         self.chunk_tokens = min(_CHUNK_TOKENS.get(kind, 8192), self.held_tokens)
@@ -239,7 +241,7 @@ class _Run:
 
     @contextlib.contextmanager
     def prepared(self, checkpoint: Path | None, progress: Progress) -> Iterator[None]:
-        """Tokens made, the frozen layers' results computed, dropout on; all undone at the end."""
+        """Tokens made, the frozen layers' results computed; undone at the end."""
         spec = self.encoder._spec
         self.query_rows = self._tokens(self.material.queries, spec.query_prompt)
         self.query_front = self.tower.prompt_length(spec.query_prompt) if spec.query_prompt else 0
@@ -254,7 +256,7 @@ class _Run:
             self.fixed_passages = torch.from_numpy(vectors).to(self.tower.device)
         else:
             self.passage_rows = self._tokens(self.material.passages, spec.passage_prompt)
-        with self._prefix(checkpoint), self._dropout(), self._compiled():
+        with self._prefix(checkpoint), self._compiled():
             if self.tower.prefix is not None:
                 rows = [*self.query_rows, *self.passage_rows]
                 self.tower.prefix.fill(rows, self.tower.pad, self.tower.device, self.chunk_tokens, progress)
@@ -293,13 +295,12 @@ class _Run:
     @contextlib.contextmanager
     def _dropout(self) -> Iterator[None]:
         """LoRA's own dropout on; the frozen model stays in eval mode, as its cached part must."""
-        layers = [m for name, m in self.tower.model.named_modules() if name.endswith("lora_dropout")]
-        for layer in layers:
+        for layer in self.dropping:
             layer.train()
         try:
             yield
         finally:
-            for layer in layers:
+            for layer in self.dropping:
                 layer.eval()
 
     @contextlib.contextmanager
@@ -324,10 +325,13 @@ class _Run:
         while True:
             self.optimizer.zero_grad(set_to_none=True)
             try:
-                loss = self._gradient(batch, step)
+                with self._dropout():  # for the gradient alone: what the dev part looks at drops nothing
+                    loss = self._gradient(batch, step)
                 break
             except (MemoryError, RuntimeError) as error:
                 self._back_off(error)
+            if torch.cuda.is_available():  # here the error, and with it what the failed try held, is gone
+                torch.cuda.empty_cache()
         if not np.isfinite(loss):
             return loss
         with work("optimizer"):
@@ -346,7 +350,8 @@ class _Run:
         front = self.query_front  # matters only where prompts are not pooled; then both sides agree
 
         def embed(some: list[Ids], number: int) -> Tensor:
-            with _seeded(self.seed, step, number, needed=self.encoder.adapter_config.dropout > 0):
+            needed = self.encoder.adapter_config.dropout > 0
+            with _seeded(self.seed, step, number, self.tower.device, needed=needed):
                 return self.tower.vectors(some, front)
 
         def loss_of(vectors: Tensor) -> Tensor:
@@ -400,8 +405,6 @@ class _Run:
         self.held_tokens = max(longest, self.held_tokens // 2)
         self.chunk_tokens = min(self.chunk_tokens, self.held_tokens)
         log.warning("memory is short: going on with %d tokens per pass", self.held_tokens)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
     def look(self, dev: Dev) -> float:
         """The dev score of the present weights, by the first process."""
@@ -469,12 +472,11 @@ def _optimizer(parameters: list[torch.nn.Parameter], training: TrainingConfig) -
 
 
 @contextlib.contextmanager
-def _seeded(seed: int, step: int, number: int, *, needed: bool) -> Iterator[None]:
+def _seeded(seed: int, step: int, number: int, device: torch.device, *, needed: bool) -> Iterator[None]:
     """The same dropout for the same (seed, step, micro-batch), which is run twice at times."""
     if not needed:
         yield
         return
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed((seed * 1_000_003 + step) * 1009 + number)
         yield
