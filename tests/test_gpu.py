@@ -162,8 +162,8 @@ def test_training_follows_the_cpu(models: dict[str, Path], kind: str, precision:
 
     on_gpu, on_cpu = run("cuda"), run("cpu")
     losses = [point.loss for point in on_cpu.history]
-    assert losses[-1] < 0.9 * losses[0]
     assert [point.loss for point in on_gpu.history] == pytest.approx(losses, rel=within)
+    assert on_cpu.encoder.effect().proved and on_gpu.encoder.effect().proved
     texts = [example.positive for example in task()]
     vectors = [result.encoder.merged().encode_passages(texts) for result in (on_gpu, on_cpu)]
     assert cosines(*vectors).min() > (0.999 if precision == "float32" else 0.98)
