@@ -389,6 +389,19 @@ def test_a_killed_run_resumes_to_the_same_weights(folder: Path, tmp_path: Path, 
     assert same(dict(again.encoder.state().tensors), dict(whole.encoder.state().tensors))
 
 
+def test_dropout_is_on_for_the_gradient_and_off_for_the_dev_part(folder: Path) -> None:
+    def dev(encoder: Encoder) -> float:
+        vectors = [encoder.encode_queries(["how cat"]) for _ in range(2)]
+        assert np.array_equal(*vectors)
+        return 0.0
+
+    losses = [
+        [p.loss for p in train(load(folder), task(), dev, adapter(dropout=share), config(), seed=3).history]
+        for share in (0.0, 0.5)
+    ]
+    assert losses[0] != losses[1]
+
+
 def test_a_checkpoint_of_other_arguments_is_not_taken(folder: Path, tmp_path: Path) -> None:
     train(load(folder), task(16), None, adapter(), config(epochs=1), seed=3, checkpoint=tmp_path / "c")
     other = train(load(folder), task(16), None, adapter(), config(epochs=1), seed=4, checkpoint=tmp_path / "c")

@@ -243,7 +243,7 @@ class _Run:
 
     @contextlib.contextmanager
     def prepared(self, checkpoint: Path | None, progress: Progress) -> Iterator[None]:
-        """Tokens made, the frozen layers' results computed, dropout on; all undone at the end."""
+        """Tokens made, the frozen layers' results computed; undone at the end."""
         spec = self.encoder._spec
         self.query_rows = self._tokens(self.material.queries, spec.query_prompt)
         self.query_front = self.tower.prompt_length(spec.query_prompt) if spec.query_prompt else 0
@@ -258,7 +258,7 @@ class _Run:
             self.fixed_passages = torch.from_numpy(vectors).to(self.tower.device)
         else:
             self.passage_rows = self._tokens(self.material.passages, spec.passage_prompt)
-        with self._prefix(checkpoint), self._in_training(), self._compiled():
+        with self._prefix(checkpoint), self._compiled():
             if self.tower.prefix is not None:
                 rows = [*self.query_rows, *self.passage_rows]
                 self.tower.prefix.fill(rows, self.tower.pad, self.tower.device, self.chunk_tokens, progress)
@@ -325,10 +325,13 @@ class _Run:
         while True:
             self.optimizer.zero_grad(set_to_none=True)
             try:
-                loss = self._gradient(batch, step) + self._penalty()
+                with self._in_training():  # for the gradient alone: what the dev part looks at drops nothing
+                    loss = self._gradient(batch, step) + self._penalty()
                 break
             except (MemoryError, RuntimeError) as error:
                 self._back_off(error)
+            if torch.cuda.is_available():  # here the error, and with it what the failed try held, is gone
+                torch.cuda.empty_cache()
         if not np.isfinite(loss):
             return loss
         with work("optimizer"):
@@ -358,7 +361,7 @@ class _Run:
         front = self.query_front  # matters only where prompts are not pooled; then both sides agree
 
         def embed(some: list[Ids], number: int) -> Tensor:
-            with _seeded(self.seed, step, number, needed=self.method.stochastic):
+            with _seeded(self.seed, step, number, self.tower.device, needed=self.method.stochastic):
                 return self.tower.vectors(some, front)
 
         def loss_of(vectors: Tensor) -> Tensor:
@@ -412,8 +415,6 @@ class _Run:
         self.held_tokens = max(longest, self.held_tokens // 2)
         self.chunk_tokens = min(self.chunk_tokens, self.held_tokens)
         log.warning("memory is short: going on with %d tokens per pass", self.held_tokens)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
     def look(self, dev: Dev) -> float:
         """The dev score of the present weights, by the first process."""
@@ -483,12 +484,11 @@ def _optimizer(parameters: list[torch.nn.Parameter], training: TrainingConfig) -
 
 
 @contextlib.contextmanager
-def _seeded(seed: int, step: int, number: int, *, needed: bool) -> Iterator[None]:
+def _seeded(seed: int, step: int, number: int, device: torch.device, *, needed: bool) -> Iterator[None]:
     """The same dropout for the same (seed, step, micro-batch), which is run twice at times."""
     if not needed:
         yield
         return
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed((seed * 1_000_003 + step) * 1009 + number)
         yield
