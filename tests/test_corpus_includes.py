@@ -110,6 +110,13 @@ def test_a_file_named_alone_includes_nothing(tmp_path: Path) -> None:
     assert document.notes == ("include of b.md: outside the documents",)
 
 
+def test_a_page_that_only_includes_what_is_not_there_says_so(tmp_path: Path) -> None:
+    (tmp_path / "changes.rst").write_text(".. include:: ../Changes.rst\n")
+    (tmp_path / "a.md").write_text("Text.\n")
+    (skipped,) = read_documents([tmp_path]).skipped
+    assert skipped.reason == "empty; include of ../Changes.rst: not found among the documents"
+
+
 def test_circles_and_towers_of_includes_end(tmp_path: Path) -> None:
     files = {
         "a.md": 'A.\n\n--8<-- "b.md"\n',

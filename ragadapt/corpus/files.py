@@ -71,7 +71,8 @@ def read_content(
         else:
             content = Content(text, name if format in ("python", "code") else "")
     if not content.text.strip():
-        raise Unreadable("no text in it (a scanned PDF needs OCR first)" if format == "pdf" else "empty")
+        why = "no text in it (a scanned PDF needs OCR first)" if format == "pdf" else "empty"
+        raise Unreadable("; ".join((why, *content.notes)))
     if len(content.text) > max_bytes:
         raise Unreadable(f"over-size: {len(content.text):,} characters of text, the limit is {max_bytes:,}")
     if content.rows:
