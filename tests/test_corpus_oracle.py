@@ -482,7 +482,7 @@ FILES: dict[str, Callable[[], list[bytes]]] = {
     ".ipynb": notebooks,
     ".epub": books,
     ".eml": mails,
-    ".json": lambda: [json.dumps({"text": LONG, "more": ["and", "so on"]}).encode()],
+    ".json": lambda: [json.dumps({"first": LONG, "more": ["and", "so on"]}).encode()],
     ".txt": lambda: [LONG.encode(), "\n\n".join(SENTENCE.format(n=n) for n in range(60)).encode()],
     ".py": lambda: [("def f():\n    '''" + LONG + "'''\n\n\n" + "class A:\n    x = 1\n" * 40).encode()],
 }

@@ -312,6 +312,23 @@ def test_chosen_columns_are_used(tmp_path: Path) -> None:
     assert reasons(result) == {"c.csv:3": "2 cells where the header has 3"}
 
 
+@pytest.mark.parametrize("first", ["sep=;\r\n", '"sep=;"\n', "\ufeffSEP=;\n"])
+def test_the_line_by_which_excel_names_the_separator_is_no_header(tmp_path: Path, first: str) -> None:
+    write(tmp_path, {"c.csv": first + "id;text;a, b, c, d\n1;one, two;x\n2;three\n"})
+    result = read_documents([tmp_path])
+    assert [(d.id, d.text, d.metadata) for d in result.documents] == [("1", "one, two", {"a, b, c, d": "x"})]
+    assert reasons(result) == {"c.csv:4": "2 cells where the header has 3"}
+
+
+@pytest.mark.parametrize(("name", "mark"), [("c.csv", ","), ("c.tsv", "\t")])
+def test_columns_of_the_same_name_all_keep_their_cells(tmp_path: Path, name: str, mark: str) -> None:
+    rows = ["text", "tag", "tag", "tag_2", "text", "", ""], ["one", "a", "b", "c", "7", "d", "e"]
+    write(tmp_path, {name: "".join(mark.join(row) + "\n" for row in rows)})
+    (document,) = read_documents([tmp_path]).documents
+    assert document.text == "one"
+    assert document.metadata == {"tag": "a", "tag_3": "b", "tag_2": "c", "text_2": 7, "": "d", "_2": "e"}
+
+
 def test_a_csv_without_text_column_names_its_columns(tmp_path: Path) -> None:
     write(tmp_path, {"q.tsv": "query-id\tcorpus-id\tscore\n1\t2\t1\n", "ok.txt": "fine"})
     assert "query-id, corpus-id, score" in reasons(read_documents([tmp_path]))["q.tsv"]

@@ -88,7 +88,7 @@ def _read(
     if format == "json":
         from ragadapt.corpus.json_file import read_json
 
-        return read_json(text, text_field, asked)
+        return read_json(text, name, text_field, asked)
     if format == "notebook":
         from ragadapt.corpus.notebook import read_notebook
 
