@@ -149,6 +149,21 @@ def test_examples_of_includes_in_code_and_prose_stay(tmp_path: Path) -> None:
     assert (document.text, document.notes) == (text, ())
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Use it:\n\n.. code-block:: rst\n   :linenos:\n\n   .. include:: b.rst\n      :lines: 1\n\n{after}\n",
+        "For example::\n\n   .. literalinclude:: b.rst\n\n   * x::\n\n   .. include:: b.rst\n\n{after}\n",
+        ".. option:: a\n\n   * Say this::\n\n        .. include:: b.rst\n\n     {after}\n",
+    ],
+)
+def test_what_a_literal_block_of_rst_says_of_includes_stays(tmp_path: Path, text: str) -> None:
+    for after, shown in (("After.", "After."), (".. include:: b.rst", "B.")):
+        document = read(tmp_path, {"d/a.rst": text.format(after=after), "d/b.rst": "B.\n"}, "d")["a.rst"]
+        assert document.text == text.format(after=shown)
+        assert document.notes == ()
+
+
 def test_what_mkdocstrings_makes_is_named_and_its_options_go(tmp_path: Path) -> None:
     text = "# API\n\n::: package.module.Class\n    options:\n      show_source: true\n\n::: module\n\nAfter.\n"
     document = read(tmp_path, {"a.md": text})["a.md"]
