@@ -15,11 +15,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import sentences, write_tiny_model
+from tiny_models import sentences, write_tiny_cross_encoder, write_tiny_model
 from torch import Tensor, nn
 
 from ragadapt.adapters import AdaptedEncoder, AdapterState, attach
-from ragadapt.adapters.method import METHODS, Method, Options, Scope, Weights, check_strength, norm, options_of
+from ragadapt.adapters.method import (
+    METHODS,
+    Method,
+    Options,
+    Scope,
+    Weights,
+    attach_method,
+    check_strength,
+    norm,
+    options_of,
+)
 from ragadapt.config import AdapterConfig, EncoderConfig, FitConfig, TrainingConfig
 from ragadapt.doctor.examine import examine
 from ragadapt.encoder import Encoder
@@ -342,6 +352,34 @@ def test_bfloat16_stays_close_to_float32(load: Loader, method: str) -> None:
 def test_the_frozen_prefix_serves_every_method_to_the_bit(load: Loader, method: str) -> None:
     kept, computed = (learn(load("bert"), method, training={"prefix_cache": cache}) for cache in (True, False))
     assert same(kept.encoder.state().tensors, computed.encoder.state().tensors)
+
+
+@every_row
+def test_a_cross_encoder_is_adapted_by_the_same_code(tmp_path: Path, method: str) -> None:
+    """Nothing of a method knows what stands on the transformer: here a score for a pair of texts."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = write_tiny_cross_encoder(tmp_path / "model")
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval().requires_grad_(False)
+    pairs = AutoTokenizer.from_pretrained(folder)(TEXTS[:6], TEXTS[6:], padding=True, return_tensors="pt")
+    start = model(**pairs).logits
+    weights = {name: tensor.clone() for name, tensor in model.bert.named_parameters()}
+    made, scope = attach_method(model.bert, settings(method), seed=0, weights=lambda: weights)
+    assert scope.indices == (1,) and torch.equal(model(**pairs).logits, start)
+    parameters = made.parameters()
+    optimizer = torch.optim.SGD(parameters.values(), lr=0.5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (model(**pairs).logits - 1).square().mean().backward()
+        optimizer.step()
+    learnt = model(**pairs).logits
+    assert (learnt - 1).square().mean() < (start - 1).square().mean() and made.change() > 0
+    folded = made.fold()
+    made.detach()
+    assert torch.equal(model(**pairs).logits, start)
+    if folded is not None:
+        model.bert.load_state_dict({**model.bert.state_dict(), **folded})
+        assert torch.allclose(model(**pairs).logits, learnt, atol=1e-5)
 
 
 # What a method is told
