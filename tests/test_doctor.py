@@ -394,8 +394,8 @@ def test_the_plan_is_the_one_that_fit_makes_whatever_the_labels_are_for(
         plans.append(gate.plan(asked.train, asked.heldout))
         return plan(run, asked)
 
-    plan = pipeline._Run.plan
-    monkeypatch.setattr(pipeline._Run, "plan", note)
+    plan = pipeline._FitSteps.plan
+    monkeypatch.setattr(pipeline._FitSteps, "plan", note)
     labels = [Labels(*write_questions(tmp_path, range(6), 10), use)]
     config = FitConfig.build({**config.model_dump(), "query": {"round_trip_k": 0}})
     found = survey([documents], config, labels=labels)

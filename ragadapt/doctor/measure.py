@@ -38,7 +38,7 @@ class Quality:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class FitEstimate:
     """What `fit` will take here, from the measured speed. training_seconds is 0 where nothing would be trained."""
 
     passages_per_second: float
@@ -66,7 +66,7 @@ class Diagnosis:
     measured: int
     sampled: int
     quality: tuple[Quality, ...]
-    estimate: Estimate
+    estimate: FitEstimate
     outlook: Outlook
     recommendation: str
 
@@ -263,7 +263,7 @@ _QUERY_TOKENS = 16
 _DEV_POOL = 1000
 
 
-def _estimate(surveyed: SurveyedCorpus, config: FitConfig, rate: float) -> Estimate:
+def _estimate(surveyed: SurveyedCorpus, config: FitConfig, rate: float) -> FitEstimate:
     facts, encoder = surveyed.survey, surveyed.encoder
     per_passage = facts.tokens / facts.chunks
     encoding = facts.tokens / rate
@@ -280,7 +280,7 @@ def _estimate(surveyed: SurveyedCorpus, config: FitConfig, rate: float) -> Estim
             training += facts.tokens / rate  # the passages once more, by the trained model
     vectors = facts.chunks * encoder.dim * 4
     peak = _peak_memory()
-    return Estimate(
+    return FitEstimate(
         passages_per_second=rate / per_passage,
         tokens_per_second=rate,
         encoding_seconds=encoding,

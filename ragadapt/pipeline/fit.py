@@ -148,7 +148,9 @@ def _fit(
     with clock("read"), profiling.work("read"):
         documents, skipped, chunks = read_sources(sources, config.read, chunked, progress, label_files)
     with Workspace.open(target, {"command": "fit"}) as work:
-        run = _Run(work, config, clock, crew, progress, bool(portable), describe_sources(sources, chunked, label_files))
+        run = _FitSteps(
+            work, config, clock, crew, progress, bool(portable), describe_sources(sources, chunked, label_files)
+        )
         with clock("load model"), profiling.work("load model"):
             encoder = Encoder.load(config.encoder)
         if config.adapter.method != "none" and encoder.query_tower is not None:
@@ -224,7 +226,7 @@ class Trained:
     drift: float | None = None
 
 
-class _Run:
+class _FitSteps:
     """One fit at work: the workspace and its stages, in the order in which they are called."""
 
     def __init__(

@@ -119,7 +119,7 @@ def build_report(facts: Facts, base: Arena | None, shipped: Arena | None, corpus
         title="Fitted retriever",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         base_model=facts.base_model,
-        verdict=reports.Verdict(
+        verdict=reports.VerdictFacts(
             outcome=decision.verdict.value,
             reasons=decision.reasons,
             steps=_steps(facts),
@@ -139,7 +139,7 @@ def build_report(facts: Facts, base: Arena | None, shipped: Arena | None, corpus
             reports.LearningPoint(step=point["step"], loss=point.get("loss"), dev=point.get("dev"))
             for point in facts.history
         ),
-        checks=tuple(reports.Check(**check) for check in facts.checks),
+        checks=tuple(reports.AdapterCheck(**check) for check in facts.checks),
         corpus=_corpus(facts),
         queries=tuple(
             reports.QueryYield(kind=kind, evidence=_evidence_of(kind), made=count, kept=facts.kept.get(kind, 0))
@@ -320,7 +320,7 @@ def _fusion_curve(learnt: LearntFusion) -> reports.Curve | None:
     if learnt.curve is None or not learnt.curve.queries:
         return None
     points = tuple(
-        reports.Point(x=weight, y=value)
+        reports.CurvePoint(x=weight, y=value)
         for weight, value in zip(learnt.curve.weights, learnt.curve.quality, strict=True)
     )
     return reports.Curve(
@@ -336,25 +336,25 @@ def _strength_curve(facts: Facts) -> reports.Curve | None:
     if not facts.strengths:
         return None
     return reports.Curve(
-        points=tuple(reports.Point(x=x, y=y) for x, y in sorted(facts.strengths.items())),
+        points=tuple(reports.CurvePoint(x=x, y=y) for x, y in sorted(facts.strengths.items())),
         title="From base to adapted",
         x_label="strength of the adapter (0 = base)",
         chosen=facts.decision.strength,
     )
 
 
-def _corpus(facts: Facts) -> reports.Corpus:
-    skipped = tuple(reports.Skipped(source=item.source, reason=item.reason) for item in facts.skipped[:200])
+def _corpus(facts: Facts) -> reports.CorpusFacts:
+    skipped = tuple(reports.SkippedSource(source=item.source, reason=item.reason) for item in facts.skipped[:200])
     notes = notes_of(facts.documents)
     chunks = facts.corpus.chunks
-    return reports.Corpus(
+    return reports.CorpusFacts(
         documents=len(facts.documents),
         chunks=len(chunks),
         characters=sum(len(document.text) for document in facts.documents),
         near_duplicates=len(chunks) - len(set(facts.corpus.groups)),
         skipped=skipped,
         skipped_total=len(facts.skipped),
-        notes=tuple(reports.Skipped(source=note.source, reason=note.reason) for note in notes[:200]),
+        notes=tuple(reports.SkippedSource(source=note.source, reason=note.reason) for note in notes[:200]),
         notes_total=len(notes),
     )
 

@@ -24,7 +24,7 @@ from ragadapt.queries.text import (
 )
 from ragadapt.values import Chunk, Evidence, Query
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 BOILERPLATE_DOCUMENTS = 3
 """A sentence that heads passages of this many documents says nothing about any of them."""
@@ -224,7 +224,7 @@ def clean_queries(queries: Sequence[Query], chunks: Sequence[Chunk], config: Que
     bounded = bound_overlap(distinct, by_id, config.max_overlap)
     capped = cap_per_chunk(bounded, config.per_chunk, seed=seed)
     sampled = sample_evenly(capped, config.max_queries, by_id, seed=seed)
-    logger.info(
+    log.info(
         "queries: %d candidates, %d after boilerplate, %d distinct, %d within overlap, %d after the cap, %d sampled",
         len(queries), len(plausible), len(distinct), len(bounded), len(capped), len(sampled),
     )  # fmt: skip

@@ -16,7 +16,7 @@ from ragadapt.queries.filters import chance
 from ragadapt.queries.text import text_key, words
 from ragadapt.values import Chunk, Document, Query
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 PARTS = ("train", "dev", "heldout")
 
@@ -229,7 +229,7 @@ def _deal(
     }
     if len(lots) < 1 + (config.heldout > 0) + (config.dev > 0):
         note = "; ".join(filter(None, (note, "too little to hold anything out: all of it trains")))
-        logger.warning("split: %s", note)
+        log.warning("split: %s", note)
         return Split(frozenset(ids), frozenset(), frozenset(), unit, note)
     share = {"heldout": config.heldout, "dev": (1 - config.heldout) * config.dev}
     weight: Counter[str] = Counter()

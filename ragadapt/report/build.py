@@ -15,11 +15,11 @@ from ragadapt.report.values import (
     Delta,
     Histogram,
     Measure,
+    MeasuredSystem,
     NeverRetrieved,
     Passage,
     QueryComparison,
-    Ranking,
-    System,
+    QueryResult,
 )
 
 BASELINES = ("base-dense", "bm25", "base-hybrid")
@@ -37,7 +37,7 @@ def measured(
     clusters: Sequence[Hashable] | None = None,
     shipped: bool = False,
     note: str = "",
-) -> System:
+) -> MeasuredSystem:
     """A system with a bootstrap interval on each of its metrics. clusters: a label per query, in its order."""
     metrics = {
         metric: Measure.of(
@@ -46,7 +46,7 @@ def measured(
         for metric, values in evaluation.per_query.items()
         if values
     }
-    return System(name=name, label=label, metrics=metrics, shipped=shipped, note=note)
+    return MeasuredSystem(name=name, label=label, metrics=metrics, shipped=shipped, note=note)
 
 
 def differences(
@@ -152,7 +152,7 @@ def one_query(
     best = max(relevant, key=lambda document: relevant[document], default=None)
     expected = found[-1] if found else best
     sides = [
-        Ranking(rank=rank, first=passage(order[0]) if order else None, value=evaluation.per_query[metric][query])
+        QueryResult(rank=rank, first=passage(order[0]) if order else None, value=evaluation.per_query[metric][query])
         for (_, _, evaluation), order, rank in zip((before, after), orders, ranks)
     ]
     return QueryComparison(
