@@ -26,7 +26,6 @@ from ragadapt.doctor.survey import Survey, survey, survey_corpus
 from ragadapt.errors import EmptyCorpus, InvalidInput, NotARetriever
 from ragadapt.evaluation import gate
 from ragadapt.pipeline.queries import Labels, read_labels, shown_examples
-from ragadapt.pipeline.stages import Corpus
 from ragadapt.values import Evidence, no_progress
 
 QUESTIONS = ("How do I reset the password?", "Where is the invoice?", "Why is the bridge closed?", "Who may vote?")
@@ -291,12 +290,12 @@ def test_the_diagnosis_searches_words_as_the_fitted_retriever_does(
     asked = ["zebra", "page", "invoice", "where is the other page", *sentences(4, seed=3)]
     built = arena.build_arena
 
-    def note(queries: Any, encoder: Any, corpus: Any, vectors: Any, lexical_folder: Path, *rest: Any) -> Any:
+    def note(queries: Any, encoder: Any, encoded: Any, lexical_folder: Path, *rest: Any) -> Any:
         lexical = LexicalIndex.open(lexical_folder)
         for query in asked:
             scores = lexical.scores_of(query, list(range(len(lexical))))
             measured[query] = [score for _, score in sorted(zip(lexical.ids(), scores.tolist()))]
-        return built(queries, encoder, corpus, vectors, lexical_folder, *rest)
+        return built(queries, encoder, encoded, lexical_folder, *rest)
 
     monkeypatch.setattr(arena, "build_arena", note)
     monkeypatch.setattr(measure, "_FEWEST", 1)
@@ -436,13 +435,13 @@ def test_the_requests_are_counted_with_the_users_examples_and_without_known_answ
     values = {**config.model_dump(), "query": {"generator_url": "http://h/v1", "generator_model": "m"}}
     config = FitConfig.build(values)
     labels, kept = [Labels(*write_questions(tmp_path, range(6), 10), "train")], tmp_path / "answers.jsonl"
-    material = survey_corpus([documents], config, labels, no_progress)
-    corpus = Corpus(tuple(material.documents), tuple(material.chunks), tuple(material.groups), ())
+    surveyed = survey_corpus([documents], config, labels, no_progress)
+    corpus = surveyed.corpus
     examples = shown_examples(read_labels(corpus, labels, config)[0])
     plain, shown = (estimate(corpus.chunks, config.query, seed=config.seed, examples=some) for some in ((), examples))
     assert plain.input_tokens != shown.input_tokens
     assert survey([documents], config).generation == plain.words
-    assert material.survey.generation == shown.words
+    assert surveyed.survey.generation == shown.words
     with AnswerLog(kept) as log:
         log.append([Answer(_prompts(corpus.chunks, config.query, config.seed, [])[0].key, "c", "Question: who?")])
     known = survey([documents], config, answers=kept).generation

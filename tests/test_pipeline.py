@@ -643,7 +643,7 @@ def test_without_evidence_the_base_stays_and_the_reason_is_said(docs: Path, mode
 def test_a_language_models_queries_train_and_another_kind_of_them_judges(
     docs: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ragadapt.pipeline.queries as asking
+    import ragadapt.pipeline.queries as queries_module
 
     def written(chunks: Sequence[Chunk], config: object, **settings: object) -> list[Query]:
         """What a language model would have cost: ten queries of two kinds for every chunk."""
@@ -657,7 +657,7 @@ def test_a_language_models_queries_train_and_another_kind_of_them_judges(
                     made.append(Query(f"{kind} {chunk.id} {number}", text, kind, Evidence.PARAPHRASE, (chunk.id,)))
         return made
 
-    monkeypatch.setattr(asking, "generate_queries", written)
+    monkeypatch.setattr(queries_module, "generate_queries", written)
     query = {"generator_url": "http://localhost:9", "per_chunk": 30, "max_overlap": 1.0, "round_trip_k": 0}
     result = fit([docs], tmp_path / "r", settings(model, query=query, training={"epochs": 1}))
     assert result.report.evidence is not None
@@ -748,7 +748,7 @@ def test_licences_of_generator_and_teacher_come_from_their_cards(
 def test_dev_queries_of_the_next_rank_steer_where_labels_only_judge(
     docs: Path, model: Path, labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ragadapt.pipeline.queries as asking
+    import ragadapt.pipeline.queries as queries_module
 
     def written(chunks: Sequence[Chunk], config: object, **settings: object) -> list[Query]:
         rng, made = random.Random(0), []
@@ -759,12 +759,12 @@ def test_dev_queries_of_the_next_rank_steer_where_labels_only_judge(
                 made.append(Query(f"{chunk.id} {number}", text, "lm-question", Evidence.PARAPHRASE, (chunk.id,)))
         return made
 
-    monkeypatch.setattr(asking, "generate_queries", written)
+    monkeypatch.setattr(queries_module, "generate_queries", written)
     query = {"generator_url": "http://localhost:9", "max_overlap": 1.0, "round_trip_k": 0}
     evaluation = Labels(labels.queries, labels.qrels, "eval")
     config = settings(model, query=query, training={"epochs": 1, "evaluations": 2}, split={"heldout": 0.1, "dev": 0.4})
     # Every page answers a held-out label, and such a page gives no training query: let it, here.
-    monkeypatch.setattr(asking, "_without_held_out_passages", lambda train, heldout, corpus: list(train))
+    monkeypatch.setattr(queries_module, "_without_held_out_passages", lambda train, heldout, corpus: list(train))
     report = fit([docs], tmp_path / "r", config, labels=[evaluation]).report
     assert report.evidence is not None
     assert report.evidence.tier == "labelled"

@@ -25,7 +25,6 @@ from ragadapt.checks import checked_path
 from ragadapt.config import FitConfig
 from ragadapt.corpus import chunk_documents
 from ragadapt.corpus.sources import are_paths, describe_sources, known_labels, listed_sources, read_sources
-from ragadapt.corpus.walk import UNLISTED
 from ragadapt.errors import (
     EmptyCorpus,
     FingerprintMismatch,
@@ -38,8 +37,8 @@ from ragadapt.errors import (
 )
 from ragadapt.files import copy_file
 from ragadapt.index import VectorIndex, open_index
+from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
 from ragadapt.pipeline.stages import (
-    Corpus,
     KnownVectors,
     build_index,
     build_lexical,
@@ -348,7 +347,9 @@ class _Refresh:
         index = config.index.deciding()
         with self.stage(work, "refresh-index", after | {"index": index}) as stage:
             if not stage.finished:
-                build_index(stage, config.index, corpus, vectors, self.manifest.fingerprint, self.progress)
+                build_index(
+                    stage, config.index, EncodedCorpus(corpus, vectors), self.manifest.fingerprint, self.progress
+                )
         sections, advice = _sections(self.manifest, plan)
         manifest = replace(self.manifest, sections=sections, mutable=mutable_parts(config.index))
         parts = {
@@ -429,7 +430,7 @@ def _unread(
         if not item.left_out and item.row is not None:
             rows.setdefault(item.source.rpartition(":")[0], {}).setdefault(item.row, item.reason)
     sources = {record.source for record in known}
-    folders = {name: why for name, why in reasons.items() if why.startswith(UNLISTED)}
+    folders = {item.source: item.reason for item in skipped if item.unlisted}
     everything = next((why for name, why in folders.items() if not name.endswith("/") and name not in sources), "")
     read = {document.id for document in documents}
     found: dict[str, UnreadDocument] = {}

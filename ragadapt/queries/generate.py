@@ -90,13 +90,6 @@ class Generation:
     seconds: float = 0.0
     overlap: float = 0.0
 
-    @property
-    def reject_rate(self) -> float:
-        """The share of what the model wrote that was refused, talk around the queries not counted; 0 to 1."""
-        refused = sum(count for reason, count in self.rejected.items() if reason not in ("preamble", "answer"))
-        total = refused + len(self.queries)
-        return refused / total if total else 0.0
-
 
 class Generator(Protocol):
     """Answers prompts in lists, as they are finished. failed: how many prompts were given up so far."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -34,15 +34,12 @@ def measured(
     seed: int,
     samples: int = 2000,
     confidence: float = 0.95,
-    clusters: Sequence[Hashable] | None = None,
     shipped: bool = False,
     note: str = "",
 ) -> MeasuredSystem:
-    """A system with a bootstrap interval on each of its metrics. clusters: a label per query, in its order."""
+    """A system with a bootstrap interval on each of its metrics."""
     metrics = {
-        metric: Measure.of(
-            interval(list(values.values()), samples=samples, confidence=confidence, seed=seed, clusters=clusters)
-        )
+        metric: Measure.of(interval(list(values.values()), samples=samples, confidence=confidence, seed=seed))
         for metric, values in evaluation.per_query.items()
         if values
     }
@@ -58,7 +55,6 @@ def differences(
     metrics: Sequence[str] = ("nDCG@10",),
     samples: int = 2000,
     confidence: float = 0.95,
-    clusters: Sequence[Hashable] | None = None,
 ) -> tuple[Delta, ...]:
     """Paired intervals of one system against each baseline; nothing where no query was judged."""
     made = []
@@ -72,7 +68,6 @@ def differences(
                     samples=samples,
                     confidence=confidence,
                     seed=seed,
-                    clusters=clusters,
                 )
                 made.append(Delta(system=name, against=other, metric=metric, interval=found))
     return tuple(made)
