@@ -342,6 +342,13 @@ def test_what_was_left_out_on_purpose_is_told_once_for_each_kind() -> None:
     assert not [line for line in FACTS.lines() if "Left out" in line]
 
 
+def test_json_says_of_a_skipped_file_and_of_a_note_what_it_always_said() -> None:
+    skipped, note = Skipped("a/", "folder cannot be listed: no", unlisted=True), Skipped("b.pdf", "running head")
+    values = replace(FACTS, skipped=(skipped,), notes=(note,)).as_dict()
+    assert values["skipped"] == [{"source": "a/", "reason": "folder cannot be listed: no"}]
+    assert values["notes"] == [{"source": "b.pdf", "reason": "running head", "left_out": False, "row": None}]
+
+
 def qualities(values: Mapping[str, float], recall: float = 0.5) -> Sequence[Quality]:
     return [Quality(system, ndcg, recall) for system, ndcg in values.items()]
 
@@ -357,6 +364,7 @@ def test_recommendation_follows_the_facts() -> None:
     # Crops are easy for everyone, and a sample is easier than the whole: neither shows that little is left.
     assert recommend(FACTS, solved, evidence=Evidence.CROP)[0] == "worth training"
     assert recommend(FACTS, solved, evidence=Evidence.HUMAN, whole=False)[0] == "worth training"
+    assert recommend(FACTS, solved, evidence=Evidence.HUMAN, foreign=True)[0] == "wrong model"
 
 
 def test_recommendation_names_the_gap_to_word_search_only_where_it_can_be_trusted() -> None:

@@ -40,6 +40,7 @@ from ragadapt.pipeline.queries import Labels
 from ragadapt.pipeline.reindex import reindex
 from ragadapt.report.words import headline
 from ragadapt.retriever import Retriever
+from ragadapt.search.fusion import Background
 from ragadapt.store.workspace import open_store
 from ragadapt.values import Chunk, Document, Evidence, Query
 
@@ -104,6 +105,30 @@ def test_the_folder_holds_what_the_manifest_says(fitted: FitResult) -> None:
     assert opened.manifest.sections["documents"] == DOCUMENTS
     assert {"model/modules.json", "chunks.sqlite", "background.npz", "report/report.html"} <= set(opened.manifest.files)
     assert not [name for name in opened.manifest.files if name.endswith((".pkl", ".pickle", ".pt", ".bin"))]
+
+
+@pytest.mark.parametrize(("adapter", "sets_of_vectors"), [({"method": "none"}, 1), ({"adapt": "query"}, 1), ({}, 2)])
+def test_the_background_is_computed_once_for_each_set_of_vectors(
+    adapter: dict[str, object],
+    sets_of_vectors: int,
+    docs: Path,
+    model: Path,
+    labels: Labels,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    computed: list[Background] = []
+
+    def counted(vectors: Any, compute: Any = Background.of) -> Background:
+        computed.append(compute(vectors))
+        return computed[-1]
+
+    monkeypatch.setattr(Background, "of", counted)
+    config = settings(model, adapter=adapter, training={"epochs": 1, "evaluations": 1})
+    path = fit([docs], tmp_path / "r", config, labels=[labels]).path
+    assert len(computed) == sets_of_vectors
+    with np.load(path / "background.npz") as stored:
+        assert any(np.array_equal(stored["covariance"], one.covariance) for one in computed)
 
 
 def test_the_report_compares_what_ships_with_every_baseline(fitted: FitResult) -> None:

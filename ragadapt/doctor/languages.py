@@ -142,7 +142,7 @@ def english_only(config: EncoderConfig) -> bool:
         return True  # all-MiniLM-L6-v2
     name = PRESETS[config.model].model if config.model in PRESETS else config.model
     card = Path(name) / "README.md"
-    if card.is_file():
+    if config.model not in PRESETS and card.is_file():
         front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
         listed = re.search(r"^language:[ \t]*((?:\S+)|(?:\n[ \t]*- *\S+)+)", front[1], re.MULTILINE) if front else None
         if listed:

@@ -125,9 +125,9 @@ def diagnose(
     measured. Raises EmptyCorpus, InvalidInput, ModelNotFound.
     """
     surveyed = survey_corpus(sources, config, labels, progress)
-    evidence, asked = _quick_queries(surveyed, queries, config.seed)
-    sample = _sample(surveyed, asked, passages, config.seed)
-    quality, rate = _measure(surveyed, asked, sample, progress)
+    evidence, quick = _quick_queries(surveyed, queries, config.seed)
+    sample = _sample(surveyed, quick, passages, config.seed)
+    quality, rate = _measure(surveyed, quick, sample, progress)
     estimate = _estimate(surveyed, config, rate)
     outlook, recommendation = recommend(
         surveyed.survey,
@@ -137,7 +137,7 @@ def diagnose(
         method=config.adapter.method,
         foreign=surveyed.foreign,
     )
-    return Diagnosis(surveyed.survey, evidence, len(asked), len(sample), quality, estimate, outlook, recommendation)
+    return Diagnosis(surveyed.survey, evidence, len(quick), len(sample), quality, estimate, outlook, recommendation)
 
 
 def _quick_queries(surveyed: SurveyedCorpus, most: int, seed: int) -> tuple[Evidence | None, list[Query]]:
@@ -157,10 +157,10 @@ def _quick_queries(surveyed: SurveyedCorpus, most: int, seed: int) -> tuple[Evid
     return None, []
 
 
-def _sample(surveyed: SurveyedCorpus, asked: Sequence[Query], most: int, seed: int) -> list[int]:
+def _sample(surveyed: SurveyedCorpus, quick: Sequence[Query], most: int, seed: int) -> list[int]:
     """Positions, ascending: the passages that answer, then random others up to `most`."""
     place = surveyed.corpus.position_of
-    needed = dict.fromkeys(place[id] for query in asked for id in query.positives if id in place)
+    needed = dict.fromkeys(place[id] for query in quick for id in query.positives if id in place)
     rest = np.random.default_rng(seed).permutation(len(surveyed.corpus.chunks)).tolist()
     for at in rest:
         if len(needed) >= most:
@@ -170,7 +170,7 @@ def _sample(surveyed: SurveyedCorpus, asked: Sequence[Query], most: int, seed: i
 
 
 def _measure(
-    surveyed: SurveyedCorpus, asked: Sequence[Query], sample: Sequence[int], progress: Progress
+    surveyed: SurveyedCorpus, quick: Sequence[Query], sample: Sequence[int], progress: Progress
 ) -> tuple[tuple[Quality, ...], float]:
     """Quality by system, and tokens per second. A passage that a query was cut from is searched without its words."""
     from ragadapt.pipeline.arena import build_arena
@@ -185,11 +185,11 @@ def _measure(
     vectors = encoder.encode_passages(corpus.passages, progress=progress)
     seconds = time.perf_counter() - started
     rate = sum(surveyed.token_counts[at] for at in sample) / max(seconds, 1e-6)
-    if not asked:
+    if not quick:
         return (), rate
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         save_lexical(corpus.chunks, Path(folder))
-        arena = build_arena(asked, encoder, EncodedCorpus(corpus, vectors), Path(folder), surveyed.grades, progress)
+        arena = build_arena(quick, encoder, EncodedCorpus(corpus, vectors), Path(folder), surveyed.grades, progress)
         measured = []
         for name, system in (("dense", "dense"), ("lexical", "lexical"), ("hybrid", "hybrid")):
             ranks = ranking(arena, system, k=100)  # type: ignore[arg-type]

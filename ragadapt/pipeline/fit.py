@@ -164,9 +164,9 @@ def _fit(
             top_layers(encoder.query_tower.model, config.adapter.layers)  # say now that there are not so many
 
         corpus = steps.chunks(documents, chunks, encoder)
-        taught = any(label.use != "eval" for label in labels) or config.query.generator or config.query.generator_url
+        may_train = any(label.use != "eval" for label in labels) or config.query.generator or config.query.generator_url
         # Half of the room: training has the other for what the first half does not hold.
-        with steps.frozen_layers(encoder, room=0.5) if taught and config.adapter.adapt == "both" else nullcontext():
+        with steps.frozen_layers(encoder, room=0.5) if may_train and config.adapter.adapt == "both" else nullcontext():
             encoded = steps.encode("base-vectors", corpus, encoder)
         lexical = steps.lexical(corpus)
         base = searcher_of(encoded, lexical)
