@@ -136,26 +136,15 @@ def _check_vectors(retriever: Snapshot) -> Check:
 
 
 def _check_adapter(model: Path, encoder: Encoder) -> Check:
+    from ragadapt.adapters.state import saved_change
+
     adapter = encoder.spec.adapter
     if adapter is None or adapter.scale == 0:
         return Check("adapter", True, "none: the base model ships")
-    what = f"{adapter.method}, rank {adapter.rank}, strength {adapter.scale:g}"
     if encoder.spec.with_adapter(None).fingerprint == encoder.fingerprint:
-        return Check("adapter", False, f"{what}: the model's fingerprint is its base's")
-    file = next(
-        (
-            found
-            for found in (model / "adapter" / "adapter_model.safetensors", model / "adapter_model.safetensors")
-            if found.is_file()
-        ),
-        None,
-    )
-    if file is None:
-        return Check("adapter", adapter.method == "full", f"{adapter.method}: its weights are part of the model")
-    from safetensors.numpy import load_file
-
-    squares = [float(np.sum(np.square(t, dtype=np.float64))) for name, t in load_file(file).items() if "lora_B" in name]
-    norm = float(np.sqrt(sum(squares)))
-    return Check(
-        "adapter", norm > 0, f"{what}: its B matrices have norm {norm:.3g}" + ("" if norm else ", it does nothing")
-    )
+        return Check("adapter", False, f"{adapter.words}: the model's fingerprint is its base's")
+    change = saved_change(model)
+    if change is None:  # saved before adapters were kept beside the model
+        return Check("adapter", True, f"{adapter.words}: its weights are part of the model")
+    detail = f"{adapter.words}: norm of what was learnt {change:.3g}"
+    return Check("adapter", change > 0, detail + ("" if change else ", it does nothing"))

@@ -134,7 +134,7 @@ def diagnose(
         quality,
         evidence=evidence,
         whole=len(sample) == len(surveyed.corpus.chunks),
-        method=config.adapter.method,
+        trains=config.adapter.trains,
         foreign=surveyed.foreign,
     )
     return Diagnosis(surveyed.survey, evidence, len(quick), len(sample), quality, estimate, outlook, recommendation)
@@ -212,7 +212,7 @@ def recommend(
     *,
     evidence: Evidence | None,
     whole: bool = True,
-    method: str = "lora",
+    trains: bool = True,
     foreign: bool = False,
 ) -> tuple[Outlook, str]:
     """The one thing to do next, from the facts. whole: the measurement searched all passages, not a sample. foreign:
@@ -246,7 +246,7 @@ def recommend(
             "learn the mix of dense and lexical search and keep the base model. For more, give 50 or more real "
             f"questions with --queries, or a language model with --generator.{gap}"
         )
-    if method == "none":
+    if not trains:
         return "worth training", f"a trained model could be judged; leave --method none out to train one.{gap}"
     return "worth training", (
         f"{survey.plan.rstrip('.')}. Run `ragadapt fit`: what it trains ships only if it is shown to be better.{gap}"
@@ -265,7 +265,7 @@ def _estimate(surveyed: SurveyedCorpus, config: FitConfig, rate: float) -> FitEs
     per_passage = facts.tokens / facts.chunks
     encoding = facts.tokens / rate
     training = 0.0
-    if facts.trainable and config.adapter.method != "none":
+    if facts.trainable and config.adapter.trains:
         examples = len(surveyed.plan.train) or config.query.generator_queries
         texts = (1 + config.mining.negatives) * per_passage + _QUERY_TOKENS
         steps_tokens = examples * texts * config.training.epochs

@@ -167,7 +167,7 @@ def survey_corpus(
         )
     warnings += _one_sided(chunks, groups)
     plan = _plan(queries, sets, corpus, config)
-    if not plan.train and config.adapter.method != "none" and (config.query.generator or config.query.generator_url):
+    if not plan.train and config.adapter.trains and (config.query.generator or config.query.generator_url):
         others = f"; {len(plan.judge)} held-out queries ({plan.evidence.value})" if plan.judge and plan.evidence else ""
         reason = f"Questions by the language model train{others or ' and'} judge."
         plan = gate.Plan((), plan.judge, Evidence.PARAPHRASE, reason)

@@ -20,7 +20,6 @@ from ragadapt.pipeline.stages import rows_of
 from ragadapt.queries import FEWEST_DEV, masked_passage
 from ragadapt.search.fusion import Fusion
 from ragadapt.search.searcher import Searcher
-from ragadapt.training.negatives import mine_negatives
 from ragadapt.values import Evidence, Progress, Query, no_progress
 
 if TYPE_CHECKING:
@@ -58,6 +57,7 @@ def make_examples(
     whichever of them is the positive.
     """
     from ragadapt.training import Example
+    from ragadapt.training.negatives import mine_negatives
 
     positions = corpus.position_of
     queries = [query for query in queries if any(id in positions for id in query.positives)]
@@ -270,8 +270,8 @@ def proof(effect: AdapterEffect, saved: SavedModel) -> list[dict[str, Any]]:
     return [
         {
             "name": "The adapter is not zero",
-            "passed": effect.b_norm > 0,
-            "detail": f"norm of what was learnt: {effect.b_norm:.4g}",
+            "passed": effect.change > 0,
+            "detail": f"norm of what was learnt: {effect.change:.4g}",
         },
         {
             "name": "Vectors moved",

@@ -80,7 +80,7 @@ _CROPS = 300  # crops that the fusion looks at: they can only raise the dense sh
 
 @dataclass(frozen=True)
 class FitResult:
-    """A finished fit. reused: stages taken over from an interrupted steps."""
+    """A finished fit. reused: stages taken over from an interrupted run."""
 
     path: Path
     report: Report
@@ -118,6 +118,10 @@ def fit(
     check_teacher(config)
     check_generator(config.query)
     _check_cache_folder(config)
+    if config.adapter.trains:
+        from ragadapt.adapters.method import options_of
+
+        options_of(config.adapter)
     target = checked_path(target, "The target")
     sources = checked_list(sources, "sources") if chunked else listed_sources(sources)
     from ragadapt.encoder.precision import choose_device
@@ -148,7 +152,7 @@ def _fit(
     processes: Processes,
     progress: Progress,
 ) -> FitResult:
-    from ragadapt.adapters.lora import top_layers
+    from ragadapt.adapters.method import Scope
     from ragadapt.encoder import Encoder
 
     label_files = [file for label in labels for file in label.files]
@@ -160,8 +164,8 @@ def _fit(
         )
         with clock("load model"), profiling.work("load model"):
             encoder = Encoder.load(config.encoder)
-        if config.adapter.method != "none" and encoder.query_tower is not None:
-            top_layers(encoder.query_tower.model, config.adapter.layers)  # say now that there are not so many
+        if config.adapter.trains and encoder.query_tower is not None:
+            Scope.of(encoder.query_tower.model, config.adapter.layers)  # say now that there are not so many
 
         corpus = steps.chunks(documents, chunks, encoder)
         may_train = any(label.use != "eval" for label in labels) or config.query.generator or config.query.generator_url
@@ -332,7 +336,7 @@ class _FitSteps:
 
     def plan(self, queries: DividedQueries) -> gate.Plan:
         """What trains and what judges."""
-        if self.config.adapter.method == "none":
+        if not self.config.adapter.trains:
             return gate.Plan((), (), None, "Training was switched off (--method none): only the search is tuned.")
         return gate.plan(queries.train, queries.heldout, split=self.config.split)
 
@@ -417,7 +421,7 @@ class _FitSteps:
         training = self.config.training
         shared = training.prefix_cache_folder  # serves other fits too: nothing in it is deleted
         folder = Path(shared).expanduser() if shared is not None else self.work.path / "frozen-layers"
-        layers = self.config.adapter.layers if self.config.adapter.method == "lora" else None
+        layers = self.config.adapter.layers if self.config.adapter.trains else None
         if training.prefix_cache and training.prefix_cache_bytes > 0 and layers is not None:
             limit = int(room * training.prefix_cache_bytes)
             if encoder.use_prefix_cache(folder, top_layers=layers, max_bytes=limit) and shared is None:
@@ -600,7 +604,7 @@ def _check_cache_folder(config: FitConfig) -> None:
         return
     if Path(folder).expanduser().exists() and not Path(folder).expanduser().is_dir():
         raise InvalidConfiguration(f"training.prefix_cache_folder = {folder!r} is a file. Name a folder.")
-    if config.adapter.layers is None or config.adapter.method != "lora":
+    if config.adapter.layers is None or not config.adapter.trains:
         raise InvalidConfiguration(
             f"training.prefix_cache_folder = {folder!r}, but all layers are trained or none, so there is nothing to "
             "keep. Set adapter.layers (3 of six are the quick choice), or leave the folder out."
