@@ -16,7 +16,7 @@ from ragadapt.checks import checked_path, shown
 from ragadapt.errors import InvalidConfiguration
 
 
-class Stage(BaseModel):
+class Settings(BaseModel):
     # What was typed may hold a key, and pydantic's own message would show it.
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), hide_input_in_errors=True)
 
@@ -27,7 +27,7 @@ class Stage(BaseModel):
         return self.model_dump(mode="json", exclude=set(self.HOW))
 
 
-class ReadConfig(Stage):
+class ReadConfig(Settings):
     """Which files are read, and how."""
 
     include: tuple[str, ...] = ()  # .gitignore syntax; empty = everything readable
@@ -48,7 +48,7 @@ class ReadConfig(Stage):
         return self.seconds_per_file * (1 + size / 5_000_000)
 
 
-class ChunkConfig(Stage):
+class ChunkConfig(Settings):
     """How documents are cut. Sizes are in the encoder's own tokens."""
 
     max_tokens: int | None = Field(
@@ -58,7 +58,7 @@ class ChunkConfig(Stage):
     overlap_tokens: int = Field(default=0, ge=0)  # repeated from the chunk before; structure makes it needless
 
 
-class QueryConfig(Stage):
+class QueryConfig(Settings):
     """Where training and evaluation queries come from."""
 
     HOW = frozenset(
@@ -88,7 +88,7 @@ class QueryConfig(Stage):
     generator_output_price: float | None = Field(default=None, ge=0)  # in the same currency; None = no estimate of cost
 
 
-class SplitConfig(Stage):
+class SplitConfig(Settings):
     """Held-out part: by document, near-duplicates together."""
 
     heldout: float = Field(0.2, ge=0, lt=1)  # share of the documents that judges; never trained on
@@ -97,7 +97,7 @@ class SplitConfig(Stage):
     )  # of what remains; early stopping looks at it; of 40 labelled questions or more it gets 8 at least
 
 
-class MiningConfig(Stage):
+class MiningConfig(Settings):
     """Hard negatives and the candidates that the teacher scores."""
 
     negatives: int = Field(2, ge=0)  # for each query
@@ -108,7 +108,7 @@ class MiningConfig(Stage):
     margin: float = Field(0.95, gt=0, le=1)  # a negative's score stays below this share of the positive's
 
 
-class EncoderConfig(Stage):
+class EncoderConfig(Settings):
     """The base model and how it runs."""
 
     model: str = "small"  # a preset, a hub name, or a folder
@@ -122,7 +122,7 @@ class EncoderConfig(Stage):
     trust_remote_code: bool = False  # runs code that comes with the model: only for authors that you trust
 
 
-class AdapterConfig(Stage):
+class AdapterConfig(Settings):
     """What is trained."""
 
     method: Literal["lora", "full", "none"] = "lora"  # lora; all weights of the layers; or nothing
@@ -141,7 +141,7 @@ class AdapterConfig(Stage):
         return self.method != "none"
 
 
-class TrainingConfig(Stage):
+class TrainingConfig(Settings):
     """The optimisation."""
 
     HOW = frozenset({"micro_batch_tokens", "prefix_cache", "prefix_cache_folder", "prefix_cache_bytes", "compile"})
@@ -165,7 +165,7 @@ class TrainingConfig(Stage):
     compile: bool = False  # torch.compile: slow to start; it lost on a CPU, and was not measured on a GPU
 
 
-class GateConfig(Stage):
+class GateConfig(Settings):
     """When the adapted model ships."""
 
     confidence: float = Field(0.95, gt=0.5, lt=1)  # of the paired bootstrap interval
@@ -175,7 +175,7 @@ class GateConfig(Stage):
     interpolation: tuple[float, ...] = (0.75, 0.5, 0.25)  # strengths tried between base (0) and adapted (1)
 
 
-class IndexConfig(Stage):
+class IndexConfig(Settings):
     """Where vectors live."""
 
     HOW = frozenset({"upload_workers"})
@@ -189,7 +189,7 @@ class IndexConfig(Stage):
     upload_workers: int = Field(4, ge=1, le=64)  # requests at a time to a Qdrant server while an index is built
 
 
-class FusionConfig(Stage):
+class FusionConfig(Settings):
     """How dense and lexical scores are mixed."""
 
     weight: float | None = Field(None, ge=0, le=1)  # share of the dense side; None = learnt per corpus
@@ -197,7 +197,7 @@ class FusionConfig(Stage):
     depth: int = Field(200, ge=1)  # candidates taken from each side
 
 
-class PefaConfig(Stage):
+class PefaConfig(Settings):
     """What feedback does to search. `ragadapt refresh --tune` sets method, lam, k and the fusion weight anew."""
 
     method: Literal["xs", "xl"] = "xs"  # xs costs what plain search costs; xl also searches the past queries
@@ -210,7 +210,7 @@ class PefaConfig(Stage):
     negative: float = Field(0.5, ge=0)  # how hard negative feedback pushes (Rocchio's γ; ours, not the paper's)
 
 
-class FitConfig(Stage):
+class FitConfig(Settings):
     """Everything that decides what `fit` makes of a corpus."""
 
     seed: int = 13  # of everything random

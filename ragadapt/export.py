@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Format = Literal["sentence-transformers", "onnx"]
-FORMATS: tuple[Format, ...] = ("sentence-transformers", "onnx")
+ExportFormat = Literal["sentence-transformers", "onnx"]
+FORMATS: tuple[ExportFormat, ...] = ("sentence-transformers", "onnx")
 
 _SAME = 0.9999  # least cosine with the retriever's own float32 vectors
 _PASSAGES = 256  # of the retriever, on which the cost of int8 is measured
@@ -60,7 +60,7 @@ class Exported:
     quantisation. int8: what that cost, where it was asked for."""
 
     folder: Path
-    format: Format
+    format: ExportFormat
     files: tuple[str, ...]
     cosine: float
     int8: Cost | None = None
@@ -69,7 +69,7 @@ class Exported:
 def export(
     retriever: str | Path,
     target: str | Path,
-    format: Format = "sentence-transformers",
+    format: ExportFormat = "sentence-transformers",
     *,
     int8: bool = False,
     progress: Progress = no_progress,

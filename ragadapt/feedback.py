@@ -23,9 +23,9 @@ from ragadapt.report import (
     Delta,
     EvidenceUsed,
     Measure,
+    MeasuredSystem,
     Report,
-    System,
-    Verdict,
+    VerdictFacts,
     write_report,
 )
 from ragadapt.retriever import Retriever
@@ -282,7 +282,7 @@ def _report(retriever: Retriever, tuned: Tuned, seed: int) -> Report:
         title=f"Feedback in {retriever.path.name}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         base_model=retriever.encoder.spec.model,
-        verdict=Verdict(
+        verdict=VerdictFacts(
             outcome=outcome,
             reasons=(tuned.reason,),
             shipped=setting if chosen < 1 else "search without feedback",
@@ -292,9 +292,9 @@ def _report(retriever: Retriever, tuned: Tuned, seed: int) -> Report:
             tier=Evidence.LABELLED.value, queries=tuned.queries, note="feedback, each question held out in turn"
         ),
         systems=(
-            System(name="plain", label="without feedback", metrics={"nDCG@10": Measure(value=tuned.plain)},
+            MeasuredSystem(name="plain", label="without feedback", metrics={"nDCG@10": Measure(value=tuned.plain)},
                    shipped=chosen == 1),
-            System(name="feedback", label="with feedback", note=setting if chosen < 1 else "",
+            MeasuredSystem(name="feedback", label="with feedback", note=setting if chosen < 1 else "",
                    metrics={"nDCG@10": Measure(value=tuned.chosen)}, shipped=chosen < 1),
         ),
         deltas=(Delta(system="feedback", against="plain", metric="nDCG@10", interval=tuned.gain),),

@@ -13,8 +13,8 @@ from ragadapt.config import EncoderConfig, FusionConfig
 from ragadapt.encoder import Encoder
 from ragadapt.lexical import LexicalIndex
 from ragadapt.pipeline.arena import build_arena, one_rank
+from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
 from ragadapt.pipeline.fusion import learn_fusion, quality, ranking
-from ragadapt.pipeline.stages import Corpus
 from ragadapt.search.fusion import Floats, Fusion
 from ragadapt.values import Chunk, Evidence, Query
 
@@ -22,7 +22,7 @@ TEXTS = [". ".join(sentences(3, seed=seed)) + "." for seed in range(30)]
 CHUNKS = tuple(
     Chunk(f"d{n // 2}#{n % 2}", f"d{n // 2}", text, (f"Page {n // 2}",), 0, len(text)) for n, text in enumerate(TEXTS)
 )
-CORPUS = Corpus((), CHUNKS, tuple(range(30)), tuple(chunk.passage for chunk in CHUNKS))
+CORPUS = Corpus((), CHUNKS, tuple(range(30)))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def first_sentence(at: int, kind: str = "sentence", evidence: Evidence = Evidenc
 
 def test_a_cut_query_is_not_found_by_its_own_words(encoder: Encoder, vectors: Floats, lexical: Path) -> None:
     queries = [first_sentence(at) for at in range(0, 20, 2)]
-    arena = build_arena(queries, encoder, CORPUS, vectors, lexical, {})
+    arena = build_arena(queries, encoder, EncodedCorpus(CORPUS, vectors), lexical, {})
     for query, item in zip(queries, arena.judged, strict=True):
         (position,) = item.relevant
         assert arena.searcher.ids_of([position])[0] == query.positives[0]
@@ -66,7 +66,7 @@ def test_a_cut_query_is_not_found_by_its_own_words(encoder: Encoder, vectors: Fl
 
 
 def test_other_passages_keep_their_vectors_and_texts(encoder: Encoder, vectors: Floats, lexical: Path) -> None:
-    arena = build_arena([first_sentence(4)], encoder, CORPUS, vectors, lexical, {})
+    arena = build_arena([first_sentence(4)], encoder, EncodedCorpus(CORPUS, vectors), lexical, {})
     for at in (0, 5, 29):
         np.testing.assert_array_equal(arena.searcher.index.vectors([CHUNKS[at].id])[0], vectors[at])
         position = int(arena.searcher.positions([CHUNKS[at].id])[0])
@@ -77,7 +77,7 @@ def test_labelled_queries_see_the_corpus_as_it_is_and_are_judged_by_document(
     encoder: Encoder, vectors: Floats, lexical: Path
 ) -> None:
     query = Query("q", CHUNKS[6].text, "label", Evidence.LABELLED, (CHUNKS[6].id, CHUNKS[7].id))
-    arena = build_arena([query], encoder, CORPUS, vectors, lexical, {"q": {"d3": 1}})
+    arena = build_arena([query], encoder, EncodedCorpus(CORPUS, vectors), lexical, {"q": {"d3": 1}})
     assert arena.passages == tuple(CORPUS.passages)
     assert quality(arena, "dense").tolist() == [1.0]
     assert quality(arena, "lexical").tolist() == [1.0]
@@ -87,7 +87,7 @@ def test_labelled_queries_see_the_corpus_as_it_is_and_are_judged_by_document(
 
 def test_two_queries_cut_from_one_passage_leave_one(encoder: Encoder, vectors: Floats, lexical: Path) -> None:
     twin = replace(first_sentence(4), id="twin")
-    arena = build_arena([first_sentence(4), twin], encoder, CORPUS, vectors, lexical, {})
+    arena = build_arena([first_sentence(4), twin], encoder, EncodedCorpus(CORPUS, vectors), lexical, {})
     assert [item.query.id for item in arena.judged] == ["q4"]
 
 
@@ -105,9 +105,9 @@ def test_the_best_rank_with_enough_queries_is_chosen() -> None:
 def test_every_search_of_an_arena_says_how_far_it_is(encoder: Encoder, vectors: Floats, lexical: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     queries = [first_sentence(at) for at in range(30)]
-    arena = build_arena(queries, encoder, CORPUS, vectors, lexical, {}, progress=lambda *told: seen.append(told)).part(
-        {query.id for query in queries[:20]}
-    )
+    arena = build_arena(
+        queries, encoder, EncodedCorpus(CORPUS, vectors), lexical, {}, progress=lambda *told: seen.append(told)
+    ).part({query.id for query in queries[:20]})
     assert {stage for stage, _, _ in seen} == {"encode passages", "encode queries"}
     for search in (
         lambda: quality(arena.with_fusion(Fusion()), "hybrid"),
@@ -119,7 +119,7 @@ def test_every_search_of_an_arena_says_how_far_it_is(encoder: Encoder, vectors: 
 
 
 def test_crops_never_lower_the_dense_share(encoder: Encoder, vectors: Floats, lexical: Path) -> None:
-    arena = build_arena([first_sentence(at) for at in range(30)], encoder, CORPUS, vectors, lexical, {})
+    arena = build_arena([first_sentence(at) for at in range(30)], encoder, EncodedCorpus(CORPUS, vectors), lexical, {})
     assert quality(arena, "lexical").mean() > 0  # further copies of the words are in other passages
     learnt = learn_fusion(arena, FusionConfig(), evidence=Evidence.CROP)
     assert learnt.fusion.weight >= 0.5
@@ -140,7 +140,7 @@ def test_the_arena_reads_a_masked_passage_as_the_build_reads_passages(encoder: E
     text = "Ask the desk first. Fees are in [the list](https://example.org/zebra/fees.html) and\nPage one\nis older."
     linked = Chunk("x#0", "x", text, ("Page one", "Fees"), 0, len(text))
     chunks = (linked, *CHUNKS)
-    corpus = Corpus((), chunks, tuple(range(31)), tuple(chunk.passage for chunk in chunks))
+    corpus = Corpus((), chunks, tuple(range(31)))
     save_lexical(chunks, tmp_path / "whole")
     query = Query("q", "Ask the desk first", "sentence", Evidence.CROP, ("x#0",), span=(0, 18))
     masked = masked_chunk(query, linked)
@@ -148,7 +148,7 @@ def test_the_arena_reads_a_masked_passage_as_the_build_reads_passages(encoder: E
     save_lexical([*CHUNKS, masked], tmp_path / "masked")
 
     vectors = encoder.encode_passages(corpus.passages)
-    arena = build_arena([query], encoder, corpus, vectors, tmp_path / "whole", {})
+    arena = build_arena([query], encoder, EncodedCorpus(corpus, vectors), tmp_path / "whole", {})
     wanted = LexicalIndex.open(tmp_path / "masked")
     assert arena.searcher.lexical.ids() == wanted.ids()
     everything = list(range(len(wanted)))

@@ -16,11 +16,11 @@ from typing import Any
 import click
 import pytest
 from ragadapt_cli.main import COMMANDS, program, run
-from ragadapt_cli.terminal import Lines, Stages, Terminal, clock, times
+from ragadapt_cli.terminal import ProgressLines, Stages, Terminal, clock, times
 
 from ragadapt.config import FitConfig
 from ragadapt.errors import GeneratorFailed, MissingExtra, NotARetriever
-from ragadapt.report import Measure, Report, System, Verdict
+from ragadapt.report import Measure, MeasuredSystem, Report, VerdictFacts
 from ragadapt.values import Chunk, Hit
 from ragadapt.version import __version__
 
@@ -32,9 +32,9 @@ class Result:
 
     def __init__(self, path: Path, verdict: str = "WIN", reused: tuple[str, ...] = ()) -> None:
         metrics = {"nDCG@10": Measure(value=0.5)}
-        systems = (System(name="base-dense", label="base, dense", metrics=metrics),)
+        systems = (MeasuredSystem(name="base-dense", label="base, dense", metrics=metrics),)
         self.path, self.verdict, self.reused = path, verdict, reused
-        self.report = Report(systems=systems, verdict=Verdict(outcome=verdict))
+        self.report = Report(systems=systems, verdict=VerdictFacts(outcome=verdict))
 
 
 @pytest.fixture
@@ -681,7 +681,7 @@ def test_nobody_is_told_of_progress_under_quiet_and_json(
 
 def test_a_stage_that_takes_minutes_says_once_a_minute_how_far_it_is() -> None:
     now, said = [0.0], []
-    lines = Lines(said.append, lambda: now[0])
+    lines = ProgressLines(said.append, lambda: now[0])
     for done in range(1, 301):
         now[0] += 1
         lines("training", done, 300)

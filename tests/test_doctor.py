@@ -26,7 +26,6 @@ from ragadapt.doctor.survey import Survey, survey, survey_corpus
 from ragadapt.errors import EmptyCorpus, InvalidInput, NotARetriever
 from ragadapt.evaluation import gate
 from ragadapt.pipeline.queries import Labels, read_labels, shown_examples
-from ragadapt.pipeline.stages import Corpus
 from ragadapt.values import Evidence, no_progress
 
 QUESTIONS = ("How do I reset the password?", "Where is the invoice?", "Why is the bridge closed?", "Who may vote?")
@@ -291,12 +290,12 @@ def test_the_diagnosis_searches_words_as_the_fitted_retriever_does(
     asked = ["zebra", "page", "invoice", "where is the other page", *sentences(4, seed=3)]
     built = arena.build_arena
 
-    def note(queries: Any, encoder: Any, corpus: Any, vectors: Any, lexical_folder: Path, *rest: Any) -> Any:
+    def note(queries: Any, encoder: Any, encoded: Any, lexical_folder: Path, *rest: Any) -> Any:
         lexical = LexicalIndex.open(lexical_folder)
         for query in asked:
             scores = lexical.scores_of(query, list(range(len(lexical))))
             measured[query] = [score for _, score in sorted(zip(lexical.ids(), scores.tolist()))]
-        return built(queries, encoder, corpus, vectors, lexical_folder, *rest)
+        return built(queries, encoder, encoded, lexical_folder, *rest)
 
     monkeypatch.setattr(arena, "build_arena", note)
     monkeypatch.setattr(measure, "_FEWEST", 1)
@@ -343,6 +342,13 @@ def test_what_was_left_out_on_purpose_is_told_once_for_each_kind() -> None:
     assert not [line for line in FACTS.lines() if "Left out" in line]
 
 
+def test_json_says_of_a_skipped_file_and_of_a_note_what_it_always_said() -> None:
+    skipped, note = Skipped("a/", "folder cannot be listed: no", unlisted=True), Skipped("b.pdf", "running head")
+    values = replace(FACTS, skipped=(skipped,), notes=(note,)).as_dict()
+    assert values["skipped"] == [{"source": "a/", "reason": "folder cannot be listed: no"}]
+    assert values["notes"] == [{"source": "b.pdf", "reason": "running head", "left_out": False, "row": None}]
+
+
 def qualities(values: Mapping[str, float], recall: float = 0.5) -> Sequence[Quality]:
     return [Quality(system, ndcg, recall) for system, ndcg in values.items()]
 
@@ -358,6 +364,7 @@ def test_recommendation_follows_the_facts() -> None:
     # Crops are easy for everyone, and a sample is easier than the whole: neither shows that little is left.
     assert recommend(FACTS, solved, evidence=Evidence.CROP)[0] == "worth training"
     assert recommend(FACTS, solved, evidence=Evidence.HUMAN, whole=False)[0] == "worth training"
+    assert recommend(FACTS, solved, evidence=Evidence.HUMAN, foreign=True)[0] == "wrong model"
 
 
 def test_recommendation_names_the_gap_to_word_search_only_where_it_can_be_trusted() -> None:
@@ -394,8 +401,8 @@ def test_the_plan_is_the_one_that_fit_makes_whatever_the_labels_are_for(
         plans.append(gate.plan(asked.train, asked.heldout))
         return plan(run, asked)
 
-    plan = pipeline._Run.plan
-    monkeypatch.setattr(pipeline._Run, "plan", note)
+    plan = pipeline._FitSteps.plan
+    monkeypatch.setattr(pipeline._FitSteps, "plan", note)
     labels = [Labels(*write_questions(tmp_path, range(6), 10), use)]
     config = FitConfig.build({**config.model_dump(), "query": {"round_trip_k": 0}})
     found = survey([documents], config, labels=labels)
@@ -436,13 +443,13 @@ def test_the_requests_are_counted_with_the_users_examples_and_without_known_answ
     values = {**config.model_dump(), "query": {"generator_url": "http://h/v1", "generator_model": "m"}}
     config = FitConfig.build(values)
     labels, kept = [Labels(*write_questions(tmp_path, range(6), 10), "train")], tmp_path / "answers.jsonl"
-    material = survey_corpus([documents], config, labels, no_progress)
-    corpus = Corpus(tuple(material.documents), tuple(material.chunks), tuple(material.groups), ())
+    surveyed = survey_corpus([documents], config, labels, no_progress)
+    corpus = surveyed.corpus
     examples = shown_examples(read_labels(corpus, labels, config)[0])
     plain, shown = (estimate(corpus.chunks, config.query, seed=config.seed, examples=some) for some in ((), examples))
     assert plain.input_tokens != shown.input_tokens
     assert survey([documents], config).generation == plain.words
-    assert material.survey.generation == shown.words
+    assert surveyed.survey.generation == shown.words
     with AnswerLog(kept) as log:
         log.append([Answer(_prompts(corpus.chunks, config.query, config.seed, [])[0].key, "c", "Question: who?")])
     known = survey([documents], config, answers=kept).generation

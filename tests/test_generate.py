@@ -272,7 +272,6 @@ def test_counts_and_reasons_are_reported(server: Server, tmp_path: Path, caplog:
         result = generate(CHUNKS[:3], config_for(server), seed=SEED, cache_path=tmp_path / "lm.jsonl")
     assert [query.text for query in result.queries] == ["Who gives the sign to begin?"]
     assert result.rejected == {"meta": 3, "preamble": 3, "duplicate": 2}
-    assert result.reject_rate == pytest.approx(5 / 6)
     assert "generated 1 queries about 3 passages" in caplog.text
     assert "3 meta" in caplog.text
 

@@ -132,6 +132,33 @@ def test_core_imports_no_framework_and_no_command_line() -> None:
     assert found == []
 
 
+# Names
+
+
+def test_one_name_stands_for_one_thing() -> None:
+    homes: dict[str, list[str]] = {}
+    for module, path in sources(ROOT / "ragadapt"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(module)
+    assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}
+    assert len(homes) > 150  # the check sees the classes
+
+
+def test_every_module_calls_its_log_log() -> None:
+    found = [
+        (module, node.targets[0].id)
+        for package in (ROOT / "ragadapt", ROOT / "cli" / "ragadapt_cli", *sorted((ROOT / "integrations").glob("*_*")))
+        for module, path in sources(package)
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and ast.unparse(node.value) == "logging.getLogger(__name__)"
+    ]
+    assert len(found) > 30
+    assert [place for place in found if place[1] != "log"] == []
+
+
 # The public names
 
 

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from tiny_models import sentences, write_tiny_cross_encoder, write_tiny_model
 
 from ragadapt.config import EncoderConfig, FitConfig, MiningConfig
-from ragadapt.corpus import normalise
 from ragadapt.errors import InvalidConfiguration, ModelNotFound
 from ragadapt.evaluation import gate
 from ragadapt.lexical import LexicalIndex
 from ragadapt.pipeline.adapt import check_teacher, make_examples
+from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
 from ragadapt.pipeline.queries import held_out_negatives
-from ragadapt.pipeline.stages import Corpus, searcher_of
+from ragadapt.pipeline.stages import searcher_of
 from ragadapt.search.fusion import Candidates, Floats, Fusion
 from ragadapt.training import Example
 from ragadapt.training.negatives import mine_negatives
@@ -136,7 +136,7 @@ def test_several_positives_come_best_first() -> None:
 
 
 def corpus_of(chunks: list[Chunk]) -> Corpus:
-    return Corpus((), tuple(chunks), tuple(range(len(chunks))), tuple(normalise(chunk.passage) for chunk in chunks))
+    return Corpus((), tuple(chunks), tuple(range(len(chunks))))
 
 
 CORPUS = corpus_of([Chunk(f"c{n}", f"d{n}", text) for n, text in enumerate(sentences(40, seed=4))])
@@ -159,7 +159,9 @@ QUERY_VECTORS = dict(zip((query.id for query in LABELS), unit_rows(20, 2), stric
 def examples(loss: str, **mining: object) -> list[Example]:
     lexical = LexicalIndex.build(CORPUS.ids, [chunk.text for chunk in CORPUS.chunks])
     config = FitConfig.build({"training": {"loss": loss}, "mining": {"candidates": 8, **mining}})
-    return make_examples(LABELS, searcher_of(CORPUS, PASSAGE_VECTORS, lexical), QUERY_VECTORS, CORPUS, config)[0]
+    return make_examples(
+        LABELS, searcher_of(EncodedCorpus(CORPUS, PASSAGE_VECTORS), lexical), QUERY_VECTORS, CORPUS, config
+    )[0]
 
 
 def test_margin_mse_has_its_teacher_on_the_scale_of_the_base_models_cosines() -> None:

@@ -40,6 +40,7 @@ from ragadapt.pipeline.queries import Labels
 from ragadapt.pipeline.reindex import reindex
 from ragadapt.report.words import headline
 from ragadapt.retriever import Retriever
+from ragadapt.search.fusion import Background
 from ragadapt.store.workspace import open_store
 from ragadapt.values import Chunk, Document, Evidence, Query
 
@@ -104,6 +105,30 @@ def test_the_folder_holds_what_the_manifest_says(fitted: FitResult) -> None:
     assert opened.manifest.sections["documents"] == DOCUMENTS
     assert {"model/modules.json", "chunks.sqlite", "background.npz", "report/report.html"} <= set(opened.manifest.files)
     assert not [name for name in opened.manifest.files if name.endswith((".pkl", ".pickle", ".pt", ".bin"))]
+
+
+@pytest.mark.parametrize(("adapter", "sets_of_vectors"), [({"method": "none"}, 1), ({"adapt": "query"}, 1), ({}, 2)])
+def test_the_background_is_computed_once_for_each_set_of_vectors(
+    adapter: dict[str, object],
+    sets_of_vectors: int,
+    docs: Path,
+    model: Path,
+    labels: Labels,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    computed: list[Background] = []
+
+    def counted(vectors: Any, compute: Any = Background.of) -> Background:
+        computed.append(compute(vectors))
+        return computed[-1]
+
+    monkeypatch.setattr(Background, "of", counted)
+    config = settings(model, adapter=adapter, training={"epochs": 1, "evaluations": 1})
+    path = fit([docs], tmp_path / "r", config, labels=[labels]).path
+    assert len(computed) == sets_of_vectors
+    with np.load(path / "background.npz") as stored:
+        assert any(np.array_equal(stored["covariance"], one.covariance) for one in computed)
 
 
 def test_the_report_compares_what_ships_with_every_baseline(fitted: FitResult) -> None:
@@ -501,7 +526,7 @@ def test_only_what_changes_a_result_makes_a_finished_stage_start_anew(
         raise Stopped
 
     entered: list[str] = []
-    real = pipeline._Run.stage
+    real = pipeline._FitSteps.stage
 
     @contextmanager
     def watch(self: Any, name: str, *rest: Any, **key: Any) -> Iterator[Any]:
@@ -511,7 +536,7 @@ def test_only_what_changes_a_result_makes_a_finished_stage_start_anew(
             yield stage
 
     monkeypatch.setattr(pipeline, "commit_build", stop)
-    monkeypatch.setattr(pipeline._Run, "stage", watch)
+    monkeypatch.setattr(pipeline._FitSteps, "stage", watch)
     quick = {"epochs": 1, "evaluations": 1}
     with pytest.raises(Stopped):
         fit([docs], tmp_path / "r", settings(model, training=quick), labels=[labels])
@@ -643,7 +668,7 @@ def test_without_evidence_the_base_stays_and_the_reason_is_said(docs: Path, mode
 def test_a_language_models_queries_train_and_another_kind_of_them_judges(
     docs: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ragadapt.pipeline.queries as asking
+    import ragadapt.pipeline.queries as queries_module
 
     def written(chunks: Sequence[Chunk], config: object, **settings: object) -> list[Query]:
         """What a language model would have cost: ten queries of two kinds for every chunk."""
@@ -657,7 +682,7 @@ def test_a_language_models_queries_train_and_another_kind_of_them_judges(
                     made.append(Query(f"{kind} {chunk.id} {number}", text, kind, Evidence.PARAPHRASE, (chunk.id,)))
         return made
 
-    monkeypatch.setattr(asking, "generate_queries", written)
+    monkeypatch.setattr(queries_module, "generate_queries", written)
     query = {"generator_url": "http://localhost:9", "per_chunk": 30, "max_overlap": 1.0, "round_trip_k": 0}
     result = fit([docs], tmp_path / "r", settings(model, query=query, training={"epochs": 1}))
     assert result.report.evidence is not None
@@ -748,7 +773,7 @@ def test_licences_of_generator_and_teacher_come_from_their_cards(
 def test_dev_queries_of_the_next_rank_steer_where_labels_only_judge(
     docs: Path, model: Path, labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ragadapt.pipeline.queries as asking
+    import ragadapt.pipeline.queries as queries_module
 
     def written(chunks: Sequence[Chunk], config: object, **settings: object) -> list[Query]:
         rng, made = random.Random(0), []
@@ -759,12 +784,12 @@ def test_dev_queries_of_the_next_rank_steer_where_labels_only_judge(
                 made.append(Query(f"{chunk.id} {number}", text, "lm-question", Evidence.PARAPHRASE, (chunk.id,)))
         return made
 
-    monkeypatch.setattr(asking, "generate_queries", written)
+    monkeypatch.setattr(queries_module, "generate_queries", written)
     query = {"generator_url": "http://localhost:9", "max_overlap": 1.0, "round_trip_k": 0}
     evaluation = Labels(labels.queries, labels.qrels, "eval")
     config = settings(model, query=query, training={"epochs": 1, "evaluations": 2}, split={"heldout": 0.1, "dev": 0.4})
     # Every page answers a held-out label, and such a page gives no training query: let it, here.
-    monkeypatch.setattr(asking, "_without_held_out_passages", lambda train, heldout, corpus: list(train))
+    monkeypatch.setattr(queries_module, "_without_held_out_passages", lambda train, heldout, corpus: list(train))
     report = fit([docs], tmp_path / "r", config, labels=[evaluation]).report
     assert report.evidence is not None
     assert report.evidence.tier == "labelled"

@@ -21,7 +21,7 @@ from ragadapt.config import FitConfig
 from ragadapt.evaluation import read_run, write_run
 from ragadapt.pipeline.fit import fit
 from ragadapt.pipeline.report import model_card
-from ragadapt.report import Measure, Report, System, Verdict, table
+from ragadapt.report import Measure, MeasuredSystem, Report, VerdictFacts, table
 from ragadapt.report.page import page
 from ragadapt.retriever import Retriever
 from ragadapt.text import encodable, is_encodable, printable, printable_json
@@ -279,8 +279,8 @@ def hostile_report() -> Report:
         title=f"<script>alert(1)</script>{EVIL}",
         created="2026-01-01T00:00:00+00:00",
         base_model="evil](javascript:x) <img src=x onerror=y>|\n# heading",
-        verdict=Verdict(outcome="NO GAIN", reasons=(f"<b>{EVIL}",), shipped="<i>x", sentence=f"<u>{EVIL}"),
-        systems=(System(name="a", label=f"<a>{EVIL}", metrics={"nDCG@10": Measure(value=0.5)}, shipped=True),),
+        verdict=VerdictFacts(outcome="NO GAIN", reasons=(f"<b>{EVIL}",), shipped="<i>x", sentence=f"<u>{EVIL}"),
+        systems=(MeasuredSystem(name="a", label=f"<a>{EVIL}", metrics={"nDCG@10": Measure(value=0.5)}, shipped=True),),
         warnings=(f"[click](http://evil) <script> {EVIL}",),
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragadapt.config import QueryConfig
+from ragadapt.corpus import Link
 from ragadapt.errors import InvalidConfiguration, InvalidInput
 from ragadapt.queries import (
     KINDS,
@@ -37,13 +37,6 @@ from ragadapt.values import Chunk, Document, Evidence, Query
 
 FILLER = "Reports must reach the finance desk within thirty days so that they can be paid with the next salary run."
 OTHER = "Vehicles are booked through the fleet portal and picked up at the north gate with a valid badge."
-
-
-@dataclass(frozen=True)
-class Link:
-    text: str
-    from_chunk_id: str
-    to_chunk_id: str
 
 
 def document(id: str, title: str = "", text: str = "", source: str = "") -> Document:

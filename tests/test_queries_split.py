@@ -169,4 +169,3 @@ def test_a_clean_split_leaks_nothing() -> None:
     chunks = [Chunk("held", "d1", LONG), Chunk("clean", "d2", "Tickets for trains come by post.")]
     report = count_leaks([asked("1", "train tickets", "clean")], [asked("h", "broken glass", "held")], chunks)
     assert report.total == 0
-    assert count_leaks([asked("1", "train tickets", "held")], [], chunks, heldout_chunk_ids=["held"]).passages == 1

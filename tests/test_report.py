@@ -21,10 +21,10 @@ from pydantic import ValidationError
 from ragadapt.config import FitConfig
 from ragadapt.errors import InvalidInput
 from ragadapt.evaluation import Interval, evaluate, interval, paired_bootstrap
-from ragadapt.evaluation.gate import Verdict as GateVerdict
+from ragadapt.evaluation.gate import Verdict
 from ragadapt.report import (
-    Check,
-    Corpus,
+    AdapterCheck,
+    CorpusFacts,
     Curve,
     Delta,
     EvidenceUsed,
@@ -32,16 +32,16 @@ from ragadapt.report import (
     LearningPoint,
     Licence,
     Measure,
+    MeasuredSystem,
     Passage,
     QueryYield,
     Report,
     ScoreDistributions,
-    Skipped,
+    SkippedSource,
     SplitSizes,
     Step,
-    System,
     Timing,
-    Verdict,
+    VerdictFacts,
     compare,
     differences,
     headline,
@@ -84,7 +84,7 @@ def full(words: str = "plain") -> Report:
         title=words,
         created="2026-01-02T03:04:05+00:00",
         base_model=words,
-        verdict=Verdict(outcome="WIN", reasons=(words,), steps=(Step(name=words, passed=None, detail=words),)),
+        verdict=VerdictFacts(outcome="WIN", reasons=(words,), steps=(Step(name=words, passed=None, detail=words),)),
         evidence=EvidenceUsed(tier="human", queries=4, documents=4, note=words),
         systems=(
             measured("base-dense", words, base, seed=1),
@@ -101,13 +101,13 @@ def full(words: str = "plain") -> Report:
         fusion=curve,
         curves=(curve.model_copy(update={"title": words, "x_label": words, "note": words, "levels": {words: 0.2}}),),
         distributions=ScoreDistributions(before=scores, after=scores),
-        checks=(Check(name=words, passed=True, detail=words),),
-        corpus=Corpus(
+        checks=(AdapterCheck(name=words, passed=True, detail=words),),
+        corpus=CorpusFacts(
             documents=3,
             chunks=9,
             tokens=99,
-            skipped=(Skipped(source=words, reason=words),),
-            notes=(Skipped(source=words, reason=words),),
+            skipped=(SkippedSource(source=words, reason=words),),
+            notes=(SkippedSource(source=words, reason=words),),
         ),
         queries=(QueryYield(kind=words, evidence=words, made=3, kept=1, dropped={words: 2}, example=words),),
         split=SplitSizes(train=2, dev=1, heldout=4, leaked=0, documents={"train": 2}),
@@ -197,9 +197,9 @@ def test_what_is_no_report_is_refused_with_a_reason(tmp_path: Path, content: str
         read_report(tmp_path)
 
 
-@pytest.mark.parametrize("verdict", list(GateVerdict))
-def test_the_gates_verdicts_are_the_reports(verdict: GateVerdict) -> None:
-    report = Report(verdict=Verdict(outcome=verdict))
+@pytest.mark.parametrize("verdict", list(Verdict))
+def test_the_gates_verdicts_are_the_reports(verdict: Verdict) -> None:
+    report = Report(verdict=VerdictFacts(outcome=verdict))
     assert report.verdict is not None
     assert report.verdict.outcome == verdict.value
     assert verdict.value in table(report)
@@ -376,12 +376,12 @@ def small(outcome: str, low: float = 0.01) -> Report:
     new = {"nDCG@10": Measure(value=0.65, low=0.6, high=0.7), "R@10": Measure(value=0.87)}
     gain = Interval(0.05, low, 0.09, 0.99, 212, 212)
     return Report(
-        verdict=Verdict.model_validate({"outcome": outcome}),
+        verdict=VerdictFacts.model_validate({"outcome": outcome}),
         evidence=EvidenceUsed(tier="human", queries=212),
         systems=(
-            System(name="base-dense", label="base dense", metrics=base),
-            System(name="bm25", label="BM25", metrics={"R@10": Measure(value=0.5)}),
-            System(name="shipped", label="fitted", shipped=True, metrics=new),
+            MeasuredSystem(name="base-dense", label="base dense", metrics=base),
+            MeasuredSystem(name="bm25", label="BM25", metrics={"R@10": Measure(value=0.5)}),
+            MeasuredSystem(name="shipped", label="fitted", shipped=True, metrics=new),
         ),
         deltas=(Delta(system="shipped", against="base-dense", metric="nDCG@10", interval=gain),),
     )
@@ -413,7 +413,7 @@ def test_the_headline_of_a_kept_base_claims_a_gain_only_where_the_interval_does(
 
 
 def test_a_long_label_of_a_chart_stands_whole_in_two_lines() -> None:
-    row = chart.Row("fitted retriever (default search)", 0.5)
+    row = chart.ChartRow("fitted retriever (default search)", 0.5)
     for drawn in (
         chart.interval_chart([row], title="t", axis="a"),
         chart.bar_chart([(row.label, 1.0, "1 s")], title="t"),
@@ -458,7 +458,7 @@ def test_few_questions_leaks_and_failed_proofs_are_said_aloud() -> None:
     report = Report(
         evidence=EvidenceUsed(tier="labelled", queries=62),
         split=SplitSizes(train=1, dev=1, heldout=62, leaked=3),
-        checks=(Check(name="Merged = unmerged", passed=False),),
+        checks=(AdapterCheck(name="Merged = unmerged", passed=False),),
     )
     said = words.cautions(report)
     assert [
@@ -498,7 +498,11 @@ def test_ticks_are_round_evenly_spaced_and_cover_the_range(low: float, span: flo
 
 
 def test_a_larger_value_stands_further_right_in_an_interval_chart() -> None:
-    rows = [chart.Row("a", 0.2, 0.1, 0.3), chart.Row("b", 0.4, 0.3, 0.5), chart.Row("c", -0.1, -0.2, 0.0)]
+    rows = [
+        chart.ChartRow("a", 0.2, 0.1, 0.3),
+        chart.ChartRow("b", 0.4, 0.3, 0.5),
+        chart.ChartRow("c", -0.1, -0.2, 0.0),
+    ]
     soup = BeautifulSoup(chart.interval_chart(rows, title="t", axis="x", zero=True, signed=True), "html.parser")
     a, b, c = (float(dot["cx"]) for dot in soup.select("circle.dot"))
     assert c < a < b

@@ -18,7 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import click
 from click.core import ParameterSource
 
-from ragadapt.config import FitConfig, Stage, load_config
+from ragadapt.config import FitConfig, Settings, load_config
 from ragadapt.errors import InvalidConfiguration
 
 PREFIX = "RAGADAPT_"
@@ -154,7 +154,7 @@ def settings() -> dict[str, Any]:
     """Every setting's key → its field, in the order of the file."""
     found: dict[str, Any] = {}
     for name, field in FitConfig.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Stage):
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
             for inner, setting in field.annotation.model_fields.items():
                 found[f"{name}.{inner}"] = setting
         else:

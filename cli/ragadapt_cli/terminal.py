@@ -34,7 +34,7 @@ ERROR, USAGE, NO_GAIN, MISSING_EXTRA, INTERRUPTED = 1, 2, 3, 4, 130
 
 _SILENT_SECONDS = 60.0  # without a terminal, a stage that is under way says so as often
 
-Piece = str | tuple[str, Mapping[str, Any]]
+LinePart = str | tuple[str, Mapping[str, Any]]
 """A part of a line; with the settings of click.style where it has a style."""
 
 _SHORT_SECONDS = 2.0  # a finished stage that took less leaves no line behind
@@ -59,7 +59,7 @@ class Terminal:
 
     # Data
 
-    def write(self, *pieces: Piece) -> None:
+    def write(self, *pieces: LinePart) -> None:
         """A line of data. Newlines within it are escaped as all control characters are; see `write_lines`."""
         colours = self.colours
         line = "".join(
@@ -106,7 +106,7 @@ class Terminal:
             yield no_progress
             return
         if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-            lines = Lines(lambda text: click.echo(text, err=True))
+            lines = ProgressLines(lambda text: click.echo(text, err=True))
             yield lines
             lines.close()
             return
@@ -131,7 +131,7 @@ class Terminal:
     def _start_log(self) -> None:
         self._stop_log()
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(_JsonLines() if self.json else _Lines())
+        handler.setFormatter(_JsonFormatter() if self.json else _LineFormatter())
         ours, others = self._levels()
         for name, level in (("ragadapt", ours), ("", others)):
             logger = logging.getLogger(name)
@@ -166,7 +166,7 @@ class Terminal:
             logging.getLogger("ragadapt").propagate = True
 
 
-class Lines:
+class ProgressLines:
     """progress(stage, done, total) → a line when a stage is done, and once a minute while it is not.
 
     A stage that runs again has another line only if it took long.
@@ -359,13 +359,13 @@ def _set_in(text: str) -> str:
     return _lines(text).replace("\n", "\n  ")
 
 
-class _Lines(logging.Formatter):
+class _LineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         message = _set_in(_logged(super().format(record)))
         return message if record.levelno < logging.WARNING else f"{record.levelname.capitalize()}: {message}"
 
 
-class _JsonLines(logging.Formatter):
+class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         values = {"level": record.levelname.lower(), "logger": record.name, "message": _logged(super().format(record))}
         return printable_json(json.dumps({"schema_version": SCHEMA_VERSION, "log": values}, ensure_ascii=False))

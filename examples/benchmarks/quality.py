@@ -32,7 +32,8 @@ from ragadapt import Encoder, EncoderConfig, FitConfig, Labels, Retriever, fit
 from ragadapt.evaluation import Evaluation, evaluate, gate, paired_bootstrap
 from ragadapt.lexical import LexicalIndex
 from ragadapt.pipeline.adapt import make_examples
-from ragadapt.pipeline.stages import Corpus, encode_query_texts, searcher_of
+from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
+from ragadapt.pipeline.stages import encode_query_texts, searcher_of
 from ragadapt.training import Example, train
 from ragadapt.values import Chunk, Evidence, Query, no_progress
 
@@ -278,10 +279,10 @@ def choices(bench: Bench, chosen: Sequence[str], labels: int = 300, documents: i
     for name in [name for name in bench.collections if name in LABELS]:
         collection = sample(load(bench.data, name), documents, seed=0)
         chunks = tuple(Chunk(id, id, text) for id, text in zip(collection.ids, collection.texts, strict=True))
-        corpus = Corpus((), chunks, tuple(range(len(chunks))), tuple(collection.texts))
+        corpus = Corpus((), chunks, tuple(range(len(chunks))))
         vectors = bench.encoder.encode_passages(collection.texts)
         lexical = LexicalIndex.build(collection.ids, collection.texts)
-        searcher = searcher_of(corpus, vectors, lexical)
+        searcher = searcher_of(EncodedCorpus(corpus, vectors), lexical)
         base = dense(collection, bench.encoder, collection.texts, collection.ids)
         split = LABELS[name]
         for seed in bench.seeds:

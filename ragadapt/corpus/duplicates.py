@@ -21,7 +21,7 @@ _BLOCK_SHINGLES = 2_000_000  # shingles hashed at a time: bounds memory
 _REPRESENTATIVES = 8  # compared with in a bucket: boilerplate cannot make the work quadratic
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
-Hashes = NDArray[np.uint64]
+HashArray = NDArray[np.uint64]
 
 
 class _Fold(dict[int, str | int]):
@@ -79,11 +79,11 @@ def near_duplicate_groups(
     return [numbers.setdefault(_root(parent, form), len(numbers)) for form in originals]
 
 
-def _sketch(forms: Sequence[str], seed: int, progress: Progress) -> tuple[list[Hashes], Hashes]:
+def _sketch(forms: Sequence[str], seed: int, progress: Progress) -> tuple[list[HashArray], HashArray]:
     """Sorted distinct shingle hashes of each text, and the hash of each of its bands: (texts, bands)."""
     rng = np.random.default_rng(seed)
     multipliers = rng.integers(1, 2**63, size=_BANDS * _ROWS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-    sets: list[Hashes] = []
+    sets: list[HashArray] = []
     bands = np.empty((len(forms), _BANDS), dtype=np.uint64)
     for block in _blocks(forms):
         start = len(sets)
@@ -102,8 +102,8 @@ def _sketch(forms: Sequence[str], seed: int, progress: Progress) -> tuple[list[H
     return sets, bands
 
 
-def _blocks(forms: Sequence[str]) -> Iterator[list[Hashes]]:
-    block: list[Hashes] = []
+def _blocks(forms: Sequence[str]) -> Iterator[list[HashArray]]:
+    block: list[HashArray] = []
     size = 0
     for form in forms:
         block.append(_shingles(form))
@@ -115,7 +115,7 @@ def _blocks(forms: Sequence[str]) -> Iterator[list[Hashes]]:
         yield block
 
 
-def _shingles(form: str) -> Hashes:
+def _shingles(form: str) -> HashArray:
     """Sorted distinct hashes of a text's runs of 5 words, or characters; a shorter text is one run."""
     words = form.split()
     if len(form) > 16 * max(1, len(words)) or (not form.isascii() and len(_UNSPACED.findall(form)) > 0.3 * len(form)):
@@ -130,7 +130,7 @@ def _shingles(form: str) -> Hashes:
     return np.unique(runs)
 
 
-def _join_band(keys: Hashes, sets: list[Hashes], parent: NDArray[np.int64], threshold: float) -> None:
+def _join_band(keys: HashArray, sets: list[HashArray], parent: NDArray[np.int64], threshold: float) -> None:
     """Unite texts with the same band hash whose shingles are similar enough."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
@@ -154,7 +154,7 @@ def _join_band(keys: Hashes, sets: list[Hashes], parent: NDArray[np.int64], thre
                     representatives.append(member)
 
 
-def _jaccard(a: Hashes, b: Hashes) -> float:
+def _jaccard(a: HashArray, b: HashArray) -> float:
     if min(len(a), len(b)) == 0:
         return 0.0
     places = np.searchsorted(a, b)

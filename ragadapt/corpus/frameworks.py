@@ -16,7 +16,7 @@ from ragadapt.errors import EmptyCorpus, InvalidInput
 from ragadapt.text import encodable
 from ragadapt.values import Chunk, Document, Metadata
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _SOURCE_NAMES = ("source", "file_path", "file_name", "filename", "url")
 _DOCUMENT_NAMES = ("document_id", "doc_id", "ref_doc_id", "parent_id")
@@ -223,4 +223,4 @@ def _check_some(kept: int, count: int, function: str) -> None:
     if not kept:
         raise EmptyCorpus(f"{function}: none of the {count} objects has any text. Check what was loaded.")
     if kept < count:
-        _log.warning("%s: %d of %d objects left out: empty, or the same text again", function, count - kept, count)
+        log.warning("%s: %d of %d objects left out: empty, or the same text again", function, count - kept, count)

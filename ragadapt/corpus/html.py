@@ -127,7 +127,7 @@ def html_content(source: str) -> Content:
     if not _WORD.search(body.text()):  # all of it looked like navigation, or waits for a script: better than nothing
         notes = set()
         body = _pruned(page.root, notes, lenient=True)
-    writer = _Writer()
+    writer = _MarkdownWriter()
     writer.block(body)
     text = tidy(writer.text())
     return Content(
@@ -160,7 +160,7 @@ def _declared(data: bytes) -> str | None:
 # Parsing
 
 
-class _Page:
+class _TreeBuilder:
     """Builds the tree from what a parser meets. Text and elements keep their order, whatever the depth."""
 
     def __init__(self) -> None:
@@ -207,7 +207,7 @@ class _Page:
             self._stack.pop()
 
 
-def _parse(source: str) -> _Page:
+def _parse(source: str) -> _TreeBuilder:
     if re.match(r"\s*(?:<!--.{0,2000}?-->\s*)?<\?xml", source, re.S) or re.match(
         r"\s*(?:<!DOCTYPE[^>]{0,500}>\s*)?<(?:\w+:)?html[^>]{0,500}\sxmlns(?::\w+)?=", source
     ):
@@ -254,8 +254,8 @@ def _xml(source: str) -> etree._Element | None:
         return None
 
 
-def _walked(tree: etree._Element) -> _Page:
-    page = _Page()
+def _walked(tree: etree._Element) -> _TreeBuilder:
+    page = _TreeBuilder()
     for event, element in etree.iterwalk(tree, events=("start", "end")):
         if not isinstance(element.tag, str):
             if event == "end":
@@ -293,7 +293,7 @@ class _Tags:
     """For pages that libxml2 gives up on: tags as they come, each end tag matched with what is open. Linear in time."""
 
     def __init__(self) -> None:
-        self.page = _Page()
+        self.page = _TreeBuilder()
         self._open: list[str] = []
         self._count: Counter[str] = Counter()
 
@@ -477,7 +477,7 @@ def _is_block(node: _Node) -> bool:
 # Writing
 
 
-class _Writer:
+class _MarkdownWriter:
     def __init__(self, quotes: int = 0, lists: int = 0, frames: int = 0) -> None:
         self.blocks: list[str] = []
         self.quotes, self.lists, self.frames = quotes, lists, frames
@@ -489,8 +489,8 @@ class _Writer:
     def top_heading(self) -> str:
         return self._top
 
-    def inner(self, quotes: int = 0, lists: int = 0) -> _Writer:
-        return _Writer(self.quotes + quotes, self.lists + lists, self.frames)
+    def inner(self, quotes: int = 0, lists: int = 0) -> _MarkdownWriter:
+        return _MarkdownWriter(self.quotes + quotes, self.lists + lists, self.frames)
 
     def add(self, text: str) -> None:
         text = re.sub(r"[ \t\r\f\v\u00a0]+", " ", text)
@@ -536,7 +536,7 @@ class _Writer:
             self.add(f"**{words}**" if words else "")
         elif tag == "iframe":
             if node.get("srcdoc") and self.frames < _DEEPEST_FRAME:
-                inner = _Writer(self.quotes, self.lists, self.frames + 1)
+                inner = _MarkdownWriter(self.quotes, self.lists, self.frames + 1)
                 inner.block(_pruned(_parse(node.get("srcdoc")).root, set()))
                 self.blocks += inner.blocks
         elif tag != "hr":
@@ -554,7 +554,7 @@ class _Writer:
             self.blocks.append("#" * int(node.tag[1]) + f" {words}{named}")
 
     def _table(self, node: _Node) -> None:
-        rows = _Rows()
+        rows = _TableRows()
         rows.collect(node)
         for caption in rows.captions:
             if caption.blocks:
@@ -705,7 +705,7 @@ def _code(node: _Node) -> str:
     return re.sub(r"\n\t", "\n", "".join(out)) if any(e.tag == "td" for e in node.elements()) else "".join(out)
 
 
-def _list_lines(node: _Node, writer: _Writer) -> list[str]:
+def _list_lines(node: _Node, writer: _MarkdownWriter) -> list[str]:
     lines: list[str] = []
     start = _number(node.get("start"))
     step = -1 if "reversed" in node.attributes else 1
@@ -750,7 +750,7 @@ def _items(node: _Node) -> Iterator[_Node]:
         yield _Node("", {}, between)
 
 
-class _Rows:
+class _TableRows:
     """A table's rows in the order that they are shown, and what stands in it beside them."""
 
     def __init__(self) -> None:
@@ -795,7 +795,7 @@ def _holds(node: _Node, tags: tuple[str, ...]) -> bool:
     )
 
 
-def _pipe_table(rows: list[list[_Node]], writer: _Writer) -> str:
+def _pipe_table(rows: list[list[_Node]], writer: _MarkdownWriter) -> str:
     """A Markdown table. A cell that spans rows or columns stands in the first of them; the others stay empty."""
     placed: list[dict[int, str]] = []
     taken: dict[int, int] = {}  # column → the first row where it is free again
@@ -834,7 +834,7 @@ def _span(cell: _Node, name: str) -> int:
     return int(match[1]) if match else 1
 
 
-def _cell(cell: _Node, writer: _Writer) -> str:
+def _cell(cell: _Node, writer: _MarkdownWriter) -> str:
     if not cell.blocks:
         return _inline_children(cell)
     inner = writer.inner()

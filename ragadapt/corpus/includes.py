@@ -38,7 +38,7 @@ def expand_includes(text: str, home: Home, *, rst: bool = False) -> tuple[str, t
     that were given to be read; each part of it is taken once. An include in a code block whose file is not found
     stays, as an example of how one is written.
     """
-    writer = _Writer(home)
+    writer = _Includer(home)
     lines = writer.expand(text, Path(os.path.realpath(home.path)), rst, ())
     notes = list(dict.fromkeys(writer.notes))
     if len(notes) > _SHOWN_NOTES:
@@ -78,7 +78,7 @@ _MARKER = re.compile(r"-8<-{1,2}[ \t]*\[(start|end):[ \t]*([\w-]+)[ \t]*\]|\b(AN
 
 
 @dataclass(slots=True)
-class _Writer:
+class _Includer:
     home: Home
     notes: list[str] = field(default_factory=list)
     taken: set[tuple[str, str]] = field(default_factory=set)

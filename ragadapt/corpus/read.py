@@ -34,13 +34,14 @@ class Skipped:
     """A file, or a row as "file:line", that could not be used.
 
     left_out: it is read under another name, or no document by what is known of it. row: of a row, how many of its
-    file's rows were read before it.
+    file's rows were read before it. unlisted: a folder, of which nobody knows what is in it.
     """
 
     source: str
     reason: str
     left_out: bool = field(default=False, compare=False, kw_only=True)
     row: int | None = field(default=None, compare=False, kw_only=True)
+    unlisted: bool = field(default=False, compare=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ def read_documents(
         except (OSError, ValueError):  # no permission on the way to it, a loop of links; what no path can hold
             there = False
         if not there:
-            raise InvalidInput(f"There is no file or folder at {_told(root)}. Check the path.")
+            raise InvalidInput(f"There is no file or folder at {_shown_path(root)}. Check the path.")
     check_encoding(config.encoding)
     compile_patterns(config.exclude, "exclude")
     include = compile_patterns(config.include, "include")
@@ -120,7 +121,8 @@ def read_documents(
                 for document, where in _read_file(file, config, asked or real in named, skipped, reader):
                     read.append((place, document, where))
             except Unreadable as reason:
-                skipped.append(Skipped(file.name, str(reason), left_out=isinstance(reason, LeftOut)))
+                left_out = isinstance(reason, LeftOut)
+                skipped.append(Skipped(file.name, str(reason), left_out=left_out, unlisted=file.unlisted))
             except OSError as error:
                 skipped.append(Skipped(file.name, f"cannot be read: {error.strerror or error}"))
             progress("reading", done, len(found))
@@ -242,12 +244,12 @@ def _under(label: str, id: str) -> str:
     return label + id.removeprefix(name) if id == name or id.startswith(name + "#") else f"{label}/{id}"
 
 
-def _told(root: Path) -> str:
+def _shown_path(root: Path) -> str:
     return printable(str(root)).replace("\0", "\\0")
 
 
 def _why_empty(roots: Sequence[Path], skipped: Sequence[Skipped], ignored: Ignored, config: ReadConfig) -> str:
-    places = ", ".join(_told(root) for root in roots[:3]) + (" …" if len(roots) > 3 else "")
+    places = ", ".join(_shown_path(root) for root in roots[:3]) + (" …" if len(roots) > 3 else "")
     message = f"No readable document in {places}."
     if skipped:
         reasons = Counter(s.reason for s in skipped).most_common(5)

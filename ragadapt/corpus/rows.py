@@ -84,7 +84,7 @@ def _read(
             yield BadRow(line, "malformed JSON: nested too deeply")
 
 
-class _Lines:
+class _BoundedLines:
     """The lines of a text, none held beyond `most` characters, nor as much between two calls of `start`.
 
     What is longer raises _TooLong once it is passed over; the line after it comes next.
@@ -121,7 +121,7 @@ class _TooLong(Exception):
 
 
 def _json_records(text: IO[str], config: ReadConfig) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
-    lines = _Lines(text, config.max_file_bytes)
+    lines = _BoundedLines(text, config.max_file_bytes)
     while True:
         lines.start()
         try:
@@ -152,7 +152,7 @@ def _csv_records(text: IO[str], path: Path, config: ReadConfig) -> Iterator[tupl
     csv.field_size_limit(max(csv.field_size_limit(), min(config.max_file_bytes, 2**31 - 1)))
     sample = text.read(65_536)
     text.seek(0)
-    lines = _Lines(text, config.max_file_bytes)
+    lines = _BoundedLines(text, config.max_file_bytes)
     if named := _SEPARATOR.match(sample):  # a line that Excel reads and does not show
         next(lines)
         lines.start()

@@ -91,8 +91,8 @@ def markdown_sections(text: str) -> list[Section]:
     starts = _line_starts(view)
     tokens = _parser().parse(view)
     headings: list[tuple[int, int, int, str, str]] = []
-    tops: list[_Node] = []
-    stack: list[_Node] = []
+    tops: list[_OpenBlock] = []
+    stack: list[_OpenBlock] = []
     for place, token in enumerate(tokens):
         if token.type == "heading_open" and not stack and token.map:
             raw = tokens[place + 1].content
@@ -106,7 +106,7 @@ def markdown_sections(text: str) -> list[Section]:
         if token.type in _CONTAINER_ENDS:
             stack.pop()
         elif kind is not None and token.map is not None:
-            node = _Node(starts[token.map[0]], kind, [])
+            node = _OpenBlock(starts[token.map[0]], kind, [])
             (stack[-1].children if stack else tops).append(node)
             if token.type.replace("_open", "_close") in _CONTAINER_ENDS:
                 stack.append(node)
@@ -114,10 +114,10 @@ def markdown_sections(text: str) -> list[Section]:
 
 
 @dataclass(slots=True)
-class _Node:
+class _OpenBlock:
     start: int
     kind: BlockKind
-    children: list[_Node]
+    children: list[_OpenBlock]
 
 
 _KIND_OF_TOKEN: dict[str, BlockKind] = {
@@ -136,7 +136,7 @@ _KIND_OF_TOKEN: dict[str, BlockKind] = {
 _CONTAINER_ENDS = frozenset(("bullet_list_close", "ordered_list_close", "list_item_close", "blockquote_close"))
 
 
-def _assemble(length: int, headings: list[tuple[int, int, int, str, str]], nodes: list[_Node]) -> list[Section]:
+def _assemble(length: int, headings: list[tuple[int, int, int, str, str]], nodes: list[_OpenBlock]) -> list[Section]:
     sections = [Section("", 0, 0, 0, 0, headings[0][0] if headings else length)]
     open_sections = [0]
     for place, (start, body, level, words, anchor) in enumerate(headings):
@@ -147,7 +147,7 @@ def _assemble(length: int, headings: list[tuple[int, int, int, str, str]], nodes
         sections.append(Section(words, level, open_sections[-2], start, min(body, end), end, anchor=anchor))
     bounds = [section.start for section in sections]
     bounds[0] = 0
-    of_section: list[list[_Node]] = [[] for _ in sections]
+    of_section: list[list[_OpenBlock]] = [[] for _ in sections]
     for node in nodes:
         if node.start < length:
             of_section[bisect_right(bounds, node.start) - 1].append(node)
@@ -156,7 +156,7 @@ def _assemble(length: int, headings: list[tuple[int, int, int, str, str]], nodes
     return sections
 
 
-def _tile(nodes: list[_Node], start: int, end: int) -> list[Block]:
+def _tile(nodes: list[_OpenBlock], start: int, end: int) -> list[Block]:
     """Blocks from nodes that know only where they begin; the first begins at `start`."""
     if start >= end:
         return []
@@ -177,7 +177,7 @@ def _tile(nodes: list[_Node], start: int, end: int) -> list[Block]:
     ]
 
 
-def _nested(node: _Node) -> bool:
+def _nested(node: _OpenBlock) -> bool:
     return len(node.children) == 1 and bool(node.children[0].children)
 
 
@@ -266,8 +266,8 @@ def plain_rst(text: str) -> str:
     return " ".join(text.split())
 
 
-def _rst_nodes(lines: list[str], starts: list[int]) -> list[_Node]:
-    nodes: list[_Node] = []
+def _rst_nodes(lines: list[str], starts: list[int]) -> list[_OpenBlock]:
+    nodes: list[_OpenBlock] = []
     keep_indented = False
     previous_blank = True
     for line, start in zip(lines, starts):
@@ -281,7 +281,7 @@ def _rst_nodes(lines: list[str], starts: list[int]) -> list[_Node]:
                     kind = "table"
                 elif re.match(r"(?:[-*+•]|\w{1,3}[.)]|\(\w{1,3}\)|#\.)\s", line.lstrip()):
                     kind = "list"
-                nodes.append(_Node(start, kind, []))
+                nodes.append(_OpenBlock(start, kind, []))
                 keep_indented = False
             previous_blank = False
         if not line[0].isspace():

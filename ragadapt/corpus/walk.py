@@ -19,19 +19,20 @@ from ragadapt.errors import InvalidConfiguration
 _GITIGNORE_BYTES = 200_000  # every file is held against every rule of it
 _RULES = 5_000
 _STARS = 4  # in one rule; a file's name is held against it in the fourth power of its length
-UNLISTED = "folder cannot be listed"
 _NEVER = ("/.git/", "__pycache__/", "node_modules/", ".ipynb_checkpoints/")  # other programs' stores, never documents
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """A file to read. name: posix path relative to the folder that was given. problem: why it is not read, or "".
-    left_out: it is read under another name, or is no document by what is known of it."""
+    left_out: it is read under another name, or is no document by what is known of it. unlisted: a folder, of which
+    nobody knows what is in it."""
 
     path: Path
     name: str
     problem: str = ""
     left_out: bool = False
+    unlisted: bool = False
 
 
 @dataclass(slots=True)
@@ -109,7 +110,7 @@ def _folder(
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
             name = prefix or printable(folder.name)
-            yield Found(folder, name, f"{UNLISTED}: {error.strerror or error}")
+            yield Found(folder, name, f"folder cannot be listed: {error.strerror or error}", unlisted=True)
             continue
         if _is_ours({entry.name for entry in entries}, folder):
             name = prefix or printable(Path(os.path.realpath(folder)).name)
@@ -210,9 +211,6 @@ class _Rules:
             left_out = left_out or not self.include.match_file(tested)
         self.ignored.by_pattern += left_out
         return not left_out
-
-    def asks_for(self, name: str) -> bool:
-        return self.include is not None and bool(self.include.match_file(name))
 
     def _git_ignores(self, name: str) -> bool:
         for prefix, spec in reversed(self.specs):  # the nearest file that has an opinion wins

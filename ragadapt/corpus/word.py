@@ -34,7 +34,7 @@ def read_docx(data: bytes, max_bytes: int) -> Content:
     """The text of a Word file. Raises Unreadable with the reason."""
     try:
         package = Package(data, max_bytes, "Word")
-        word = _Word(package, package.main())
+        word = _WordFile(package, package.main())
         blocks = word.blocks(child(package.xml(word.part), "body"))
         notes = word.all_notes()
         title = package.title()
@@ -56,7 +56,7 @@ class _Style:
 
 
 @dataclass
-class _Word:
+class _WordFile:
     package: Package
     part: str
     related: dict[str, tuple[str, str]] = field(init=False)

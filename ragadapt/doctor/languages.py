@@ -87,7 +87,7 @@ def language_of(text: str) -> str:
         words = latin
     if _length(words) < _LEAST[words is latin]:
         return UNKNOWN
-    return _told(" ".join(words))
+    return _identified(" ".join(words))
 
 
 def foreign_share(languages: Mapping[str, float]) -> float:
@@ -95,7 +95,7 @@ def foreign_share(languages: Mapping[str, float]) -> float:
     return sum(share for name, share in languages.items() if name not in ("English", UNKNOWN))
 
 
-def _told(prose: str) -> str:
+def _identified(prose: str) -> str:
     import py3langid
 
     ranked = {code: score for code, score in py3langid.rank(prose) if code in _NAMES or code == "zxx"}
@@ -138,15 +138,13 @@ def english_only(config: EncoderConfig) -> bool:
     """Whether the base model is known to read English alone: by its preset, its model card, or its name."""
     from ragadapt.encoder import PRESETS
 
-    preset = PRESETS.get(config.model)
-    if preset is not None and preset.model != "offline":
-        return preset.reason.startswith("English")
-    if preset is not None:
+    if config.model == "offline":
         return True  # all-MiniLM-L6-v2
-    card = Path(config.model) / "README.md"
-    if card.is_file():
+    name = PRESETS[config.model].model if config.model in PRESETS else config.model
+    card = Path(name) / "README.md"
+    if config.model not in PRESETS and card.is_file():
         front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
         listed = re.search(r"^language:[ \t]*((?:\S+)|(?:\n[ \t]*- *\S+)+)", front[1], re.MULTILINE) if front else None
         if listed:
             return set(re.findall(r"[a-z]{2,3}\b", listed[1])) == {"en"}
-    return bool(_ENGLISH_NAMES.search(config.model)) and "multilingual" not in config.model.lower()
+    return bool(_ENGLISH_NAMES.search(name)) and "multilingual" not in name.lower()

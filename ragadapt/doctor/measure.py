@@ -13,6 +13,7 @@ import numpy as np
 
 from ragadapt.config import FitConfig
 from ragadapt.doctor.survey import Survey, SurveyedCorpus, survey_corpus
+from ragadapt.pipeline.corpus import EncodedCorpus
 from ragadapt.pipeline.queries import Labels
 from ragadapt.values import Evidence, Progress, Query, no_progress
 
@@ -38,7 +39,7 @@ class Quality:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class FitEstimate:
     """What `fit` will take here, from the measured speed. training_seconds is 0 where nothing would be trained."""
 
     passages_per_second: float
@@ -66,7 +67,7 @@ class Diagnosis:
     measured: int
     sampled: int
     quality: tuple[Quality, ...]
-    estimate: Estimate
+    estimate: FitEstimate
     outlook: Outlook
     recommendation: str
 
@@ -124,18 +125,19 @@ def diagnose(
     measured. Raises EmptyCorpus, InvalidInput, ModelNotFound.
     """
     surveyed = survey_corpus(sources, config, labels, progress)
-    evidence, asked = _quick_queries(surveyed, queries, config.seed)
-    sample = _sample(surveyed, asked, passages, config.seed)
-    quality, rate = _measure(surveyed, asked, sample, progress)
+    evidence, quick = _quick_queries(surveyed, queries, config.seed)
+    sample = _sample(surveyed, quick, passages, config.seed)
+    quality, rate = _measure(surveyed, quick, sample, progress)
     estimate = _estimate(surveyed, config, rate)
     outlook, recommendation = recommend(
         surveyed.survey,
         quality,
         evidence=evidence,
-        whole=len(sample) == len(surveyed.chunks),
+        whole=len(sample) == len(surveyed.corpus.chunks),
         trains=config.adapter.trains,
+        foreign=surveyed.foreign,
     )
-    return Diagnosis(surveyed.survey, evidence, len(asked), len(sample), quality, estimate, outlook, recommendation)
+    return Diagnosis(surveyed.survey, evidence, len(quick), len(sample), quality, estimate, outlook, recommendation)
 
 
 def _quick_queries(surveyed: SurveyedCorpus, most: int, seed: int) -> tuple[Evidence | None, list[Query]]:
@@ -150,16 +152,16 @@ def _quick_queries(surveyed: SurveyedCorpus, most: int, seed: int) -> tuple[Evid
             if query.positives and len(chosen) < most:
                 key = query.id if rank is Evidence.LABELLED else query.positives[0]
                 chosen.setdefault(key, query)
-        if len(chosen) >= min(_FEWEST, most, len(surveyed.chunks)):
+        if len(chosen) >= min(_FEWEST, most, len(surveyed.corpus.chunks)):
             return rank, list(chosen.values())
     return None, []
 
 
-def _sample(surveyed: SurveyedCorpus, asked: Sequence[Query], most: int, seed: int) -> list[int]:
+def _sample(surveyed: SurveyedCorpus, quick: Sequence[Query], most: int, seed: int) -> list[int]:
     """Positions, ascending: the passages that answer, then random others up to `most`."""
-    place = {chunk.id: at for at, chunk in enumerate(surveyed.chunks)}
-    needed = dict.fromkeys(place[id] for query in asked for id in query.positives if id in place)
-    rest = np.random.default_rng(seed).permutation(len(surveyed.chunks)).tolist()
+    place = surveyed.corpus.position_of
+    needed = dict.fromkeys(place[id] for query in quick for id in query.positives if id in place)
+    rest = np.random.default_rng(seed).permutation(len(surveyed.corpus.chunks)).tolist()
     for at in rest:
         if len(needed) >= most:
             break
@@ -168,21 +170,14 @@ def _sample(surveyed: SurveyedCorpus, asked: Sequence[Query], most: int, seed: i
 
 
 def _measure(
-    surveyed: SurveyedCorpus, asked: Sequence[Query], sample: Sequence[int], progress: Progress
+    surveyed: SurveyedCorpus, quick: Sequence[Query], sample: Sequence[int], progress: Progress
 ) -> tuple[tuple[Quality, ...], float]:
     """Quality by system, and tokens per second. A passage that a query was cut from is searched without its words."""
-    from ragadapt.corpus import normalise
     from ragadapt.pipeline.arena import build_arena
     from ragadapt.pipeline.fusion import ranking
-    from ragadapt.pipeline.stages import Corpus, save_lexical
+    from ragadapt.pipeline.stages import save_lexical
 
-    chunks = tuple(surveyed.chunks[at] for at in sample)
-    corpus = Corpus(
-        tuple(surveyed.documents),
-        chunks,
-        tuple(surveyed.groups[at] for at in sample),
-        tuple(normalise(chunk.passage) for chunk in chunks),
-    )
+    corpus = surveyed.corpus.part(sample)
     encoder = surveyed.encoder
     warm = corpus.passages[:8]
     encoder.encode_passages(warm)
@@ -190,11 +185,11 @@ def _measure(
     vectors = encoder.encode_passages(corpus.passages, progress=progress)
     seconds = time.perf_counter() - started
     rate = sum(surveyed.token_counts[at] for at in sample) / max(seconds, 1e-6)
-    if not asked:
+    if not quick:
         return (), rate
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        save_lexical(chunks, Path(folder))
-        arena = build_arena(asked, encoder, corpus, vectors, Path(folder), surveyed.grades, progress)
+        save_lexical(corpus.chunks, Path(folder))
+        arena = build_arena(quick, encoder, EncodedCorpus(corpus, vectors), Path(folder), surveyed.grades, progress)
         measured = []
         for name, system in (("dense", "dense"), ("lexical", "lexical"), ("hybrid", "hybrid")):
             ranks = ranking(arena, system, k=100)  # type: ignore[arg-type]
@@ -218,11 +213,13 @@ def recommend(
     evidence: Evidence | None,
     whole: bool = True,
     trains: bool = True,
+    foreign: bool = False,
 ) -> tuple[Outlook, str]:
-    """The one thing to do next, from the facts. whole: the measurement searched all passages, not a sample."""
+    """The one thing to do next, from the facts. whole: the measurement searched all passages, not a sample. foreign:
+    much of the text is in languages that the model does not know."""
     by = {one.system: one for one in quality}
     dense, lexical, best = by.get("dense"), by.get("lexical"), max(quality, key=lambda one: one.ndcg, default=None)
-    if any("Use --model multilingual" in warning for warning in survey.warnings):
+    if foreign:
         return "wrong model", (
             "choose a base model that knows the documents' language first: that gains more than any tuning. "
             "Run the same command with --model multilingual."
@@ -263,7 +260,7 @@ _QUERY_TOKENS = 16
 _DEV_POOL = 1000
 
 
-def _estimate(surveyed: SurveyedCorpus, config: FitConfig, rate: float) -> Estimate:
+def _estimate(surveyed: SurveyedCorpus, config: FitConfig, rate: float) -> FitEstimate:
     facts, encoder = surveyed.survey, surveyed.encoder
     per_passage = facts.tokens / facts.chunks
     encoding = facts.tokens / rate
@@ -280,7 +277,7 @@ def _estimate(surveyed: SurveyedCorpus, config: FitConfig, rate: float) -> Estim
             training += facts.tokens / rate  # the passages once more, by the trained model
     vectors = facts.chunks * encoder.dim * 4
     peak = _peak_memory()
-    return Estimate(
+    return FitEstimate(
         passages_per_second=rate / per_passage,
         tokens_per_second=rate,
         encoding_seconds=encoding,

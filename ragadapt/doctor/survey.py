@@ -12,14 +12,14 @@ from ragadapt.config import FitConfig
 from ragadapt.doctor.languages import english_only, foreign_share, languages_of
 from ragadapt.errors import EmptyCorpus
 from ragadapt.evaluation import gate
+from ragadapt.pipeline.corpus import Corpus
 from ragadapt.pipeline.queries import Labels, divide, document_grades, read_labels, shown_examples
-from ragadapt.values import Chunk, Document, Evidence, Progress, Query, no_progress
+from ragadapt.values import Chunk, Evidence, Progress, Query, no_progress
 
 if TYPE_CHECKING:
     from ragadapt.corpus import Skipped
     from ragadapt.encoder import Encoder
     from ragadapt.pipeline.queries import DividedLabels
-    from ragadapt.pipeline.stages import Corpus
 
 _FOREIGN = 0.2  # share of the text in other languages from which an English-only model is the wrong one
 _HALF = 0.5  # share of the passages from which one file is what all figures are about
@@ -61,7 +61,11 @@ class Survey:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return asdict(self) | {"skipped": [{"source": one.source, "reason": one.reason} for one in self.skipped]}
+        skipped = [{"source": one.source, "reason": one.reason} for one in self.skipped]
+        notes = [
+            {"source": one.source, "reason": one.reason, "left_out": one.left_out, "row": one.row} for one in self.notes
+        ]
+        return asdict(self) | {"skipped": skipped, "notes": notes}
 
     def lines(self) -> list[str]:
         """For a terminal."""
@@ -91,18 +95,17 @@ class Survey:
 
 @dataclass(frozen=True)
 class SurveyedCorpus:
-    """A survey with what it was made from."""
+    """A survey with what it was made from. foreign: much of the text is in languages that the model does not know."""
 
     survey: Survey
-    documents: Sequence[Document]
-    chunks: Sequence[Chunk]
-    groups: Sequence[int]
+    corpus: Corpus
     queries: Sequence[Query]
     labelled: Sequence[Query]
     grades: Mapping[str, Mapping[str, int]]
     plan: gate.Plan
     encoder: Encoder
     token_counts: Sequence[int]
+    foreign: bool
 
 
 def survey(
@@ -128,10 +131,9 @@ def survey_corpus(
     progress: Progress,
     answers: Path | None = None,
 ) -> SurveyedCorpus:
-    from ragadapt.corpus import chunk_documents, internal_links, near_duplicate_groups, normalise, read_documents
+    from ragadapt.corpus import chunk_documents, internal_links, near_duplicate_groups, read_documents
     from ragadapt.corpus.sources import listed_sources
     from ragadapt.encoder import Encoder
-    from ragadapt.pipeline.stages import Corpus
     from ragadapt.queries import check_generator, structural_queries
 
     check_generator(config.query)
@@ -147,14 +149,15 @@ def survey_corpus(
     counts = encoder.count_tokens(passages)
     links = internal_links(read.documents, chunks)
     queries = structural_queries(read.documents, chunks, links, config.query, seed=config.seed, progress=progress)
-    keys = tuple(normalise(passage) for passage in passages)
-    corpus = Corpus(tuple(read.documents), tuple(chunks), tuple(groups), keys)
+    corpus = Corpus(tuple(read.documents), tuple(chunks), tuple(groups))
     sets, warnings = read_labels(corpus, labels, config)
     labelled = [query for found, _ in sets for query in found.queries]
     languages = languages_of(passages)
-    if (foreign := foreign_share(languages)) > _FOREIGN and english_only(config.encoder):
+    share = foreign_share(languages)
+    foreign = share > _FOREIGN and english_only(config.encoder)
+    if foreign:
         warnings.append(
-            f"{foreign:.0%} of the text is not in English, but the base model {config.encoder.model!r} knows only "
+            f"{share:.0%} of the text is not in English, but the base model {config.encoder.model!r} knows only "
             "English. Use --model multilingual."
         )
     truncated = sum(count > limit for count in counts) / len(counts)
@@ -193,7 +196,7 @@ def survey_corpus(
         notes=tuple(read.notes),
     )
     grades = document_grades(sets, corpus)
-    return SurveyedCorpus(made, read.documents, chunks, groups, queries, labelled, grades, plan, encoder, counts)
+    return SurveyedCorpus(made, corpus, queries, labelled, grades, plan, encoder, counts, foreign)
 
 
 def _one_sided(chunks: Sequence[Chunk], groups: Sequence[int]) -> list[str]:

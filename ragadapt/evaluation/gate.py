@@ -149,7 +149,6 @@ def decide(
     drift: float,
     config: GateConfig,
     seed: int,
-    clusters: Sequence[Any] | None = None,
     met: Sequence[bool] | None = None,
 ) -> Decision:
     """Judge a trained model by its held-out quality per query: (adapted, base) for dense and for the default search.
@@ -160,8 +159,8 @@ def decide(
     doubt on the others does not ship.
     """
     settings: dict[str, Any] = {"samples": config.bootstrap_samples, "confidence": config.confidence, "seed": seed}
-    in_dense = paired_bootstrap(*dense, clusters=clusters, **settings)
-    in_search = paired_bootstrap(*search, clusters=clusters, **settings)
+    in_dense = paired_bootstrap(*dense, **settings)
+    in_search = paired_bootstrap(*search, **settings)
     reasons = [
         f"dense nDCG@10 {_signed(in_dense)}, default search {_signed(in_search)} on {in_search.n} held-out queries"
     ]

@@ -264,7 +264,7 @@ class EdgeIndex(Closing):
                 return
 
 
-class _Conditions:
+class _EdgeConditions:
     """ConditionMaker with the engine's classes."""
 
     def filter(self, must: list[Any] | None, should: list[Any] | None, must_not: list[Any] | None) -> Any:
@@ -305,7 +305,7 @@ def _condition(filter: Filter | None) -> Any:
     native: Any = filter
     if native is None or isinstance(native, edge.Filter):
         return native
-    condition = to_qdrant(parse(native), _Conditions(), (METADATA_KEY,))
+    condition = to_qdrant(parse(native), _EdgeConditions(), (METADATA_KEY,))
     return condition if isinstance(condition, edge.Filter) else edge.Filter(must=[condition])
 
 

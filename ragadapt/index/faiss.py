@@ -52,7 +52,7 @@ from ragadapt.values import Progress, no_progress
 
 log = logging.getLogger(__name__)
 
-Structure = Literal["flat", "hnsw", "ivf"]
+FaissStructure = Literal["flat", "hnsw", "ivf"]
 FLAT_LIMIT = 1_000_000
 HNSW_LIMIT = 10_000_000
 # PEFA's authors search with these; efSearch grows with k.
@@ -70,7 +70,7 @@ except ImportError as error:
     raise MissingExtra("The FAISS index", "faiss") from error
 
 
-def choose_structure(count: int) -> Structure:
+def choose_structure(count: int) -> FaissStructure:
     """The structure for this many vectors, by the limits of the module's docstring."""
     return "flat" if count < FLAT_LIMIT else "hnsw" if count < HNSW_LIMIT else "ivf"
 
@@ -89,11 +89,11 @@ class FaissIndex(Kept):
         fingerprint: str | None = None,
         folder: Path | None = None,
         *,
-        structure: Structure = "flat",
+        structure: FaissStructure = "flat",
         device: str = "auto",
     ) -> None:
-        if structure not in get_args(Structure):
-            raise InvalidInput(f"structure is {structure!r}; use one of: {', '.join(get_args(Structure))}.")
+        if structure not in get_args(FaissStructure):
+            raise InvalidInput(f"structure is {structure!r}; use one of: {', '.join(get_args(FaissStructure))}.")
         self.dim = dim
         self.fingerprint = fingerprint
         self.structure = structure
@@ -108,7 +108,7 @@ class FaissIndex(Kept):
 
     @classmethod
     def open(
-        cls, folder: Path, *, structure: Structure | None = None, device: str = "auto", check: bool = True
+        cls, folder: Path, *, structure: FaissStructure | None = None, device: str = "auto", check: bool = True
     ) -> Self:
         """Read what `save` wrote. Raises IndexCorrupt. structure: convert to another one if it differs.
 
@@ -268,15 +268,15 @@ class FaissIndex(Kept):
             with self._lock:
                 yield self._rows.ids[start:end], self._read(range(start, end))
 
-    def restructure(self, structure: Structure | Literal["auto"], *, progress: Progress = no_progress) -> None:
+    def restructure(self, structure: FaissStructure | Literal["auto"], *, progress: Progress = no_progress) -> None:
         """Move all vectors into another structure; auto = the one for their number."""
         with self._lock:
             if structure == "auto":
                 structure = choose_structure(len(self))
             if structure == self.structure and not self.tombstones:
                 return
-            if structure not in get_args(Structure):
-                raise InvalidInput(f"structure is {structure!r}; use one of: {', '.join(get_args(Structure))}.")
+            if structure not in get_args(FaissStructure):
+                raise InvalidInput(f"structure is {structure!r}; use one of: {', '.join(get_args(FaissStructure))}.")
             engine = _new_engine(structure, self.dim, len(self))
             if structure == "ivf" and len(self):
                 lists = engine.nlist

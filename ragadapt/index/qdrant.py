@@ -441,7 +441,7 @@ class QdrantIndex(Closing):
         return to_condition(filter, (METADATA_KEY,))
 
 
-class _Conditions:
+class _QdrantConditions:
     """ConditionMaker with the client's classes."""
 
     def __init__(self, point_of: Callable[[str], str | int | None]) -> None:
@@ -487,7 +487,7 @@ def to_condition(
     native: Any = filter
     if native is None or isinstance(native, models.Filter):
         return native
-    condition = to_qdrant(parse(native), _Conditions(point_of), prefix)
+    condition = to_qdrant(parse(native), _QdrantConditions(point_of), prefix)
     return condition if isinstance(condition, models.Filter) else models.Filter(must=[condition])
 
 

@@ -13,13 +13,13 @@ from ragadapt.index.qdrant import _asking, _connect
 
 log = logging.getLogger(__name__)
 
-Collection = tuple[str, str]
+ServerCollection = tuple[str, str]
 """(address of the server, name)"""
 
 _BUILT = re.compile(r"(.+)-[0-9a-f]{12}")  # the name in the settings, and what a build put behind it
 
 
-def follow(now: Collection | None, gone: Iterable[Collection]) -> None:
+def follow(now: ServerCollection | None, gone: Iterable[ServerCollection]) -> None:
     """Point the alias of `now` to it, then delete what is gone. Trouble at the server is logged, not raised."""
     if now is not None and (match := _BUILT.fullmatch(now[1])):
         try:

@@ -6,13 +6,13 @@ ledger (on disk) → state (arrays) → views (search), held together by Pefa.
 from __future__ import annotations
 
 from ragadapt.config import PefaConfig
-from ragadapt.pefa.layer import Passages, Pefa, Status
+from ragadapt.pefa.layer import PassageResolver, Pefa, Status
 from ragadapt.pefa.ledger import Feedback, Ledger, Withdrawal, checked_feedback, named_tenant
 
 __all__ = [
     "Feedback",
     "Ledger",
-    "Passages",
+    "PassageResolver",
     "Pefa",
     "PefaConfig",
     "Status",

@@ -42,7 +42,7 @@ Embed = Callable[[Sequence[str]], Any]
 _PAGE = 4096  # passages and queries looked up at a time
 
 
-class Passages(Protocol):
+class PassageResolver(Protocol):
     """Which passage of today's corpus a feedback is about."""
 
     def resolve(self, feedback: Sequence[Feedback]) -> list[str | None]:
@@ -77,7 +77,7 @@ class Pefa:
         fingerprint: str = "",
         ledger: str | Path | Ledger | None = None,
         config: PefaConfig = PefaConfig(),
-        passages: Passages | None = None,
+        passages: PassageResolver | None = None,
         lock: BaseFileLock | None = None,
     ) -> None:
         self.index = index

@@ -173,9 +173,9 @@ class Ledger:
         try:
             ledger = cls(path, lock, writable=True)
         except sqlite3.OperationalError as error:
-            if "locked" in str(error) or "busy" in str(error):
+            if _is(error, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise StoreLocked(f"{path} is busy ({error}). Try again.") from error
-            if "readonly" not in str(error) and "unable to open" not in str(error):
+            if not _is(error, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
                 raise StoreCorrupt(f"{path} cannot be read ({error}). {_RESTORE}") from error
             ledger = cls(path, lock, writable=False)
         try:
@@ -396,7 +396,7 @@ class Ledger:
                         connection.execute("ROLLBACK")
                     raise
             except sqlite3.OperationalError as error:
-                if "locked" in str(error) or "busy" in str(error):
+                if _is(error, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                     raise StoreLocked(f"{self.path} is busy ({error}). Nothing was written; try again.") from error
                 raise StoreError(
                     f"{self.path} could not be written ({error}). Nothing of this was kept; make room or check the "
@@ -449,6 +449,11 @@ class Ledger:
                 raise InvalidInput(f"{self.path} was closed. Open it again with Ledger.open.") from error
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 raise StoreCorrupt(f"{self.path} cannot be read ({error}). {_RESTORE}") from error
+
+
+def _is(error: sqlite3.Error, *codes: int) -> bool:
+    """Whether SQLite gave one of these primary result codes."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in codes  # the rest of an extended code says more of the same
 
 
 def _connect(path: Path, writable: bool) -> sqlite3.Connection:

@@ -15,13 +15,13 @@ from ragadapt.search.fusion import Floats
 from ragadapt.store.chunks import ChunkStore
 from ragadapt.values import Chunk
 
-QueryVectors = Callable[[Sequence[str]], Floats]
+EncodeQueries = Callable[[Sequence[str]], Floats]
 
 
 class StoredPassages:
     """The chunks of a saved retriever, as feedback names them."""
 
-    def __init__(self, chunks: ChunkStore, index: VectorIndex, vectors: QueryVectors) -> None:
+    def __init__(self, chunks: ChunkStore, index: VectorIndex, vectors: EncodeQueries) -> None:
         """vectors: queries → (n, d)."""
         self._chunks = chunks
         self._index = index

@@ -15,7 +15,8 @@ from ragadapt.errors import InvalidConfiguration
 from ragadapt.evaluation import gate
 from ragadapt.evaluation.judging import JudgedQuery
 from ragadapt.pipeline.arena import Arena
-from ragadapt.pipeline.stages import Corpus, rows_of
+from ragadapt.pipeline.corpus import Corpus
+from ragadapt.pipeline.stages import rows_of
 from ragadapt.queries import FEWEST_DEV, masked_passage
 from ragadapt.search.fusion import Fusion
 from ragadapt.search.searcher import Searcher
@@ -58,7 +59,7 @@ def make_examples(
     from ragadapt.training import Example
     from ragadapt.training.negatives import mine_negatives
 
-    positions = {id: at for at, id in enumerate(corpus.ids)}
+    positions = corpus.position_of
     queries = [query for query in queries if any(id in positions for id in query.positives)]
     known = [[positions[id] for id in query.positives if id in positions] for query in queries]
     relevant = _chunks_of_graded(queries, corpus, grades or {})
@@ -99,7 +100,7 @@ def make_examples(
                     answers=tuple(chunks[at].passage for at in sorted(answers - {positive})),
                 )
             )
-    examples = _taught(examples, config, progress)
+    examples = _with_teacher_scores(examples, config, progress)
     if config.training.loss == "margin_mse":
         listed = [
             (vectors[query.id], (positive, *others))
@@ -119,7 +120,7 @@ def check_teacher(config: FitConfig) -> None:
         )
 
 
-def _taught(examples: list[Example], config: FitConfig, progress: Progress) -> list[Example]:
+def _with_teacher_scores(examples: list[Example], config: FitConfig, progress: Progress) -> list[Example]:
     """The examples with the scores of the cross-encoder, if one is named and the loss reads them."""
     if config.mining.teacher is None or config.training.loss == "infonce":
         return examples

@@ -19,7 +19,7 @@ from ragadapt.index import exact_index
 from ragadapt.lexical import LexicalIndex
 from ragadapt.pipeline.stages import lexical_parts
 from ragadapt.queries import VERBATIM, masked_chunk
-from ragadapt.search.fusion import Background, Floats, Fusion
+from ragadapt.search.fusion import Floats, Fusion
 from ragadapt.search.searcher import Searcher
 from ragadapt.values import Chunk, Evidence, Progress, Query, no_progress
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ragadapt.encoder import Encoder
-    from ragadapt.pipeline.stages import Corpus
+    from ragadapt.pipeline.corpus import EncodedCorpus
 
 Grades = Mapping[str, Mapping[str, int]]
 """query id → document id → grade, for labels that name documents."""
@@ -72,50 +72,46 @@ def one_rank(
 def build_arena(
     queries: Sequence[Query],
     encoder: Encoder,
-    corpus: Corpus,
-    vectors: Floats,
+    encoded: EncodedCorpus,
     lexical_folder: Path,
     grades: Grades,
     progress: Progress = no_progress,
 ) -> Arena:
-    """The task for queries of one rank of evidence. vectors: (N, d) of the corpus by this encoder.
+    """The task for queries of one rank of evidence. encoded: the corpus by this encoder.
 
     Where two queries were cut from one passage, the first is kept: a passage can be masked for one query only.
     """
+    corpus, vectors = encoded.corpus, encoded.vectors
     lexical = LexicalIndex.open(lexical_folder)
     masks: dict[str, Chunk] = {}
     kept: list[Query] = []
-    by_id = {chunk.id: chunk for chunk in corpus.chunks}
     for query in queries:
         if query.kind in VERBATIM and query.positives:
             source = query.positives[0]
-            if source in masks or source not in by_id:
+            if source in masks or source not in corpus.chunk_of:
                 continue
-            masks[source] = masked_chunk(query, by_id[source])
+            masks[source] = masked_chunk(query, corpus.chunk_of[source])
         kept.append(query)
-    at = {id: position for position, id in enumerate(corpus.ids)}
+    position_of = corpus.position_of
     if masks:
         order: NDArray[np.int64]
         lexical = LexicalIndex.open(lexical_folder, mmap=False)
         headings, texts = lexical_parts(masks.values())
         lexical.update(list(masks), texts, headings=headings)
-        order = np.array([at[id] for id in lexical.ids()], dtype=np.int64)
-        background = Background.of(vectors)  # of the corpus as it is: a few masked rows change nothing
+        order = np.array([position_of[id] for id in lexical.ids()], dtype=np.int64)
         vectors = np.asarray(vectors)[order]
         vectors[len(vectors) - len(masks) :] = encoder.encode_passages(
             [chunk.passage.rstrip("\n") for chunk in masks.values()], progress=progress
         )
-        at = {id: position for position, id in enumerate(lexical.ids())}
-    else:
-        background = Background.of(vectors)
+        position_of = {id: position for position, id in enumerate(lexical.ids())}
     ids = lexical.ids()
-    document_of = {chunk.id: chunk.document_id for chunk in corpus.chunks}
     by_document = [query for query in kept if query.id in grades]
     judged = [
-        *judge_by_document(by_document, grades, [document_of[id] for id in ids]),
-        *judge_by_chunk((query for query in kept if query.id not in grades), at),
+        *judge_by_document(by_document, grades, [corpus.document_of[id] for id in ids]),
+        *judge_by_chunk((query for query in kept if query.id not in grades), position_of),
     ]
-    searcher = Searcher(exact_index(ids, vectors), lexical, background, Fusion())
+    # The background is that of the corpus as it is: a few masked rows change nothing.
+    searcher = Searcher(exact_index(ids, vectors), lexical, encoded.background, Fusion())
     rows = encoder.encode_queries([item.query.text for item in judged], progress=progress)
-    passages = tuple(masks[id].passage.rstrip("\n") if id in masks else by_id[id].passage for id in ids)
+    passages = tuple(masks[id].passage.rstrip("\n") if id in masks else corpus.chunk_of[id].passage for id in ids)
     return Arena(searcher, tuple(judged), rows, passages, progress)

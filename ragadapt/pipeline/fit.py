@@ -33,11 +33,19 @@ from ragadapt.pipeline.adapt import (
     proof,
 )
 from ragadapt.pipeline.arena import Arena, Grades, build_arena, one_rank
+from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
 from ragadapt.pipeline.fusion import ENOUGH, MOST, LearntFusion, learn_fusion, quality
-from ragadapt.pipeline.queries import Asked, Labels, answer_was_trained, ask, held_out_negatives, leaked, narrowed
+from ragadapt.pipeline.queries import (
+    DividedQueries,
+    Labels,
+    answer_was_trained,
+    held_out_negatives,
+    leaked,
+    make_queries,
+    narrowed,
+)
 from ragadapt.pipeline.report import Facts, build_report, model_card
 from ragadapt.pipeline.stages import (
-    Corpus,
     build_chunks,
     build_index,
     build_lexical,
@@ -53,7 +61,6 @@ from ragadapt.pipeline.stages import (
 )
 from ragadapt.queries import check_generator
 from ragadapt.report import Report, write_report
-from ragadapt.search.fusion import Floats
 from ragadapt.search.searcher import Searcher
 from ragadapt.store.chunks import document_hash
 from ragadapt.store.workspace import Manifest, Stage, Workspace, answers_file
@@ -120,14 +127,14 @@ def fit(
     from ragadapt.encoder.precision import choose_device
     from ragadapt.training.processes import Processes
 
-    crew = Processes.join(choose_device(config.encoder.device).split(":")[0])
-    if crew.index > 0:
-        return _train_along(crew, config)
+    processes = Processes.join(choose_device(config.encoder.device).split(":")[0])
+    if processes.index > 0:
+        return _train_along(processes, config)
     with profiling.profiled() if profile is not None else nullcontext() as taken:
         clock = profiling.Clock(taken)
         try:
-            result = _fit(sources, target, config, labels, chunked, portable, clock, crew, progress)
-            crew.tell(result)
+            result = _fit(sources, target, config, labels, chunked, portable, clock, processes, progress)
+            processes.tell(result)
             return result
         finally:
             if taken is not None and profile is not None:
@@ -142,7 +149,7 @@ def _fit(
     chunked: bool,
     portable: bool | None,
     clock: profiling.Clock,
-    crew: Processes,
+    processes: Processes,
     progress: Progress,
 ) -> FitResult:
     from ragadapt.adapters.method import Scope
@@ -152,39 +159,41 @@ def _fit(
     with clock("read"), profiling.work("read"):
         documents, skipped, chunks = read_sources(sources, config.read, chunked, progress, label_files)
     with Workspace.open(target, {"command": "fit"}) as work:
-        run = _Run(work, config, clock, crew, progress, bool(portable), describe_sources(sources, chunked, label_files))
+        steps = _FitSteps(
+            work, config, clock, processes, progress, bool(portable), describe_sources(sources, chunked, label_files)
+        )
         with clock("load model"), profiling.work("load model"):
             encoder = Encoder.load(config.encoder)
         if config.adapter.trains and encoder.query_tower is not None:
             Scope.of(encoder.query_tower.model, config.adapter.layers)  # say now that there are not so many
 
-        corpus = run.chunks(documents, chunks, encoder)
-        taught = any(label.use != "eval" for label in labels) or config.query.generator or config.query.generator_url
+        corpus = steps.chunks(documents, chunks, encoder)
+        may_train = any(label.use != "eval" for label in labels) or config.query.generator or config.query.generator_url
         # Half of the room: training has the other for what the first half does not hold.
-        with run.frozen_layers(encoder, room=0.5) if taught and config.adapter.adapt == "both" else nullcontext():
-            vectors = run.vectors("base-vectors", corpus, encoder)
-        lexical = run.lexical(corpus)
-        base = searcher_of(corpus, vectors, lexical)
+        with steps.frozen_layers(encoder, room=0.5) if may_train and config.adapter.adapt == "both" else nullcontext():
+            encoded = steps.encode("base-vectors", corpus, encoder)
+        lexical = steps.lexical(corpus)
+        base = searcher_of(encoded, lexical)
 
-        asked = run.queries(corpus, encoder, base, labels)
-        fusion = run.fusion(asked.fusion_queries, encoder, corpus, vectors, asked.grades)
-        plan = run.plan(asked)
-        shipped, shipped_vectors, trained = encoder, vectors, None
+        queries = steps.queries(corpus, encoder, base, labels)
+        fusion = steps.fusion(queries.fusion_queries, encoder, encoded, queries.grades)
+        plan = steps.plan(queries)
+        shipped, shipped_encoded, trained = encoder, encoded, None
         decision = gate.not_trained(plan.reason)
         base_fusion = fusion
         if plan.train:
-            trained = run.train(plan, asked, encoder, base, corpus, vectors)
-            decision, trained, adapted_vectors = run.judge(trained, plan, asked, corpus, vectors, encoder, base_fusion)
+            trained = steps.train(plan, queries, encoder, base, encoded)
+            decision, trained, adapted = steps.judge(trained, plan, queries, encoded, encoder, base_fusion)
             if decision.adapted:
-                shipped, shipped_vectors = trained.encoder, adapted_vectors
+                shipped, shipped_encoded = trained.encoder, adapted
                 fusion = trained.fusion or base_fusion
 
-        report = run.report(
-            documents, skipped, corpus, asked, plan, decision, trained, (encoder, vectors, base_fusion),
-            (shipped, shipped_vectors, fusion),
+        report = steps.report(
+            documents, skipped, corpus, queries, plan, decision, trained, (encoder, encoded, base_fusion),
+            (shipped, shipped_encoded, fusion),
         )  # fmt: skip
-        path = run.commit(report, corpus, encoder, shipped, shipped_vectors, fusion, adapted=decision.adapted)
-        return FitResult(path, report, decision, tuple(run.reused))
+        path = steps.commit(report, encoder, shipped, shipped_encoded, fusion, adapted=decision.adapted)
+        return FitResult(path, report, decision, tuple(steps.reused))
 
 
 @dataclass(frozen=True)
@@ -196,20 +205,20 @@ class _Training:
     judged: bool  # whether the first process looks at a dev part
 
 
-def _train_along(crew: Processes, config: FitConfig) -> FitResult:
+def _train_along(processes: Processes, config: FitConfig) -> FitResult:
     """What every process but the first one does: train with it when it says so, until it says what came of it."""
     from ragadapt.encoder import Encoder
     from ragadapt.training import train
 
-    while not isinstance(told := crew.tell(), FitResult):
+    while not isinstance(received := processes.tell(), FitResult):
         encoder = Encoder.load(config.encoder)
-        if encoder.fingerprint != told.fingerprint:
+        if encoder.fingerprint != received.fingerprint:
             raise InvalidConfiguration(
-                f"Process {crew.index} has another base model than the first one. Give all of them the same files."
+                f"Process {processes.index} has another base model than the first one. Give all of them the same files."
             )
-        dev = (lambda _: 0.0) if told.judged else None  # the first process looks, and tells the others
-        train(encoder, told.examples, dev, config.adapter, config.training, seed=config.seed)
-    return told
+        dev = (lambda _: 0.0) if received.judged else None  # the first process looks, and tells the others
+        train(encoder, received.examples, dev, config.adapter, config.training, seed=config.seed)
+    return received
 
 
 @dataclass(frozen=True)
@@ -228,7 +237,7 @@ class Trained:
     drift: float | None = None
 
 
-class _Run:
+class _FitSteps:
     """One fit at work: the workspace and its stages, in the order in which they are called."""
 
     def __init__(
@@ -236,7 +245,7 @@ class _Run:
         work: Workspace,
         config: FitConfig,
         clock: profiling.Clock,
-        crew: Processes,
+        processes: Processes,
         progress: Progress,
         portable: bool,
         sources: Mapping[str, Any],
@@ -245,7 +254,7 @@ class _Run:
         self.sources = sources
         self.config = config
         self.clock = clock
-        self.crew = crew
+        self.processes = processes
         self.progress = progress
         self.portable = portable
         self.reused: list[str] = []
@@ -271,7 +280,7 @@ class _Run:
         with self.stage("chunks", documents=content, settings=settings, tokenizer=encoder.fingerprint) as stage:
             return build_chunks(stage, documents, given, encoder, self.config.chunk, self.progress)
 
-    def vectors(self, name: str, corpus: Corpus, encoder: Encoder, after: Sequence[str] = ("chunks",)) -> Floats:
+    def encode(self, name: str, corpus: Corpus, encoder: Encoder, after: Sequence[str] = ("chunks",)) -> EncodedCorpus:
         with self.stage(name, after, encoder=encoder.fingerprint) as stage, ExitStack() as stack:
             known = [] if stage.finished else stack.enter_context(vectors_kept_for(self.work.target, encoder))
             return build_vectors(stage, corpus, encoder, self.progress, known)
@@ -284,14 +293,12 @@ class _Run:
     def lexical_folder(self) -> Path:
         return self.paths["lexical"] / "lexical"
 
-    def arena(
-        self, queries: Sequence[Query], encoder: Encoder, corpus: Corpus, vectors: Floats, grades: Grades
-    ) -> Arena:
-        return build_arena(queries, encoder, corpus, vectors, self.lexical_folder, grades, self.progress)
+    def arena(self, queries: Sequence[Query], encoder: Encoder, encoded: EncodedCorpus, grades: Grades) -> Arena:
+        return build_arena(queries, encoder, encoded, self.lexical_folder, grades, self.progress)
 
     # Queries
 
-    def queries(self, corpus: Corpus, encoder: Encoder, base: Searcher, labels: Sequence[Labels]) -> Asked:
+    def queries(self, corpus: Corpus, encoder: Encoder, base: Searcher, labels: Sequence[Labels]) -> DividedQueries:
         """Write, read, clean and split the queries."""
         config = self.config
         settings = {"query": config.query.deciding(), "split": config.split.deciding()}
@@ -304,8 +311,9 @@ class _Run:
         ) as stage:
             if not stage.finished:
                 cache = answers_file(self.work.target)  # not in the stage: answers outlive its settings
-                ask(corpus, encoder, base, labels, config, cache=cache, progress=self.progress).write(stage.path)
-            return Asked.read(stage.path)
+                made = make_queries(corpus, encoder, base, labels, config, cache=cache, progress=self.progress)
+                made.write(stage.path)
+            return DividedQueries.read(stage.path)
 
     # Learning
 
@@ -313,9 +321,8 @@ class _Run:
         self,
         queries: Sequence[Query],
         encoder: Encoder,
-        corpus: Corpus,
-        vectors: Floats,
-        grades: dict[str, dict[str, int]],
+        encoded: EncodedCorpus,
+        grades: Grades,
     ) -> LearntFusion:
         """The fusion of this encoder, from the best evidence among the queries."""
         with self.clock("fusion"):
@@ -324,23 +331,23 @@ class _Run:
             rank, chosen = one_rank(queries, ENOUGH, MOST)
             if rank is Evidence.CROP:
                 chosen = chosen[:: -(-len(chosen) // _CROPS)]
-            arena = self.arena(chosen, encoder, corpus, vectors, grades) if chosen else None
+            arena = self.arena(chosen, encoder, encoded, grades) if chosen else None
             return learn_fusion(arena, self.config.fusion, evidence=rank)
 
-    def plan(self, asked: Asked) -> gate.Plan:
+    def plan(self, queries: DividedQueries) -> gate.Plan:
         """What trains and what judges."""
         if not self.config.adapter.trains:
             return gate.Plan((), (), None, "Training was switched off (--method none): only the search is tuned.")
-        return gate.plan(asked.train, asked.heldout, split=self.config.split)
+        return gate.plan(queries.train, queries.heldout, split=self.config.split)
 
     def train(
-        self, plan: gate.Plan, asked: Asked, base: Encoder, searcher: Searcher, corpus: Corpus, vectors: Floats
+        self, plan: gate.Plan, queries: DividedQueries, base: Encoder, searcher: Searcher, encoded: EncodedCorpus
     ) -> Trained:
         """Mine, train, and choose how far to go from the base."""
         from ragadapt.encoder import Encoder
         from ragadapt.training import train
 
-        config = self.config
+        config, corpus = self.config, encoded.corpus
         settings = {name: getattr(config, name).deciding() for name in ("mining", "adapter", "training")}
         settings["strengths"] = sorted(config.gate.interpolation)  # all of the gate that this stage looks at
         ids = [query.id for query in plan.train]
@@ -348,14 +355,14 @@ class _Run:
             "train", ("queries",), settings=settings, encoder=base.fingerprint, queries=ids, portable=self.portable
         ) as stage:
             if not stage.finished:
-                trainers = narrowed(plan.train, base, corpus, vectors, asked.grades, self.progress)
+                trainers = narrowed(plan.train, base, encoded, queries.grades, self.progress)
                 query_vectors = encode_query_texts(base, trainers, self.progress)
                 examples, suspects = make_examples(
-                    trainers, searcher, query_vectors, corpus, config, asked.grades, self.progress
+                    trainers, searcher, query_vectors, corpus, config, queries.grades, self.progress
                 )
-                pool = self.dev_pool(plan, asked, base, corpus, vectors)
+                pool = self.dev_pool(plan, queries, base, encoded)
                 dev = partial(pool.score, progress=self.progress) if pool else None
-                self.crew.tell(_Training(base.fingerprint, examples, dev is not None))
+                self.processes.tell(_Training(base.fingerprint, examples, dev is not None))
                 with self.frozen_layers(base):
                     result = train(
                         base,
@@ -394,10 +401,12 @@ class _Run:
             tuple(record["checks"]),
         )
 
-    def dev_pool(self, plan: gate.Plan, asked: Asked, base: Encoder, corpus: Corpus, vectors: Floats) -> DevPool | None:
+    def dev_pool(
+        self, plan: gate.Plan, queries: DividedQueries, base: Encoder, encoded: EncodedCorpus
+    ) -> DevPool | None:
         """The pool of the best dev queries of which there are enough."""
-        for judges in dev_judges(asked.dev, plan):
-            arena = self.arena(judges, base, corpus, vectors, asked.grades)
+        for judges in dev_judges(queries.dev, plan):
+            arena = self.arena(judges, base, encoded, queries.grades)
             pool = dev_pool(arena, seed=self.config.seed)
             if pool is not None:
                 log.info("%d dev queries (%s) steer the training", len(pool.judged), judges[0].evidence.value)
@@ -426,30 +435,29 @@ class _Run:
         self,
         trained: Trained,
         plan: gate.Plan,
-        asked: Asked,
-        corpus: Corpus,
-        vectors: Floats,
+        queries: DividedQueries,
+        encoded: EncodedCorpus,
         base: Encoder,
         base_fusion: LearntFusion,
-    ) -> tuple[gate.Decision, Trained, Floats]:
+    ) -> tuple[gate.Decision, Trained, EncodedCorpus]:
         """Compare with the base on held-out queries; the decision, the trained side with its fusion, its vectors."""
         config = self.config
         if config.adapter.adapt == "query":
-            adapted_vectors = vectors
+            adapted = encoded
         else:
             with self.frozen_layers(trained.encoder, room=0):
-                adapted_vectors = self.vectors("adapted-vectors", corpus, trained.encoder, ("chunks", "train"))
-        rank, chosen = one_rank([q for q in asked.dev if q.evidence is plan.evidence], ENOUGH, MOST)
-        grades = asked.grades
+                adapted = self.encode("adapted-vectors", encoded.corpus, trained.encoder, ("chunks", "train"))
+        rank, chosen = one_rank([q for q in queries.dev if q.evidence is plan.evidence], ENOUGH, MOST)
+        grades = queries.grades
         with self.clock("gate"):
             fusion = base_fusion
             if chosen:
-                arena = self.arena(chosen, trained.encoder, corpus, adapted_vectors, grades)
+                arena = self.arena(chosen, trained.encoder, adapted, grades)
                 fusion = learn_fusion(arena, config.fusion, evidence=rank)
-            before = self.arena(plan.judge, base, corpus, vectors, grades).with_fusion(base_fusion.fusion)
-            after = self.arena(plan.judge, trained.encoder, corpus, adapted_vectors, grades)
+            before = self.arena(plan.judge, base, encoded, grades).with_fusion(base_fusion.fusion)
+            after = self.arena(plan.judge, trained.encoder, adapted, grades)
             after = after.with_fusion(fusion.fusion)
-            moved = drift(vectors, adapted_vectors, seed=config.seed)
+            moved = drift(encoded.vectors, adapted.vectors, seed=config.seed)
             decision = gate.decide(
                 strength=trained.strength,
                 dense=(quality(after, "dense"), quality(before, "dense")),
@@ -457,10 +465,10 @@ class _Run:
                 drift=moved,
                 config=config.gate,
                 seed=config.seed,
-                met=answer_was_trained(plan, asked.grades),
+                met=answer_was_trained(plan, queries.grades),
             )
         log.info("gate: %s", "; ".join(decision.reasons))
-        return decision, replace(trained, fusion=fusion, drift=moved), adapted_vectors
+        return decision, replace(trained, fusion=fusion, drift=moved), adapted
 
     # The folder
 
@@ -469,17 +477,17 @@ class _Run:
         documents: Sequence[Document],
         skipped: Sequence[Any],
         corpus: Corpus,
-        asked: Asked,
+        queries: DividedQueries,
         plan: gate.Plan,
         decision: gate.Decision,
         trained: Trained | None,
-        base: tuple[Encoder, Floats, LearntFusion],
-        shipped: tuple[Encoder, Floats, LearntFusion],
+        base: tuple[Encoder, EncodedCorpus, LearntFusion],
+        shipped: tuple[Encoder, EncodedCorpus, LearntFusion],
     ) -> Report:
         """Measure what ships beside the baselines on the held-out queries of the best rank."""
         config = self.config
         with self.clock("report"):
-            rank, chosen = one_rank(asked.heldout, dict.fromkeys(Evidence, 1), MOST)
+            rank, chosen = one_rank(queries.heldout, dict.fromkeys(Evidence, 1), MOST)
             if rank is Evidence.CROP:
                 chosen = chosen[:: -(-len(chosen) // _CROPS)]
             if plan.judge:
@@ -487,8 +495,8 @@ class _Run:
             arenas: list[Arena | None] = [None, None]
             if chosen:
                 arenas = [
-                    self.arena(chosen, encoder, corpus, vectors, asked.grades).with_fusion(learnt.fusion)
-                    for encoder, vectors, learnt in ((base, shipped) if decision.adapted else (base,))
+                    self.arena(chosen, encoder, encoded, queries.grades).with_fusion(learnt.fusion)
+                    for encoder, encoded, learnt in ((base, shipped) if decision.adapted else (base,))
                 ]
             facts = Facts(
                 documents=documents,
@@ -499,13 +507,13 @@ class _Run:
                 plan=plan,
                 decision=decision,
                 fusion=shipped[2],
-                made=asked.made,
-                kept=asked.kept,
-                sizes={part: len(getattr(asked, part)) for part in ("train", "dev", "heldout")},
-                documents_by_part=asked.documents,
+                made=queries.made,
+                kept=queries.kept,
+                sizes={part: len(getattr(queries, part)) for part in ("train", "dev", "heldout")},
+                documents_by_part=queries.documents,
                 leaked=leaked(plan, corpus) if trained else 0,
                 negatives=trained.negatives if trained else None,
-                warnings=(*corpus.notes, *asked.notes),
+                warnings=(*corpus.notes, *queries.notes),
                 history=trained.history if trained else (),
                 strengths=trained.strengths if trained else {},
                 strength=trained.strength if trained else None,
@@ -518,28 +526,27 @@ class _Run:
                 base_model=base[0].spec.model,
                 licences=_licences(base[0], config),
             )
-            return build_report(facts, arenas[0], arenas[-1], corpus)
+            return build_report(facts, arenas[0], arenas[-1])
 
     def commit(
         self,
         report: Report,
-        corpus: Corpus,
         base: Encoder,
         encoder: Encoder,
-        vectors: Floats,
+        encoded: EncodedCorpus,
         learnt: LearntFusion,
         *,
         adapted: bool,
     ) -> Path:
         """Save the model, build the index, write the report, and replace the target in one move."""
-        config, progress = self.config, self.progress
+        config, corpus, progress = self.config, encoded.corpus, self.progress
         if not adapted:
             with self.stage("base-model", encoder=encoder.fingerprint, portable=self.portable) as stage:
                 if not stage.finished:
                     encoder.save(stage.path / "model", portable=self.portable)
         with self.stage("index", ("chunks",), encoder=encoder.fingerprint, index=config.index.deciding()) as stage:
             if not stage.finished:
-                build_index(stage, config.index, corpus, vectors, encoder.fingerprint, progress)
+                build_index(stage, config.index, encoded, encoder.fingerprint, progress)
         with self.stage("report", ("queries",), report=report.model_dump(mode="json")) as stage:
             if not stage.finished:
                 write_report(stage.path, report)

@@ -1,4 +1,4 @@
-"""What a fit is asked: queries from the documents, from a language model and from the user's labels, by part."""
+"""The queries of a fit: from the documents, from a language model and from the user's labels, by part."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from ragadapt.corpus import internal_links, normalise
 from ragadapt.errors import InvalidLabels
 from ragadapt.evaluation import gate
 from ragadapt.files import record_file, write_text
-from ragadapt.pipeline.stages import Corpus, encode_query_texts, read_queries, write_queries
+from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
+from ragadapt.pipeline.stages import encode_query_texts, read_queries, write_queries
 from ragadapt.queries import (
     LabelledSet,
     Split,
@@ -35,7 +36,6 @@ from ragadapt.queries import (
     structural_queries,
 )
 from ragadapt.queries.split import PARTS
-from ragadapt.search.fusion import Floats
 from ragadapt.search.searcher import Searcher
 from ragadapt.values import Evidence, Progress, Query
 
@@ -78,7 +78,7 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class Asked:
+class DividedQueries:
     """The queries of a fit by part, with what is known about them.
 
     grades: for labels that name documents. made and kept: counts by kind, before and after cleaning.
@@ -99,22 +99,22 @@ class Asked:
         return (*self.train, *self.dev)
 
     def write(self, folder: Path) -> None:
-        """As train.jsonl, dev.jsonl, heldout.jsonl and asked.json."""
+        """As train.jsonl, dev.jsonl, heldout.jsonl and queries.json."""
         for part in PARTS:
             write_queries(folder / f"{part}.jsonl", getattr(self, part))
         rest = {name: value for name, value in asdict(self).items() if name not in PARTS}
-        write_text(folder / "asked.json", json.dumps(rest, ensure_ascii=False))
+        write_text(folder / "queries.json", json.dumps(rest, ensure_ascii=False))
 
     @classmethod
-    def read(cls, folder: Path) -> Asked:
+    def read(cls, folder: Path) -> DividedQueries:
         """What `write` wrote."""
-        values: dict[str, Any] = json.loads((folder / "asked.json").read_text(encoding="utf-8"))
+        values: dict[str, Any] = json.loads((folder / "queries.json").read_text(encoding="utf-8"))
         for part in PARTS:
             values[part] = tuple(read_queries(folder / f"{part}.jsonl"))
         return cls(**values | {"notes": tuple(values["notes"])})
 
 
-def ask(
+def make_queries(
     corpus: Corpus,
     encoder: Encoder,
     base: Searcher,
@@ -123,7 +123,7 @@ def ask(
     *,
     cache: Path,
     progress: Progress,
-) -> Asked:
+) -> DividedQueries:
     """Write, read, clean and split the queries. base: the untuned search of the round trip. cache: a file that keeps
     a language model's answers, so that nothing is asked twice. Raises InvalidLabels, InvalidInput."""
     seed = config.seed
@@ -149,7 +149,7 @@ def ask(
         split,
         sift=lambda train: _round_trip(train, encoder, base, config.query.round_trip_k, progress),
     )
-    return Asked(
+    return DividedQueries(
         tuple(train),
         tuple(dev),
         tuple(heldout),
@@ -232,8 +232,7 @@ def _round_trip(queries: Sequence[Query], encoder: Encoder, base: Searcher, k: i
 def narrowed(
     queries: Sequence[Query],
     base: Encoder,
-    corpus: Corpus,
-    vectors: Floats,
+    encoded: EncodedCorpus,
     grades: Mapping[str, Mapping[str, int]],
     progress: Progress,
 ) -> list[Query]:
@@ -241,16 +240,15 @@ def narrowed(
     whole = [query for query in queries if query.id in grades]
     if not whole:
         return list(queries)
-    at = {id: position for position, id in enumerate(corpus.ids)}
+    corpus = encoded.corpus
     query_vectors = encode_query_texts(base, whole, progress)
-    document_of = {chunk.id: chunk.document_id for chunk in corpus.chunks}
 
     def score(query: Query, ids: Sequence[str]) -> list[float]:
-        rows = np.asarray(vectors[[at[id] for id in ids]])
+        rows = np.asarray(encoded.vectors[[corpus.position_of[id] for id in ids]])
         scores: list[float] = (rows @ query_vectors[query.id]).tolist()
         return scores
 
-    found = {query.id: query for query in narrow_to_best_chunk(whole, score, document_of=document_of)}
+    found = {query.id: query for query in narrow_to_best_chunk(whole, score, document_of=corpus.document_of)}
     return [found.get(query.id, query) for query in queries]
 
 
@@ -270,8 +268,8 @@ def leaked(plan: gate.Plan, corpus: Corpus) -> int:
     if plan.evidence is not Evidence.LABELLED or not labelled:
         return count_leaks(plan.train, plan.judge, corpus.chunks).total
     others = [query for query in plan.train if query.evidence is not Evidence.LABELLED]
-    asked = count_leaks(labelled, plan.judge, corpus.chunks)
-    return asked.texts + asked.near_texts + count_leaks(others, plan.judge, corpus.chunks).total
+    shared = count_leaks(labelled, plan.judge, corpus.chunks)
+    return shared.texts + shared.near_texts + count_leaks(others, plan.judge, corpus.chunks).total
 
 
 def held_out_negatives(examples: Sequence[Example], plan: gate.Plan, corpus: Corpus, loss: str) -> tuple[int, int]:
@@ -281,7 +279,7 @@ def held_out_negatives(examples: Sequence[Example], plan: gate.Plan, corpus: Cor
     That is no leak: being pushed away from other queries cannot flatter the model on its own. To spare these passages
     would, as all others were pushed away.
     """
-    at = {id: position for position, id in enumerate(corpus.ids)}
+    at = corpus.position_of
     answers = {corpus.text_keys[at[id]] for query in plan.judge for id in query.positives if id in at}
     pairs: set[tuple[str, str]] = set()
     for example in examples:
@@ -297,7 +295,7 @@ def _without_held_out_passages(train: Sequence[Query], heldout: Sequence[Query],
 
     Labelled training queries stay: users ask about the same passages again, and their split is by query.
     """
-    at = {id: position for position, id in enumerate(corpus.ids)}
+    at = corpus.position_of
     answers = {
         corpus.groups[at[id]]
         for query in heldout
@@ -326,7 +324,6 @@ def _renamed(found: LabelledSet, prefix: str) -> LabelledSet:
 
 def document_grades(sets: Sequence[DividedLabels], corpus: Corpus) -> dict[str, dict[str, int]]:
     """Query id → document id → grade, for labels that name whole documents."""
-    document_of = {chunk.id: chunk.document_id for chunk in corpus.chunks}
     grades: dict[str, dict[str, int]] = {}
     for found, _ in sets:
         for query, documents in found.document_positives.items():
@@ -335,7 +332,7 @@ def document_grades(sets: Sequence[DividedLabels], corpus: Corpus) -> dict[str, 
                 continue
             grades[query] = dict.fromkeys(documents, 1)
             for chunk, grade in found.grades.get(query, {}).items():
-                document = document_of[chunk]
+                document = corpus.document_of[chunk]
                 if document in whole:
                     grades[query][document] = max(grades[query][document], int(grade))
     return grades

@@ -25,7 +25,6 @@ from ragadapt.checks import checked_path
 from ragadapt.config import FitConfig
 from ragadapt.corpus import chunk_documents
 from ragadapt.corpus.sources import are_paths, describe_sources, known_labels, listed_sources, read_sources
-from ragadapt.corpus.walk import UNLISTED
 from ragadapt.errors import (
     EmptyCorpus,
     FingerprintMismatch,
@@ -38,8 +37,8 @@ from ragadapt.errors import (
 )
 from ragadapt.files import copy_file
 from ragadapt.index import VectorIndex, open_index
+from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
 from ragadapt.pipeline.stages import (
-    Corpus,
     KnownVectors,
     build_index,
     build_lexical,
@@ -81,7 +80,7 @@ class DocumentChanges:
 
 
 @dataclass(frozen=True, slots=True)
-class Unread:
+class UnreadDocument:
     """A known document that is there and cannot be read now. It stays as it was."""
 
     id: str
@@ -116,7 +115,7 @@ class Refreshed:
     documents: DocumentChanges
     chunks: ChunkChanges
     skipped: tuple[Any, ...] = ()
-    unread: tuple[Unread, ...] = ()
+    unread: tuple[UnreadDocument, ...] = ()
     reused: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     advice: str = ""
@@ -178,7 +177,7 @@ def rollback(retriever: str | Path) -> Manifest:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _RefreshPlan:
     """What a refresh will put in place: the documents with all chunks in order, and what that changes.
 
     missing: ids of documents that were not among the sources; vanished: those of them that did not merely move.
@@ -194,7 +193,7 @@ class _Plan:
     missing: tuple[str, ...]
     vanished: int
     known: int  # documents in the present folder
-    unread: tuple[Unread, ...]
+    unread: tuple[UnreadDocument, ...]
 
 
 class _Refresh:
@@ -255,7 +254,7 @@ class _Refresh:
         given: Sequence[Chunk] | None,
         skipped: Sequence[Any],
         keep_missing: bool,
-    ) -> _Plan:
+    ) -> _RefreshPlan:
         """Compare with what is there, and cut what changed."""
         self.opened.check("chunks.sqlite")
         with ChunkStore.open(self.path / "chunks.sqlite") as store:
@@ -292,7 +291,7 @@ class _Refresh:
             unread=len(unread),
         )
         before = [chunk for document in old_chunks.values() for chunk in document]
-        return _Plan(
+        return _RefreshPlan(
             documents=tuple(order),
             chunks=tuple(chunks),
             old=old,
@@ -323,7 +322,7 @@ class _Refresh:
 
     # Doing it
 
-    def apply(self, work: Workspace, plan: _Plan) -> str:
+    def apply(self, work: Workspace, plan: _RefreshPlan) -> str:
         """Build the new folder stage by stage and put it in place; the advice, if any."""
         corpus = Corpus.of(plan.chunks)
         config = self.config
@@ -348,7 +347,9 @@ class _Refresh:
         index = config.index.deciding()
         with self.stage(work, "refresh-index", after | {"index": index}) as stage:
             if not stage.finished:
-                build_index(stage, config.index, corpus, vectors, self.manifest.fingerprint, self.progress)
+                build_index(
+                    stage, config.index, EncodedCorpus(corpus, vectors), self.manifest.fingerprint, self.progress
+                )
         sections, advice = _sections(self.manifest, plan)
         manifest = replace(self.manifest, sections=sections, mutable=mutable_parts(config.index))
         parts = {
@@ -372,7 +373,7 @@ class _Refresh:
                 self.reused.append(name)
             yield stage
 
-    def vectors(self, stage: Stage, plan: _Plan) -> Floats:
+    def vectors(self, stage: Stage, plan: _RefreshPlan) -> Floats:
         """(n, d) in the order of the chunks: from the old index where the content was there, else encoded."""
         path = stage.path / "vectors.npy"
 
@@ -416,7 +417,7 @@ class _Refresh:
 
 def _unread(
     skipped: Sequence[Any], known: Sequence[DocumentRecord], documents: Sequence[Document]
-) -> dict[str, Unread]:
+) -> dict[str, UnreadDocument]:
     """Id → the known document that is there and cannot be read: its file, its folder, or a row in its place.
 
     known: as they stood in the present folder. documents: what was read. A damaged row does not say which document it
@@ -429,10 +430,10 @@ def _unread(
         if not item.left_out and item.row is not None:
             rows.setdefault(item.source.rpartition(":")[0], {}).setdefault(item.row, item.reason)
     sources = {record.source for record in known}
-    folders = {name: why for name, why in reasons.items() if why.startswith(UNLISTED)}
+    folders = {item.source: item.reason for item in skipped if item.unlisted}
     everything = next((why for name, why in folders.items() if not name.endswith("/") and name not in sources), "")
     read = {document.id for document in documents}
-    found: dict[str, Unread] = {}
+    found: dict[str, UnreadDocument] = {}
     by_file: dict[str, list[str]] = {}
     for record in known:
         by_file.setdefault(record.source, []).append(record.id)
@@ -440,7 +441,7 @@ def _unread(
             parents = (record.source[: at + 1] for at, letter in enumerate(record.source) if letter == "/")
             reason = reasons.get(record.source) or next((folders[p] for p in parents if p in folders), everything)
             if reason:
-                found[record.id] = Unread(record.id, record.source, reason)
+                found[record.id] = UnreadDocument(record.id, record.source, reason)
     for name, damaged in rows.items():
         old = by_file.get(name, [])
         place = {id: at for at, id in enumerate(old)}
@@ -450,12 +451,12 @@ def _unread(
             last = next((at for at in now[before:] if at >= 0), len(old))
             for id in old[first + 1 : last] if first < last else old:
                 if id not in read:
-                    found.setdefault(id, Unread(id, name, reason))
+                    found.setdefault(id, UnreadDocument(id, name, reason))
     return found
 
 
 def _with_unread(
-    documents: Sequence[Document], known: Sequence[DocumentRecord], unread: Mapping[str, Unread]
+    documents: Sequence[Document], known: Sequence[DocumentRecord], unread: Mapping[str, UnreadDocument]
 ) -> list[Document | DocumentRecord]:
     """The documents, each unread one behind the one that it stood behind."""
     following: dict[str, list[DocumentRecord]] = {}
@@ -471,7 +472,7 @@ def _with_unread(
     return placed
 
 
-def _known(plan: _Plan, index: VectorIndex) -> KnownVectors:
+def _known(plan: _RefreshPlan, index: VectorIndex) -> KnownVectors:
     """What the old index has of the plan's passages."""
     wanted = {chunk.content_hash for chunk in plan.chunks}
     candidates = {digest: id for id, digest in plan.old.items() if digest in wanted}
@@ -516,7 +517,7 @@ def _in_order(chunks: Sequence[Chunk], documents: Sequence[Document | DocumentRe
     return [chunk for document in documents for chunk in by_document.get(document.id, ())]
 
 
-def _refuse_loss(plan: _Plan, manifest: Manifest, sources: Sequence[Any]) -> None:
+def _refuse_loss(plan: _RefreshPlan, manifest: Manifest, sources: Sequence[Any]) -> None:
     """Stop before documents are deleted that were probably only not named. Raises InvalidInput."""
     if not plan.vanished:
         return
@@ -545,7 +546,7 @@ def _refuse_loss(plan: _Plan, manifest: Manifest, sources: Sequence[Any]) -> Non
         )
 
 
-def _sections(manifest: Manifest, plan: _Plan) -> tuple[dict[str, Any], str]:
+def _sections(manifest: Manifest, plan: _RefreshPlan) -> tuple[dict[str, Any], str]:
     """The manifest's sections after this refresh, and advice where much has changed since the fit."""
     sections = dict(manifest.sections)
     earlier = sections.get("refresh", {})

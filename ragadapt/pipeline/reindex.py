@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ragadapt.checks import shown
 from ragadapt.config import FitConfig, IndexConfig
 from ragadapt.errors import InvalidInput
+from ragadapt.pipeline.corpus import Corpus
 from ragadapt.pipeline.stages import (
-    Corpus,
     build_index,
     build_vectors,
     check_index,
@@ -21,9 +20,6 @@ from ragadapt.pipeline.stages import (
 from ragadapt.store.chunks import ChunkStore
 from ragadapt.store.workspace import Workspace, open_store
 from ragadapt.values import Progress, no_progress
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +47,10 @@ def reindex(
             corpus = Corpus.of(tuple(store))
         key = {"build": manifest.build_id, "encoder": encoder.fingerprint}
         with work.stage("index-vectors", key) as stage:
-            vectors = build_vectors(stage, corpus, encoder, progress)
+            encoded = build_vectors(stage, corpus, encoder, progress)
         with work.stage("index", key | {"index": index.deciding()}) as stage:
             if not stage.finished:
-                build_index(stage, index, corpus, vectors, encoder.fingerprint, progress)
+                build_index(stage, index, encoded, encoder.fingerprint, progress)
             built = stage.path
         kept = {name: old.path / name for name in ("chunks.sqlite", "lexical", "model", "report")}
         configuration = {**manifest.configuration, "index": index.model_dump(mode="json")}

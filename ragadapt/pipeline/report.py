@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,10 @@ from ragadapt import report as reports
 from ragadapt.corpus import notes_of
 from ragadapt.evaluation import Evaluation, evaluate, gate
 from ragadapt.evaluation.judging import JudgedQuery
+from ragadapt.evaluation.metrics import Run
 from ragadapt.pipeline.arena import Arena
+from ragadapt.pipeline.corpus import Corpus
 from ragadapt.pipeline.fusion import LearntFusion, System, ranking
-from ragadapt.pipeline.stages import Corpus
 from ragadapt.profiling import Profile
 from ragadapt.report import build
 from ragadapt.report.build import library_versions
@@ -27,8 +28,6 @@ from ragadapt.values import Chunk, Document, Evidence
 
 if TYPE_CHECKING:
     from ragadapt.encoder import Precision
-
-Run = dict[str, dict[str, float]]
 
 _LABELS = {
     "base-dense": "base model, dense",
@@ -71,42 +70,41 @@ class Facts:
     base_model: str
     licences: Mapping[str, str]
     precision: Precision | None = None  # of the encoder that ships
-    peak_memory_bytes: int | None = None
     profile: Profile | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-def runs(arena: Arena, corpus: Corpus, systems: Mapping[str, System], *, k: int = 100) -> dict[str, Run]:
+def runs(arena: Arena, systems: Mapping[str, System], *, k: int = 100) -> dict[str, Run]:
     """Name → run over unit ids (documents where documents were judged). A score is minus the rank."""
     made: dict[str, Run] = {}
     for name, system in systems.items():
-        made[name] = {}
+        run: dict[str, dict[str, float]] = {}
         for item, positions in zip(arena.judged, ranking(arena, system, k=k), strict=True):
-            names = [unit_name(item, unit, arena, corpus) for unit in item.units(positions)]
-            made[name][item.query.id] = {id: -float(rank) for rank, id in enumerate(names, start=1)}
+            names = [unit_name(item, unit, arena) for unit in item.units(positions)]
+            run[item.query.id] = {id: -float(rank) for rank, id in enumerate(names, start=1)}
+        made[name] = run
     return made
 
 
-def judgements(arena: Arena, corpus: Corpus) -> dict[str, dict[str, int]]:
+def judgements(arena: Arena) -> dict[str, dict[str, int]]:
     """Query id → unit id → grade."""
     return {
-        item.query.id: {unit_name(item, unit, arena, corpus): int(grade) for unit, grade in item.relevant.items()}
+        item.query.id: {unit_name(item, unit, arena): int(grade) for unit, grade in item.relevant.items()}
         for item in arena.judged
     }
 
 
-def unit_name(item: JudgedQuery, unit: int, arena: Arena, corpus: Corpus) -> str:
+def unit_name(item: JudgedQuery, unit: int, arena: Arena) -> str:
     """A document's or a chunk's id."""
     if item.unit_names is not None:
         return item.unit_names[unit]
     return arena.searcher.ids_of([unit])[0]
 
 
-def build_report(facts: Facts, base: Arena | None, shipped: Arena | None, corpus: Corpus) -> reports.Report:
+def build_report(facts: Facts, base: Arena | None, shipped: Arena | None) -> reports.Report:
     """The report. base and shipped: the same held-out queries searched by either; None where nothing is judged."""
     measured: dict[str, Any] = {}
     if base is not None and shipped is not None and base.judged:
-        measured = _measure(facts, base, shipped, corpus)
+        measured = _measure(facts, base, shipped)
     decision = facts.decision
     warnings = list(facts.warnings)
     if facts.evidence is Evidence.CROP:
@@ -119,7 +117,7 @@ def build_report(facts: Facts, base: Arena | None, shipped: Arena | None, corpus
         title="Fitted retriever",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         base_model=facts.base_model,
-        verdict=reports.Verdict(
+        verdict=reports.VerdictFacts(
             outcome=decision.verdict.value,
             reasons=decision.reasons,
             steps=_steps(facts),
@@ -139,7 +137,7 @@ def build_report(facts: Facts, base: Arena | None, shipped: Arena | None, corpus
             reports.LearningPoint(step=point["step"], loss=point.get("loss"), dev=point.get("dev"))
             for point in facts.history
         ),
-        checks=tuple(reports.Check(**check) for check in facts.checks),
+        checks=tuple(reports.AdapterCheck(**check) for check in facts.checks),
         corpus=_corpus(facts),
         queries=tuple(
             reports.QueryYield(kind=kind, evidence=_evidence_of(kind), made=count, kept=facts.kept.get(kind, 0))
@@ -192,14 +190,15 @@ def _timings(facts: Facts) -> tuple[reports.Timing, ...]:
     return tuple(made)
 
 
-def _measure(facts: Facts, base: Arena, shipped: Arena, corpus: Corpus) -> dict[str, Any]:
-    found = runs(base, corpus, {"base-dense": "dense", "bm25": "lexical", "base-hybrid": "rrf", "base-fused": "hybrid"})
+def _measure(facts: Facts, base: Arena, shipped: Arena) -> dict[str, Any]:
+    corpus = facts.corpus
+    found = runs(base, {"base-dense": "dense", "bm25": "lexical", "base-hybrid": "rrf", "base-fused": "hybrid"})
     if facts.decision.adapted:
-        runs_after = runs(shipped, corpus, {"fitted-dense": "dense", "shipped": "hybrid"})
+        runs_after = runs(shipped, {"fitted-dense": "dense", "shipped": "hybrid"})
         found |= runs_after
     else:
         found["shipped"] = found.pop("base-fused")
-    qrels = judgements(base, corpus)
+    qrels = judgements(base)
     evaluations: dict[str, Evaluation] = {name: evaluate(run, qrels) for name, run in found.items()}
     seed = facts.seed
     systems = [
@@ -265,7 +264,7 @@ def _dense_scores(arena: Arena) -> tuple[Floats, Floats]:
 
 def _units(arena: Arena, corpus: Corpus) -> set[str]:
     if any(item.unit_names is not None for item in arena.judged):
-        return set(corpus.document_of)
+        return set(corpus.document_of.values())
     return set(corpus.ids)
 
 
@@ -320,7 +319,7 @@ def _fusion_curve(learnt: LearntFusion) -> reports.Curve | None:
     if learnt.curve is None or not learnt.curve.queries:
         return None
     points = tuple(
-        reports.Point(x=weight, y=value)
+        reports.CurvePoint(x=weight, y=value)
         for weight, value in zip(learnt.curve.weights, learnt.curve.quality, strict=True)
     )
     return reports.Curve(
@@ -336,25 +335,25 @@ def _strength_curve(facts: Facts) -> reports.Curve | None:
     if not facts.strengths:
         return None
     return reports.Curve(
-        points=tuple(reports.Point(x=x, y=y) for x, y in sorted(facts.strengths.items())),
+        points=tuple(reports.CurvePoint(x=x, y=y) for x, y in sorted(facts.strengths.items())),
         title="From base to adapted",
         x_label="strength of the adapter (0 = base)",
         chosen=facts.decision.strength,
     )
 
 
-def _corpus(facts: Facts) -> reports.Corpus:
-    skipped = tuple(reports.Skipped(source=item.source, reason=item.reason) for item in facts.skipped[:200])
+def _corpus(facts: Facts) -> reports.CorpusFacts:
+    skipped = tuple(reports.SkippedSource(source=item.source, reason=item.reason) for item in facts.skipped[:200])
     notes = notes_of(facts.documents)
     chunks = facts.corpus.chunks
-    return reports.Corpus(
+    return reports.CorpusFacts(
         documents=len(facts.documents),
         chunks=len(chunks),
         characters=sum(len(document.text) for document in facts.documents),
         near_duplicates=len(chunks) - len(set(facts.corpus.groups)),
         skipped=skipped,
         skipped_total=len(facts.skipped),
-        notes=tuple(reports.Skipped(source=note.source, reason=note.reason) for note in notes[:200]),
+        notes=tuple(reports.SkippedSource(source=note.source, reason=note.reason) for note in notes[:200]),
         notes_total=len(notes),
     )
 

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragadapt.config import ChunkConfig, IndexConfig
-from ragadapt.corpus import chunk_documents, near_duplicate_groups, normalise
+from ragadapt.corpus import chunk_documents, near_duplicate_groups
 from ragadapt.errors import EmptyCorpus, InvalidConfiguration, MissingExtra, RagadaptError
 from ragadapt.files import link_or_copy, read_json, record_file, remove, write_text
 from ragadapt.index import check_address, collection_of, exact_index, open_index
 from ragadapt.lexical import LexicalIndex
+from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
 from ragadapt.profiling import work
-from ragadapt.search.fusion import Background, Floats, Fusion
+from ragadapt.search.fusion import Floats, Fusion
 from ragadapt.search.searcher import Searcher
 from ragadapt.store.chunks import ChunkStore
 from ragadapt.store.workspace import LEDGER, Manifest, Stage, Workspace, kept_build, open_store
@@ -40,34 +41,6 @@ log = logging.getLogger(__name__)
 
 _BATCH = 4096  # vectors taken over at a time
 _LINK_TARGET = re.compile(r"\]\([^()\s]{1,500}\)")
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """The chunks of a build, with what every later stage asks about them, by corpus position."""
-
-    documents: tuple[Document, ...]
-    chunks: tuple[Chunk, ...]
-    groups: tuple[int, ...]  # near-duplicate group
-    text_keys: tuple[str, ...]  # normalised passage text
-    notes: tuple[str, ...] = ()  # warnings for the report
-
-    @classmethod
-    def of(cls, chunks: tuple[Chunk, ...]) -> Corpus:
-        """Chunks alone, for stages that ask for nothing else."""
-        return cls((), chunks, (), ())
-
-    @property
-    def passages(self) -> list[str]:
-        return [chunk.passage for chunk in self.chunks]
-
-    @property
-    def ids(self) -> list[str]:
-        return [chunk.id for chunk in self.chunks]
-
-    @property
-    def document_of(self) -> list[str]:
-        return [chunk.document_id for chunk in self.chunks]
 
 
 def build_chunks(
@@ -108,8 +81,7 @@ def build_chunks(
         for note in notes:
             log.warning("%s", note)
         write_text(notes_path, json.dumps(notes, ensure_ascii=False))
-    keys = tuple(normalise(chunk.passage) for chunk in chunks)
-    return Corpus(tuple(documents), tuple(chunks), tuple(groups), keys, tuple(notes))
+    return Corpus(tuple(documents), tuple(chunks), tuple(groups), tuple(notes))
 
 
 def unread_ends(passages: Sequence[str], encoder: Encoder) -> str:
@@ -123,7 +95,7 @@ def unread_ends(passages: Sequence[str], encoder: Encoder) -> str:
 
 def build_vectors(
     stage: Stage, corpus: Corpus, encoder: Encoder, progress: Progress, known: Sequence[KnownVectors] = ()
-) -> Floats:
+) -> EncodedCorpus:
     """Every passage's vector in vectors.npy; memory-mapped. An interrupted run goes on after its last shard.
 
     known: where vectors of this encoder are; only what none of them has is encoded.
@@ -136,8 +108,7 @@ def build_vectors(
             return encoder.encode_to(passages, partial, progress=progress)
 
         gather_vectors(path, corpus.chunks, known, encode)
-    vectors: Floats = np.load(path, mmap_mode="r")
-    return vectors
+    return EncodedCorpus(corpus, np.load(path, mmap_mode="r"))
 
 
 @dataclass(frozen=True)
@@ -289,9 +260,9 @@ def lexical_parts(chunks: Iterable[Chunk]) -> tuple[list[str], list[str]]:
     return [heading for heading, _ in parts], [text for _, text in parts]
 
 
-def searcher_of(corpus: Corpus, vectors: Floats, lexical: LexicalIndex) -> Searcher:
+def searcher_of(encoded: EncodedCorpus, lexical: LexicalIndex) -> Searcher:
     """Search over vectors at hand, exact, with the neutral fusion: what the fit measures with."""
-    return Searcher(exact_index(corpus.ids, vectors), lexical, Background.of(vectors), Fusion())
+    return Searcher(exact_index(encoded.corpus.ids, encoded.vectors), lexical, encoded.background, Fusion())
 
 
 def check_index(config: IndexConfig) -> None:
@@ -317,9 +288,10 @@ def check_index(config: IndexConfig) -> None:
 
 
 def build_index(
-    stage: Stage, config: IndexConfig, corpus: Corpus, vectors: Floats, fingerprint: str, progress: Progress
+    stage: Stage, config: IndexConfig, encoded: EncodedCorpus, fingerprint: str, progress: Progress
 ) -> None:
     """The index that ships, with the chunks' metadata for filters, as index/, and background.npz beside it."""
+    corpus, vectors = encoded.corpus, encoded.vectors
     ids, batch = corpus.ids, 4096
     collection = config.collection
     if config.url:
@@ -351,7 +323,13 @@ def build_index(
                 assert isinstance(index, FaissIndex)
                 index.restructure(config.structure, progress=progress)
             index.save()
-    np.savez(stage.path / "background.npz", **background_arrays(vectors))
+    background = encoded.background
+    np.savez(
+        stage.path / "background.npz",
+        mean=background.mean,
+        covariance=background.covariance,
+        count=np.int64(background.count),
+    )
 
 
 def commit_build(work: Workspace, manifest: Manifest, parts: Mapping[str, Path]) -> Manifest:
@@ -384,12 +362,6 @@ def server_follows(target: Path) -> Iterator[None]:
 def mutable_parts(config: IndexConfig) -> tuple[str, ...]:
     """What changes in place in a saved folder: the ledger of feedback, and the folders that engines write to."""
     return (LEDGER, "index") if config.kind in ("qdrant", "qdrant-edge") else (LEDGER,)
-
-
-def background_arrays(vectors: Floats) -> dict[str, Any]:
-    """What background.npz holds."""
-    background = Background.of(vectors)
-    return {"mean": background.mean, "covariance": background.covariance, "count": np.int64(background.count)}
 
 
 # Queries on disk

@@ -1,7 +1,7 @@
 """Chunk → Query: from the documents' structure, a language model, or the user's labels; filters and the split."""
 
 from ragadapt.queries.filters import clean_queries, lexical_overlap, replace_positives, round_trip_filter
-from ragadapt.queries.generate import Estimate, check_generator, estimate, generate_queries
+from ragadapt.queries.generate import RequestEstimate, check_generator, estimate, generate_queries
 from ragadapt.queries.kinds import KINDS, STRUCTURAL, VERBATIM, evidence_of, evidence_rank, masked_chunk, masked_passage
 from ragadapt.queries.labels import (
     MIN_QUOTE_SHARE,
@@ -23,7 +23,7 @@ from ragadapt.queries.split import (
     split_documents,
     split_labelled,
 )
-from ragadapt.queries.structure import Link, structural_queries
+from ragadapt.queries.structure import structural_queries
 from ragadapt.queries.text import text_key
 
 __all__ = [
@@ -32,11 +32,10 @@ __all__ = [
     "MIN_QUOTE_SHARE",
     "STRUCTURAL",
     "VERBATIM",
-    "Estimate",
     "EvidenceQuote",
     "LabelledSet",
     "LeakReport",
-    "Link",
+    "RequestEstimate",
     "Split",
     "assign_queries",
     "check_generator",

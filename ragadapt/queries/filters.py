@@ -24,7 +24,7 @@ from ragadapt.queries.text import (
 )
 from ragadapt.values import Chunk, Evidence, Query
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 BOILERPLATE_DOCUMENTS = 3
 """A sentence that heads passages of this many documents says nothing about any of them."""
@@ -114,12 +114,15 @@ def drop_boilerplate(queries: Iterable[Query], chunks: Mapping[str, Chunk]) -> l
     ]
 
 
-def drop_near_duplicates(queries: Iterable[Query], *, max_places: int = 5) -> list[Query]:
+_MOST_PLACES = 5  # passages that a link text may stand for
+
+
+def drop_near_duplicates(queries: Iterable[Query]) -> list[Query]:
     """One query for every group that says the same in nearly the same words: equal sets of stems, and for
     questions equal sets of words ("Why join?" is not "How to join?", nor the heading "Joining").
 
     The best evidence stays and takes over the others' positives, best first: all of them answer it.
-    A link text that stands for more than max_places passages is dropped: it names nothing in particular.
+    A link text that stands for more than five passages is dropped: it names nothing in particular.
     """
     groups: defaultdict[str, list[Query]] = defaultdict(list)
     for query in queries:
@@ -129,7 +132,7 @@ def drop_near_duplicates(queries: Iterable[Query], *, max_places: int = 5) -> li
     for group in groups.values():
         group.sort(key=lambda query: evidence_rank(query.evidence))
         best = group[0]
-        if best.kind == "link" and len({query.positives[:1] for query in group if query.kind == "link"}) > max_places:
+        if best.kind == "link" and len({query.positives[:1] for query in group if query.kind == "link"}) > _MOST_PLACES:
             continue
         positives = tuple(dict.fromkeys(chunk_id for query in group for chunk_id in query.positives))
         kept.append(best if positives == best.positives else replace_positives(best, positives))
@@ -224,7 +227,7 @@ def clean_queries(queries: Sequence[Query], chunks: Sequence[Chunk], config: Que
     bounded = bound_overlap(distinct, by_id, config.max_overlap)
     capped = cap_per_chunk(bounded, config.per_chunk, seed=seed)
     sampled = sample_evenly(capped, config.max_queries, by_id, seed=seed)
-    logger.info(
+    log.info(
         "queries: %d candidates, %d after boilerplate, %d distinct, %d within overlap, %d after the cap, %d sampled",
         len(queries), len(plausible), len(distinct), len(bounded), len(capped), len(sampled),
     )  # fmt: skip

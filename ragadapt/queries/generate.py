@@ -27,8 +27,8 @@ from ragadapt.queries.generators.cache import Answer, AnswerLog, read_answers
 from ragadapt.queries.generators.endpoint import Endpoint, endpoint_id, endpoint_url, token_limit_id
 from ragadapt.queries.generators.prompts import (
     MAX_ASKED,
-    Example,
     Prompt,
+    QueryExample,
     chat_text,
     examples_from_queries,
     make_prompt,
@@ -36,14 +36,14 @@ from ragadapt.queries.generators.prompts import (
 from ragadapt.queries.text import is_cjk, length
 from ragadapt.values import Chunk, Evidence, Progress, Query, no_progress
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 MIN_WORDS = 12  # a shorter text holds nothing to ask several questions about
 EXAMPLES_SHOWN = 4  # passages with the user's own queries in each prompt; more cost tokens and gain little
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class RequestEstimate:
     """What generation will take, before it starts. Cached answers are counted in `cached` and nowhere else.
 
     Tokens are estimated from characters (four to a token, one in Chinese and Japanese), output as a usual answer's.
@@ -89,13 +89,6 @@ class Generation:
     output_tokens: int = 0
     seconds: float = 0.0
     overlap: float = 0.0
-
-    @property
-    def reject_rate(self) -> float:
-        """The share of what the model wrote that was refused, talk around the queries not counted; 0 to 1."""
-        refused = sum(count for reason, count in self.rejected.items() if reason not in ("preamble", "answer"))
-        total = refused + len(self.queries)
-        return refused / total if total else 0.0
 
 
 class Generator(Protocol):
@@ -148,9 +141,9 @@ def generate(
     progress("generate", done, len(prompts))
     if missing:
         generator = _open(config)
-        with AnswerLog(cache_path) as log:
+        with AnswerLog(cache_path) as answer_log:
             for batch in generator.answers(missing):
-                log.append(batch)
+                answer_log.append(batch)
                 known.update({answer.key: answer for answer in batch})
                 done += len(batch)
                 progress("generate", done, len(prompts))
@@ -167,13 +160,13 @@ def estimate(
     seed: int = 13,
     cache_path: Path | None = None,
     examples: Sequence[Query] = (),
-) -> Estimate:
+) -> RequestEstimate:
     """What `generate` with the same arguments will take. Loads no model and asks no server."""
     prompts = _prompts(chunks, config, seed, examples)
     return _estimate(prompts, read_answers(cache_path) if cache_path is not None else {}, config)
 
 
-def _estimate(prompts: Sequence[Prompt], known: Mapping[str, Answer], config: QueryConfig) -> Estimate:
+def _estimate(prompts: Sequence[Prompt], known: Mapping[str, Answer], config: QueryConfig) -> RequestEstimate:
     answered = [known[prompt.key] for prompt in prompts if prompt.key in known]
     missing = [prompt for prompt in prompts if prompt.key not in known]
     input_tokens = sum(estimate_tokens(chat_text(prompt)) for prompt in missing)
@@ -184,7 +177,7 @@ def _estimate(prompts: Sequence[Prompt], known: Mapping[str, Answer], config: Qu
     elif config.generator_input_price is not None and config.generator_output_price is not None:
         cost = (input_tokens * config.generator_input_price + output_tokens * config.generator_output_price) / 1e6
     pace = sum(answer.seconds for answer in answered) / len(answered) if answered else None
-    return Estimate(
+    return RequestEstimate(
         prompts=len(missing),
         input_tokens=input_tokens,
         output_tokens=output_tokens,
@@ -231,7 +224,7 @@ def _prompts(chunks: Sequence[Chunk], config: QueryConfig, seed: int, examples: 
     chosen = choose_chunks(chunks, math.ceil(config.generator_queries / asked), seed=seed)
     by_id = {chunk.id: chunk for chunk in chunks} if examples else {}
     # One more than shown: the passage asked about must not see its own queries.
-    shown: list[Example] = examples_from_queries(examples, by_id, count=EXAMPLES_SHOWN + 1, seed=seed)
+    shown: list[QueryExample] = examples_from_queries(examples, by_id, count=EXAMPLES_SHOWN + 1, seed=seed)
     return [
         make_prompt(
             chunk,
@@ -345,15 +338,15 @@ def _collect(
     )
 
 
-def _announce(expected: Estimate, config: QueryConfig) -> None:
+def _announce(expected: RequestEstimate, config: QueryConfig) -> None:
     paid = config.generator_url is not None and expected.prompts
     where = config.generator if config.generator_url is None else endpoint_url(config.generator_url)
-    logger.log(logging.WARNING if paid else logging.INFO, "questions by %s: %s", where, expected.words)
+    log.log(logging.WARNING if paid else logging.INFO, "questions by %s: %s", where, expected.words)
 
 
 def _report(result: Generation) -> None:
     reasons = ", ".join(f"{count} {reason}" for reason, count in result.rejected.items()) or "none"
-    logger.info(
+    log.info(
         "generated %d queries about %d passages (%d answers from the cache, %d failed); refused: %s; "
         "mean word overlap with the passage %.2f",
         len(result.queries),
@@ -365,4 +358,4 @@ def _report(result: Generation) -> None:
     )
     if result.prompts and not result.queries:
         most = next(iter(result.rejected), "empty")
-        logger.warning("no query was fit for use; mostly because: %s", REASONS.get(most, most))
+        log.warning("no query was fit for use; mostly because: %s", REASONS.get(most, most))

@@ -19,7 +19,7 @@ from ragadapt.queries.text import words
 from ragadapt.text import grouped, is_encodable
 from ragadapt.values import Chunk, Document, Evidence, Query
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 MIN_QUOTE_SHARE = 0.5
 """A chunk holds a quote if it contains it, or at least this share of its word trigrams."""
@@ -33,7 +33,7 @@ class EvidenceQuote:
     quote: str
 
 
-class Unread(tuple[str, str]):
+class UnreadLine(tuple[str, str]):
     """(where, why) of a line that is no query or judgement at all: somebody has to mend it."""
 
     __slots__ = ()
@@ -61,7 +61,7 @@ class LabelledSet:
     @property
     def unread(self) -> int:
         """How many lines of the files hold no query or judgement that can be read."""
-        return sum(isinstance(problem, Unread) for problem in self.unmatched)
+        return sum(isinstance(problem, UnreadLine) for problem in self.unmatched)
 
 
 def load_labels(
@@ -92,7 +92,7 @@ def load_labels(
             f"{queries_path} has {len(asked)} queries and no judgement. Pass a qrels file, or give each line"
             ' "evidence": [{"source": …, "quote": …}].'
         )
-    corpus = _Corpus(chunks, documents)
+    targets = _LabelTargets(chunks, documents)
     grades: defaultdict[str, dict[str, float]] = defaultdict(dict)
     wholes: defaultdict[str, dict[str, float]] = defaultdict(dict)
     evidence: dict[str, tuple[EvidenceQuote, ...]] = {}
@@ -102,12 +102,12 @@ def load_labels(
         if quotes:
             evidence[query_id] = tuple(quotes)
             listed = len(unmatched)
-            grades[query_id] |= _grade_evidence(quotes, corpus, where, unmatched)
+            grades[query_id] |= _grade_evidence(quotes, targets, where, unmatched)
             quotes_not_found += len(unmatched) - listed
     judged: list[tuple[str, str, str, float]] = []
     if qrels_path is not None:
         judged = list(_read_qrels(Path(qrels_path), unmatched))
-        _grade_judgements(judged, known, corpus, grades, wholes, unmatched)
+        _grade_judgements(judged, known, targets, grades, wholes, unmatched)
     queries = []
     for query_id, text, where, _ in asked:
         if query_id not in grades and query_id not in wholes:
@@ -122,10 +122,10 @@ def load_labels(
             named = Path(qrels_path).name
             first = next((f" First problem: {at}: {what}." for at, what in unmatched if at.startswith(named)), "")
             raise InvalidLabels(f"{qrels_path} holds no judgement. A row is query-id, corpus-id, score.{first}")
-        raise InvalidLabels(_nothing_matched(queries_path, qrels_path, judged, evidence, corpus, known))
+        raise InvalidLabels(_nothing_matched(queries_path, qrels_path, judged, evidence, targets, known))
     if unmatched:
         said = "\n".join(grouped(unmatched))
-        logger.warning("%s: %d labels could not be used:\n%s", queries_path, len(unmatched), said)
+        log.warning("%s: %d labels could not be used:\n%s", queries_path, len(unmatched), said)
     kept = {query.id for query in queries}
     return LabelledSet(
         queries,
@@ -214,7 +214,7 @@ def same_source(source: str, own_source: str, document_id: str) -> bool:
     return any(_ends_with(own, wanted) or _ends_with(wanted, own) for own in (_path(own_source), _path(document_id)))
 
 
-class _Corpus:
+class _LabelTargets:
     """Finds documents and chunks by what a label calls them."""
 
     def __init__(self, chunks: Sequence[Chunk], documents: Sequence[Document]) -> None:
@@ -253,15 +253,15 @@ def _read_queries(path: Path, unmatched: list[tuple[str, str]]) -> Iterator[tupl
         try:
             row = parse_object(line)
         except InvalidInput as error:
-            unmatched.append(Unread((where, str(error))))
+            unmatched.append(UnreadLine((where, str(error))))
             continue
         text = row.get("text", row.get("query", row.get("question")))
         if not isinstance(text, str) or not text.strip():
-            unmatched.append(Unread((where, 'no "text" (or "query")')))
+            unmatched.append(UnreadLine((where, 'no "text" (or "query")')))
             continue
         named = next((row[key] for key in ("_id", "id") if row.get(key) is not None), number)
         if isinstance(named, bool | list | dict):
-            unmatched.append(Unread((where, f"the id is {shown(named)}, and a string or number is needed")))
+            unmatched.append(UnreadLine((where, f"the id is {shown(named)}, and a string or number is needed")))
             continue
         query_id = str(named)
         if query_id in seen:
@@ -285,7 +285,7 @@ def _read_qrels(path: Path, unmatched: list[tuple[str, str]]) -> Iterator[tuple[
     for number, line in _lines(path):
         where = f"{path.name}:{number}"
         if not is_encodable(line):
-            unmatched.append(Unread((where, "it is not UTF-8 text")))
+            unmatched.append(UnreadLine((where, "it is not UTF-8 text")))
             continue
         columns = line.split("\t") if "\t" in line else line.split()
         columns = [column.strip() for column in columns]
@@ -294,16 +294,16 @@ def _read_qrels(path: Path, unmatched: list[tuple[str, str]]) -> Iterator[tuple[
         elif len(columns) == 4:
             columns = [columns[0], columns[2], columns[3]]
         if len(columns) != 3 or not all(columns):
-            unmatched.append(Unread((where, "not query-id, corpus-id, score (or TREC's four columns)")))
+            unmatched.append(UnreadLine((where, "not query-id, corpus-id, score (or TREC's four columns)")))
             continue
         try:
             grade = float(columns[2])
         except ValueError:
             if number > 1:
-                unmatched.append(Unread((where, f"score {shown(columns[2])} is not a number")))
+                unmatched.append(UnreadLine((where, f"score {shown(columns[2])} is not a number")))
             continue
         if not math.isfinite(grade):
-            unmatched.append(Unread((where, f"score {shown(columns[2])} is not a finite number")))
+            unmatched.append(UnreadLine((where, f"score {shown(columns[2])} is not a finite number")))
             continue
         yield where, columns[0], columns[1], grade
 
@@ -318,15 +318,15 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _grade_evidence(
-    quotes: Sequence[EvidenceQuote], corpus: _Corpus, where: str, unmatched: list[tuple[str, str]]
+    quotes: Sequence[EvidenceQuote], targets: _LabelTargets, where: str, unmatched: list[tuple[str, str]]
 ) -> dict[str, float]:
     graded: dict[str, float] = {}
     for quote in quotes:
-        document_id = corpus.document(quote.source)
+        document_id = targets.document(quote.source)
         if document_id is None:
             unmatched.append((where, f"no single document is called {quote.source!r}"))
             continue
-        shares = [(chunk, quote_share(chunk.text, quote.quote)) for chunk in corpus.of_document[document_id]]
+        shares = [(chunk, quote_share(chunk.text, quote.quote)) for chunk in targets.of_document[document_id]]
         holding = [(chunk, share) for chunk, share in shares if share >= MIN_QUOTE_SHARE]
         if not holding:
             best = max((share for _, share in shares), default=0.0)
@@ -342,7 +342,7 @@ def _grade_evidence(
 def _grade_judgements(
     judged: Iterable[tuple[str, str, str, float]],
     known: set[str],
-    corpus: _Corpus,
+    targets: _LabelTargets,
     grades: defaultdict[str, dict[str, float]],
     wholes: defaultdict[str, dict[str, float]],
     unmatched: list[tuple[str, str]],
@@ -351,12 +351,12 @@ def _grade_judgements(
         if query_id not in known:
             unmatched.append((where, f"no query has the id {query_id!r}"))
             continue
-        document_id = corpus.document(corpus_id)
+        document_id = targets.document(corpus_id)
         if document_id is not None:
             wholes[query_id][document_id] = grade
-            for chunk in corpus.of_document[document_id]:
+            for chunk in targets.of_document[document_id]:
                 grades[query_id][chunk.id] = max(grade, grades[query_id].get(chunk.id, grade))
-        elif corpus_id in corpus.chunk_ids:
+        elif corpus_id in targets.chunk_ids:
             grades[query_id][corpus_id] = grade
         else:
             unmatched.append((where, f"neither a document nor a chunk is called {corpus_id!r}"))
@@ -371,13 +371,13 @@ def _nothing_matched(
     qrels_path: str | Path | None,
     judged: Sequence[tuple[str, str, str, float]],
     evidence: Mapping[str, Sequence[EvidenceQuote]],
-    corpus: _Corpus,
+    targets: _LabelTargets,
     known: set[str],
 ) -> str:
     def some(ids: Iterable[str]) -> str:
         return ", ".join(repr(id) for id, _ in zip(dict.fromkeys(ids), range(3))) or "none"
 
-    here = f"documents here are called {some(name for name in corpus.exact)}"
+    here = f"documents here are called {some(name for name in targets.exact)}"
     if judged and known.isdisjoint(query_id for _, query_id, _, _ in judged):
         asked = some(query_id for _, query_id, _, _ in judged)
         return (

@@ -16,7 +16,7 @@ from ragadapt.queries.filters import chance
 from ragadapt.queries.text import text_key, words
 from ragadapt.values import Chunk, Document, Query
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 PARTS = ("train", "dev", "heldout")
 
@@ -146,11 +146,8 @@ def count_leaks(
     train_queries: Sequence[Query],
     heldout_queries: Sequence[Query],
     chunks: Sequence[Chunk],
-    *,
-    heldout_chunk_ids: Iterable[str] = (),
 ) -> LeakReport:
-    """Count held-out text in training. Held-out passages are the positives of the held-out queries and
-    heldout_chunk_ids."""
+    """Count held-out text in training. Held-out passages are the positives of the held-out queries."""
     by_id = {chunk.id: chunk for chunk in chunks}
     examples: list[str] = []
     asked = {normalise(query.text) for query in heldout_queries}
@@ -158,7 +155,7 @@ def count_leaks(
     same = [query for query in train_queries if normalise(query.text) in asked]
     near = [query for query in train_queries if normalise(query.text) not in asked and text_key(query.text) in keys]
     examples += [f"query {query.id}: {query.text[:80]}" for query in (*same, *near)]
-    heldout_ids = {id for query in heldout_queries for id in query.positives} | set(heldout_chunk_ids)
+    heldout_ids = {id for query in heldout_queries for id in query.positives}
     heldout_texts = [normalise(by_id[id].text) for id in sorted(heldout_ids) if id in by_id]
     passages = set(heldout_texts) - {""}
     trained = {id for query in train_queries for id in query.positives}
@@ -229,7 +226,7 @@ def _deal(
     }
     if len(lots) < 1 + (config.heldout > 0) + (config.dev > 0):
         note = "; ".join(filter(None, (note, "too little to hold anything out: all of it trains")))
-        logger.warning("split: %s", note)
+        log.warning("split: %s", note)
         return Split(frozenset(ids), frozenset(), frozenset(), unit, note)
     share = {"heldout": config.heldout, "dev": (1 - config.heldout) * config.dev}
     weight: Counter[str] = Counter()

@@ -10,7 +10,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ragadapt.config import QueryConfig
 from ragadapt.errors import InvalidConfiguration
@@ -21,7 +21,7 @@ from ragadapt.queries.kinds import KINDS, STRUCTURAL, evidence_of, masked_passag
 from ragadapt.queries.text import (
     CJK,
     STOP_WORDS,
-    Block,
+    TextBlock,
     any_of,
     blocks,
     content_terms,
@@ -38,24 +38,16 @@ from ragadapt.queries.text import (
 )
 from ragadapt.values import Chunk, Document, Evidence, Progress, Query, no_progress
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from ragadapt.corpus import Link
+
+log = logging.getLogger(__name__)
 
 MIN_WORDS_LEFT = 8
 """A passage must say at least this much when the query cut from it is hidden, or there is nothing to match."""
 
 LONG_PAGE = 8
 """Chunks up to which a link to a page's head is taken to mean the whole page."""
-
-
-class Link(Protocol):
-    """An internal link: its text, the chunk it stands in, the chunk it leads to."""
-
-    @property
-    def text(self) -> str: ...
-    @property
-    def from_chunk_id(self) -> str: ...
-    @property
-    def to_chunk_id(self) -> str: ...
 
 
 def structural_queries(
@@ -74,26 +66,26 @@ def structural_queries(
     generic or salient across the corpus. Raises InvalidConfiguration for an unknown kind in config.kinds.
     """
     wanted = _wanted(config)
-    corpus = _Corpus(documents, chunks)
+    lookup = _ChunkLookup(documents, chunks)
     found: list[Query] = []
     if wanted & {"title", "question"}:
-        found += _from_titles(corpus)
+        found += _from_titles(lookup)
     if wanted & {"heading", "question", "identifier"}:
-        found += _from_headings(corpus)
+        found += _from_headings(lookup)
     if "link" in wanted:
-        found += _from_links(corpus, links)
+        found += _from_links(lookup, links)
     # Cutting text out is cheap to repeat and plentiful: no more chunks are read than queries are wanted.
     cut = set(sorted((chunk.id for chunk in chunks), key=lambda id: chance(seed, id))[: config.max_queries])
-    keywords = KeywordModel(chunks, corpus.is_code, seed=seed) if "keywords" in wanted else None
+    keywords = KeywordModel(chunks, lookup.is_code, seed=seed) if "keywords" in wanted else None
     for done, chunk in enumerate(chunks):
         if done % 1000 == 0:
             progress("queries", done, len(chunks))
-        if corpus.is_code(chunk):
+        if lookup.is_code(chunk):
             if wanted & {"docstring", "identifier"}:
                 found += _from_code(chunk)
         else:
             if "question" in wanted:
-                found += _from_questions(corpus, chunk)
+                found += _from_questions(lookup, chunk)
             if chunk.id in cut and wanted & {"sentence", "crop"}:
                 found += _from_sentences(chunk, random.Random(f"{seed}:{chunk.id}"))
         if keywords is not None and chunk.id in cut:
@@ -106,7 +98,7 @@ def structural_queries(
         for query in found
         if query.kind in wanted
         and (query.evidence is not Evidence.CROP or query.positives[0] in cut)
-        and corpus.leaves_enough(query)
+        and lookup.leaves_enough(query)
     ]
     return clean_queries(found, chunks, config, seed=seed)
 
@@ -131,7 +123,7 @@ def _query(
     return Query(name, text, kind, evidence or evidence_of(kind), positives, span)
 
 
-class _Corpus:
+class _ChunkLookup:
     """Chunks by document, by section and by id; titles; which chunks are code."""
 
     def __init__(self, documents: Sequence[Document], chunks: Sequence[Chunk]) -> None:
@@ -191,21 +183,21 @@ class _Corpus:
 # Titles
 
 
-def _from_titles(corpus: _Corpus) -> Iterator[Query]:
-    shared = _shared_suffix([title for d in corpus.documents.values() if (title := plain_heading(d.title))])
+def _from_titles(lookup: _ChunkLookup) -> Iterator[Query]:
+    shared = _shared_suffix([title for d in lookup.documents.values() if (title := plain_heading(d.title))])
     owners: defaultdict[str, list[str]] = defaultdict(list)
-    for document in corpus.documents.values():
+    for document in lookup.documents.values():
         # Wikis write blanks as underscores.
         title = _STATUS.sub("", plain_heading(document.title).removesuffix(shared)).replace("_(", " (").strip()
-        if title and not _is_file_name(title) and corpus.of_document.get(document.id):
+        if title and not _is_file_name(title) and lookup.of_document.get(document.id):
             owners[title].append(document.id)
     if len(owners) < 2:
         return
     for title, ids in owners.items():
-        if len(ids) > max(2, len(corpus.documents) // 2):
+        if len(ids) > max(2, len(lookup.documents) // 2):
             continue
         # One answer of every document comes before the second of any.
-        per_document = [corpus.of_document[id] for id in ids]
+        per_document = [lookup.of_document[id] for id in ids]
         order = sorted(
             (rank, number, chunk.id) for number, own in enumerate(per_document) for rank, chunk in enumerate(own)
         )
@@ -241,12 +233,12 @@ _WEAK = word_set("""
 """)
 
 
-def _from_headings(corpus: _Corpus) -> Iterator[Query]:
+def _from_headings(lookup: _ChunkLookup) -> Iterator[Query]:
     places: Counter[str] = Counter()
-    for _, path in corpus.sections:
+    for _, path in lookup.sections:
         places[" ".join(words(plain_heading(path[-1])))] += 1
-    for (document_id, path), section in corpus.sections.items():
-        title = corpus.title(document_id)
+    for (document_id, path), section in lookup.sections.items():
+        title = lookup.title(document_id)
         if title and len(path) == 1 and path[0] == title:
             continue
         leaf = plain_heading(path[-1])
@@ -260,7 +252,7 @@ def _from_headings(corpus: _Corpus) -> Iterator[Query]:
             if len(parts) >= 2:
                 yield _query(" ".join(parts), "identifier", positives)
             continue
-        if corpus.is_code(section[0]):
+        if lookup.is_code(section[0]):
             continue
         repeated = places[" ".join(words(leaf))] > 1
         parents = [plain_heading(part) for part in path[:-1]]
@@ -299,9 +291,9 @@ def _self_contained(leaf: str, parents: Sequence[str], *, repeated: bool = False
 # Links
 
 
-def _from_links(corpus: _Corpus, links: Sequence[Link]) -> Iterator[Query]:
+def _from_links(lookup: _ChunkLookup, links: Sequence[Link]) -> Iterator[Query]:
     for link in links:
-        source, target = corpus.chunks.get(link.from_chunk_id), corpus.chunks.get(link.to_chunk_id)
+        source, target = lookup.chunks.get(link.from_chunk_id), lookup.chunks.get(link.to_chunk_id)
         if source is None or target is None:
             continue
         if (source.document_id, source.heading_path) == (target.document_id, target.heading_path):
@@ -309,7 +301,7 @@ def _from_links(corpus: _Corpus, links: Sequence[Link]) -> Iterator[Query]:
         text = _link_text(link.text)
         if not text or is_boilerplate(text, "link"):
             continue
-        positives = corpus.linked(target)
+        positives = lookup.linked(target)
         if not positives or (len(words(text)) == 1 and not re.search(r"[A-Z0-9].*[A-Z]", text)):
             continue  # "approach", "values": many passages could be meant; acronyms and product names stay
         headings = [plain_heading(part) for part in target.heading_path if part]
@@ -375,7 +367,7 @@ _BOLD = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _BlockQuestion:
     """A question inside a block: its span, what follows it in the block, and how it stands out."""
 
     start: int
@@ -384,30 +376,30 @@ class _Asked:
     marked: bool
 
 
-def _from_questions(corpus: _Corpus, chunk: Chunk) -> Iterator[Query]:
+def _from_questions(lookup: _ChunkLookup, chunk: Chunk) -> Iterator[Query]:
     if not re.search(r"[?？]|か[。\s]|\b[Hh]ow to\b", chunk.text):
         return
     text, parts = chunk.text, blocks(chunk.text)
     headed = {tuple(words(plain_heading(part))) for part in chunk.heading_path}
     for number, block in enumerate(parts):
-        asked = _asked(text, block)
-        if asked is None:
+        question_at = _question_in(text, block)
+        if question_at is None:
             continue
-        question = plain_heading(text[asked.start : asked.end])
+        question = plain_heading(text[question_at.start : question_at.end])
         if tuple(words(question)) in headed or not is_question(question) or len(content_terms(question)) < 1:
             continue
-        answer = _answer_chunk(corpus, chunk, parts, number, asked)
+        answer = _answer_chunk(lookup, chunk, parts, number, question_at)
         if answer is None:
             continue
         parents = [plain_heading(part) for part in chunk.heading_path]
-        span = (asked.start, asked.end) if answer.id == chunk.id else None
+        span = (question_at.start, question_at.end) if answer.id == chunk.id else None
         yield _query(_self_contained(question, parents), "question", (answer.id,), span=span)
 
 
-def _asked(text: str, block: Block) -> _Asked | None:
+def _question_in(text: str, block: TextBlock) -> _BlockQuestion | None:
     raw = text[block.start : block.end]
     if block.kind == "heading":
-        return _Asked(block.start, block.end, "", True) if is_question(plain_heading(raw)) else None
+        return _BlockQuestion(block.start, block.end, "", True) if is_question(plain_heading(raw)) else None
     if block.kind not in ("paragraph", "item", "other"):
         return None
     prefix = _PREFIXED.match(raw)
@@ -417,19 +409,21 @@ def _asked(text: str, block: Block) -> _Asked | None:
         asking = [span for span in first if is_question(plain(raw[slice(*span)]))]
         if asking:
             end = asking[-1][1]
-            return _Asked(block.start + asking[0][0], block.start + end, raw[end:], True)
+            return _BlockQuestion(block.start + asking[0][0], block.start + end, raw[end:], True)
     bold = _BOLD.match(raw)
     if bold:
         group = "bold" if bold["bold"] else "html"
         if is_question(plain(bold[group])) and re.search(r"[?？]", bold[group]):
-            return _Asked(block.start + bold.start(group), block.start + bold.end(group), raw[bold.end() :], True)
+            return _BlockQuestion(
+                block.start + bold.start(group), block.start + bold.end(group), raw[bold.end() :], True
+            )
     if block.kind == "other":
         return None
     spans = sentences(text, block.start, block.end)
     if not spans or not _asks_in_prose(plain(text[slice(*spans[0])])):
         return None
     start, end = spans[0]
-    return _Asked(start, end, text[end : block.end], False)
+    return _BlockQuestion(start, end, text[end : block.end], False)
 
 
 _ASKING_WORD = re.compile(
@@ -453,31 +447,35 @@ def _asks_in_prose(text: str) -> bool:
     return whole and bool(re.search(r"\w[)\"”’」]?[?？]$", text)) and (is_cjk(text) or bool(_ASKING_WORD.search(text)))
 
 
-def _answer_chunk(corpus: _Corpus, chunk: Chunk, parts: Sequence[Block], number: int, asked: _Asked) -> Chunk | None:
+def _answer_chunk(
+    lookup: _ChunkLookup, chunk: Chunk, parts: Sequence[TextBlock], number: int, question_at: _BlockQuestion
+) -> Chunk | None:
     """The chunk that holds what follows the question, unless another question follows, or nothing."""
     block = parts[number]
-    rest = plain(re.sub(_ANSWER, "", asked.rest, count=1))
+    rest = plain(re.sub(_ANSWER, "", question_at.rest, count=1))
     if length(rest) >= 4:
         first = sentences(rest)[0]
         return None if re.search(r"[?？]$", rest[slice(*first)]) else chunk
-    if not asked.marked and (block.kind == "item" or length(chunk.text[asked.start : asked.end]) < 4):
+    if not question_at.marked and (block.kind == "item" or length(chunk.text[question_at.start : question_at.end]) < 4):
         return None  # a check list asks, and nobody answers
-    for home, follower in _following(corpus, chunk, parts, number):
+    for home, follower in _following(lookup, chunk, parts, number):
         raw = home.text[follower.start : follower.end]
         if follower.kind == "other":
             continue
-        if follower.kind == "heading" or _asked(home.text, follower) is not None:
+        if follower.kind == "heading" or _question_in(home.text, follower) is not None:
             return None
-        if not asked.marked and follower.kind != "paragraph":
+        if not question_at.marked and follower.kind != "paragraph":
             return None
         return home if length(plain(raw)) >= 4 or follower.kind in ("code", "table") else None
     return None
 
 
-def _following(corpus: _Corpus, chunk: Chunk, parts: Sequence[Block], number: int) -> Iterator[tuple[Chunk, Block]]:
+def _following(
+    lookup: _ChunkLookup, chunk: Chunk, parts: Sequence[TextBlock], number: int
+) -> Iterator[tuple[Chunk, TextBlock]]:
     for block in parts[number + 1 :]:
         yield chunk, block
-    after = corpus.next_chunk(chunk)
+    after = lookup.next_chunk(chunk)
     if after is not None and after.heading_path == chunk.heading_path:
         for block in blocks(after.text):
             yield after, block

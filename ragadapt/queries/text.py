@@ -187,7 +187,7 @@ Kind = Literal["heading", "paragraph", "item", "table", "code", "other"]
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class TextBlock:
     """text[start:end], one paragraph, list item, heading, table, code block or piece of markup."""
 
     kind: Kind
@@ -204,9 +204,9 @@ _MARKUP_LINE = re.compile(
 
 
 @lru_cache(maxsize=2048)
-def blocks(text: str) -> tuple[Block, ...]:
+def blocks(text: str) -> tuple[TextBlock, ...]:
     """The text's blocks in order; exact offsets; blank lines and front matter belong to none."""
-    found: list[Block] = []
+    found: list[TextBlock] = []
     kind: Kind | None = None
     start = end = 0
     fence = ""
@@ -214,7 +214,7 @@ def blocks(text: str) -> tuple[Block, ...]:
     def close() -> None:
         nonlocal kind
         if kind is not None:
-            found.append(Block(kind, start, end))
+            found.append(TextBlock(kind, start, end))
         kind = None
 
     position = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -15,11 +15,11 @@ from ragadapt.report.values import (
     Delta,
     Histogram,
     Measure,
+    MeasuredSystem,
     NeverRetrieved,
     Passage,
     QueryComparison,
-    Ranking,
-    System,
+    QueryResult,
 )
 
 BASELINES = ("base-dense", "bm25", "base-hybrid")
@@ -34,19 +34,16 @@ def measured(
     seed: int,
     samples: int = 2000,
     confidence: float = 0.95,
-    clusters: Sequence[Hashable] | None = None,
     shipped: bool = False,
     note: str = "",
-) -> System:
-    """A system with a bootstrap interval on each of its metrics. clusters: a label per query, in its order."""
+) -> MeasuredSystem:
+    """A system with a bootstrap interval on each of its metrics."""
     metrics = {
-        metric: Measure.of(
-            interval(list(values.values()), samples=samples, confidence=confidence, seed=seed, clusters=clusters)
-        )
+        metric: Measure.of(interval(list(values.values()), samples=samples, confidence=confidence, seed=seed))
         for metric, values in evaluation.per_query.items()
         if values
     }
-    return System(name=name, label=label, metrics=metrics, shipped=shipped, note=note)
+    return MeasuredSystem(name=name, label=label, metrics=metrics, shipped=shipped, note=note)
 
 
 def differences(
@@ -58,7 +55,6 @@ def differences(
     metrics: Sequence[str] = ("nDCG@10",),
     samples: int = 2000,
     confidence: float = 0.95,
-    clusters: Sequence[Hashable] | None = None,
 ) -> tuple[Delta, ...]:
     """Paired intervals of one system against each baseline; nothing where no query was judged."""
     made = []
@@ -72,7 +68,6 @@ def differences(
                     samples=samples,
                     confidence=confidence,
                     seed=seed,
-                    clusters=clusters,
                 )
                 made.append(Delta(system=name, against=other, metric=metric, interval=found))
     return tuple(made)
@@ -152,7 +147,7 @@ def one_query(
     best = max(relevant, key=lambda document: relevant[document], default=None)
     expected = found[-1] if found else best
     sides = [
-        Ranking(rank=rank, first=passage(order[0]) if order else None, value=evaluation.per_query[metric][query])
+        QueryResult(rank=rank, first=passage(order[0]) if order else None, value=evaluation.per_query[metric][query])
         for (_, _, evaluation), order, rank in zip((before, after), orders, ranks)
     ]
     return QueryComparison(

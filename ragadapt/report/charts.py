@@ -23,7 +23,7 @@ LABEL = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ChartRow:
     """A line of an interval chart. mark: "" | "strong" (what ships) | "good" | "bad"."""
 
     label: str
@@ -44,7 +44,9 @@ class Series:
     highs: Sequence[float] = field(default=())
 
 
-def interval_chart(rows: Sequence[Row], *, title: str, axis: str, zero: bool = False, signed: bool = False) -> Markup:
+def interval_chart(
+    rows: Sequence[ChartRow], *, title: str, axis: str, zero: bool = False, signed: bool = False
+) -> Markup:
     """A dot with its interval per row. zero: the axis includes 0 and marks it."""
     if not rows:
         return Markup("")

@@ -23,11 +23,11 @@ from ragadapt.report.values import (
     Curve,
     Delta,
     Measure,
+    MeasuredSystem,
     Passage,
     QueryComparison,
-    Ranking,
+    QueryResult,
     Report,
-    System,
 )
 from ragadapt.report.words import (
     EVIDENCE,
@@ -171,7 +171,7 @@ def _quality(report: Report) -> Markup | None:
     if not systems:
         return None
     rows = [
-        charts.Row(system.label, m.value, m.low, m.high, "strong" if system.shipped else "")
+        charts.ChartRow(system.label, m.value, m.low, m.high, "strong" if system.shipped else "")
         for system in systems
         if (m := system.metrics.get(report.metric)) is not None
     ]
@@ -221,7 +221,8 @@ def _change_figure(report: Report) -> Markup | None:
     if not mine:
         return None
     rows = [
-        charts.Row(_label(report, d.against), d.interval.delta, d.interval.low, d.interval.high, _mark(d)) for d in mine
+        charts.ChartRow(_label(report, d.against), d.interval.delta, d.interval.low, d.interval.high, _mark(d))
+        for d in mine
     ]
     return _figure(
         charts.interval_chart(
@@ -385,7 +386,7 @@ def _query(each: QueryComparison, comparison: Comparison | None) -> Markup:
 
 
 def _passage(
-    name: str, passage: Passage | None, expected: Passage | None = None, ranking: Ranking | None = None
+    name: str, passage: Passage | None, expected: Passage | None = None, ranking: QueryResult | None = None
 ) -> Markup:
     value = f"{score(ranking.value)}" if ranking is not None and ranking.value is not None else None
     heading = (
@@ -895,7 +896,7 @@ def _measure_cell(measure: Measure | None, best: float) -> Child:
     return [value, tag("small", f"{score(measure.low)}–{score(measure.high)}", cls="note")]
 
 
-def _value_of(system: System, metric: str) -> float | None:
+def _value_of(system: MeasuredSystem, metric: str) -> float | None:
     measure = system.metrics.get(metric)
     return None if measure is None else measure.value
 

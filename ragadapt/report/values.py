@@ -46,7 +46,7 @@ def _plain(value: Any) -> Any:
 
 
 Text = Annotated[str, BeforeValidator(_writable)]
-Number = Annotated[float | None, BeforeValidator(_finite)]
+FiniteNumber = Annotated[float | None, BeforeValidator(_finite)]
 
 
 class Part(BaseModel):
@@ -57,8 +57,8 @@ class Measure(Part):
     """One metric of one system, with its interval where one was computed."""
 
     value: float
-    low: Number = None
-    high: Number = None
+    low: FiniteNumber = None
+    high: FiniteNumber = None
 
     @classmethod
     def of(cls, interval: Interval) -> Self:
@@ -66,7 +66,7 @@ class Measure(Part):
         return cls(value=interval.delta, low=interval.low, high=interval.high)
 
 
-class System(Part):
+class MeasuredSystem(Part):
     """One way to search, measured. name: a key such as "base-dense"; label: what a reader sees."""
 
     name: Text
@@ -100,7 +100,7 @@ class Step(Part):
     detail: Text = ""
 
 
-class Verdict(Part):
+class VerdictFacts(Part):
     """What the gate decided. shipped: what ships, in words. sentence: replaces the headline written by us. untrained:
     why no model was trained; "" where one was."""
 
@@ -121,14 +121,14 @@ class EvidenceUsed(Part):
     note: Text = ""
 
 
-class Skipped(Part):
+class SkippedSource(Part):
     """A file or row that was not read, and why."""
 
     source: Text
     reason: Text
 
 
-class Corpus(Part):
+class CorpusFacts(Part):
     """What was read."""
 
     documents: int
@@ -136,9 +136,9 @@ class Corpus(Part):
     tokens: int | None = None
     characters: int | None = None
     near_duplicates: int | None = None
-    skipped: tuple[Skipped, ...] = ()
+    skipped: tuple[SkippedSource, ...] = ()
     skipped_total: int | None = None  # where `skipped` lists only some
-    notes: tuple[Skipped, ...] = ()  # what was left out on purpose of files that were read
+    notes: tuple[SkippedSource, ...] = ()  # what was left out on purpose of files that were read
     notes_total: int | None = None
 
 
@@ -174,17 +174,17 @@ class LearningPoint(Part):
     """One look at the training. dev: the score on the dev part, None where it was not computed."""
 
     step: int
-    loss: Number = None
-    dev: Number = None
+    loss: FiniteNumber = None
+    dev: FiniteNumber = None
 
 
-class Point(Part):
+class CurvePoint(Part):
     """A point of a curve, with its interval where one was computed."""
 
     x: float
     y: float
-    low: Number = None
-    high: Number = None
+    low: FiniteNumber = None
+    high: FiniteNumber = None
 
 
 class Curve(Part):
@@ -193,11 +193,11 @@ class Curve(Part):
     chosen: the x that ships. levels: horizontal lines to compare with, label → y.
     """
 
-    points: tuple[Point, ...]
+    points: tuple[CurvePoint, ...]
     title: Text = ""
     x_label: Text = ""
     y_label: Text = "nDCG@10"
-    chosen: Number = None
+    chosen: FiniteNumber = None
     levels: dict[Text, float] = Field(default_factory=dict)
     note: Text = ""
 
@@ -205,7 +205,7 @@ class Curve(Part):
     def through(cls, points: Iterable[tuple[float, float | Interval]], **rest: Any) -> Self:
         """From pairs of x and either y or the interval of a mean; sorted by x."""
         made = [
-            Point(x=x, y=y.delta, low=y.low, high=y.high) if isinstance(y, Interval) else Point(x=x, y=y)
+            CurvePoint(x=x, y=y.delta, low=y.low, high=y.high) if isinstance(y, Interval) else CurvePoint(x=x, y=y)
             for x, y in points
         ]
         return cls(points=tuple(sorted(made, key=lambda point: point.x)), **rest)
@@ -235,12 +235,12 @@ class Passage(Part):
     source: Text = ""
 
 
-class Ranking(Part):
+class QueryResult(Part):
     """What one system did with one query. rank: of the best expected passage, from 1; None = not found."""
 
     rank: int | None = None
     first: Passage | None = None
-    value: Number = None  # of the comparison's metric
+    value: FiniteNumber = None  # of the comparison's metric
 
 
 class QueryComparison(Part):
@@ -248,8 +248,8 @@ class QueryComparison(Part):
 
     id: Text
     query: Text
-    before: Ranking
-    after: Ranking
+    before: QueryResult
+    after: QueryResult
     expected: Passage | None = None
     kind: Text = ""
 
@@ -296,7 +296,7 @@ class Failures(Part):
     never_retrieved: NeverRetrieved | None = None
 
 
-class Check(Part):
+class AdapterCheck(Part):
     """One proof that the adapter has an effect and survives saving; detail says what was measured."""
 
     name: Text
@@ -340,10 +340,10 @@ class Report(Part):
     title: Text = "Retriever report"
     created: Text = ""  # ISO 8601
     base_model: Text = ""
-    verdict: Verdict | None = None
+    verdict: VerdictFacts | None = None
     evidence: EvidenceUsed | None = None
     metric: Text = "nDCG@10"  # the one that decides, shown first
-    systems: tuple[System, ...] = ()
+    systems: tuple[MeasuredSystem, ...] = ()
     deltas: tuple[Delta, ...] = ()
     comparison: Comparison | None = None
     failures: Failures | None = None
@@ -352,8 +352,8 @@ class Report(Part):
     fusion: Curve | None = None
     curves: tuple[Curve, ...] = ()
     distributions: ScoreDistributions | None = None
-    checks: tuple[Check, ...] = ()
-    corpus: Corpus | None = None
+    checks: tuple[AdapterCheck, ...] = ()
+    corpus: CorpusFacts | None = None
     queries: tuple[QueryYield, ...] = ()
     split: SplitSizes | None = None
     timings: tuple[Timing, ...] = ()
@@ -364,12 +364,12 @@ class Report(Part):
     machine: dict[Text, Text] = Field(default_factory=dict)
     licences: tuple[Licence, ...] = ()
 
-    def system(self, name: str) -> System | None:
+    def system(self, name: str) -> MeasuredSystem | None:
         """The system of that name, if it was measured."""
         return next((system for system in self.systems if system.name == name), None)
 
     @property
-    def shipped(self) -> System | None:
+    def shipped(self) -> MeasuredSystem | None:
         """The system that ships, if one is marked."""
         return next((system for system in self.systems if system.shipped), None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ragadapt.evaluation.significance import FEW_QUERIES
-from ragadapt.report.values import Report, System
+from ragadapt.report.values import MeasuredSystem, Report
 
 METRICS = {
     "nDCG@10": "how well the first ten results are ordered; 1 is perfect",
@@ -64,7 +64,7 @@ def headline(report: Report) -> str:
     return f"{found}. What ships: {name}."
 
 
-def _gain(metric: str, base: System | None, shipped: System | None) -> str:
+def _gain(metric: str, base: MeasuredSystem | None, shipped: MeasuredSystem | None) -> str:
     if base is None or shipped is None:
         return ""
     before, after = base.metrics.get("R@10"), shipped.metrics.get("R@10")

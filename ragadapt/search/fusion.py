@@ -155,7 +155,6 @@ class FusionCurve:
 
     weights: tuple[float, ...]
     quality: tuple[float, ...]
-    standard_error: tuple[float, ...]  # of the paired difference to the best weight
     best: float
     chosen: float
     queries: int
@@ -170,15 +169,14 @@ def learn_weight(
     judges: Sequence[Judge],
     *,
     start: Fusion = Fusion(),
-    prior: float = NEUTRAL_WEIGHT,
     at_least: float | None = None,
     tolerance: float = 1.0,
     depth: int = 100,
 ) -> FusionCurve:
-    """The weight nearest to `prior` that is within `tolerance` standard errors of the best one.
+    """The weight nearest to ½ that is within `tolerance` standard errors of the best one.
 
     The one-standard-error rule (Breiman et al., 1984), paired by query: with few queries the curve is noise and
-    the prior stays; with many the best weight wins. A larger tolerance trusts the evidence less. `at_least` is a
+    ½ stays; with many the best weight wins. A larger tolerance trusts the evidence less. `at_least` is a
     lower bound, for evidence that is known to favour the lexical side (text cut from its own passage): it may raise
     the weight, never lower it.
     """
@@ -192,7 +190,7 @@ def learn_weight(
             table[row, column] = judge(found.positions[order])
     if not len(candidates):
         flat = (0.0,) * len(WEIGHTS)
-        return FusionCurve(WEIGHTS, flat, flat, prior, prior, 0)
+        return FusionCurve(WEIGHTS, flat, NEUTRAL_WEIGHT, NEUTRAL_WEIGHT, 0)
     quality = table.mean(axis=1)
     best = int(quality.argmax())
     paired = table[best] - table
@@ -205,5 +203,5 @@ def learn_weight(
         if (row == best or quality[best] - quality[row] <= tolerance * errors[row])
         and (at_least is None or weight >= at_least)
     ]
-    chosen = min(allowed, key=lambda weight: abs(weight - prior)) if allowed else prior
-    return FusionCurve(WEIGHTS, tuple(quality.tolist()), tuple(errors.tolist()), WEIGHTS[best], chosen, len(candidates))
+    chosen = min(allowed, key=lambda weight: abs(weight - NEUTRAL_WEIGHT)) if allowed else NEUTRAL_WEIGHT
+    return FusionCurve(WEIGHTS, tuple(quality.tolist()), WEIGHTS[best], chosen, len(candidates))

@@ -195,7 +195,7 @@ class Searcher:
         for start, block in self.lexical.score_blocks(texts):
             stop = start + len(block)
             extra = include[start:stop] if include is not None else [()] * len(block)
-            pass_ = _Block(self, block, dense, filter, allowed, depth, extra)
+            pass_ = _QueryBlock(self, block, dense, filter, allowed, depth, extra)
             first = pass_.gather(vectors[start:stop])
             if fusion.feedback > 0 and fusion.method != "rrf":
                 best = []
@@ -214,7 +214,7 @@ class Searcher:
         return [self._ids[position] for position in np.asarray(positions).tolist()]
 
 
-class _Block:
+class _QueryBlock:
     """A block of queries with their lexical score rows at hand."""
 
     def __init__(

@@ -152,20 +152,6 @@ class ChunkStore:
 
         self._write(write)
 
-    def delete_documents(self, ids: Iterable[str]) -> list[str]:
-        """Remove documents with their chunks; the ids of the removed chunks. Unknown ids are ignored."""
-        removed: list[str] = []
-
-        def write(connection: sqlite3.Connection) -> None:
-            for id in ids:
-                rows = connection.execute("SELECT id FROM chunks WHERE document_id = ? ORDER BY position", (id,))
-                removed.extend(row[0] for row in rows)
-                connection.execute("DELETE FROM chunks WHERE document_id = ?", (id,))
-                connection.execute("DELETE FROM documents WHERE id = ?", (id,))
-
-        self._write(write)
-        return removed
-
     # Reading
 
     def __len__(self) -> int:
@@ -224,10 +210,6 @@ class ChunkStore:
             heading = " > ".join(part for part in json.loads(headings) if part)
             fields = {"id": id, "document_id": document, "source": source or document, "heading": heading}
             yield id, {**{name: value for name, value in fields.items() if value}, **json.loads(metadata)}
-
-    def content_hashes(self) -> dict[str, str]:
-        """Chunk id → content hash: equal hashes may share a vector."""
-        return dict(self._rows("SELECT id, content_hash FROM chunks ORDER BY position"))
 
     def hashes(self, ids: Iterable[str]) -> dict[str, str]:
         """Chunk id → content hash, of those that exist."""

@@ -69,7 +69,7 @@ from ragadapt.files import (
 )
 from ragadapt.version import __version__
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 MANIFEST = "ragadapt.json"
@@ -398,7 +398,7 @@ class Workspace:
             if self._committed or not kept:
                 remove(self.path)
         except OSError as problem:
-            logger.warning("could not clean up %s: %s", self.path, problem)
+            log.warning("could not clean up %s: %s", self.path, problem)
         finally:
             if self._committed:
                 self._lock.release()
@@ -424,7 +424,7 @@ class Workspace:
         digest = self._finished(name, key_digest)
         stage = Stage(name, folder, scratch, digest)
         if stage.finished:
-            logger.info("stage %s: finished earlier, reused", name)
+            log.info("stage %s: finished earlier, reused", name)
             yield stage
             return
         with explain_full_disk(self.target):
@@ -714,7 +714,7 @@ def _heal(target: Path) -> None:
                 continue
             rename(candidate, target)
             sync_folder(target.parent)
-            logger.info("an interrupted replacement of %s was healed from %s", target, candidate.name)
+            log.info("an interrupted replacement of %s was healed from %s", target, candidate.name)
             break
         else:
             return
@@ -758,7 +758,7 @@ def _put_away(target: Path) -> None:
         else:
             remove(previous)
     except OSError as error:  # a reader on Windows may hold it; the next writer tries again
-        logger.warning("could not put %s away: %s", previous, error)
+        log.warning("could not put %s away: %s", previous, error)
 
 
 def _is_kept(target: Path, previous: Path) -> bool:

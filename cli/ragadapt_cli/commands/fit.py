@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -116,9 +116,6 @@ def fit_command(
         terminal.write(f"Report:    {page}")
         terminal.note(f'Done in {clock(seconds)}. Try: ragadapt search {result.path} "…"')
     return NO_GAIN if fail_on_no_gain and result.verdict != "WIN" else None
-
-
-Use = Literal["both", "train", "eval"]
 
 
 def pair_labels(

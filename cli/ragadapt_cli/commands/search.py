@@ -16,7 +16,7 @@ from ragadapt.errors import InvalidInput
 from ragadapt.files import parse_object, read_lines
 from ragadapt.text import encodable, grouped
 from ragadapt_cli.options import command, device_options, feedback_options, retriever_argument
-from ragadapt_cli.terminal import ERROR, Piece, Terminal
+from ragadapt_cli.terminal import ERROR, LinePart, Terminal
 
 if TYPE_CHECKING:
     from ragadapt.values import Hit
@@ -187,9 +187,9 @@ def _lines(text: str, width: int) -> list[tuple[int, int]]:
     return lines
 
 
-def _marked(text: str, spans: Sequence[tuple[int, int]], start: int, end: int) -> list[Piece]:
+def _marked(text: str, spans: Sequence[tuple[int, int]], start: int, end: int) -> list[LinePart]:
     """text[start:end] with its marks in bold yellow."""
-    pieces: list[Piece] = []
+    pieces: list[LinePart] = []
     at = start
     for first, last in spans:
         first, last = max(first, start), min(last, end)

@@ -14,7 +14,7 @@ from typing import Any, Self
 from ragadapt.files import sync_folder
 from ragadapt.text import encodable
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def read_answers(path: Path) -> dict[str, Answer]:
     except FileNotFoundError:
         return answers
     if unread:
-        logger.warning("%s: %d line(s) could not be read; those passages are asked about again", path, unread)
+        log.warning("%s: %d line(s) could not be read; those passages are asked about again", path, unread)
     return answers
 
 

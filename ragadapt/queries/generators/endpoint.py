@@ -27,7 +27,7 @@ from ragadapt.text import encodable
 if TYPE_CHECKING:
     import openai
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 FAILURES_IN_A_ROW = 5  # one request may fail for good; this many together mean that the endpoint is gone
 ODD_AT_FIRST = 25  # answers of no use before any of use: what speaks there is no language model
@@ -92,7 +92,7 @@ class Endpoint:
         self._key = os.environ[variable].strip() if variable else ""
         parts = urlsplit(self.url)
         if self._key and parts.scheme == "http" and parts.hostname not in _LOCAL_HOSTS:
-            logger.warning("the key in %s goes unencrypted to %s: use https if it can be had", variable, parts.hostname)
+            log.warning("the key in %s goes unencrypted to %s: use https if it can be had", variable, parts.hostname)
         # The transport looks for proxies itself.
         client: Any = httpx.Client(
             transport=BoundedTransport(config.generator_concurrency), follow_redirects=False, trust_env=False
@@ -129,7 +129,7 @@ class Endpoint:
                         give_up = give_up or outcome
                     elif isinstance(outcome, (_RequestFailedError, _OddAnswerError)):
                         self.failed += 1
-                        logger.warning("one passage skipped: %s", outcome)
+                        log.warning("one passage skipped: %s", outcome)
                         if isinstance(outcome, _OddAnswerError):
                             in_a_row, odd = 0, odd + 1  # somebody answers there
                         else:
@@ -249,7 +249,7 @@ class Endpoint:
         renamed = (
             ("max_completion_tokens",) if unwanted == "max_tokens" and "max_completion_tokens" in complaint else ()
         )
-        logger.info("%s does not accept %s: %s", self.url, unwanted, f"sending {renamed[0]}" if renamed else "left out")
+        log.info("%s does not accept %s: %s", self.url, unwanted, f"sending {renamed[0]}" if renamed else "left out")
         self._accepted = tuple(name for name in sent if name != unwanted) + renamed
         return True
 
@@ -263,7 +263,7 @@ class Endpoint:
         except (self._openai.AuthenticationError, self._openai.PermissionDeniedError):
             failed = self._refused()
         except self._openai.APITimeoutError:
-            logger.info("%s is slow to list its models; going on", self.url)
+            log.info("%s is slow to list its models; going on", self.url)
         except self._openai.APIConnectionError as error:
             failed = GeneratorFailed(
                 f"Nothing answers at {self.url} ({self._tell(error)}). Check the address and that the server runs."
@@ -274,7 +274,7 @@ class Endpoint:
                     f"{self.url}: {reason}. Passages go to the host that you name alone; if you trust that one, name "
                     "its address as generator_url."
                 )
-            logger.info("%s does not list its models; going on", self.url)
+            log.info("%s does not list its models; going on", self.url)
         if failed is not None:
             raise failed
         if wanted:

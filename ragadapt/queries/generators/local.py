@@ -30,7 +30,7 @@ from ragadapt.queries.generators.prompts import (
     plain_text,
 )
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 TOP_K = 50
 TOP_P = 0.95
@@ -58,7 +58,7 @@ class LocalModel:
         usual = CHAT_TEMPERATURE if self.chat or self.seq2seq else PLAIN_TEMPERATURE
         self._temperature = usual if config.generator_temperature is None else config.generator_temperature
         kind = "sequence-to-sequence" if self.seq2seq else "chat" if self.chat else "plain causal"
-        logger.info("%s: %s model on %s in %s", self.name, kind, self.device, str(self.dtype).removeprefix("torch."))
+        log.info("%s: %s model on %s in %s", self.name, kind, self.device, str(self.dtype).removeprefix("torch."))
 
     def answers(self, prompts: Sequence[Prompt]) -> Iterator[list[Answer]]:
         """The answers, batch by batch, passages of like length together. Raises GeneratorFailed if memory ends."""
@@ -76,7 +76,7 @@ class LocalModel:
                 self._batch_size = max(1, self._batch_size // 2)
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
-                logger.warning("out of memory: going on with %d passages at a time", self._batch_size)
+                log.warning("out of memory: going on with %d passages at a time", self._batch_size)
                 continue
             waiting = rest
             yield answers

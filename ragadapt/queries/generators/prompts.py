@@ -32,7 +32,7 @@ PLAIN_TEMPERATURE = 0.4  # shown examples only: at .7 a 270M model's queries led
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class QueryExample:
     """A passage with queries of the wanted sort: pairs of (kind, text)."""
 
     passage: str
@@ -45,14 +45,14 @@ class Prompt:
 
     chunk: Chunk
     kinds: tuple[str, ...]
-    examples: tuple[Example, ...]
+    examples: tuple[QueryExample, ...]
     users: bool  # the examples are the user's own
     seed: int
     key: str
 
 
 ENGLISH_EXAMPLES = (
-    Example(
+    QueryExample(
         "Bicycle care > Chains\nA chain should be wiped down and lubricated roughly every 200 km, sooner after riding "
         "in rain. Apply one drop per link, wait five minutes, then remove the excess: surplus oil attracts grit and "
         "accelerates wear of the sprockets. A chain elongated by more than 0.75 % must be replaced.",
@@ -67,7 +67,7 @@ ENGLISH_EXAMPLES = (
             ("claim", "One drop for every link is enough oil."),
         ),
     ),
-    Example(
+    QueryExample(
         "Library services > Interlibrary loans\nItems not held locally may be requested from partner institutions. "
         "Requests are free for registered members; delivery normally takes 5–8 working days. Loans are for 28 days "
         "and cannot be renewed. Damaged items are charged at replacement cost.",
@@ -82,7 +82,7 @@ ENGLISH_EXAMPLES = (
             ("claim", "You have four weeks before a book from elsewhere is due back."),
         ),
     ),
-    Example(
+    QueryExample(
         "mailer.send(message, *, retries=3, timeout=10.0)\nDeliver one message. Raises DeliveryError once all attempts "
         "are used up. A negative timeout disables the limit. Attachments above 20 MB are uploaded and linked instead.",
         (
@@ -98,7 +98,7 @@ ENGLISH_EXAMPLES = (
     ),
 )
 OTHER_EXAMPLES = (
-    Example(
+    QueryExample(
         "图书馆服务 > 馆际互借\n本馆未收藏的图书可向合作馆申请借阅。注册读者免费，"
         "通常需要5至8个工作日送达，借期28天，不可续借。",
         (
@@ -112,7 +112,7 @@ OTHER_EXAMPLES = (
             ("claim", "调来的书四周内必须归还。"),
         ),
     ),
-    Example(
+    QueryExample(
         "Fahrradpflege > Kette\nDie Kette sollte etwa alle 200 km gereinigt und geschmiert werden. Überschüssiges Öl "
         "zieht Schmutz an und beschleunigt den Verschleiß der Ritzel. Ab 0,75 % Längung ist sie zu ersetzen.",
         (
@@ -146,7 +146,7 @@ def make_prompt(
     asked: int,
     seed: int,
     generator_id: str,
-    examples: Sequence[Example] = (),
+    examples: Sequence[QueryExample] = (),
     kinds: Sequence[str] = tuple(KINDS),
 ) -> Prompt:
     """The prompt for one chunk: the first kind always, the others in turns from chunk to chunk.
@@ -173,7 +173,7 @@ def make_prompt(
 
 def examples_from_queries(
     queries: Sequence[Query], chunks: Mapping[str, Chunk], *, count: int, seed: int
-) -> list[Example]:
+) -> list[QueryExample]:
     """Few-shot examples from the user's own queries: those of one passage together, at most `count` passages."""
     by_passage: dict[str, list[tuple[str, str]]] = {}
     for query in queries:
@@ -183,7 +183,7 @@ def examples_from_queries(
             by_passage.setdefault(passage, []).append((looks_like(text), text))
     passages = sorted(by_passage)
     random.Random(seed).shuffle(passages)
-    return [Example(_clip(passage, 1200), tuple(by_passage[passage][:4])) for passage in passages[:count]]
+    return [QueryExample(_clip(passage, 1200), tuple(by_passage[passage][:4])) for passage in passages[:count]]
 
 
 _AUXILIARY = re.compile(
@@ -238,7 +238,7 @@ def plain_text(prompt: Prompt, passage: str | None = None) -> str:
     return "\n\n".join(parts)
 
 
-def _built_in_examples(passage: str) -> tuple[Example, ...]:
+def _built_in_examples(passage: str) -> tuple[QueryExample, ...]:
     if is_english(passage):
         return ENGLISH_EXAMPLES
     chinese, german = OTHER_EXAMPLES  # the nearest stands last, next to the passage
@@ -247,7 +247,7 @@ def _built_in_examples(passage: str) -> tuple[Example, ...]:
     return (ENGLISH_EXAMPLES[1], german, chinese)
 
 
-def _in_order(example: Example, prompt: Prompt) -> list[tuple[str, str]]:
+def _in_order(example: QueryExample, prompt: Prompt) -> list[tuple[str, str]]:
     """The example's queries in the order of the kinds asked; a user's example keeps its own."""
     if prompt.users:
         return list(example.queries)

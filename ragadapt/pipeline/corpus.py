@@ -1,0 +1,76 @@
+"""The passages of a build with what its stages ask about them, and their vectors by one encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from ragadapt.corpus import normalise
+from ragadapt.search.fusion import Background, Floats
+from ragadapt.values import Chunk, Document
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents and the chunks cut from them, in corpus order. What follows from them is computed once, when it is
+    first asked for."""
+
+    documents: tuple[Document, ...]
+    chunks: tuple[Chunk, ...]
+    groups: tuple[int, ...]  # near-duplicate group by position
+    notes: tuple[str, ...] = ()  # warnings for the report
+
+    @classmethod
+    def of(cls, chunks: tuple[Chunk, ...]) -> Corpus:
+        """Chunks alone, for stages that ask neither for documents nor for near-duplicates."""
+        return cls((), chunks, ())
+
+    def part(self, positions: Sequence[int]) -> Corpus:
+        """Only the chunks at these positions, in their order."""
+        return Corpus(
+            self.documents, tuple(self.chunks[at] for at in positions), tuple(self.groups[at] for at in positions)
+        )
+
+    @cached_property
+    def passages(self) -> tuple[str, ...]:
+        """What is encoded, by position."""
+        return tuple(chunk.passage for chunk in self.chunks)
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """Chunk ids by position."""
+        return tuple(chunk.id for chunk in self.chunks)
+
+    @cached_property
+    def position_of(self) -> Mapping[str, int]:
+        """Chunk id → position."""
+        return {id: position for position, id in enumerate(self.ids)}
+
+    @cached_property
+    def chunk_of(self) -> Mapping[str, Chunk]:
+        """Chunk id → chunk."""
+        return {chunk.id: chunk for chunk in self.chunks}
+
+    @cached_property
+    def document_of(self) -> Mapping[str, str]:
+        """Chunk id → id of its document."""
+        return {chunk.id: chunk.document_id for chunk in self.chunks}
+
+    @cached_property
+    def text_keys(self) -> tuple[str, ...]:
+        """Normalised passages by position: equal keys, equal texts."""
+        return tuple(normalise(passage) for passage in self.passages)
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedCorpus:
+    """A corpus and the vectors (N, d) that one encoder gives its passages, by position."""
+
+    corpus: Corpus
+    vectors: Floats
+
+    @cached_property
+    def background(self) -> Background:
+        """Mean and covariance of the vectors, from one pass over them."""
+        return Background.of(self.vectors)
