@@ -107,31 +107,33 @@ def fit(
     Raises EmptyCorpus, InvalidInput, StoreLocked, ModelNotFound, TrainingFailed.
     """
     _check_arguments(config, labels)
-    check_index(config.index)
-    check_teacher(config)
-    check_generator(config.query)
-    _check_cache_folder(config)
-    if config.adapter.trains:
-        from ragadapt.adapters.method import options_of
-
-        options_of(config.adapter)
-    target = checked_path(target, "The target")
-    sources = checked_list(sources, "sources") if chunked else listed_sources(sources)
     from ragadapt.encoder.precision import choose_device
     from ragadapt.training.processes import Processes
 
     crew = Processes.join(choose_device(config.encoder.device).split(":")[0])
-    if crew.index > 0:
-        return _train_along(crew, config)
-    with profiling.profiled() if profile is not None else nullcontext() as taken:
-        clock = profiling.Clock(taken)
-        try:
-            result = _fit(sources, target, config, labels, chunked, portable, clock, crew, progress)
-            crew.tell(result)
-            return result
-        finally:
-            if taken is not None and profile is not None:
-                taken.write(Path(profile), clock.seconds)
+    with crew.together():
+        check_index(config.index)
+        check_teacher(config)
+        check_generator(config.query)
+        _check_cache_folder(config)
+        if config.adapter.trains:
+            from ragadapt.adapters.method import options_of
+
+            options_of(config.adapter)
+        target = checked_path(target, "The target")
+        sources = checked_list(sources, "sources") if chunked else listed_sources(sources)
+        if crew.index > 0:
+            return _train_along(crew, config)
+        progress = crew.watched(progress)
+        with profiling.profiled() if profile is not None else nullcontext() as taken:
+            clock = profiling.Clock(taken)
+            try:
+                result = _fit(sources, target, config, labels, chunked, portable, clock, crew, progress)
+                crew.tell(result)
+                return result
+            finally:
+                if taken is not None and profile is not None:
+                    taken.write(Path(profile), clock.seconds)
 
 
 def _fit(
