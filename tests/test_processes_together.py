@@ -131,20 +131,21 @@ import ctypes, json, os, signal, sys, time
 from datetime import timedelta
 from pathlib import Path
 import torch
-from ragadapt.asking import Labels
+from ragadapt.pipeline.queries import Labels
 from ragadapt.config import FitConfig
 from ragadapt.errors import TrainingFailed
-from ragadapt.pipeline import fit
+from ragadapt.pipeline.fit import fit
 from ragadapt.training.loop import _Run
 
 folder, how, where, who = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
 rank = os.environ["RANK"]
-torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=4))  # no collective waits longer
+torch.distributed.init_process_group("gloo")
+torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=8))  # no collective waits longer
 
 def trouble():
     (folder / "failed").write_text(str(time.time()))
     if how == "slow":
-        ctypes.PyDLL(None).sleep(9)  # no other thread runs
+        ctypes.PyDLL(None).sleep(16)  # no other thread runs
     elif how == "error":
         raise LookupError("the lamp is out")
     elif how == "exit":

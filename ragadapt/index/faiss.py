@@ -25,6 +25,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ragadapt.config import IndexConfig
 from ragadapt.errors import IndexCorrupt, InvalidInput, MissingExtra
 from ragadapt.index.contract import (
     REBUILD,
@@ -82,6 +83,7 @@ class FaissIndex(Kept):
     """
 
     kind = "faiss"
+    options = frozenset({"structure"})
 
     def __init__(
         self,
@@ -291,6 +293,9 @@ class FaissIndex(Kept):
                     progress(f"build {structure}", end, len(self))
             self._engine, self._labels, self._next = engine, labels, len(labels)
             self.structure, self._on_gpu, self._changed = structure, None, True
+
+    def finish(self, config: IndexConfig, progress: Progress = no_progress) -> None:
+        self.restructure(config.structure, progress=progress)
 
     def save(self, folder: str | Path | None = None) -> None:
         if folder is None and self._folder is None:

@@ -26,12 +26,22 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ragadapt.errors import IndexCorrupt, IndexFault, IndexUnreachable, InvalidInput, MissingExtra
+from ragadapt.config import IndexConfig
+from ragadapt.errors import (
+    IndexCorrupt,
+    IndexFault,
+    IndexUnreachable,
+    InvalidConfiguration,
+    InvalidInput,
+    MissingExtra,
+)
+from ragadapt.files import write_text
 from ragadapt.index.contract import (
     REBUILD,
-    Closing,
+    Engine,
     Floats,
     Payload,
+    Place,
     by_id_where_equal,
     check_ids,
     check_k,
@@ -69,10 +79,12 @@ def point_id(id: str) -> str:
     return str(uuid.uuid5(NAMESPACE, id))
 
 
-class QdrantIndex(Closing):
+class QdrantIndex(Engine):
     """One collection. Metadata lie under the payload's `metadata`, the chunk id under `id`."""
 
     kind = "qdrant"
+    options = frozenset({"url", "collection", "upload_workers"})
+    mutable = True
 
     def __init__(
         self,
@@ -104,6 +116,30 @@ class QdrantIndex(Closing):
         self._parameters = models.SearchParams(exact=True) if exact and url not in (None, ":memory:") else None
         # Local mode is not made for several threads.
         self._lock: Any = threading.RLock()
+
+    @classmethod
+    def at(cls, place: Place, **settings: Any) -> Self:
+        return cls.open(place.folder, place.url, place.collection, place.dim, place.fingerprint, **settings)
+
+    @classmethod
+    def check_options(cls, config: IndexConfig) -> None:
+        super().check_options(config)
+        if config.url == ":memory:":
+            raise InvalidConfiguration(
+                "index.url = ':memory:' keeps nothing, and a saved retriever needs its index. Leave the URL out for a "
+                "folder, or name a server."
+            )
+
+    @classmethod
+    def building(cls, config: IndexConfig, scratch: Path) -> dict[str, Any]:
+        collection = config.collection
+        if config.url is not None:
+            # On a server every build gets a collection of its own: the one in use is not touched before the commit.
+            note = scratch / "collection"  # a killed build goes on in the one that it began
+            if not note.exists():
+                write_text(note, f"{collection}-{uuid.uuid4().hex[:12]}")
+            collection = note.read_text(encoding="utf-8")
+        return {"url": config.url, "collection": collection, "upload_workers": config.upload_workers}
 
     @classmethod
     def open(
@@ -310,7 +346,9 @@ class QdrantIndex(Closing):
         if target is None:
             raise InvalidInput("This index lives in memory or on a server; say which folder to note it in.")
         if self.url == ":memory:":
-            raise InvalidInput("An index in ':memory:' cannot be saved. Use a folder, a server, or kind 'qdrant-edge'.")
+            raise InvalidInput(
+                "An index in ':memory:' cannot be written. Use a folder, a server, or kind 'qdrant-edge'."
+            )
         if self.url is None and self._folder is not None and target.resolve() != self._folder.resolve():
             raise InvalidInput(f"This index lives in {self._folder}; close it and copy that folder to {target}.")
         self._describe(target)

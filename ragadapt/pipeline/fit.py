@@ -22,6 +22,7 @@ from ragadapt.config import FitConfig
 from ragadapt.corpus.sources import describe_sources, listed_sources, read_sources
 from ragadapt.errors import InvalidConfiguration, InvalidInput
 from ragadapt.evaluation import gate
+from ragadapt.index import check_index, chosen
 from ragadapt.pipeline.adapt import (
     DevPool,
     check_teacher,
@@ -42,7 +43,6 @@ from ragadapt.pipeline.stages import (
     build_index,
     build_lexical,
     build_vectors,
-    check_index,
     commit_build,
     encode_query_texts,
     forget_vectors_beside,
@@ -112,6 +112,7 @@ def fit(
 
     crew = Processes.join(choose_device(config.encoder.device).split(":")[0])
     with crew.together():
+        config = config.model_copy(update={"index": chosen(config.index)})
         check_index(config.index)
         check_teacher(config)
         check_generator(config.query)

@@ -33,17 +33,17 @@ from ragadapt.errors import (
     IndexFault,
     IndexUnreachable,
     InvalidInput,
+    MissingExtra,
     StoreCorrupt,
     StoreLocked,
 )
 from ragadapt.files import copy_file
-from ragadapt.index import VectorIndex, open_index
+from ragadapt.index import VectorIndex, check_index, open_index
 from ragadapt.pipeline.stages import (
     Corpus,
     KnownVectors,
     build_index,
     build_lexical,
-    check_index,
     commit_build,
     gather_vectors,
     mutable_parts,
@@ -52,6 +52,7 @@ from ragadapt.pipeline.stages import (
 )
 from ragadapt.profiling import Clock
 from ragadapt.search.fusion import Floats
+from ragadapt.search.saved import missing_engine
 from ragadapt.store.chunks import ChunkStore, DocumentRecord, document_hash
 from ragadapt.store.workspace import Manifest, OpenedStore, Stage, Workspace, open_store, roll_back
 from ragadapt.values import Chunk, Document, Progress, no_progress
@@ -147,7 +148,10 @@ def refresh_documents(
     clock = Clock()
     opened = open_store(retriever)
     run = _Refresh(opened, device, clock, progress)
-    check_index(run.config.index)
+    try:
+        check_index(run.config.index)
+    except MissingExtra as error:
+        raise missing_engine(opened.path, opened.manifest, error) from error
     with clock("read"):
         documents, skipped, given = run.read(sources)
     with clock("compare"):

@@ -5,25 +5,21 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ragadapt.checks import shown
 from ragadapt.config import FitConfig, IndexConfig
 from ragadapt.errors import InvalidInput
+from ragadapt.index import check_index, chosen
 from ragadapt.pipeline.stages import (
     Corpus,
     build_index,
     build_vectors,
-    check_index,
     commit_build,
     mutable_parts,
 )
 from ragadapt.store.chunks import ChunkStore
 from ragadapt.store.workspace import Workspace, open_store
 from ragadapt.values import Progress, no_progress
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +36,7 @@ def reindex(
 
     if not isinstance(index, IndexConfig):
         raise InvalidInput(f"index is {type(index).__name__} ({shown(index)}); give an IndexConfig.")
+    index = chosen(index)
     check_index(index)
     old = open_store(retriever)
     old.check("model", "chunks.sqlite")

@@ -5,11 +5,9 @@ Each takes a store Stage; a stage that was finished in an earlier, interrupted r
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import re
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -20,9 +18,9 @@ import numpy as np
 
 from ragadapt.config import ChunkConfig, IndexConfig
 from ragadapt.corpus import chunk_documents, near_duplicate_groups, normalise
-from ragadapt.errors import EmptyCorpus, InvalidConfiguration, MissingExtra, RagadaptError
+from ragadapt.errors import EmptyCorpus, RagadaptError
 from ragadapt.files import link_or_copy, read_json, record_file, remove, write_text
-from ragadapt.index import check_address, collection_of, exact_index, open_index
+from ragadapt.index import collection_of, engine_of, exact_index, open_index
 from ragadapt.lexical import LexicalIndex
 from ragadapt.profiling import work
 from ragadapt.search.fusion import Background, Floats, Fusion
@@ -294,49 +292,17 @@ def searcher_of(corpus: Corpus, vectors: Floats, lexical: LexicalIndex) -> Searc
     return Searcher(exact_index(corpus.ids, vectors), lexical, Background.of(vectors), Fusion())
 
 
-def check_index(config: IndexConfig) -> None:
-    """Say before any work that an index cannot be built. Raises MissingExtra, InvalidConfiguration."""
-    module, extra = {
-        "exact": ("numpy", ""),
-        "faiss": ("faiss", "faiss"),
-        "qdrant": ("qdrant_client", "qdrant"),
-        "qdrant-edge": ("qdrant_edge", "qdrant-edge"),
-    }[config.kind]
-    if importlib.util.find_spec(module) is None:
-        raise MissingExtra(f"An index of kind {config.kind!r} (or take index.kind = 'exact')", extra)
-    check_address(config.url, "index.url")
-    if config.url == ":memory:":
-        raise InvalidConfiguration(
-            "index.url = ':memory:' keeps nothing, and a saved retriever needs its index. Leave the URL out for a "
-            "folder, or name a server."
-        )
-    if config.structure != "auto" and config.kind != "faiss":
-        raise InvalidConfiguration(f"index.structure is for kind 'faiss', not {config.kind!r}: leave it out.")
-    if config.url is not None and config.kind != "qdrant":
-        raise InvalidConfiguration(f"index.url is for kind 'qdrant', not {config.kind!r}.")
-
-
 def build_index(
     stage: Stage, config: IndexConfig, corpus: Corpus, vectors: Floats, fingerprint: str, progress: Progress
 ) -> None:
     """The index that ships, with the chunks' metadata for filters, as index/, and background.npz beside it."""
     ids, batch = corpus.ids, 4096
-    collection = config.collection
-    if config.url:
-        # On a server every build gets a collection of its own: the one in use is not touched before the commit.
-        note = stage.scratch / "collection"  # a killed build goes on in the one that it began
-        if not note.exists():
-            write_text(note, f"{collection}-{uuid.uuid4().hex[:12]}")
-        collection = note.read_text(encoding="utf-8")
-    settings: dict[str, Any] = {"upload_workers": config.upload_workers} if config.kind == "qdrant" else {}
     with open_index(
         config.kind,
         stage.path / "index",
         dim=vectors.shape[1],
         fingerprint=fingerprint,
-        url=config.url,
-        collection=collection,
-        **settings,
+        **engine_of(config.kind).building(config, stage.scratch),
     ) as index:
         for start in range(0, len(ids), batch):
             stop = min(start + batch, len(ids))
@@ -345,11 +311,7 @@ def build_index(
                 index.upsert(ids[start:stop], np.asarray(vectors[start:stop]), payloads)
             progress("index", stop, len(ids))
         with work("index"):
-            if config.kind == "faiss":
-                from ragadapt.index.faiss import FaissIndex
-
-                assert isinstance(index, FaissIndex)
-                index.restructure(config.structure, progress=progress)
+            index.finish(config, progress)
             index.save()
     np.savez(stage.path / "background.npz", **background_arrays(vectors))
 
@@ -383,7 +345,7 @@ def server_follows(target: Path) -> Iterator[None]:
 
 def mutable_parts(config: IndexConfig) -> tuple[str, ...]:
     """What changes in place in a saved folder: the ledger of feedback, and the folders that engines write to."""
-    return (LEDGER, "index") if config.kind in ("qdrant", "qdrant-edge") else (LEDGER,)
+    return (LEDGER, "index") if engine_of(config.kind).mutable else (LEDGER,)
 
 
 def background_arrays(vectors: Floats) -> dict[str, Any]:

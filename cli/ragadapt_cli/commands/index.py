@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ragadapt.config import AUTO, ENGINES
 from ragadapt_cli.options import command, device_option, retriever_argument
 from ragadapt_cli.terminal import Terminal
 
@@ -15,7 +16,7 @@ from ragadapt_cli.terminal import Terminal
 @retriever_argument
 @click.option(
     "--kind",
-    type=click.Choice(["exact", "faiss", "qdrant", "qdrant-edge"]),
+    type=click.Choice([AUTO, *ENGINES]),
     help="Encode the passages again, into an index of this kind.",
 )
 @click.option(
@@ -68,6 +69,7 @@ def index_command(
     terminal.resume = True
     with terminal.progress() as progress:
         path = reindex(retriever, config, device=device, progress=progress)
+    config = IndexConfig.model_validate(open_store(path).manifest.configuration["index"])
     if terminal.json:
         terminal.write_json("index", {"retriever": path, **config.model_dump(mode="json")})
     else:
