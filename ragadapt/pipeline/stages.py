@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -18,15 +19,24 @@ import numpy as np
 
 from ragadapt.config import ChunkConfig, IndexConfig
 from ragadapt.corpus import chunk_documents, near_duplicate_groups, normalise
-from ragadapt.errors import EmptyCorpus, RagadaptError
-from ragadapt.files import link_or_copy, read_json, record_file, remove, write_text
+from ragadapt.errors import (
+    EmptyCorpus,
+    FingerprintMismatch,
+    IndexCorrupt,
+    IndexFault,
+    IndexUnreachable,
+    MissingExtra,
+    RagadaptError,
+    StoreCorrupt,
+)
+from ragadapt.files import copy_file, link_or_copy, read_json, record_file, remove, write_text
 from ragadapt.index import collection_of, engine_of, exact_index, open_index
 from ragadapt.lexical import LexicalIndex
 from ragadapt.profiling import work
 from ragadapt.search.fusion import Background, Floats, Fusion
 from ragadapt.search.searcher import Searcher
 from ragadapt.store.chunks import ChunkStore
-from ragadapt.store.workspace import LEDGER, Manifest, Stage, Workspace, kept_build, open_store
+from ragadapt.store.workspace import LEDGER, Manifest, OpenedStore, Stage, Workspace, kept_build, open_store
 from ragadapt.values import Chunk, Document, Evidence, Progress, Query, no_progress
 from ragadapt.version import __version__
 
@@ -120,17 +130,18 @@ def unread_ends(passages: Sequence[str], encoder: Encoder) -> str:
 
 
 def build_vectors(
-    stage: Stage, corpus: Corpus, encoder: Encoder, progress: Progress, known: Sequence[KnownVectors] = ()
+    stage: Stage, corpus: Corpus, encoder: Encoder | None, progress: Progress, known: Sequence[KnownVectors] = ()
 ) -> Floats:
     """Every passage's vector in vectors.npy; memory-mapped. An interrupted run goes on after its last shard.
 
-    known: where vectors of this encoder are; only what none of them has is encoded.
+    known: where vectors of this encoder are; only what none of them has is encoded. encoder: None = they have all.
     """
     path = stage.path / "vectors.npy"
     if not stage.finished:
         partial = stage.scratch / "vectors.npy"
 
         def encode(passages: list[str]) -> Floats:
+            assert encoder is not None
             return encoder.encode_to(passages, partial, progress=progress)
 
         gather_vectors(path, corpus.chunks, known, encode)
@@ -181,6 +192,42 @@ def gather_vectors(
 
 
 @contextmanager
+def stored_vectors(
+    opened: OpenedStore, contents: Mapping[str, str], chunks: Iterable[Chunk], scratch: Path, *, leaving: bool = False
+) -> Iterator[list[KnownVectors]]:
+    """What the index of a saved retriever has of these passages; nothing, and a warning, where it cannot be read.
+
+    contents: id in the index → content hash. leaving: the index is not to stay at its server, so that one which does
+    not answer is no obstacle. Raises IndexUnreachable.
+    """
+    folder, fingerprint = opened.path / "index", opened.manifest.fingerprint
+    with ExitStack() as stack:
+        known = []
+        try:
+            opened.check("index")
+            try:
+                index = open_index(folder=folder, fingerprint=fingerprint)
+            except (IndexUnreachable, IndexCorrupt, FingerprintMismatch):
+                raise
+            except IndexFault as error:  # an embedded engine has one user at a time, and that one is searching
+                log.info("%s; reading a copy", error)
+                copy = scratch / "index"
+                remove(copy)
+                shutil.copytree(folder, copy, copy_function=copy_file)
+                index = open_index(folder=copy, fingerprint=fingerprint)
+            stack.enter_context(index)
+            wanted = {chunk.content_hash for chunk in chunks}
+            candidates = {digest: id for id, digest in contents.items() if digest in wanted}
+            there = dict(zip(candidates.values(), index.has(list(candidates.values())), strict=True))
+            known.append(KnownVectors({digest: id for digest, id in candidates.items() if there[id]}, index.vectors))
+        except (IndexFault, StoreCorrupt, MissingExtra) as error:
+            if isinstance(error, IndexUnreachable) and not leaving:
+                raise  # the new one is to be built there too
+            log.warning("The vectors of %s cannot be taken over (%s) All passages are encoded again.", folder, error)
+        yield known
+
+
+@contextmanager
 def vectors_kept_for(target: Path, encoder: Encoder) -> Iterator[list[KnownVectors]]:
     """The vectors of this encoder that earlier fits left in the target, in the folder kept of it, and beside it.
 
@@ -196,7 +243,7 @@ def vectors_kept_for(target: Path, encoder: Encoder) -> Iterator[list[KnownVecto
                 about = [
                     manifest.fingerprint,
                     _computed(manifest.sections.get("precision", {})),
-                    manifest.library_version,
+                    manifest.sections.get("encoded_by", manifest.library_version),
                 ]
                 files = [name for name in manifest.files if name == "chunks.sqlite" or name.startswith("index/")]
                 if about != _about(encoder) or "index" in manifest.mutable:
@@ -314,6 +361,16 @@ def build_index(
             index.finish(config, progress)
             index.save()
     np.savez(stage.path / "background.npz", **background_arrays(vectors))
+
+
+def index_parts(built: Path) -> dict[str, Path]:
+    """The parts of a retriever that `build_index` made in this folder."""
+    return {name: built / name for name in ("index", "background.npz")}
+
+
+def parts_of(path: Path) -> dict[str, Path]:
+    """The parts of a saved retriever that a build on top of it starts from."""
+    return {name: path / name for name in ("chunks.sqlite", "lexical", "model", "report")}
 
 
 def commit_build(work: Workspace, manifest: Manifest, parts: Mapping[str, Path]) -> Manifest:

@@ -17,7 +17,7 @@ from ragadapt_cli.terminal import Terminal
 @click.option(
     "--kind",
     type=click.Choice([AUTO, *ENGINES]),
-    help="Encode the passages again, into an index of this kind.",
+    help="Move the vectors into an index of this kind.",
 )
 @click.option(
     "--structure",
@@ -68,7 +68,7 @@ def index_command(
     config = IndexConfig.model_validate({**before, **wanted})
     terminal.resume = True
     with terminal.progress() as progress:
-        path = reindex(retriever, config, device=device, progress=progress)
+        path = reindex(retriever, config, encode=rebuild, device=device, progress=progress)
     config = IndexConfig.model_validate(open_store(path).manifest.configuration["index"])
     if terminal.json:
         terminal.write_json("index", {"retriever": path, **config.model_dump(mode="json")})
