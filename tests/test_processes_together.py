@@ -170,7 +170,7 @@ labels = [Labels(folder / "queries.jsonl", folder / "qrels.tsv")]
 try:
     print(fit([folder / "docs"], folder / "retriever", config, labels=labels, progress=progress).verdict)
 except LookupError:
-    time.sleep(40)  # a script that caught the error, and lives on
+    time.sleep(90)  # a script that caught the error, and lives on
     raise
 except TrainingFailed as error:
     (folder / f"told-{rank}").write_text(str(error))
@@ -257,7 +257,8 @@ def test_the_other_process_ends_within_seconds_and_says_why(
         began = float((tmp_path / "failed").read_text())
         if how == "error":
             assert workers[who].poll() is None  # it lives on, and still the other has ended
-        assert ended - began < 10
+        assert (tmp_path / f"told-{1 - who}").stat().st_mtime - began < 10
+        assert ended - began < 40  # a busy machine takes its time to take an interpreter down
         assert code == 1
         told = (tmp_path / f"told-{1 - who}").read_text()
         assert told.startswith(f"Process {who} {said}") and f"Process {1 - who} ends with it" in told
