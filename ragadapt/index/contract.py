@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ from ragadapt.errors import (
     FingerprintMismatch,
     FormatTooNew,
     IndexCorrupt,
-    IndexFault,
     InvalidConfiguration,
     InvalidInput,
 )
@@ -166,68 +164,6 @@ class Engine(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class Kept(Engine):
-    """An index in memory that a folder keeps: it notices that another process saved there."""
-
-    dim: int
-    fingerprint: str | None
-    _folder: Path | None
-    _lock: threading.RLock
-    _changed = False
-    """Whether there are changes that no save has kept."""
-    _stamp: tuple[int, int] | None = None
-
-    @classmethod
-    def at(cls, place: Place, **settings: Any) -> Self:
-        kind: Any = cls  # each has settings of its own
-        if place.description is not None and place.folder is not None:
-            index: Self = kind.open(place.folder, check=place.check, **settings)
-        else:
-            index = kind(place.width(), place.fingerprint, place.folder, **settings)
-        return index
-
-    @abstractmethod
-    def _take(self, folder: Path) -> None:
-        """Read the folder anew, in place of what is in memory."""
-
-    def follow(self, *, changing: bool = False) -> bool:
-        """Read anew what another process saved in the folder since; whether that was so.
-
-        Where there are unsaved changes they stay, and nothing is read; changing: then raise IndexFault.
-        """
-        with self._lock:
-            if self._folder is None:
-                return False
-            stamp = _stamp(self._folder)
-            if stamp is None or stamp == self._stamp:
-                return False
-            if self._changed:
-                if changing:
-                    raise IndexFault(
-                        f"Another process saved the index in {self._folder} since it was read here, and there are "
-                        "unsaved changes here. Nothing was changed. Save these to another folder, or open the index "
-                        "again and repeat them."
-                    )
-                return False
-            self._take(self._folder)
-            self._stamp = stamp
-            return True
-
-    def _noted(self, folder: Path) -> None:
-        """The folder holds what is in memory."""
-        if folder == self._folder:
-            self._changed, self._stamp = False, _stamp(folder)
-
-
-def _stamp(folder: Path) -> tuple[int, int] | None:
-    """Of index.json: another one after each save."""
-    try:
-        found = (folder / INDEX_FILE).stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
 
 
 def check_ids(ids: Sequence[str]) -> list[str]:

@@ -30,7 +30,6 @@ from ragadapt.errors import IndexCorrupt, InvalidInput, MissingExtra
 from ragadapt.index.contract import (
     REBUILD,
     Floats,
-    Kept,
     Payload,
     by_id_where_equal,
     check_dim,
@@ -47,7 +46,7 @@ from ragadapt.index.contract import (
 )
 from ragadapt.index.filters import Filter
 from ragadapt.index.matrix import search_matrix
-from ragadapt.index.rows import Rows
+from ragadapt.index.rows import Kept, Rows
 from ragadapt.lexical.ranking import Ranking, best_first
 from ragadapt.values import Progress, no_progress
 
@@ -143,30 +142,16 @@ class FaissIndex(Kept):
             index.restructure(structure)
         return index
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
     @property
     def tombstones(self) -> int:
         """Vectors of removed or replaced ids that the graph still holds."""
         return int(self._engine.ntotal) - len(self._rows)
 
-    def ids(self, filter: Filter | None = None) -> list[str]:
-        with self._lock:
-            if filter is None:
-                return list(self._rows.ids)
-            return [self._rows.ids[row] for row in np.flatnonzero(self._rows.mask(filter))]
-
-    def has(self, ids: Sequence[str]) -> list[bool]:
-        return [id in self._rows.numbers for id in check_ids(ids)]
-
     def upsert(self, ids: Sequence[str], vectors: ArrayLike, payloads: Sequence[Payload] | None = None) -> None:
         new_ids, rows, plain = prepare_upsert(ids, vectors, payloads, self.dim)
         with self._lock:
-            numbers, _ = self._rows.numbers, self._rows.payloads  # read before anything is changed
-            self._changed = True
-            known = [i for i, id in enumerate(new_ids) if id in numbers]
-            added = [i for i, id in enumerate(new_ids) if id not in numbers]
+            known, added = self._rows.split(new_ids)
+            numbers, self._changed = self._rows.numbers, True
             if known and self.structure == "flat":
                 self._write([numbers[new_ids[i]] for i in known], rows[known])
                 for i in known:
@@ -259,10 +244,6 @@ class FaissIndex(Kept):
     def vectors(self, ids: Sequence[str]) -> Floats:
         with self._lock:
             return self._read(self._rows.find(check_ids(ids)))
-
-    def payloads(self, ids: Sequence[str]) -> list[dict[str, Any]]:
-        with self._lock:
-            return [dict(self._rows.payloads[row]) for row in self._rows.find(check_ids(ids))]
 
     def batches(self, size: int = 4096) -> Iterator[tuple[list[str], Floats]]:
         for start in range(0, len(self), size):

@@ -322,20 +322,8 @@ class QdrantIndex(Engine):
 
     def contents(self, size: int = 1024) -> Iterator[tuple[str, dict[str, Any]]]:
         """All ids with their metadata."""
-        offset = None
-        while True:
-            records, offset = self._ask(
-                lambda: self.client.scroll(
-                    self.collection,
-                    limit=size,
-                    offset=offset,  # noqa: B023
-                    with_payload=True,
-                    with_vectors=False,
-                )
-            )
+        for records in self._pages(size, True, False):
             yield from ((self._id_of(record), self._metadata(record)) for record in records)
-            if offset is None:
-                return
 
     def save(self, folder: str | Path | None = None) -> None:
         """Note in `folder` where the collection is; the points themselves are durable already.
@@ -447,16 +435,22 @@ class QdrantIndex(Engine):
         return found
 
     def _scroll(self, size: int, filter: Any, vector: bool) -> Iterator[Any]:
-        condition, offset = self._condition(filter), None
         names = [self.vector_name] if vector and self.vector_name else vector
+        for records in self._pages(size, self._id_keys, names, self._condition(filter)):
+            yield from records
+
+    def _pages(self, size: int, payload: Any, vectors: Any, condition: Any = None) -> Iterator[list[Any]]:
+        """All points that meet the condition, up to `size` at a time, with these parts of payload and vectors."""
+        offset = None
         while True:
             records, offset = self._ask(
                 lambda: self.client.scroll(
                     self.collection, scroll_filter=condition, limit=size, offset=offset,  # noqa: B023
-                    with_payload=self._id_keys, with_vectors=names,
+                    with_payload=payload, with_vectors=vectors,
                 )
             )  # fmt: skip
-            yield from records
+            if records:
+                yield list(records)
             if offset is None:
                 return
 
