@@ -137,6 +137,7 @@ from ragadapt.errors import TrainingFailed
 from ragadapt.pipeline.fit import fit
 from ragadapt.training.loop import _Run
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
 folder, how, where, who = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
 rank = os.environ["RANK"]
 torch.distributed.init_process_group("gloo")
