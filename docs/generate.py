@@ -180,7 +180,7 @@ _NAMES = {str: "text", int: "whole number", float: "number", bool: "true or fals
 
 def _type(field: Any) -> str:
     """What a setting takes, in words, with its bounds."""
-    kinds = alternatives(field.annotation)
+    kinds = alternatives(field)
     words = [kind if isinstance(kind, str) else _NAMES[kind] for kind in kinds if kind is not type(None)]
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
     bounds = [

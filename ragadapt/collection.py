@@ -681,7 +681,7 @@ def open_collection(
     """
     folder = checked_path(folder, "The store's folder") if folder is not None else None
     if kind is None and (folder is None or not (folder / "index.json").is_file()):
-        kind = "qdrant" if settings.get("url") else "exact"
+        kind = None if settings.get("url") else "exact"
     try:
         index = open_index(kind, folder, dim=dim, fingerprint=fingerprint, **settings)
     except FingerprintMismatch as error:

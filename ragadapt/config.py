@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from ragadapt.checks import checked_path, shown
 from ragadapt.errors import InvalidConfiguration
@@ -175,12 +176,31 @@ class GateConfig(Settings):
     interpolation: tuple[float, ...] = (0.75, 0.5, 0.25)  # strengths tried between base (0) and adapted (1)
 
 
+AUTO = "auto"
+ENGINES = {
+    "exact": "ragadapt.index.exact:ExactIndex",
+    "faiss": "ragadapt.index.faiss:FaissIndex",
+    "qdrant": "ragadapt.index.qdrant:QdrantIndex",
+    "qdrant-edge": "ragadapt.index.edge:EdgeIndex",
+}
+"""Kind of index → module and class, which is loaded when it is used."""
+
+
+def _known_kind(kind: str) -> str:
+    if kind != AUTO and kind not in ENGINES:
+        raise PydanticCustomError("index_kind", "Input should be {kinds}", {"kinds": " or ".join((AUTO, *ENGINES))})
+    return kind
+
+
+IndexKind = Annotated[str, AfterValidator(_known_kind), Field(json_schema_extra={"enum": [AUTO, *ENGINES]})]
+
+
 class IndexConfig(Settings):
     """Where vectors live."""
 
     HOW = frozenset({"upload_workers"})
 
-    kind: Literal["exact", "faiss", "qdrant", "qdrant-edge"] = "faiss"  # qdrant is a server, the others files
+    kind: IndexKind = AUTO  # faiss where it is installed, else exact; qdrant is a server, the others files
     structure: Literal["auto", "flat", "hnsw", "ivf"] = (
         "auto"  # of FAISS: exact below a million vectors, then HNSW, IVF
     )

@@ -73,8 +73,9 @@ class EmptyCorpus(RagadaptError):
 class MissingExtra(RagadaptError, ImportError):
     """An optional package is needed and not installed."""
 
-    def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs an optional package. Install it with: pip install 'ragadapt[{extra}]'")
+    def __init__(self, what: str, extra: str, instead: str = "") -> None:
+        text = f"{what} needs an optional package. Install it with: pip install 'ragadapt[{extra}]'"
+        super().__init__(f"{text}. {instead}" if instead else text)
         self.extra = extra
 
 

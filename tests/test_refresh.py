@@ -23,6 +23,8 @@ from tiny_models import sentences, write_tiny_model
 from ragadapt.config import FitConfig, IndexConfig
 from ragadapt.encoder import Encoder
 from ragadapt.errors import EmptyCorpus, IndexUnreachable, InvalidInput, NotARetriever, StoreError, StoreLocked
+from ragadapt.index import open_index
+from ragadapt.index.contract import write_description
 from ragadapt.lexical import LexicalIndex
 from ragadapt.pipeline.fit import fit
 from ragadapt.pipeline.queries import Labels
@@ -913,3 +915,116 @@ def test_trouble_with_the_alias_is_a_warning_and_a_collection_of_that_name_is_le
     rollback(place / "retriever")
     assert "was not pointed to the new collection" in caplog.text
     assert open_store(place / "retriever").manifest.build_id != before.build_id
+
+
+# Another index from the same vectors
+
+
+def rows_of(path: Path) -> tuple[list[str], Any]:
+    """Ids, and their vectors as they are stored."""
+    manifest = open_store(path).manifest
+    with open_index(folder=path / "index", fingerprint=manifest.fingerprint) as index:
+        ids = sorted(index.ids())
+        return ids, index.vectors(ids)
+
+
+@pytest.mark.parametrize("kind", ["exact", "faiss", "qdrant", "qdrant-edge"])
+def test_another_index_takes_the_stored_vectors_over_to_the_bit_and_loads_no_model(
+    place: Path, encoded: list[str], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    for needed in {"faiss": ["faiss"], "qdrant": ["qdrant_client"], "qdrant-edge": ["qdrant_edge"]}.get(kind, []):
+        pytest.importorskip(needed)
+    ids, rows = rows_of(place / "retriever")
+    with Retriever.open(place / "retriever") as before:
+        hits = before.search("red water", 9)
+    manifest = open_store(place / "retriever").manifest
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoder, "open", lambda *_, **__: pytest.fail("a model was loaded"))
+        reindex(place / "retriever", IndexConfig(kind=kind))
+        again, moved = rows_of(place / "retriever")
+    assert again == ids and encoded == []
+    np.testing.assert_array_equal(moved, rows)
+    now = open_store(place / "retriever", verify="full").manifest
+    assert now.sections == manifest.sections and now.fingerprint == manifest.fingerprint
+    assert now.configuration["index"]["kind"] == kind
+    with Retriever.open(place / "retriever") as after:
+        assert [hit.chunk.id for hit in after.search("red water", 9)] == [hit.chunk.id for hit in hits]
+
+
+def test_vectors_that_are_missing_are_encoded_and_the_others_taken_over(place: Path, encoded: list[str]) -> None:
+    pytest.importorskip("qdrant_edge")
+    reindex(place / "retriever", IndexConfig(kind="qdrant-edge"))  # which changes in place, and has no hash
+    ids, rows = rows_of(place / "retriever")
+    with open_index(folder=place / "retriever" / "index") as index:
+        index.delete(ids[:3])
+        index.save()
+    reindex(place / "retriever", IndexConfig(kind="exact"))
+    assert len(encoded) == 3
+    again, moved = rows_of(place / "retriever")
+    assert again == ids
+    np.testing.assert_array_equal(moved[3:], rows[3:])
+    np.testing.assert_allclose(moved[:3], rows[:3], atol=1e-5)
+
+
+def test_a_damaged_index_is_encoded_again_and_so_is_a_good_one_on_demand(
+    place: Path, encoded: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    ids, rows = rows_of(place / "retriever")
+    file = next((place / "retriever" / "index").glob("vectors-*.npy"))
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+    reindex(place / "retriever", IndexConfig(kind="exact"))
+    assert "cannot be taken over" in caplog.text
+    assert len(set(encoded)) == len(encoded) > 0
+    again, made = rows_of(place / "retriever")
+    assert again == ids
+    np.testing.assert_allclose(made, rows, atol=1e-5)
+    count = len(encoded)
+    reindex(place / "retriever", IndexConfig(kind="exact"))
+    assert len(encoded) == count
+    assert run(["index", str(place / "retriever"), "--rebuild"]) == 0
+    assert len(encoded) == 2 * count
+
+
+def test_vectors_of_another_version_are_still_known_as_such_after_a_move(
+    place: Path, model: Path, encoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = open_store(place / "retriever").manifest
+    sections = {**manifest.sections, "encoded_by": "0.0.1"}
+    (place / "retriever" / "ragadapt.json").write_text(replace(manifest, sections=sections).to_json())
+    reindex(place / "retriever", IndexConfig(kind="exact", collection="another"))
+    assert encoded == []
+    fit([place / "docs"], place / "retriever", settings(model))
+    assert encoded != []
+    count = len(encoded)
+    fit([place / "docs"], place / "retriever", settings(model))
+    assert len(encoded) == count
+
+
+def test_leaving_a_server_that_does_not_answer_encodes_and_staying_there_says_so(
+    place: Path, encoded: list[str]
+) -> None:
+    pytest.importorskip("qdrant_client")
+    folder = place / "retriever" / "index"
+    ids, rows = rows_of(place / "retriever")
+    described = {"kind": "qdrant", "dim": rows.shape[1], "fingerprint": None, "collection": "handbook"}
+    manifest = open_store(place / "retriever").manifest
+    shutil.rmtree(folder)
+    write_description(folder, {**described, "url": "http://localhost:9"})
+    index = {"kind": "qdrant", "url": "http://localhost:9", "collection": "handbook"}
+    changed = replace(
+        manifest,
+        configuration={**manifest.configuration, "index": index},
+        files={name: record for name, record in manifest.files.items() if not name.startswith("index/")},
+        mutable=(*manifest.mutable, "index"),
+    )
+    (place / "retriever" / "ragadapt.json").write_text(changed.to_json())
+    with pytest.raises(IndexUnreachable):
+        reindex(place / "retriever", IndexConfig.model_validate(index))
+    assert encoded == []
+    reindex(place / "retriever", IndexConfig(kind="exact"))
+    assert encoded != []
+    again, made = rows_of(place / "retriever")
+    assert again == ids
+    np.testing.assert_allclose(made, rows, atol=1e-5)

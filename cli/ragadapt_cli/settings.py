@@ -164,7 +164,7 @@ def settings() -> dict[str, Any]:
 
 def _option(flag: Flag) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     field = settings()[flag.key]
-    kinds = alternatives(field.annotation)
+    kinds = alternatives(field)
     default = field.default if field.default not in (None, ()) else None
     attributes: dict[str, Any] = {}
     if tuple in kinds:
@@ -177,11 +177,16 @@ def _option(flag: Flag) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return click.option(flag.name, flag.parameter, envvar=flag.envvar, help=text, **attributes)
 
 
-def alternatives(annotation: Any) -> list[Any]:
-    """The types that a setting takes, in order: classes (tuple for any tuple), literal strings, NoneType."""
+def alternatives(field: Any) -> list[Any]:
+    """What a setting takes, in order: classes (tuple for any tuple), strings that stand for themselves, NoneType."""
+    named = (field.json_schema_extra or {}).get("enum")  # where a table has the names
+    return list(named) if named else _types(field.annotation)
+
+
+def _types(annotation: Any) -> list[Any]:
     origin = get_origin(annotation)
     if origin in (UnionType, Union):
-        return [kind for part in get_args(annotation) for kind in alternatives(part)]
+        return [kind for part in get_args(annotation) for kind in _types(part)]
     if origin is Literal:
         return list(get_args(annotation))
     return [origin or annotation]
@@ -220,7 +225,7 @@ def _known(key: str, what: str) -> str:
 
 def _value(key: str, text: str) -> Any:
     """The text as the setting's type wants it; what it cannot be, the configuration refuses with its reason."""
-    kinds = alternatives(settings()[key].annotation)
+    kinds = alternatives(settings()[key])
     if type(None) in kinds and text.lower() == "none":
         return None
     if tuple in kinds and not text.startswith("["):

@@ -329,8 +329,6 @@ class RagAdaptVectorStore(BasePydanticVectorStore):
             return
         if self._opening.get("folder") is not None:
             self._passages.save()
-        elif self._opening.get("kind") == "qdrant":
-            raise InvalidInput("A store in ':memory:' of Qdrant cannot be written. Give it a folder or a server's URL.")
         else:
             self._passages.save(persist_folder(persist_path))
 

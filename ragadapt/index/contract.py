@@ -9,28 +9,30 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ragadapt.checks import checked_ids, checked_k, checked_list
+from ragadapt.checks import checked_ids, checked_k, checked_list, shown
+from ragadapt.config import IndexConfig
 from ragadapt.errors import (
     DimensionMismatch,
     FingerprintMismatch,
     FormatTooNew,
     IndexCorrupt,
-    IndexFault,
+    InvalidConfiguration,
     InvalidInput,
 )
 from ragadapt.files import FileRecord, Hashes, json_digest, record_file
 from ragadapt.index.filters import Filter
 from ragadapt.lexical.ranking import Ranking
 from ragadapt.text import encodable
+from ragadapt.values import Progress, no_progress
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +84,9 @@ class VectorIndex(Protocol):
     def batches(self, size: int = 4096) -> Iterator[tuple[list[str], Floats]]:
         """All ids with their vectors, up to `size` at a time; don't change the index meanwhile."""
 
+    def finish(self, config: IndexConfig, progress: Progress = no_progress) -> None:
+        """All vectors of a build are in: bring them into the form in which they are searched best."""
+
     def save(self, folder: str | Path | None = None) -> None:
         """Make the present state durable: in `folder`, or where the index was opened."""
 
@@ -93,8 +98,63 @@ class VectorIndex(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
 
-class Closing(ABC):
-    """`with` for indexes."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an index is, or is to be made. folder: None = in memory, or at the server alone."""
+
+    folder: Path | None
+    description: Mapping[str, Any] | None = None
+    """index.json of the folder; None = there is none yet."""
+    dim: int | None = None
+    fingerprint: str | None = None
+    url: str | None = None
+    collection: str = "ragadapt"
+    check: bool = True
+    """Whether files are compared with the hashes beside them."""
+
+    def width(self) -> int:
+        """That of the vectors of a new index. Raises InvalidInput where none was given."""
+        if self.dim is None or isinstance(self.dim, bool) or not isinstance(self.dim, int | np.integer) or self.dim < 1:
+            raise InvalidInput(f"A new index needs the width of its vectors; dim is {shown(self.dim)}.")
+        return int(self.dim)
+
+
+class Engine(ABC):
+    """A VectorIndex as `open_index` and `fit` find it: what its kind says of itself before there is one.
+
+    The module of an engine raises MissingExtra when its package is missing; a line in `ragadapt.config.ENGINES` names
+    the class.
+    """
+
+    kind: str
+    options: ClassVar[frozenset[str]] = frozenset()
+    """The settings of IndexConfig, beside the kind, that it follows."""
+    mutable: ClassVar[bool] = False
+    """Whether its folder changes in place while it is used, so that no hash of a file in it holds."""
+
+    @classmethod
+    @abstractmethod
+    def at(cls, place: Place, **settings: Any) -> Self:
+        """Open the index there, or make it. settings: the engine's own."""
+
+    @classmethod
+    def check_options(cls, config: IndexConfig) -> None:
+        """Raises InvalidConfiguration where something is set that this kind does not follow, or not so."""
+        for name in ("structure", "url"):
+            value = getattr(config, name)
+            if name not in cls.options and value != IndexConfig.model_fields[name].default:
+                raise InvalidConfiguration(
+                    f"index.{name} = {value!r} is nothing that an index of kind {cls.kind!r} follows: leave it out, or "
+                    "take another kind."
+                )
+
+    @classmethod
+    def building(cls, config: IndexConfig, scratch: Path) -> dict[str, Any]:
+        """What `open_index` is told to make the index of a build. scratch: kept if the build is cut short."""
+        return {}
+
+    def finish(self, config: IndexConfig, progress: Progress = no_progress) -> None:  # noqa: B027
+        """See VectorIndex."""
 
     @abstractmethod
     def close(self) -> None: ...
@@ -104,58 +164,6 @@ class Closing(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class Kept(Closing):
-    """An index in memory that a folder keeps: it notices that another process saved there."""
-
-    dim: int
-    _folder: Path | None
-    _lock: threading.RLock
-    _changed = False
-    """Whether there are changes that no save has kept."""
-    _stamp: tuple[int, int] | None = None
-
-    @abstractmethod
-    def _take(self, folder: Path) -> None:
-        """Read the folder anew, in place of what is in memory."""
-
-    def follow(self, *, changing: bool = False) -> bool:
-        """Read anew what another process saved in the folder since; whether that was so.
-
-        Where there are unsaved changes they stay, and nothing is read; changing: then raise IndexFault.
-        """
-        with self._lock:
-            if self._folder is None:
-                return False
-            stamp = _stamp(self._folder)
-            if stamp is None or stamp == self._stamp:
-                return False
-            if self._changed:
-                if changing:
-                    raise IndexFault(
-                        f"Another process saved the index in {self._folder} since it was read here, and there are "
-                        "unsaved changes here. Nothing was changed. Save these to another folder, or open the index "
-                        "again and repeat them."
-                    )
-                return False
-            self._take(self._folder)
-            self._stamp = stamp
-            return True
-
-    def _noted(self, folder: Path) -> None:
-        """The folder holds what is in memory."""
-        if folder == self._folder:
-            self._changed, self._stamp = False, _stamp(folder)
-
-
-def _stamp(folder: Path) -> tuple[int, int] | None:
-    """Of index.json: another one after each save."""
-    try:
-        found = (folder / INDEX_FILE).stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
 
 
 def check_ids(ids: Sequence[str]) -> list[str]:

@@ -21,9 +21,10 @@ from ragadapt.errors import IndexCorrupt, IndexFault, InvalidInput, MissingExtra
 from ragadapt.files import copy_file
 from ragadapt.index.contract import (
     REBUILD,
-    Closing,
+    Engine,
     Floats,
     Payload,
+    Place,
     by_id_where_equal,
     check_ids,
     check_k,
@@ -55,10 +56,11 @@ def point_id(id: str) -> uuid.UUID:
     return uuid.uuid5(NAMESPACE, id)
 
 
-class EdgeIndex(Closing):
+class EdgeIndex(Engine):
     """One shard in a folder; without a folder, in a temporary one that goes when the index is closed."""
 
     kind = "qdrant-edge"
+    mutable = True
 
     def __init__(self, shard: Any, folder: Path, dim: int, fingerprint: str | None, temporary: bool) -> None:
         self._shard = shard
@@ -68,6 +70,10 @@ class EdgeIndex(Closing):
         self.dim = dim
         self.fingerprint = fingerprint
         self._lock = threading.RLock()  # for writers; readers need none
+
+    @classmethod
+    def at(cls, place: Place, **settings: Any) -> Self:
+        return cls.open(place.folder, place.dim, place.fingerprint, **settings)
 
     @classmethod
     def open(cls, folder: Path | None, dim: int | None, fingerprint: str | None) -> Self:

@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,7 +15,6 @@ from ragadapt.errors import IndexCorrupt, InvalidInput, reason_of
 from ragadapt.index.contract import (
     REBUILD,
     Floats,
-    Kept,
     Payload,
     check_dim,
     check_fingerprint,
@@ -31,7 +30,7 @@ from ragadapt.index.contract import (
 )
 from ragadapt.index.filters import Filter
 from ragadapt.index.matrix import search_matrix
-from ragadapt.index.rows import Rows
+from ragadapt.index.rows import Kept, Rows
 from ragadapt.lexical.ranking import Ranking
 
 _FILES = ("vectors-{}.npy", "ids-{}.json", "payloads-{}.jsonl")
@@ -100,24 +99,11 @@ class ExactIndex(Kept):
             raise IndexCorrupt(f"The exact index in {folder} cannot be read ({reason_of(error)}). {REBUILD}") from error
         return index
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def ids(self, filter: Filter | None = None) -> list[str]:
-        if filter is None:
-            return list(self._rows.ids)
-        return [self._rows.ids[row] for row in np.flatnonzero(self._rows.mask(filter))]
-
-    def has(self, ids: Sequence[str]) -> list[bool]:
-        return [id in self._rows.numbers for id in check_ids(ids)]
-
     def upsert(self, ids: Sequence[str], vectors: ArrayLike, payloads: Sequence[Payload] | None = None) -> None:
         new_ids, rows, plain = prepare_upsert(ids, vectors, payloads, self.dim)
         with self._lock:
-            numbers, _ = self._rows.numbers, self._rows.payloads  # read before anything is changed
-            self._changed = True
-            known = [i for i, id in enumerate(new_ids) if id in numbers]
-            added = [i for i, id in enumerate(new_ids) if id not in numbers]
+            known, added = self._rows.split(new_ids)
+            numbers, self._changed = self._rows.numbers, True
             if known:
                 self._writable()[[numbers[new_ids[i]] for i in known]] = rows[known]
                 for i in known:
@@ -160,10 +146,6 @@ class ExactIndex(Kept):
             rows = self._rows.find(check_ids(ids))
             found: Floats = np.array(self._matrix[rows], np.float32).reshape(len(rows), self.dim)
             return found
-
-    def payloads(self, ids: Sequence[str]) -> list[dict[str, Any]]:
-        with self._lock:
-            return [dict(self._rows.payloads[row]) for row in self._rows.find(check_ids(ids))]
 
     def batches(self, size: int = 4096) -> Iterator[tuple[list[str], Floats]]:
         for start in range(0, len(self), size):

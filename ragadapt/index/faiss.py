@@ -25,11 +25,11 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ragadapt.config import IndexConfig
 from ragadapt.errors import IndexCorrupt, InvalidInput, MissingExtra
 from ragadapt.index.contract import (
     REBUILD,
     Floats,
-    Kept,
     Payload,
     by_id_where_equal,
     check_dim,
@@ -46,7 +46,7 @@ from ragadapt.index.contract import (
 )
 from ragadapt.index.filters import Filter
 from ragadapt.index.matrix import search_matrix
-from ragadapt.index.rows import Rows
+from ragadapt.index.rows import Kept, Rows
 from ragadapt.lexical.ranking import Ranking, best_first
 from ragadapt.values import Progress, no_progress
 
@@ -82,6 +82,7 @@ class FaissIndex(Kept):
     """
 
     kind = "faiss"
+    options = frozenset({"structure"})
 
     def __init__(
         self,
@@ -141,30 +142,16 @@ class FaissIndex(Kept):
             index.restructure(structure)
         return index
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
     @property
     def tombstones(self) -> int:
         """Vectors of removed or replaced ids that the graph still holds."""
         return int(self._engine.ntotal) - len(self._rows)
 
-    def ids(self, filter: Filter | None = None) -> list[str]:
-        with self._lock:
-            if filter is None:
-                return list(self._rows.ids)
-            return [self._rows.ids[row] for row in np.flatnonzero(self._rows.mask(filter))]
-
-    def has(self, ids: Sequence[str]) -> list[bool]:
-        return [id in self._rows.numbers for id in check_ids(ids)]
-
     def upsert(self, ids: Sequence[str], vectors: ArrayLike, payloads: Sequence[Payload] | None = None) -> None:
         new_ids, rows, plain = prepare_upsert(ids, vectors, payloads, self.dim)
         with self._lock:
-            numbers, _ = self._rows.numbers, self._rows.payloads  # read before anything is changed
-            self._changed = True
-            known = [i for i, id in enumerate(new_ids) if id in numbers]
-            added = [i for i, id in enumerate(new_ids) if id not in numbers]
+            known, added = self._rows.split(new_ids)
+            numbers, self._changed = self._rows.numbers, True
             if known and self.structure == "flat":
                 self._write([numbers[new_ids[i]] for i in known], rows[known])
                 for i in known:
@@ -258,10 +245,6 @@ class FaissIndex(Kept):
         with self._lock:
             return self._read(self._rows.find(check_ids(ids)))
 
-    def payloads(self, ids: Sequence[str]) -> list[dict[str, Any]]:
-        with self._lock:
-            return [dict(self._rows.payloads[row]) for row in self._rows.find(check_ids(ids))]
-
     def batches(self, size: int = 4096) -> Iterator[tuple[list[str], Floats]]:
         for start in range(0, len(self), size):
             end = min(start + size, len(self))
@@ -291,6 +274,9 @@ class FaissIndex(Kept):
                     progress(f"build {structure}", end, len(self))
             self._engine, self._labels, self._next = engine, labels, len(labels)
             self.structure, self._on_gpu, self._changed = structure, None, True
+
+    def finish(self, config: IndexConfig, progress: Progress = no_progress) -> None:
+        self.restructure(config.structure, progress=progress)
 
     def save(self, folder: str | Path | None = None) -> None:
         if folder is None and self._folder is None:

@@ -128,22 +128,8 @@ class ForeignQdrantIndex(QdrantIndex):
         return [str(payload.get(TEXT_KEY) or "") for payload in self.payloads(ids)]
 
     def records(self, size: int = BATCH) -> Iterator[list[Any]]:
-        """All points with payload and vectors, up to `size` at a time."""
-        offset = None
-        while True:
-            records, offset = self._ask(
-                lambda: self.client.scroll(
-                    self.collection,
-                    limit=size,
-                    offset=offset,  # noqa: B023
-                    with_payload=True,
-                    with_vectors=False,
-                )
-            )
-            if records:
-                yield list(records)
-            if offset is None:
-                return
+        """All points with payload, up to `size` at a time."""
+        return self._pages(size, True, False)
 
     def check_encoder(self, encode_passages: Callable[[list[str]], Floats]) -> float:
         """The least cosine between stored vectors and what an encoder makes of their texts, over a sample.

@@ -26,12 +26,22 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ragadapt.errors import IndexCorrupt, IndexFault, IndexUnreachable, InvalidInput, MissingExtra
+from ragadapt.config import IndexConfig
+from ragadapt.errors import (
+    IndexCorrupt,
+    IndexFault,
+    IndexUnreachable,
+    InvalidConfiguration,
+    InvalidInput,
+    MissingExtra,
+)
+from ragadapt.files import write_text
 from ragadapt.index.contract import (
     REBUILD,
-    Closing,
+    Engine,
     Floats,
     Payload,
+    Place,
     by_id_where_equal,
     check_ids,
     check_k,
@@ -69,10 +79,12 @@ def point_id(id: str) -> str:
     return str(uuid.uuid5(NAMESPACE, id))
 
 
-class QdrantIndex(Closing):
+class QdrantIndex(Engine):
     """One collection. Metadata lie under the payload's `metadata`, the chunk id under `id`."""
 
     kind = "qdrant"
+    options = frozenset({"url", "collection", "upload_workers"})
+    mutable = True
 
     def __init__(
         self,
@@ -104,6 +116,30 @@ class QdrantIndex(Closing):
         self._parameters = models.SearchParams(exact=True) if exact and url not in (None, ":memory:") else None
         # Local mode is not made for several threads.
         self._lock: Any = threading.RLock()
+
+    @classmethod
+    def at(cls, place: Place, **settings: Any) -> Self:
+        return cls.open(place.folder, place.url, place.collection, place.dim, place.fingerprint, **settings)
+
+    @classmethod
+    def check_options(cls, config: IndexConfig) -> None:
+        super().check_options(config)
+        if config.url == ":memory:":
+            raise InvalidConfiguration(
+                "index.url = ':memory:' keeps nothing, and a saved retriever needs its index. Leave the URL out for a "
+                "folder, or name a server."
+            )
+
+    @classmethod
+    def building(cls, config: IndexConfig, scratch: Path) -> dict[str, Any]:
+        collection = config.collection
+        if config.url is not None:
+            # On a server every build gets a collection of its own: the one in use is not touched before the commit.
+            note = scratch / "collection"  # a killed build goes on in the one that it began
+            if not note.exists():
+                write_text(note, f"{collection}-{uuid.uuid4().hex[:12]}")
+            collection = note.read_text(encoding="utf-8")
+        return {"url": config.url, "collection": collection, "upload_workers": config.upload_workers}
 
     @classmethod
     def open(
@@ -286,20 +322,8 @@ class QdrantIndex(Closing):
 
     def contents(self, size: int = 1024) -> Iterator[tuple[str, dict[str, Any]]]:
         """All ids with their metadata."""
-        offset = None
-        while True:
-            records, offset = self._ask(
-                lambda: self.client.scroll(
-                    self.collection,
-                    limit=size,
-                    offset=offset,  # noqa: B023
-                    with_payload=True,
-                    with_vectors=False,
-                )
-            )
+        for records in self._pages(size, True, False):
             yield from ((self._id_of(record), self._metadata(record)) for record in records)
-            if offset is None:
-                return
 
     def save(self, folder: str | Path | None = None) -> None:
         """Note in `folder` where the collection is; the points themselves are durable already.
@@ -310,7 +334,9 @@ class QdrantIndex(Closing):
         if target is None:
             raise InvalidInput("This index lives in memory or on a server; say which folder to note it in.")
         if self.url == ":memory:":
-            raise InvalidInput("An index in ':memory:' cannot be saved. Use a folder, a server, or kind 'qdrant-edge'.")
+            raise InvalidInput(
+                "An index in ':memory:' cannot be written. Use a folder, a server, or kind 'qdrant-edge'."
+            )
         if self.url is None and self._folder is not None and target.resolve() != self._folder.resolve():
             raise InvalidInput(f"This index lives in {self._folder}; close it and copy that folder to {target}.")
         self._describe(target)
@@ -409,16 +435,22 @@ class QdrantIndex(Closing):
         return found
 
     def _scroll(self, size: int, filter: Any, vector: bool) -> Iterator[Any]:
-        condition, offset = self._condition(filter), None
         names = [self.vector_name] if vector and self.vector_name else vector
+        for records in self._pages(size, self._id_keys, names, self._condition(filter)):
+            yield from records
+
+    def _pages(self, size: int, payload: Any, vectors: Any, condition: Any = None) -> Iterator[list[Any]]:
+        """All points that meet the condition, up to `size` at a time, with these parts of payload and vectors."""
+        offset = None
         while True:
             records, offset = self._ask(
                 lambda: self.client.scroll(
                     self.collection, scroll_filter=condition, limit=size, offset=offset,  # noqa: B023
-                    with_payload=self._id_keys, with_vectors=names,
+                    with_payload=payload, with_vectors=vectors,
                 )
             )  # fmt: skip
-            yield from records
+            if records:
+                yield list(records)
             if offset is None:
                 return
 

@@ -1,20 +1,22 @@
-"""Ids and metadata by row, for indexes that keep their vectors in rows of memory."""
+"""The rows of an index in memory, their ids and metadata as two parallel lists, and what a folder keeps of them."""
 
 from __future__ import annotations
 
 import json
 import os
+import threading
 import weakref
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ragadapt.errors import IndexCorrupt, StoreCorrupt, reason_of
+from ragadapt.errors import IndexCorrupt, IndexFault, StoreCorrupt, reason_of
 from ragadapt.files import Hashes
-from ragadapt.index.contract import missing_id
+from ragadapt.index.contract import INDEX_FILE, Engine, Place, check_ids, missing_id
 from ragadapt.index.filters import Columns, Filter, parse
 
 
@@ -83,6 +85,12 @@ class Rows:
             self._close()
         return self._payloads
 
+    def split(self, ids: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Places in the list of the ids that are here, and of those that are not."""
+        known, _ = self.numbers, self.payloads  # both are read before anything is changed
+        here = [at for at, id in enumerate(ids) if id in known]
+        return here, [at for at, id in enumerate(ids) if id not in known]
+
     def find(self, ids: Sequence[str]) -> list[int]:
         """The row of each id. Raises InvalidInput for one that is missing."""
         numbers = self.numbers
@@ -125,3 +133,82 @@ class Rows:
         with payloads_path.open("w", encoding="utf-8", newline="\n") as file:
             for payload in self.payloads:
                 file.write(json.dumps(payload, ensure_ascii=False) + "\n")
+
+
+class Kept(Engine):
+    """An index in memory that a folder keeps: it notices that another process saved there."""
+
+    dim: int
+    fingerprint: str | None
+    _rows: Rows
+    _folder: Path | None
+    _lock: threading.RLock
+    _changed = False
+    """Whether there are changes that no save has kept."""
+    _stamp: tuple[int, int] | None = None
+
+    @classmethod
+    def at(cls, place: Place, **settings: Any) -> Self:
+        kind: Any = cls  # each has settings of its own
+        if place.description is not None and place.folder is not None:
+            index: Self = kind.open(place.folder, check=place.check, **settings)
+        else:
+            index = kind(place.width(), place.fingerprint, place.folder, **settings)
+        return index
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def ids(self, filter: Filter | None = None) -> list[str]:
+        with self._lock:
+            if filter is None:
+                return list(self._rows.ids)
+            return [self._rows.ids[row] for row in np.flatnonzero(self._rows.mask(filter))]
+
+    def has(self, ids: Sequence[str]) -> list[bool]:
+        return [id in self._rows.numbers for id in check_ids(ids)]
+
+    def payloads(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        with self._lock:
+            return [dict(self._rows.payloads[row]) for row in self._rows.find(check_ids(ids))]
+
+    @abstractmethod
+    def _take(self, folder: Path) -> None:
+        """Read the folder anew, in place of what is in memory."""
+
+    def follow(self, *, changing: bool = False) -> bool:
+        """Read anew what another process saved in the folder since; whether that was so.
+
+        Where there are unsaved changes they stay, and nothing is read; changing: then raise IndexFault.
+        """
+        with self._lock:
+            if self._folder is None:
+                return False
+            stamp = _stamp(self._folder)
+            if stamp is None or stamp == self._stamp:
+                return False
+            if self._changed:
+                if changing:
+                    raise IndexFault(
+                        f"Another process saved the index in {self._folder} since it was read here, and there are "
+                        "unsaved changes here. Nothing was changed. Save these to another folder, or open the index "
+                        "again and repeat them."
+                    )
+                return False
+            self._take(self._folder)
+            self._stamp = stamp
+            return True
+
+    def _noted(self, folder: Path) -> None:
+        """The folder holds what is in memory."""
+        if folder == self._folder:
+            self._changed, self._stamp = False, _stamp(folder)
+
+
+def _stamp(folder: Path) -> tuple[int, int] | None:
+    """Of index.json: another one after each save."""
+    try:
+        found = (folder / INDEX_FILE).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns

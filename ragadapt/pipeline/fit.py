@@ -22,6 +22,7 @@ from ragadapt.config import FitConfig
 from ragadapt.corpus.sources import describe_sources, listed_sources, read_sources
 from ragadapt.errors import InvalidConfiguration, InvalidInput
 from ragadapt.evaluation import gate
+from ragadapt.index import check_index, chosen
 from ragadapt.pipeline.adapt import (
     DevPool,
     check_teacher,
@@ -50,10 +51,10 @@ from ragadapt.pipeline.stages import (
     build_index,
     build_lexical,
     build_vectors,
-    check_index,
     commit_build,
     encode_query_texts,
     forget_vectors_beside,
+    index_parts,
     keep_vectors_beside,
     mutable_parts,
     searcher_of,
@@ -114,31 +115,34 @@ def fit(
     Raises EmptyCorpus, InvalidInput, StoreLocked, ModelNotFound, TrainingFailed.
     """
     _check_arguments(config, labels)
-    check_index(config.index)
-    check_teacher(config)
-    check_generator(config.query)
-    _check_cache_folder(config)
-    if config.adapter.trains:
-        from ragadapt.adapters.method import options_of
-
-        options_of(config.adapter)
-    target = checked_path(target, "The target")
-    sources = checked_list(sources, "sources") if chunked else listed_sources(sources)
     from ragadapt.encoder.precision import choose_device
     from ragadapt.training.processes import Processes
 
     processes = Processes.join(choose_device(config.encoder.device).split(":")[0])
-    if processes.index > 0:
-        return _train_along(processes, config)
-    with profiling.profiled() if profile is not None else nullcontext() as taken:
-        clock = profiling.Clock(taken)
-        try:
-            result = _fit(sources, target, config, labels, chunked, portable, clock, processes, progress)
-            processes.tell(result)
-            return result
-        finally:
-            if taken is not None and profile is not None:
-                taken.write(Path(profile), clock.seconds)
+    with processes.together():
+        config = config.model_copy(update={"index": chosen(config.index)})
+        check_index(config.index)
+        check_teacher(config)
+        check_generator(config.query)
+        _check_cache_folder(config)
+        if config.adapter.trains:
+            from ragadapt.adapters.method import options_of
+
+            options_of(config.adapter)
+        target = checked_path(target, "The target")
+        sources = checked_list(sources, "sources") if chunked else listed_sources(sources)
+        if processes.index > 0:
+            return _train_along(processes, config)
+        progress = processes.watched(progress)
+        with profiling.profiled() if profile is not None else nullcontext() as taken:
+            clock = profiling.Clock(taken)
+            try:
+                result = _fit(sources, target, config, labels, chunked, portable, clock, processes, progress)
+                processes.tell(result)
+                return result
+            finally:
+                if taken is not None and profile is not None:
+                    taken.write(Path(profile), clock.seconds)
 
 
 def _fit(
@@ -555,8 +559,7 @@ class _FitSteps:
             "chunks.sqlite": self.paths["chunks"] / "chunks.sqlite",
             "lexical": self.lexical_folder,
             "model": self.paths["train" if adapted else "base-model"] / "model",
-            "index": self.paths["index"] / "index",
-            "background.npz": self.paths["index"] / "background.npz",
+            **index_parts(self.paths["index"]),
             "report": self.paths["report"],
             "report/queries.jsonl": self.paths["queries"] / "heldout.jsonl",
         }
@@ -573,6 +576,7 @@ class _FitSteps:
                 "documents": len(corpus.documents),
                 "sources": dict(self.sources),
                 "cut_by": __version__,
+                "encoded_by": __version__,
                 "precision": asdict(encoder.precision),
             },
             mutable=mutable_parts(config.index),

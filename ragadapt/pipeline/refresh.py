@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,29 +27,27 @@ from ragadapt.corpus.sources import are_paths, describe_sources, known_labels, l
 from ragadapt.errors import (
     EmptyCorpus,
     FingerprintMismatch,
-    IndexCorrupt,
-    IndexFault,
-    IndexUnreachable,
     InvalidInput,
-    StoreCorrupt,
+    MissingExtra,
     StoreLocked,
 )
-from ragadapt.files import copy_file
-from ragadapt.index import VectorIndex, open_index
+from ragadapt.index import check_index
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
 from ragadapt.pipeline.stages import (
-    KnownVectors,
     build_index,
     build_lexical,
-    check_index,
     commit_build,
     gather_vectors,
+    index_parts,
     mutable_parts,
+    parts_of,
     server_follows,
+    stored_vectors,
     unread_ends,
 )
 from ragadapt.profiling import Clock
 from ragadapt.search.fusion import Floats
+from ragadapt.search.saved import missing_engine
 from ragadapt.store.chunks import ChunkStore, DocumentRecord, document_hash
 from ragadapt.store.workspace import Manifest, OpenedStore, Stage, Workspace, open_store, roll_back
 from ragadapt.values import Chunk, Document, Progress, no_progress
@@ -146,7 +143,10 @@ def refresh_documents(
     clock = Clock()
     opened = open_store(retriever)
     run = _Refresh(opened, device, clock, progress)
-    check_index(run.config.index)
+    try:
+        check_index(run.config.index)
+    except MissingExtra as error:
+        raise missing_engine(opened.path, opened.manifest, error) from error
     with clock("read"):
         documents, skipped, given = run.read(sources)
     with clock("compare"):
@@ -352,16 +352,9 @@ class _Refresh:
                 )
         sections, advice = _sections(self.manifest, plan)
         manifest = replace(self.manifest, sections=sections, mutable=mutable_parts(config.index))
-        parts = {
-            "chunks.sqlite": chunks,
-            "lexical": lexical,
-            "index": stage.path / "index",
-            "background.npz": stage.path / "background.npz",
-            "model": self.path / "model",
-            "report": self.path / "report",
-        }
+        new = {"chunks.sqlite": chunks, "lexical": lexical, **index_parts(stage.path)}
         with self.clock("commit"):
-            commit_build(work, manifest, parts)
+            commit_build(work, manifest, {**parts_of(self.path), **new})
         if advice:
             log.warning("%s", advice)
         return advice
@@ -383,36 +376,12 @@ class _Refresh:
             return self.encoder.encode_to(passages, stage.scratch / "new.npy", progress=self.progress)
 
         if not stage.finished:
-            with ExitStack() as stack:
-                index = self._old_index(stage, stack)
-                known = [_known(plan, index)] if index is not None else []
+            with stored_vectors(self.opened, plan.old, plan.chunks, stage.scratch) as known:
                 encoded = gather_vectors(path, plan.chunks, known, encode)
             (stage.path / "encoded.json").write_text(json.dumps(encoded), encoding="utf-8")
         self.encoded = json.loads((stage.path / "encoded.json").read_text(encoding="utf-8"))
         vectors: Floats = np.load(path, mmap_mode="r")
         return vectors
-
-    def _old_index(self, stage: Stage, stack: ExitStack) -> VectorIndex | None:
-        """The present index; None where it cannot be read, and everything has to be encoded."""
-        folder = self.path / "index"
-        try:
-            self.opened.check("index")
-            try:
-                index = open_index(folder=folder, fingerprint=self.manifest.fingerprint)
-            except (IndexUnreachable, IndexCorrupt, FingerprintMismatch):
-                raise
-            except IndexFault as error:  # an embedded engine has one user at a time, and that one is searching
-                log.info("%s; reading a copy", error)
-                copy = stage.scratch / "index"
-                shutil.rmtree(copy, ignore_errors=True)
-                shutil.copytree(folder, copy, copy_function=copy_file)
-                index = open_index(folder=copy, fingerprint=self.manifest.fingerprint)
-        except IndexUnreachable:
-            raise  # the new one is to be built there too
-        except (IndexFault, StoreCorrupt) as error:
-            log.warning("The vectors of %s cannot be taken over (%s) All passages are encoded again.", folder, error)
-            return None
-        return stack.enter_context(index)
 
 
 def _unread(
@@ -470,15 +439,6 @@ def _with_unread(
     for document in documents:
         placed += [document, *following.get(document.id, ())]
     return placed
-
-
-def _known(plan: _RefreshPlan, index: VectorIndex) -> KnownVectors:
-    """What the old index has of the plan's passages."""
-    wanted = {chunk.content_hash for chunk in plan.chunks}
-    candidates = {digest: id for id, digest in plan.old.items() if digest in wanted}
-    ids = list(candidates.values())
-    there = {id for id, found in zip(ids, index.has(ids), strict=True) if found}
-    return KnownVectors({digest: id for digest, id in candidates.items() if id in there}, index.vectors)
 
 
 def _moved(

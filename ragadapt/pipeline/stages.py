@@ -5,11 +5,10 @@ Each takes a store Stage; a stage that was finished in an earlier, interrupted r
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import re
-import uuid
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -20,16 +19,25 @@ import numpy as np
 
 from ragadapt.config import ChunkConfig, IndexConfig
 from ragadapt.corpus import chunk_documents, near_duplicate_groups
-from ragadapt.errors import EmptyCorpus, InvalidConfiguration, MissingExtra, RagadaptError
-from ragadapt.files import link_or_copy, read_json, record_file, remove, write_text
-from ragadapt.index import check_address, collection_of, exact_index, open_index
+from ragadapt.errors import (
+    EmptyCorpus,
+    FingerprintMismatch,
+    IndexCorrupt,
+    IndexFault,
+    IndexUnreachable,
+    MissingExtra,
+    RagadaptError,
+    StoreCorrupt,
+)
+from ragadapt.files import copy_file, link_or_copy, read_json, record_file, remove, write_text
+from ragadapt.index import collection_of, engine_of, exact_index, open_index
 from ragadapt.lexical import LexicalIndex
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
 from ragadapt.profiling import work
 from ragadapt.search.fusion import Floats, Fusion
 from ragadapt.search.searcher import Searcher
 from ragadapt.store.chunks import ChunkStore
-from ragadapt.store.workspace import LEDGER, Manifest, Stage, Workspace, kept_build, open_store
+from ragadapt.store.workspace import LEDGER, Manifest, OpenedStore, Stage, Workspace, kept_build, open_store
 from ragadapt.values import Chunk, Document, Evidence, Progress, Query, no_progress
 from ragadapt.version import __version__
 
@@ -94,17 +102,18 @@ def unread_ends(passages: Sequence[str], encoder: Encoder) -> str:
 
 
 def build_vectors(
-    stage: Stage, corpus: Corpus, encoder: Encoder, progress: Progress, known: Sequence[KnownVectors] = ()
+    stage: Stage, corpus: Corpus, encoder: Encoder | None, progress: Progress, known: Sequence[KnownVectors] = ()
 ) -> EncodedCorpus:
     """Every passage's vector in vectors.npy; memory-mapped. An interrupted run goes on after its last shard.
 
-    known: where vectors of this encoder are; only what none of them has is encoded.
+    known: where vectors of this encoder are; only what none of them has is encoded. encoder: None = they have all.
     """
     path = stage.path / "vectors.npy"
     if not stage.finished:
         partial = stage.scratch / "vectors.npy"
 
         def encode(passages: list[str]) -> Floats:
+            assert encoder is not None
             return encoder.encode_to(passages, partial, progress=progress)
 
         gather_vectors(path, corpus.chunks, known, encode)
@@ -154,6 +163,42 @@ def gather_vectors(
 
 
 @contextmanager
+def stored_vectors(
+    opened: OpenedStore, contents: Mapping[str, str], chunks: Iterable[Chunk], scratch: Path, *, leaving: bool = False
+) -> Iterator[list[KnownVectors]]:
+    """What the index of a saved retriever has of these passages; nothing, and a warning, where it cannot be read.
+
+    contents: id in the index → content hash. leaving: the index is not to stay at its server, so that one which does
+    not answer is no obstacle. Raises IndexUnreachable.
+    """
+    folder, fingerprint = opened.path / "index", opened.manifest.fingerprint
+    with ExitStack() as stack:
+        known = []
+        try:
+            opened.check("index")
+            try:
+                index = open_index(folder=folder, fingerprint=fingerprint)
+            except (IndexUnreachable, IndexCorrupt, FingerprintMismatch):
+                raise
+            except IndexFault as error:  # an embedded engine has one user at a time, and that one is searching
+                log.info("%s; reading a copy", error)
+                copy = scratch / "index"
+                remove(copy)
+                shutil.copytree(folder, copy, copy_function=copy_file)
+                index = open_index(folder=copy, fingerprint=fingerprint)
+            stack.enter_context(index)
+            wanted = {chunk.content_hash for chunk in chunks}
+            candidates = {digest: id for id, digest in contents.items() if digest in wanted}
+            there = dict(zip(candidates.values(), index.has(list(candidates.values())), strict=True))
+            known.append(KnownVectors({digest: id for digest, id in candidates.items() if there[id]}, index.vectors))
+        except (IndexFault, StoreCorrupt, MissingExtra) as error:
+            if isinstance(error, IndexUnreachable) and not leaving:
+                raise  # the new one is to be built there too
+            log.warning("The vectors of %s cannot be taken over (%s) All passages are encoded again.", folder, error)
+        yield known
+
+
+@contextmanager
 def vectors_kept_for(target: Path, encoder: Encoder) -> Iterator[list[KnownVectors]]:
     """The vectors of this encoder that earlier fits left in the target, in the folder kept of it, and beside it.
 
@@ -169,7 +214,7 @@ def vectors_kept_for(target: Path, encoder: Encoder) -> Iterator[list[KnownVecto
                 about = [
                     manifest.fingerprint,
                     _computed(manifest.sections.get("precision", {})),
-                    manifest.library_version,
+                    manifest.sections.get("encoded_by", manifest.library_version),
                 ]
                 files = [name for name in manifest.files if name == "chunks.sqlite" or name.startswith("index/")]
                 if about != _about(encoder) or "index" in manifest.mutable:
@@ -265,50 +310,18 @@ def searcher_of(encoded: EncodedCorpus, lexical: LexicalIndex) -> Searcher:
     return Searcher(exact_index(encoded.corpus.ids, encoded.vectors), lexical, encoded.background, Fusion())
 
 
-def check_index(config: IndexConfig) -> None:
-    """Say before any work that an index cannot be built. Raises MissingExtra, InvalidConfiguration."""
-    module, extra = {
-        "exact": ("numpy", ""),
-        "faiss": ("faiss", "faiss"),
-        "qdrant": ("qdrant_client", "qdrant"),
-        "qdrant-edge": ("qdrant_edge", "qdrant-edge"),
-    }[config.kind]
-    if importlib.util.find_spec(module) is None:
-        raise MissingExtra(f"An index of kind {config.kind!r} (or take index.kind = 'exact')", extra)
-    check_address(config.url, "index.url")
-    if config.url == ":memory:":
-        raise InvalidConfiguration(
-            "index.url = ':memory:' keeps nothing, and a saved retriever needs its index. Leave the URL out for a "
-            "folder, or name a server."
-        )
-    if config.structure != "auto" and config.kind != "faiss":
-        raise InvalidConfiguration(f"index.structure is for kind 'faiss', not {config.kind!r}: leave it out.")
-    if config.url is not None and config.kind != "qdrant":
-        raise InvalidConfiguration(f"index.url is for kind 'qdrant', not {config.kind!r}.")
-
-
 def build_index(
     stage: Stage, config: IndexConfig, encoded: EncodedCorpus, fingerprint: str, progress: Progress
 ) -> None:
     """The index that ships, with the chunks' metadata for filters, as index/, and background.npz beside it."""
     corpus, vectors = encoded.corpus, encoded.vectors
     ids, batch = corpus.ids, 4096
-    collection = config.collection
-    if config.url:
-        # On a server every build gets a collection of its own: the one in use is not touched before the commit.
-        note = stage.scratch / "collection"  # a killed build goes on in the one that it began
-        if not note.exists():
-            write_text(note, f"{collection}-{uuid.uuid4().hex[:12]}")
-        collection = note.read_text(encoding="utf-8")
-    settings: dict[str, Any] = {"upload_workers": config.upload_workers} if config.kind == "qdrant" else {}
     with open_index(
         config.kind,
         stage.path / "index",
         dim=vectors.shape[1],
         fingerprint=fingerprint,
-        url=config.url,
-        collection=collection,
-        **settings,
+        **engine_of(config.kind).building(config, stage.scratch),
     ) as index:
         for start in range(0, len(ids), batch):
             stop = min(start + batch, len(ids))
@@ -317,11 +330,7 @@ def build_index(
                 index.upsert(ids[start:stop], np.asarray(vectors[start:stop]), payloads)
             progress("index", stop, len(ids))
         with work("index"):
-            if config.kind == "faiss":
-                from ragadapt.index.faiss import FaissIndex
-
-                assert isinstance(index, FaissIndex)
-                index.restructure(config.structure, progress=progress)
+            index.finish(config, progress)
             index.save()
     background = encoded.background
     np.savez(
@@ -330,6 +339,16 @@ def build_index(
         covariance=background.covariance,
         count=np.int64(background.count),
     )
+
+
+def index_parts(built: Path) -> dict[str, Path]:
+    """The parts of a retriever that `build_index` made in this folder."""
+    return {name: built / name for name in ("index", "background.npz")}
+
+
+def parts_of(path: Path) -> dict[str, Path]:
+    """The parts of a saved retriever that a build on top of it starts from."""
+    return {name: path / name for name in ("chunks.sqlite", "lexical", "model", "report")}
 
 
 def commit_build(work: Workspace, manifest: Manifest, parts: Mapping[str, Path]) -> Manifest:
@@ -361,7 +380,7 @@ def server_follows(target: Path) -> Iterator[None]:
 
 def mutable_parts(config: IndexConfig) -> tuple[str, ...]:
     """What changes in place in a saved folder: the ledger of feedback, and the folders that engines write to."""
-    return (LEDGER, "index") if config.kind in ("qdrant", "qdrant-edge") else (LEDGER,)
+    return (LEDGER, "index") if engine_of(config.kind).mutable else (LEDGER,)
 
 
 # Queries on disk

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ragadapt.errors import StoreCorrupt, reason_of
+from ragadapt.errors import MissingExtra, StoreCorrupt, reason_of
 from ragadapt.index import open_index
 from ragadapt.lexical import LexicalIndex
 from ragadapt.search.fusion import Background, Fusion
@@ -14,10 +14,20 @@ from ragadapt.search.searcher import Searcher
 from ragadapt.store.workspace import Manifest
 
 
+def missing_engine(path: Path, manifest: Manifest, error: MissingExtra) -> MissingExtra:
+    """What a retriever's index needs, and what to do where that is not to be had."""
+    kind = manifest.configuration.get("index", {}).get("kind")
+    instead = f"Or let it have an index that needs none: ragadapt index {path} --kind exact"
+    return MissingExtra(f"The index of {path}, of kind {kind!r},", error.extra, instead)
+
+
 def open_searcher(path: Path, manifest: Manifest) -> Searcher:
     """The search side of a saved folder. Raises FingerprintMismatch, IndexCorrupt, StoreCorrupt."""
     # The manifest has the hash of every file, and whoever opens the folder compares them all.
-    index = open_index(folder=path / "index", fingerprint=manifest.fingerprint, check=False)
+    try:
+        index = open_index(folder=path / "index", fingerprint=manifest.fingerprint, check=False)
+    except MissingExtra as error:
+        raise missing_engine(path, manifest, error) from error
     lexical = LexicalIndex.open(path / "lexical")
     try:
         with np.load(path / "background.npz", allow_pickle=False) as arrays:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ragadapt.config import AUTO, ENGINES
 from ragadapt_cli.options import command, device_option, retriever_argument
 from ragadapt_cli.terminal import Terminal
 
@@ -15,8 +16,8 @@ from ragadapt_cli.terminal import Terminal
 @retriever_argument
 @click.option(
     "--kind",
-    type=click.Choice(["exact", "faiss", "qdrant", "qdrant-edge"]),
-    help="Encode the passages again, into an index of this kind.",
+    type=click.Choice([AUTO, *ENGINES]),
+    help="Move the vectors into an index of this kind.",
 )
 @click.option(
     "--structure",
@@ -67,7 +68,8 @@ def index_command(
     config = IndexConfig.model_validate({**before, **wanted})
     terminal.resume = True
     with terminal.progress() as progress:
-        path = reindex(retriever, config, device=device, progress=progress)
+        path = reindex(retriever, config, encode=rebuild, device=device, progress=progress)
+    config = IndexConfig.model_validate(open_store(path).manifest.configuration["index"])
     if terminal.json:
         terminal.write_json("index", {"retriever": path, **config.model_dump(mode="json")})
     else:
