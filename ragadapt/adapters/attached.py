@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ragadapt.adapters.method import attach_method, check_strength
 from ragadapt.adapters.reweight import Reweighting, TiedTokenPooling, insert_tied, tied_layer
-from ragadapt.adapters.state import PEFT_WEIGHTS, AdapterState
+from ragadapt.adapters.state import FOLDER, PEFT_WEIGHTS, AdapterState
 from ragadapt.config import AdapterConfig
 from ragadapt.encoder import Encoder, EncoderSpec, Tower
 from ragadapt.encoder.loading import sides
@@ -42,14 +42,26 @@ class AdapterEffect:
     merged: float
 
     @property
+    def has_learnt(self) -> bool:
+        return self.change > 0
+
+    @property
+    def has_moved(self) -> bool:
+        return self.moved >= _MOVED
+
+    @property
+    def merges(self) -> bool:
+        return self.merged >= _SAME
+
+    @property
     def problems(self) -> tuple[str, ...]:
         """What is wrong, in words; empty = proved."""
         found = []
-        if self.change == 0:
+        if not self.has_learnt:
             found.append("the adapter is still zero: nothing was learnt")
-        if self.moved < _MOVED:
+        if not self.has_moved:
             found.append(f"vectors moved by {self.moved:.1e} on average: the model equals its base")
-        if self.merged < _SAME:
+        if not self.merges:
             found.append(f"merged and unmerged vectors differ (cosine {self.merged:.5f})")
         return tuple(found)
 
@@ -251,8 +263,8 @@ class AdaptedEncoder(Encoder):
 
 def _finish(folder: Path, portable: bool, state: AdapterState) -> bool:
     """Put the adapter beside (or, by reference, in the place of) the merged weights. True = by reference."""
-    state.write(folder / "adapter")
-    peft = [folder / "adapter" / name for name in ("adapter_config.json", PEFT_WEIGHTS)]
+    state.write(folder / FOLDER)
+    peft = [folder / FOLDER / name for name in ("adapter_config.json", PEFT_WEIGHTS)]
     if portable or "@" not in state.base or state.config.adapt == "query" or not all(file.is_file() for file in peft):
         return False
     for file in peft:  # transformers looks for them beside the model's settings

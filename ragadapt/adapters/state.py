@@ -7,11 +7,12 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Self
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.models import Transformer
 from torch import Tensor, nn
 
 from ragadapt.adapters.method import METHODS, Method, attach_method, method_named, norm, options_of
@@ -22,6 +23,7 @@ from ragadapt.encoder.spec import AdapterSpec
 from ragadapt.errors import FormatTooNew, StoreCorrupt, reason_of
 
 FORMAT = 2  # 1 had PEFT's two files alone
+FOLDER = "adapter"
 FILE = "adapter.json"
 WEIGHTS = "adapter.safetensors"
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -75,8 +77,6 @@ class AdapterState:
     def apply(self, transformer: Any, head: list[nn.Module]) -> None:
         """Put what was learnt into a sentence-transformers Transformer, in place: folded into its weights where that
         can be, else on top of them; and the re-weighting into the modules behind it."""
-        from ragadapt.adapters.shipped import ship
-
         model: nn.Module = transformer.model
         method = self.attach(model)
         if self.tied is not None:
@@ -84,7 +84,8 @@ class AdapterState:
             insert_fixed(head, self.config.reweight, pair, self.tied, self.config.gamma, self.scale)
         folded = method.fold()
         if folded is None:
-            ship(transformer, self, method)
+            transformer.__class__ = AdaptedTransformer
+            transformer.adapter = (self, method)
             return
         method.detach()
         for name, tensor in folded.items():
@@ -152,6 +153,7 @@ class AdapterState:
         settings.save_pretrained(str(folder))
         config_path = folder / "adapter_config.json"
         values = json.loads(config_path.read_text(encoding="utf-8"))
+        values["target_modules"] = sorted(values["target_modules"])  # a set there, whose order changes from run to run
         config_path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         save_file(
             {f"{_PEFT_PREFIX}{name}": tensor for name, tensor in tensors.items()},
@@ -198,6 +200,30 @@ class AdapterState:
         return state
 
 
+class AdaptedTransformer(Transformer):  # type: ignore[misc]
+    """sentence-transformers' Transformer that keeps an adapter which cannot be folded into its weights.
+
+    Saved, it is the base as it was, and the adapter in a folder of its own.
+    """
+
+    keeps_adapter = True
+    adapter: tuple[AdapterState, Method]
+
+    def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
+        state, method = self.adapter
+        method.detach()
+        super().save(output_path, *args, **kwargs)
+        state.write(Path(output_path) / FOLDER)
+        self.adapter = (state, state.attach(self.model))
+
+    @classmethod
+    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> Self:
+        made: Self = super().load(model_name_or_path, subfolder=subfolder, **kwargs)
+        state = AdapterState.read(Path(model_name_or_path) / subfolder / FOLDER)
+        made.adapter = (state, state.attach(made.model))
+        return made
+
+
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
     if (folder / WEIGHTS).is_file():
         return dict(load_file(folder / WEIGHTS))
@@ -210,7 +236,7 @@ def saved_change(model: Path) -> float | None:
 
     Raises StoreCorrupt.
     """
-    folder = model / "adapter" if (model / "adapter").is_dir() else model
+    folder = model / FOLDER if (model / FOLDER).is_dir() else model
     if (folder / FILE).is_file():
         return AdapterState.read(folder).change
     if not (folder / PEFT_WEIGHTS).is_file():

@@ -83,7 +83,7 @@ def _open(source: Source, options: dict[str, Any]) -> SentenceTransformer:
 
 _OWN_MODULES = (
     "ragadapt.encoder.modules.TokenWeightedPooling",
-    "ragadapt.adapters.shipped.AdaptedTransformer",
+    "ragadapt.adapters.state.AdaptedTransformer",
 )  # imported only for a folder that names them
 _PATH_KEYS = frozenset(("path", "subfolder", "cache_dir", "vocab_file", "merges_file", "spm_file", "gguf_file"))
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json")  # words, not settings
