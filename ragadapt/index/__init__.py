@@ -80,7 +80,7 @@ def check_index(config: IndexConfig) -> None:
         engine = engine_of(config.kind)
     except MissingExtra as error:
         raise MissingExtra(f"An index of kind {config.kind!r} (or take index.kind = 'exact')", error.extra) from error
-    engine.check_options(config)
+    engine.check_options(config, {kind: engine_of(kind).options for kind in ENGINES if _is_installed(kind)})
 
 
 def _is_installed(kind: str) -> bool:

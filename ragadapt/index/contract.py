@@ -138,14 +138,18 @@ class Engine(ABC):
         """Open the index there, or make it. settings: the engine's own."""
 
     @classmethod
-    def check_options(cls, config: IndexConfig) -> None:
-        """Raises InvalidConfiguration where something is set that this kind does not follow, or not so."""
+    def check_options(cls, config: IndexConfig, others: Mapping[str, frozenset[str]]) -> None:
+        """Raises InvalidConfiguration where something is set that this kind does not follow, or not so.
+
+        others: what the kinds follow that are installed.
+        """
         for name in ("structure", "url"):
             value = getattr(config, name)
             if name not in cls.options and value != IndexConfig.model_fields[name].default:
+                able = [kind for kind, options in others.items() if name in options]
                 raise InvalidConfiguration(
                     f"index.{name} = {value!r} is nothing that an index of kind {cls.kind!r} follows: leave it out, or "
-                    "take another kind."
+                    f"take {' or '.join(able) or 'another kind'}."
                 )
 
     @classmethod

@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
@@ -122,8 +122,8 @@ class QdrantIndex(Engine):
         return cls.open(place.folder, place.url, place.collection, place.dim, place.fingerprint, **settings)
 
     @classmethod
-    def check_options(cls, config: IndexConfig) -> None:
-        super().check_options(config)
+    def check_options(cls, config: IndexConfig, others: Mapping[str, frozenset[str]]) -> None:
+        super().check_options(config, others)
         if config.url == ":memory:":
             raise InvalidConfiguration(
                 "index.url = ':memory:' keeps nothing, and a saved retriever needs its index. Leave the URL out for a "
