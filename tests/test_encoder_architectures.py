@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,68 @@ def test_in_bfloat16_values_and_gradients_follow_float32(kind: str, lengths: lis
         assert nn.functional.cosine_similarity(gradient, gradients[name], dim=0) > 0.9, name
     matrices = [name for name, p in half.named_parameters() if p.dim() > 1]
     assert np.mean([float(nn.functional.cosine_similarity(others[n], gradients[n], dim=0)) for n in matrices]) > 0.99
+
+
+def one_by_one(
+    q: Tensor, k: Tensor, v: Tensor, ends: Tensor, *rest: object, scale: float, window_size: Any, enable_gqa: bool
+) -> Tensor:
+    """What PyTorch's variable_length_attention computes on a GPU, text after text."""
+    assert enable_gqa == (q.shape[1] != k.shape[1])
+    parts = []
+    for start, end in pairwise(ends.tolist()):
+        one, keys, values = (side[start:end].transpose(0, 1)[None] for side in (q, k, v))
+        at = torch.arange(end - start)
+        left, right = (end - start if bound < 0 else bound for bound in window_size)
+        seen = (at[None] >= at[:, None] - left) & (at[None] <= at[:, None] + right)
+        made = nn.functional.scaled_dot_product_attention(
+            one, keys, values, attn_mask=seen, scale=scale, enable_gqa=enable_gqa
+        )
+        parts.append(made[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+@pytest.fixture
+def packing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens are packed as on a GPU."""
+    monkeypatch.setattr("ragadapt.encoder.layout._packs", lambda *_: True)
+    monkeypatch.setattr("ragadapt.encoder.layout.variable_length_attention", lambda bounded=False: one_by_one)
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("packing")
+def test_packed_tokens_give_the_librarys_values_and_gradients(kind: str, left: bool) -> None:
+    if left and kind in ("bert", "roberta"):
+        return  # their positions are counted from the left
+    theirs = library_model(kind)
+    ids, mask = batch([31, 1, 2, 17, 60], left=left)
+    found = []
+    for model in (of_library(theirs), theirs):
+        model.zero_grad(set_to_none=True)
+        hidden = run(model, ids, mask)
+        if model is not theirs:
+            assert not hidden[~mask.bool()].any()
+        kept = hidden[mask.bool()]
+        (kept * torch.linspace(-1, 1, kept.numel()).view_as(kept)).sum().backward()
+        found.append((kept.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+    (mine, gradients), (expected, others) = found
+    assert torch.allclose(mine, expected, rtol=1e-4, atol=2e-5)
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, others[name], rtol=1e-3, atol=1e-4 * max(1.0, float(others[name].abs().max())))
+
+
+@pytest.mark.parametrize("reweight", ["none", "tokens"])
+def test_packed_tokens_are_pooled_like_padded_ones(
+    tmp_path: Path, reweight: str, request: pytest.FixtureRequest
+) -> None:
+    adapted = attach(
+        load(tiny(tmp_path, "modernbert")),
+        AdapterConfig.model_validate({"rank": 4, "reweight": reweight, "gamma": 2.0}),
+    )
+    changed(adapted)
+    padded = adapted.encode_passages(TEXTS)
+    request.getfixturevalue("packing")
+    assert np.allclose(adapted.encode_passages(TEXTS), padded, atol=1e-5)
 
 
 def test_left_and_right_padding_give_a_decoder_the_same_values() -> None:
@@ -245,6 +308,20 @@ def test_cached_gradients_and_a_frozen_prefix_train_to_the_same_weights(
     assert any(weight.abs().max() > 1e-4 for name, weight in plain.items() if "lora_B" in name)
 
 
+@pytest.mark.parametrize("kind", FUSED)
+def test_full_tuning_in_bfloat16_follows_float32(tmp_path: Path, kind: str) -> None:
+    folder = tiny(tmp_path, kind, pooling="lasttoken" if kind == "qwen3" else "mean")
+    examples = [Example(" ".join(text.split()[::2]), text) for text in sentences(16, seed=5)]
+    adapter = AdapterConfig.model_validate({"method": "full", "layers": 1, "reweight": "none"})
+    training = TrainingConfig.model_validate({"epochs": 2, "batch_size": 8, "learning_rate": 1e-3})
+    losses = [
+        [point.loss for point in train(load(folder, precision), examples, None, adapter, training, seed=1).history]
+        for precision in ("float32", "bfloat16")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+    assert losses[0][-1] < losses[0][0]
+
+
 # What is not covered
 
 
@@ -256,8 +333,8 @@ def test_the_log_says_at_load_which_forward_runs(tmp_path: Path, caplog: pytest.
     lines = [record.getMessage() for record in caplog.records if "forward" in record.getMessage()]
     assert [line.split(": ", 1)[1] for line in lines] == [
         "runs in ragadapt's own forward",
-        "runs in transformers' forward, for its own does not cover attention_dropout = 0.1",
-        "runs in transformers' forward, for its own does not cover architecture 'mpnet'",
+        "runs in transformers' forward, as ragadapt's own does not cover attention_dropout = 0.1",
+        "runs in transformers' forward, as ragadapt's own does not cover architecture 'mpnet'",
     ]
 
 

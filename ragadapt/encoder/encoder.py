@@ -258,7 +258,7 @@ class Encoder:
         passage = query if passage_chain == query_chain else loading.build_tower(passage_chain, self.max_length)
         for tower in (query, passage):
             if tower is not None:
-                tower.path = f"transformers' forward, for its own differs from it (cosine {cosine:.6f})"
+                tower.path = f"transformers' forward, as ragadapt's own differs from it (cosine {cosine:.6f})"
         self.query_tower, self.passage_tower = query, passage
         return True
 

@@ -220,7 +220,7 @@ def build_tower(chain: list[nn.Module], max_length: int, own: bool = False) -> T
             tower.model = of_library(inner)
             tower.path = "ragadapt's own forward"
         except NotCovered as reason:
-            tower.path = f"transformers' forward, for its own does not cover {reason}"
+            tower.path = f"transformers' forward, as ragadapt's own does not cover {reason}"
     return tower
 
 
