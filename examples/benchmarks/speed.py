@@ -59,6 +59,7 @@ class Sizes:
     epochs: float = 1  # of the training whose quality is compared
     shape_texts: int = 24  # of a timed encoding by a model of a preset's shape
     shape_examples: int = 16  # of a timed training of one, in batches of 8
+    shape_words: int = 100  # at most, of one passage
     shape_repeats: int = 5
     chunks: int = 100_000  # of the mining
     queries: int = 20_000
@@ -345,7 +346,8 @@ def architectures(bench: Bench) -> None:
         model = shaped_model(bench.folder / "shapes" / name.split(",")[0], name)
         found = bench.attempt(
             "architectures", name, "architecture", model=model, triples=write_triples(bench), seed=bench.seed,
-            texts=sizes.shape_texts, examples=sizes.shape_examples, repeats=sizes.shape_repeats,
+            texts=sizes.shape_texts, examples=sizes.shape_examples, words=sizes.shape_words,
+            repeats=sizes.shape_repeats,
         )  # fmt: skip
         for row in found["rows"] if found is not None else []:
             bench.add("architectures", "speed", shape=name, **row)

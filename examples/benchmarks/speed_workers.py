@@ -199,7 +199,10 @@ def architecture(options: dict[str, Any]) -> dict[str, Any]:
     from ragadapt.training import Example, train
 
     batch, model = 8, str(options["model"])
-    rows = _triples({**options, "examples": max(options["examples"], options["texts"])})
+    rows = [
+        {name: " ".join(text.split()[: options["words"]]) for name, text in row.items()}
+        for row in _triples({**options, "examples": max(options["examples"], options["texts"])})
+    ]
     passages = list(dict.fromkeys(row["positive"] for row in rows))[: options["texts"]]
     mixed = mixed_lengths(passages, 2 * len(passages), seed=options["seed"])
     rows = rows[: options["examples"]]

@@ -137,9 +137,6 @@ class Transformer(nn.Module):
 # ---------------------------------------------------------------------- BERT, RoBERTa
 
 
-_FIRST_POSITION = {"bert": 0, "roberta": 1, "xlm-roberta": 1, "camembert": 1}  # 1: positions start behind the pad id
-
-
 class _Self(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -190,11 +187,14 @@ class _BertEmbeddings(nn.Module):
         self.position_embeddings = _Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = _Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.first_position = config.pad_token_id + 1 if _FIRST_POSITION[config.model_type] else 0
+        self.pad_id = config.pad_token_id if config.model_type != "bert" else None
 
-    def forward(self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None) -> Tensor:
+    def forward(self, input_ids: Tensor, inputs_embeds: Tensor | None = None) -> Tensor:
         words = self.word_embeddings(input_ids)  # (B, T, h)
-        positions = self.first_position + torch.arange(words.shape[1], device=words.device)
+        positions = torch.arange(words.shape[1], device=words.device)
+        if self.pad_id is not None:  # the RoBERTa line counts from behind the pad id, and a pad in the text not at all
+            real = input_ids.ne(self.pad_id).long()
+            positions = real.cumsum(1) * real + self.pad_id
         # The library's order of addition: sums in bfloat16 depend on it.
         total = words + self.token_type_embeddings.weight[0] + self.position_embeddings(positions)
         out: Tensor = self.LayerNorm(total)
@@ -202,7 +202,7 @@ class _BertEmbeddings(nn.Module):
 
 
 class Bert(Transformer):
-    """BERT and the RoBERTa line. Padding at the right only: positions are counted from the left."""
+    """BERT and the RoBERTa line."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -413,8 +413,11 @@ def covered(values: Mapping[str, Any]) -> Architecture:
 def from_weights(values: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Transformer:
     """The transformer of a config.json and its weights, which it shares. Raises NotCovered."""
     made = covered(values)
-    with torch.device("meta"):
-        model = made(SimpleNamespace(**values))
+    try:
+        with torch.device("meta"):
+            model = made(SimpleNamespace(**values))
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+        raise NotCovered(f"its configuration ({error!r})") from error
     needed = model.state_dict().keys()
     if missing := sorted(needed - weights.keys()):
         raise NotCovered(f"weights that lack {missing[:3]}")

@@ -124,7 +124,7 @@ class Layout:
             attend = variable_length_attention(bounded=True)
             assert attend is not None
             made = attend(
-                q, k, v, self.ends, self.ends, self.length, self.length,
+                q, k, v.contiguous(), self.ends, self.ends, self.length, self.length,
                 scale=scaling, window_size=reach, enable_gqa=q.shape[1] != k.shape[1],
             )  # fmt: skip
             return made.flatten(-2)
