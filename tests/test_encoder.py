@@ -356,6 +356,15 @@ def test_batches_hold_every_position_once_within_the_budget(lengths: list[int], 
     assert all(len(batch) == 1 or len(batch) * padded_length(int(array[batch].max())) <= budget for batch in batches)
 
 
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=200), st.integers(64, 2000))
+def test_a_text_that_would_be_mostly_padding_begins_a_batch_of_its_own(lengths: list[int], budget: int) -> None:
+    array = np.array(lengths, dtype=np.int64)
+    batches = token_batches(array, budget, least_filled=0.5)
+    assert sorted(int(i) for batch in batches for i in batch) == list(range(len(lengths)))
+    assert all(len(batch) == 1 or 2 * array[batch].min() >= padded_length(int(array[batch].max())) for batch in batches)
+    assert [len(batch) for batch in token_batches(np.array([20, 300, 18, 290]), 2048, least_filled=0.5)] == [2, 2]
+
+
 def test_padding_is_on_the_right_masked_and_never_beyond_the_longest_that_is_allowed() -> None:
     rows = [np.array([5, 6], np.int32), np.array([7], np.int32)]
     ids, mask = pad(rows, pad_id=9, max_length=3)

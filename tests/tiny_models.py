@@ -15,6 +15,14 @@ _TEXT = (
 )
 WORDS = _TEXT.split()
 
+KINDS: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "roberta": {},
+    "modernbert": {"local_attention": 16, "global_attn_every_n_layers": 3, "cls_token_id": 2, "sep_token_id": 3},
+    "qwen3": {"num_key_value_heads": 1, "head_dim": 16},
+}
+"""What each model type that runs in ragadapt's own forward needs beside the sizes."""
+
 
 def sentences(count: int, words: int = 12, seed: int = 0) -> list[str]:
     """Distinct made-up sentences of 3 to `words` words."""
@@ -29,7 +37,7 @@ def sentences(count: int, words: int = 12, seed: int = 0) -> list[str]:
     return made
 
 
-def write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path, padding_side: str = "right") -> None:
     from transformers import BertTokenizerFast
 
     letters = string.ascii_lowercase + string.digits
@@ -38,11 +46,18 @@ def write_tokenizer(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = folder / "vocab.txt"
     vocabulary.write_text("\n".join(pieces) + "\n", encoding="utf-8")
-    BertTokenizerFast(vocab=str(vocabulary), do_lower_case=True, model_max_length=64).save_pretrained(folder)
+    options = {"do_lower_case": True, "model_max_length": 64, "padding_side": padding_side}
+    BertTokenizerFast(vocab=str(vocabulary), **options).save_pretrained(folder)
 
 
 def write_tiny_model(
-    folder: Path, kind: str = "bert", layers: int = 2, pooling: str = "mean", seed: int = 0, **settings: Any
+    folder: Path,
+    kind: str = "bert",
+    layers: int = 2,
+    pooling: str = "mean",
+    seed: int = 0,
+    padding_side: str = "right",
+    **settings: Any,
 ) -> Path:
     """A sentence-transformers folder with a random transformer of width 32. kind: a transformers model type."""
     from sentence_transformers import SentenceTransformer
@@ -50,7 +65,7 @@ def write_tiny_model(
     from transformers import AutoConfig, AutoModel
 
     raw = folder / "raw"
-    write_tokenizer(raw)
+    write_tokenizer(raw, padding_side)
     names: dict[str, Any] = {
         "vocab_size": 160,
         "hidden_size": 32,

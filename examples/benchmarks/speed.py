@@ -3,10 +3,11 @@
     python examples/benchmarks/speed.py --data DATA [--folder FOLDER] [--parts encode,train,…]
 
 Both sides run in one go, their repeats interleaved; medians count. What is judged by its memory runs in a process of
-its own. Results go to FOLDER/speed.json as they come; parts that are run later into the same FOLDER join those that are
-there. Tables go to stdout, --table prints them again without measuring. Without CUDA the rows of the parts gpu,
-gpu-shapes and gpu-fit say "not measured". The peers of train and mining need `pip install '.[benchmarks]'`. --smoke
-runs every part at a size of seconds: its figures mean nothing.
+its own. The part architectures compares models of the presets' shapes with random weights, by the processor's time: set
+OMP_NUM_THREADS=1, or waiting threads count, too. Results go to FOLDER/speed.json as they come; parts that are run later
+into the same FOLDER join those that are there. Tables go to stdout, --table prints them again without measuring.
+Without CUDA the rows of the parts gpu, gpu-shapes and gpu-fit say "not measured". The peers of train, architectures and
+mining need `pip install '.[benchmarks]'`. --smoke runs every part at a size of seconds: its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from charts import write_chart
 from synthetic import SHAPES, mixed_lengths, shaped_model, tiny_model, write_corpus
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("encode", "train", "cache", "mining", "growth", "cli", "gpu", "gpu-shapes", "gpu-fit")
+PARTS = ("encode", "train", "architectures", "cache", "mining", "growth", "cli", "gpu", "gpu-shapes", "gpu-fit")
 GIB = 1024**3
 ENCODING = ("base-vectors", "adapted-vectors")  # stages of a fit
 MEMORY_BOUND = 6 * 10**9  # bytes, of a whole fit over 100,000 chunks
@@ -59,6 +60,10 @@ class Sizes:
     train_repeats: int = 3
     train_epochs: int = 1  # of a timed run; the first one also fills the cache of frozen layers
     epochs: float = 1  # of the training whose quality is compared
+    shape_texts: int = 24  # of a timed encoding by a model of a preset's shape
+    shape_examples: int = 16  # of a timed training of one, in batches of 8
+    shape_words: int = 100  # at most, of one passage
+    shape_repeats: int = 5
     chunks: int = 100_000  # of the mining
     queries: int = 20_000
     mining_repeats: int = 3
@@ -71,7 +76,8 @@ class Sizes:
 
 
 SMOKE = Sizes(
-    repeats=2, texts=24, documents=60, examples=32, train_repeats=1, chunks=1500, queries=200, mining_repeats=1,
+    repeats=2, texts=24, documents=60, examples=32, train_repeats=1, shape_texts=4, shape_examples=2,
+    shape_repeats=1, chunks=1500, queries=200, mining_repeats=1,
     growth=(100, 300), labels=60, cli_repeats=2, gpu_texts=24, gpu_repeats=2, gpu_batches=(16,),
 )  # fmt: skip
 
@@ -330,6 +336,23 @@ def cache(bench: Bench) -> None:
         )  # fmt: skip
 
 
+# Architectures
+
+
+def architectures(bench: Bench) -> None:
+    """Seconds of encoding and of LoRA training by models of the presets' shapes, beside peers on the same model."""
+    sizes = bench.sizes
+    for name in SHAPES:
+        model = shaped_model(bench.folder / "shapes" / name.split(",")[0], name)
+        found = bench.attempt(
+            "architectures", name, "architecture", model=model, triples=write_triples(bench), seed=bench.seed,
+            texts=sizes.shape_texts, examples=sizes.shape_examples, words=sizes.shape_words,
+            repeats=sizes.shape_repeats,
+        )  # fmt: skip
+        for row in found["rows"] if found is not None else []:
+            bench.add("architectures", "speed", shape=name, **row)
+
+
 # Mining
 
 MINERS = {
@@ -509,7 +532,7 @@ def gpu(bench: Bench) -> None:
 
 
 def gpu_shapes(bench: Bench) -> None:
-    """The same for random weights in the shapes of other models, which the direct path does not serve."""
+    """The same for random weights in the shapes of the presets' models."""
     if _names_device(bench, "gpu-shapes"):
         for shape in SHAPES:
             model = str(shaped_model(bench.folder / re.sub(r"\W+", "-", shape.lower()), shape))
@@ -693,6 +716,7 @@ def lines(rows: Sequence[Row]) -> list[Line]:
     return [
         *_encode_lines(rows),
         *_train_lines(rows),
+        *_architecture_lines(rows),
         *_cache_lines(rows),
         *_mining_lines(rows),
         *_growth_lines(rows),
@@ -762,6 +786,31 @@ def _train_lines(rows: Sequence[Row], part: str = "train", bars: bool = True) ->
         low, delta, high = found["over_default"]
         text = f"nDCG@10 {found['ndcg']:.4f}, {delta:+.4f} [{low:+.4f}, {high:+.4f}] over the default's"
         made.append(Line(what, bar, text, high >= 0))
+    return made
+
+
+def _architecture_lines(rows: Sequence[Row]) -> list[Line]:
+    """Ours against the quickest peer, in float32 and in 16 bits: median, least and largest ratio of the repeats."""
+    made = []
+    for shape in SHAPES:
+        for task in ("encode, passages", "encode, mixed lengths", "LoRA training"):
+            for precision in ("float32", "bfloat16"):
+                what = f"{shape}, {task}, {precision}, against its quickest peer"
+                mine = _pick(
+                    rows, "architectures", "speed", shape=shape, task=task, precision=precision, side="ragadapt"
+                )
+                peers = [
+                    row for row in rows
+                    if row["part"] == "architectures" and row.get("shape") == shape and row.get("task") == task
+                    and row.get("precision") == precision and row["side"] != "ragadapt"
+                ]  # fmt: skip
+                if mine is None or not peers:
+                    made.append(Line(what, "≤ 1.1× its time"))
+                    continue
+                best = min(peers, key=lambda row: median(row["cpu_seconds"]))
+                ratios = [ours / its for ours, its in zip(mine["cpu_seconds"], best["cpu_seconds"], strict=True)]
+                text = f"{median(ratios):.2f}× [{min(ratios):.2f}, {max(ratios):.2f}] of {best['side']}"
+                made.append(Line(what, "≤ 1.1× its time", text, median(ratios) <= 1.1))
     return made
 
 
@@ -969,7 +1018,7 @@ def main() -> None:
         check_data(parser, arguments.data, ["scifact"])
         if importlib.util.find_spec("datasets") is None:
             parser.error("sentence-transformers trains and mines with datasets: pip install '.[benchmarks]'")
-        functions = (encode, train, cache, mining, growth, cli, gpu, gpu_shapes, gpu_fit)
+        functions = (encode, train, architectures, cache, mining, growth, cli, gpu, gpu_shapes, gpu_fit)
         parts: dict[str, Callable[[Bench], None]] = dict(zip(PARTS, functions, strict=True))
         chosen = arguments.parts.split(",")
         if unknown := set(chosen) - set(parts):

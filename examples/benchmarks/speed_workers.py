@@ -118,22 +118,51 @@ def train_ours(options: dict[str, Any]) -> dict[str, Any]:
     return measured
 
 
+def _add_lora(model: Any, layers: int | None) -> None:
+    """PEFT's own LoRA in the linear layers of the top layers, None = all, of a SentenceTransformer."""
+    from ragadapt.adapters.method import Scope
+    from ragadapt.adapters.peft import LowRankOptions, lora_config, target_names
+
+    inner = model[0].model
+    targets = target_names(inner, Scope.of(inner, layers), ())
+    model.add_adapter(lora_config(LowRankOptions(rank=RANK), targets))
+
+
+def _peer_trainer(model: Any, rows: list[dict[str, str]], epochs: float, settings: dict[str, Any], folder: str) -> Any:
+    """sentence-transformers' trainer over these rows. settings: cached = its loss of bounded memory."""
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers.losses import CachedMultipleNegativesRankingLoss, MultipleNegativesRankingLoss
+
+    data = Dataset.from_dict({name: [row[name] for row in rows] for name in ("query", "positive", "negative")})
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=folder, num_train_epochs=epochs, per_device_train_batch_size=settings["batch"],
+        learning_rate=settings["learning_rate"], lr_scheduler_type="linear", warmup_steps=0.1, weight_decay=0.0,
+        max_grad_norm=1.0, bf16=settings["bf16"], use_cpu=settings["device"] == "cpu", save_strategy="no",
+        logging_strategy="no", report_to="none", disable_tqdm=True, seed=settings["seed"],
+    )  # fmt: skip
+    kind = CachedMultipleNegativesRankingLoss if settings.get("cached") else MultipleNegativesRankingLoss
+    loss = kind(model, scale=1 / TEMPERATURE)
+    return SentenceTransformerTrainer(model=model, args=arguments, train_dataset=data, loss=loss)
+
+
+def _train_peer(model: Any, rows: list[dict[str, str]], epochs: float, settings: dict[str, Any]) -> float:
+    """Seconds that the trainer takes over these rows, without what prepares it."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _peer_trainer(model, rows, epochs, settings, folder)
+        started = time.perf_counter()
+        trainer.train()
+        return time.perf_counter() - started
+
+
 def train_peer(options: dict[str, Any]) -> dict[str, Any]:
     """SentenceTransformerTrainer with the same LoraConfig, loss, batch, learning rate, schedule and data.
 
     cached: its CachedMultipleNegativesRankingLoss, whose memory is bounded as ours is, at its own mini-batch of 32.
     """
     import torch
-    from datasets import Dataset
-    from sentence_transformers import (
-        SentenceTransformer,
-        SentenceTransformerTrainer,
-        SentenceTransformerTrainingArguments,
-    )
-    from sentence_transformers.losses import CachedMultipleNegativesRankingLoss, MultipleNegativesRankingLoss
+    from sentence_transformers import SentenceTransformer
 
-    from ragadapt.adapters.method import Scope
-    from ragadapt.adapters.peft import LowRankOptions, lora_config, target_names
     from ragadapt.config import EncoderConfig
     from ragadapt.encoder.precision import choose_precision
     from ragadapt.encoder.presets import resolve
@@ -142,11 +171,13 @@ def train_peer(options: dict[str, Any]) -> dict[str, Any]:
     dtype = getattr(torch, options.get("weights", "float32"))
     model = SentenceTransformer(location, device=options["device"], model_kwargs={"dtype": dtype})
     inner = model[0].model
-    targets = target_names(inner, Scope.of(inner, _layers(inner, options["layers"])), ())
-    model.add_adapter(lora_config(LowRankOptions(rank=RANK), targets))
+    _add_lora(model, _layers(inner, options["layers"]))
     rows = _triples(options)
     batch = options.get("batch", BATCH)
-    kind = CachedMultipleNegativesRankingLoss if options.get("cached") else MultipleNegativesRankingLoss
+    settings = {
+        "learning_rate": RATE, "batch": batch, "bf16": options["precision"] == "bfloat16", "device": options["device"],
+        "seed": options["seed"], "cached": options.get("cached"),
+    }  # fmt: skip
     folder = tempfile.TemporaryDirectory()
 
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -159,16 +190,7 @@ def train_peer(options: dict[str, Any]) -> dict[str, Any]:
 
     def prepared(some: list[dict[str, str]], epochs: float) -> Callable[[], Any]:
         start_again()
-        data = Dataset.from_dict({name: [row[name] for row in some] for name in ("query", "positive", "negative")})
-        arguments = SentenceTransformerTrainingArguments(
-            output_dir=folder.name, num_train_epochs=epochs, per_device_train_batch_size=batch, learning_rate=RATE,
-            lr_scheduler_type="linear", warmup_steps=0.1, weight_decay=0.0, max_grad_norm=1.0,
-            bf16=options["precision"] == "bfloat16", use_cpu=options["device"] == "cpu", save_strategy="no",
-            logging_strategy="no", report_to="none", disable_tqdm=True, seed=options["seed"],
-        )  # fmt: skip
-        loss = kind(model, scale=1 / TEMPERATURE)
-        trainer = SentenceTransformerTrainer(model=model, args=arguments, train_dataset=data, loss=loss)
-        return trainer.train  # type: ignore[no-any-return]
+        return _peer_trainer(model, some, epochs, settings, folder.name).train  # type: ignore[no-any-return]
 
     prepared(rows[:batch], 1)()  # kernels are chosen
     measured = {
@@ -184,9 +206,9 @@ def train_peer(options: dict[str, Any]) -> dict[str, Any]:
         model.eval()
         # In the precision that ragadapt takes on this machine, so that only the training differs.
         model.to(choose_precision("auto", options["device"]).torch_dtype)
-        settings: dict[str, Any] = {"convert_to_numpy": True, "normalize_embeddings": True, "show_progress_bar": False}
+        shape: dict[str, Any] = {"convert_to_numpy": True, "normalize_embeddings": True, "show_progress_bar": False}
         measured["ndcg"] = _quality(
-            options, lambda texts: model.encode(texts, **settings), lambda texts: model.encode(texts, **settings)
+            options, lambda texts: model.encode(texts, **shape), lambda texts: model.encode(texts, **shape)
         )
     return measured
 
@@ -207,6 +229,78 @@ def _quality(options: dict[str, Any], queries: Encode, passages: Encode) -> dict
         ids, texts = ids[: options["documents"]], texts[: options["documents"]]
     scores = queries(list(asked.values())) @ passages(texts).T  # (Q, d) x (D, d) -> (Q, D)
     return dict(evaluate(run_of(scores, list(asked), ids, 100), qrels, ["nDCG@10"]).per_query["nDCG@10"])
+
+
+def architecture(options: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of every contender on one model, in turn: encoding as texts are and of mixed lengths, and one epoch of
+    LoRA on all layers with the same configuration, loss, batch and data."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from synthetic import mixed_lengths
+
+    from ragadapt.config import AdapterConfig, EncoderConfig, TrainingConfig
+    from ragadapt.encoder import Encoder
+    from ragadapt.training import Example, train
+
+    batch, model = 8, str(options["model"])
+    rows = [
+        {name: " ".join(text.split()[: options["words"]]) for name, text in row.items()}
+        for row in _triples({**options, "examples": max(options["examples"], options["texts"])})
+    ]
+    passages = list(dict.fromkeys(row["positive"] for row in rows))[: options["texts"]]
+    mixed = mixed_lengths(passages, 2 * len(passages), seed=options["seed"])
+    rows = rows[: options["examples"]]
+    adapter = AdapterConfig(rank=RANK, reweight="none")
+    sides: dict[tuple[str, str, str], Callable[[], Any]] = {}
+
+    def add_ours(precision: str) -> None:
+        values = {"model": model, "device": "cpu", "precision": precision}
+        encoder = Encoder.load(EncoderConfig.model_validate(values))
+        assert encoder.precision.dtype == precision
+        examples = [Example(row["query"], row["positive"], (row["negative"],)) for row in rows]
+        training = TrainingConfig(
+            epochs=1, batch_size=batch, learning_rate=RATE, temperature=TEMPERATURE, prefix_cache=False
+        )
+        sides["encode, passages", precision, "ragadapt"] = lambda: encoder.encode_passages(passages)
+        sides["encode, mixed lengths", precision, "ragadapt"] = lambda: encoder.encode_passages(mixed)
+        sides["LoRA training", precision, "ragadapt"] = lambda: train(encoder, examples, None, adapter, training)
+
+    def add_peer(precision: str, weights: str, name: str) -> None:
+        loaded = SentenceTransformer(model, device="cpu", model_kwargs={"dtype": getattr(torch, weights)})
+        plain = {"normalize_embeddings": True, "show_progress_bar": False}
+        if weights == precision:  # autocast converts the weights for every batch: no peer of encoding
+            sides["encode, passages", precision, name] = lambda: loaded.encode(passages, **plain)
+            sides["encode, mixed lengths", precision, name] = lambda: loaded.encode(mixed, **plain)
+        trained = SentenceTransformer(model, device="cpu", model_kwargs={"dtype": getattr(torch, weights)})
+        _add_lora(trained, None)
+        bf16 = precision == "bfloat16" and weights == "float32"
+        settings = {"learning_rate": RATE, "batch": batch, "bf16": bf16, "device": "cpu", "seed": options["seed"]}
+        sides["LoRA training", precision, name] = lambda: _train_peer(trained, rows, 1, settings)
+
+    for precision in ("float32", "bfloat16"):
+        add_ours(precision)
+    add_peer("float32", "float32", "sentence-transformers float32")
+    add_peer("bfloat16", "float32", "sentence-transformers bf16 autocast")
+    add_peer("bfloat16", "bfloat16", "sentence-transformers bf16 weights")
+    wall: dict[tuple[str, str, str], list[float]] = {side: [] for side in sides}
+    spent: dict[tuple[str, str, str], list[float]] = {side: [] for side in sides}
+    for repeat in range(options["repeats"] + 1):
+        for side, run in sorted(sides.items()):
+            started, before = time.perf_counter(), time.process_time()
+            run()
+            if repeat:  # the first one chooses kernels
+                wall[side].append(time.perf_counter() - started)
+                spent[side].append(time.process_time() - before)
+            print(side, round(time.process_time() - before, 2), file=sys.stderr, flush=True)
+    return {
+        "rows": [
+            {
+                "task": task, "precision": precision, "side": name, "seconds": wall[task, precision, name],
+                "cpu_seconds": spent[task, precision, name], "threads": torch.get_num_threads(),
+            }
+            for task, precision, name in sorted(sides)
+        ]
+    }  # fmt: skip
 
 
 def cache(options: dict[str, Any]) -> dict[str, Any]:
@@ -417,6 +511,7 @@ def fit_once(options: dict[str, Any]) -> dict[str, Any]:
 WORKERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "train-ours": train_ours,
     "train-peer": train_peer,
+    "architecture": architecture,
     "cache": cache,
     "mine": mine,
     "fit": fit_once,

@@ -23,30 +23,87 @@ NAME = "ragadapt"
 log = logging.getLogger(__name__)
 
 _LONGEST = 512  # beyond it the (T, T) weights outgrow the caches, and the fused kernel wins
+_BLOCK = 128  # queries that are multiplied at once where their reach is bounded
+
+
+Block = tuple[int, int, int, int]
+Reach = tuple[int, int]
+"""How many positions before and behind its own a token attends to; -1 = all that there are."""
+
+ALL: Reach = (-1, -1)
+CAUSAL: Reach = (-1, 0)
+
+
+def effective(reach: Reach, length: int) -> Reach:
+    """The same reach among so many positions, with -1 wherever it ends nowhere."""
+    left, right = (-1 if bound >= length - 1 else bound for bound in reach)
+    return left, right
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(s Q K' + mask) V for (N, T, d) inputs, N = batch x heads; mask (N, 1, T) or (N, T, T)."""
+    """softmax(s Q K' + mask) V, by batched products.
+
+    q (N, G, T, d), k and v (N, T, d): N = batch x heads of the keys, each read by G heads of queries. mask
+    (B or 1, 1 or T, T), additive, or None; it holds what the reach shuts out, too. Blocks of queries are multiplied
+    with the keys in their reach alone.
+    """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-        start = q.new_zeros(1, 1, 1) if mask is None else mask
-        scores = torch.baddbmm(start, q, k.transpose(1, 2), beta=float(mask is not None), alpha=scaling)  # (N, T, T)
-        weights = torch.softmax(scores, dim=-1)
-        ctx.save_for_backward(q, k, v, weights)
-        ctx.scaling = scaling
-        return torch.bmm(weights, v)  # (N, T, d)
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, blocks: list[Block]
+    ) -> Tensor:
+        many, group, _, width = q.shape
+        out = torch.empty_like(q)
+        kept = []
+        for start, end, first, last in blocks:
+            rows = q[:, :, start:end].reshape(many, group * (end - start), width)
+            keys = k[:, first:last].transpose(1, 2)
+            scores = torch.baddbmm(q.new_zeros(1, 1, 1), rows, keys, beta=0.0, alpha=scaling)  # (N, G t, s)
+            if mask is not None:
+                part = mask[:, :, first:last] if mask.shape[1] == 1 else mask[:, start:end, first:last]
+                scores.view(len(mask), -1, group, end - start, last - first).add_(part[:, None, None])
+            weights = torch.softmax(scores, dim=-1)
+            kept.append(weights)
+            out[:, :, start:end] = torch.bmm(weights, v[:, first:last]).view(many, group, end - start, width)
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.scaling, ctx.blocks = scaling, blocks
+        return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (out,) = gradients
-        q, k, v, weights = ctx.saved_tensors
-        for_v = torch.bmm(weights.transpose(1, 2), out)
-        for_weights = torch.bmm(out, v.transpose(1, 2))
-        for_scores = torch._softmax_backward_data(for_weights, weights, -1, weights.dtype)
-        for_q = torch.bmm(for_scores, k).mul_(ctx.scaling)
-        for_k = torch.bmm(for_scores.transpose(1, 2), q).mul_(ctx.scaling)
-        return for_q, for_k, for_v, None, None
+        q, k, v, *kept = ctx.saved_tensors
+        many, group, _, width = q.shape
+        whole = len(kept) == 1
+        for_q = torch.empty_like(q)
+        for_k, for_v = (None, None) if whole else (torch.zeros_like(k), torch.zeros_like(v))
+        for (start, end, first, last), weights in zip(ctx.blocks, kept, strict=True):
+            rows, given = (side[:, :, start:end].reshape(many, group * (end - start), width) for side in (q, out))
+            values = torch.bmm(weights.transpose(1, 2), given)
+            for_weights = torch.bmm(given, v[:, first:last].transpose(1, 2))
+            for_scores = torch._softmax_backward_data(for_weights, weights, -1, weights.dtype)
+            queries = torch.bmm(for_scores, k[:, first:last]).mul_(ctx.scaling)
+            keys = torch.bmm(for_scores.transpose(1, 2), rows).mul_(ctx.scaling)
+            for_q[:, :, start:end] = queries.view(many, group, end - start, width)
+            if for_k is None or for_v is None:
+                for_k, for_v = keys, values
+            else:
+                for_k[:, first:last] += keys
+                for_v[:, first:last] += values
+        return for_q, for_k, for_v, None, None, None
+
+
+def query_blocks(length: int, reach: Reach, size: int = _BLOCK) -> list[Block]:
+    """(first query, end of queries, first key, end of keys) of blocks of queries; one block where nothing is saved."""
+    left, right = effective(reach, length)
+    if length < 2 * size or (left < 0 and right < 0):
+        return [(0, length, 0, length)]
+    blocks = []
+    for start in range(0, length, size):
+        end = min(length, start + size)
+        first, last = 0 if left < 0 else max(0, start - left), length if right < 0 else min(length, end + right)
+        blocks.append((start, end, first, last))
+    return blocks
 
 
 def two_sided_attention(
@@ -61,20 +118,29 @@ def two_sided_attention(
     scaling = width**-0.5 if scaling is None else scaling
     if query.is_cuda and mask is not None and _can_pack(query, mask):
         return packed_attention(query, key, value, mask, scaling)
-    if query.dtype != torch.bfloat16 or query.device.type != "cpu" or length > _LONGEST:
+    if not batched(query, length) or (mask is not None and mask.shape[1] != 1):
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
         return out.transpose(1, 2).contiguous()
     return batched_attention(query, key, value, mask, scaling)
 
 
-def batched_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """The batched products, in any precision; shapes as in `two_sided_attention`."""
+def batched(query: Tensor, length: int) -> bool:
+    """Whether the batched products are quicker than the fused kernel."""
+    return query.dtype == torch.bfloat16 and query.device.type == "cpu" and length <= _LONGEST
+
+
+def batched_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, reach: Reach = ALL
+) -> Tensor:
+    """The batched products, in any precision; shapes as in `two_sided_attention`. key and value may have fewer heads,
+    each for as many neighbouring heads of the query. The mask holds what the reach shuts out, too."""
     batch, heads, length, width = query.shape
-    folded = batch * heads
-    if mask is not None:
-        mask = mask.expand(batch, heads, *mask.shape[2:]).reshape(folded, mask.shape[2], length).to(query.dtype)
-    flat = (tensor.reshape(folded, length, width) for tensor in (query, key, value))
-    made: Tensor = _Attention.apply(*flat, mask, scaling)  # type: ignore[no-untyped-call]
+    folded = batch * key.shape[1]
+    q = query.reshape(folded, heads // key.shape[1], length, width)
+    k, v = (tensor.reshape(folded, length, width) for tensor in (key, value))
+    bias = None if mask is None else mask[:, 0].to(query.dtype)
+    blocks = query_blocks(length, reach)
+    made: Tensor = _Attention.apply(q, k, v, bias, scaling, blocks)  # type: ignore[no-untyped-call]
     return made.view(batch, heads, length, width).transpose(1, 2).contiguous()
 
 
@@ -117,15 +183,17 @@ def _can_pack(query: Tensor, mask: Tensor) -> bool:
 
 
 @cache
-def variable_length_attention() -> Callable[..., Tensor] | None:
-    """PyTorch's attention over packed texts; None where this build or this GPU has none."""
+def variable_length_attention(bounded: bool = False) -> Callable[..., Tensor] | None:
+    """PyTorch's attention over packed texts; None where this build or this GPU has none. bounded: one that also takes
+    `window_size` and keys of fewer heads than queries (`enable_gqa`)."""
+    options: dict[str, Any] = {"window_size": (1, 0), "enable_gqa": True} if bounded else {}
     try:
         from torch.nn.attention.varlen import varlen_attn
 
-        one = torch.zeros(1, 1, 8, dtype=torch.float16, device="cuda", requires_grad=True)
+        one = torch.zeros(1, 2 if bounded else 1, 8, dtype=torch.float16, device="cuda", requires_grad=True)
         ends = torch.tensor([0, 1], dtype=torch.int32, device="cuda")
         with torch.enable_grad():
-            tried: Any = varlen_attn(one, one, one, ends, ends, 1, 1, scale=1.0)
+            tried: Any = varlen_attn(one, one[:, :1], one[:, :1], ends, ends, 1, 1, scale=1.0, **options)
             tried.sum().backward()
     except (ImportError, RuntimeError, TypeError, AssertionError) as error:
         # Without the module, the GPU, the kernel for it, this signature, or CUDA in the build at all.

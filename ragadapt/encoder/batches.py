@@ -21,10 +21,11 @@ def padded_length(longest: int) -> int:
 
 
 def token_batches(
-    lengths: npt.NDArray[np.int64], budget_tokens: int, max_rows: int = 4096
+    lengths: npt.NDArray[np.int64], budget_tokens: int, max_rows: int = 4096, least_filled: float = 0.0
 ) -> list[npt.NDArray[np.int64]]:
     """Positions grouped so that rows x padded longest <= budget_tokens, longest first; every position once.
 
+    least_filled: the share of a batch's length below which a text begins a batch of its own (questions among passages).
     A text longer than the budget gets a batch of its own. Longest first, so that a lack of memory shows at
     once and not after an hour.
     """
@@ -34,6 +35,8 @@ def token_batches(
     while start < len(order):
         longest = padded_length(int(lengths[order[start]]))
         rows = min(max_rows, max(1, budget_tokens // longest))
+        if least_filled > 0:
+            rows = min(rows, int(np.sum(lengths[order[start : start + rows]] >= least_filled * longest)) or 1)
         batches.append(order[start : start + rows])
         start += rows
     return batches

@@ -22,6 +22,7 @@ import torch
 from ragadapt.checks import checked_choice, checked_path, checked_text, checked_texts
 from ragadapt.config import EncoderConfig
 from ragadapt.encoder import attention, direct, loading
+from ragadapt.encoder.architectures import Transformer
 from ragadapt.encoder.batches import Ids, lacks_memory, token_batches
 from ragadapt.encoder.precision import (
     PRECISIONS,
@@ -54,6 +55,7 @@ _WINDOW = 8192  # texts tokenised and sorted together afterwards; bounds the mem
 _SHORT_TOKENS = 64  # in all, of a call that runs on one thread: a question or two
 _BUDGET = {"cpu": 2048, "cuda": 131_072, "mps": 16_384}  # tokens per batch
 _RELOAD_COSINE = 0.9999
+_SAME_COSINE = 1 - 1e-5  # of two ways to compute the same in float32
 _AWKWARD = (
     "",
     " ".join(PROBE_PASSAGES) * 12,
@@ -185,6 +187,7 @@ class Encoder:
             return _prepared(fresh, spec.max_length, spec.query_prompt, spec.passage_prompt)
 
         query, passage = (tower.to(device) for tower in towers)
+        log.info("%s: runs in %s", config.model, query.path)
         encoder = cls(spec, config, query, passage, replace(precision, dtype="float32"), restore)
         encoder._settle(precision, encoder._probe())
         return encoder
@@ -203,8 +206,8 @@ class Encoder:
 
         _prepared(model, length, query_prompt, passage_prompt)
         query_chain, passage_chain = loading.sides(model)
-        query = loading.build_tower(query_chain, length)
-        passage = query if passage_chain == query_chain else loading.build_tower(passage_chain, length)
+        query = loading.build_tower(query_chain, length, own=True)
+        passage = query if passage_chain == query_chain else loading.build_tower(passage_chain, length, own=True)
         if spec is None:
             base, revision = loading.identity(model, source)
             spec = EncoderSpec(
@@ -220,8 +223,15 @@ class Encoder:
             )
         encoder = cls(spec, config, query, passage, replace(precision, dtype="float32"), restore)
         reference = encoder._reference(model)
+        log.info("%s: runs in %s", config.model, encoder._path())
         encoder._settle(precision, reference)
         return encoder
+
+    def _path(self) -> str:
+        """Which code runs the model."""
+        towers = (self.query_tower, self.passage_tower)
+        paths = {tower.path for tower in towers if tower is not None}
+        return " and ".join(sorted(paths)) or "sentence-transformers"
 
     def _reference(self, model: SentenceTransformer) -> tuple[Vectors, Vectors]:
         """Probe vectors as sentence-transformers itself makes them; the towers must agree or are given up."""
@@ -229,12 +239,28 @@ class Encoder:
         passages = self._by_library(model, PROBE_PASSAGES, "document")
         if self.query_tower is not None and self.passage_tower is not None:
             cosine, _ = agreement((queries, passages), self._probe())
+            if cosine < _SAME_COSINE and self._leave_own_forward(model, cosine):
+                cosine, _ = agreement((queries, passages), self._probe())
             if cosine >= _RELOAD_COSINE:
                 return queries, passages
             log.warning("fast path differs from sentence-transformers (cosine %.5f): not used", cosine)
         self.query_tower = self.passage_tower = None
         self._generic = model
         return queries, passages
+
+    def _leave_own_forward(self, model: SentenceTransformer, cosine: float) -> bool:
+        """Towers that run in transformers' forward in the place of our own; False where none does."""
+        towers = (self.query_tower, self.passage_tower)
+        if not any(tower is not None and isinstance(tower.model, Transformer) for tower in towers):
+            return False
+        query_chain, passage_chain = loading.sides(model)
+        query = loading.build_tower(query_chain, self.max_length)
+        passage = query if passage_chain == query_chain else loading.build_tower(passage_chain, self.max_length)
+        for tower in (query, passage):
+            if tower is not None:
+                tower.path = f"transformers' forward, as ragadapt's own differs from it (cosine {cosine:.6f})"
+        self.query_tower, self.passage_tower = query, passage
+        return True
 
     def _settle(self, wanted: Precision, reference: tuple[Vectors, Vectors]) -> None:
         """Run in the wanted precision if it agrees with float32 on the probe, else stay in float32."""
@@ -605,7 +631,7 @@ class Encoder:
         precision = Precision("float32", "cpu", "for comparison")
         opened = Encoder(spec, self.config, *towers, precision, self._restore)
         cosine, _ = agreement(vectors, opened._probe())
-        return cosine >= 1 - 1e-5
+        return cosine >= _SAME_COSINE
 
 
 def _open(kind: type[Encoder], folder: Path, device: str, precision: str) -> Encoder:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ragadapt.config import EncoderConfig
+from ragadapt.encoder.architectures import NotCovered, of_library
 from ragadapt.encoder.presets import Source
 from ragadapt.encoder.spec import EncoderSpec
 from ragadapt.encoder.tower import Tower
@@ -208,8 +209,9 @@ def sides(model: SentenceTransformer) -> tuple[list[nn.Module], list[nn.Module]]
     return [*routes["query"], *children[1:]], [*routes["document"], *children[1:]]
 
 
-def build_tower(chain: list[nn.Module], max_length: int) -> Tower | None:
-    """A tower of a transformer and its head; None for models of another build (static vectors, images, …)."""
+def build_tower(chain: list[nn.Module], max_length: int, own: bool = False) -> Tower | None:
+    """A tower of a transformer and its head; None for models of another build (static vectors, images, …). own: run the
+    transformer here, over the same weights, where its architecture is one of those that can."""
     first = chain[0]
     inner = getattr(first, "model", None)
     if not isinstance(inner, nn.Module) or not hasattr(inner, "config"):
@@ -219,7 +221,14 @@ def build_tower(chain: list[nn.Module], max_length: int) -> Tower | None:
         return None
     if getattr(first, "tokenizer", None) is None:
         return None
-    return Tower(inner, chain[1:], first.tokenizer, max_length)
+    tower = Tower(inner, chain[1:], first.tokenizer, max_length)
+    if own:
+        try:
+            tower.model = of_library(inner)
+            tower.path = "ragadapt's own forward"
+        except NotCovered as reason:
+            tower.path = f"transformers' forward, as ragadapt's own does not cover {reason}"
+    return tower
 
 
 def max_length(model: SentenceTransformer, config: EncoderConfig, source: Source) -> int:

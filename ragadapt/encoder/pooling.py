@@ -13,9 +13,13 @@ def weighted_mean(
 ) -> Tensor:
     """Sum_i softmax_i(sharpness * ||B A x_i||^2) h_i over the tokens that mask keeps.
 
-    hidden: (B, T, h); mask: (B, T); inputs x: (B, T, h); pair: A (r, h), B (h, r). Returns (B, h) float32.
+    hidden: (B, T, h); mask: (B, T); inputs x: (B, T, h), or (tokens, h) where those that mask keeps are packed; pair:
+    A (r, h), B (h, r). Returns (B, h) float32.
     """
     a, b = pair
+    if inputs.dim() == 2:
+        empty = inputs.new_zeros(*mask.shape, inputs.shape[-1])
+        inputs = empty.masked_scatter(mask.bool().unsqueeze(-1), inputs)
     projected = inputs.float() @ a.float().T  # (B, T, h) x (h, r) -> (B, T, r)
     gram = b.float().T @ b.float()  # (r, r)
     strength = ((projected @ gram) * projected).sum(-1)  # (B, T)

@@ -40,6 +40,7 @@ class Tower(nn.Module):
         self.autocast: torch.dtype | None = None  # set: float32 weights among those of this precision
         self.prefix: Prefix | None = None  # set: the lower layers are frozen and their results kept
         self.causal = reads_backwards_only(model)
+        self.path = "transformers' forward"  # which code runs the model, in words
         self.prompt_pooled = all(getattr(module, "include_prompt", True) for module in head)
 
     @property

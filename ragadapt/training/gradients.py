@@ -18,6 +18,8 @@ from ragadapt.encoder.batches import Ids, padded_length, token_batches
 from ragadapt.profiling import work
 from ragadapt.training.processes import Processes
 
+_LEAST_FILLED = 0.5  # a batch holds questions and passages, and padding is computed twice more on the way back
+
 
 def backward(
     embed: Callable[[list[Ids], int], Tensor],
@@ -37,7 +39,7 @@ def backward(
     processes = processes or Processes()
     lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
     mine = processes.share(lengths)
-    chunks = [mine[batch] for batch in token_batches(lengths[mine], chunk_tokens)]
+    chunks = [mine[batch] for batch in token_batches(lengths[mine], chunk_tokens, least_filled=_LEAST_FILLED)]
     position_of = np.empty(len(rows), dtype=np.int64)
     position_of[mine] = np.arange(len(mine))
 
