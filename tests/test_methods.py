@@ -357,8 +357,10 @@ def test_the_frozen_prefix_serves_every_method(load: Loader, method: str) -> Non
         learn(load("bert"), method, dropout=0.0, training={"prefix_cache": cache}) for cache in (True, False)
     )
     first, second = kept.encoder.state().tensors, computed.encoder.state().tensors
-    # The states that are kept come from batches of another shape: equal up to rounding there.
-    assert all(torch.allclose(first[name], second[name], atol=1e-5) for name in first)
+    # The states that are kept come from batches of another shape: equal up to rounding there. Of a key's bias the
+    # gradient is rounding and nothing else, which Adam makes steps of.
+    names = [name for name in first if not name.endswith("key.bias")]
+    assert max(float((first[name] - second[name]).abs().max()) for name in names) < 1e-4
 
 
 @every_row
