@@ -5,7 +5,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: demo test check format clean
+.PHONY: demo test test-gpu check format clean
 
 .venv/ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "ragadapt needs Python 3.11, 3.12 or 3.13 on the PATH (or: make PYTHON=/path/to/python)"; exit 1; }
@@ -25,6 +25,10 @@ check: .venv/ready  ## format, lint, types, import direction, quick tests
 
 test: check  ## the same, and the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto -m 'slow and not gpu and not network and not requires_server'
+
+test-gpu: .venv/ready  ## the tests that need a CUDA device; fails where there is none
+	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "no CUDA device: nothing was tested")'
+	$(BIN)/python -m pytest tests -m gpu
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from ragadapt.version import __version__
 
 if TYPE_CHECKING:
-    from ragadapt.asking import Labels
     from ragadapt.config import EncoderConfig, FitConfig, load_config
     from ragadapt.encoder import Encoder
     from ragadapt.errors import RagadaptError
-    from ragadapt.pipeline import FitResult, fit, reindex
+    from ragadapt.pipeline.fit import FitResult, fit
+    from ragadapt.pipeline.queries import Labels
+    from ragadapt.pipeline.reindex import reindex
     from ragadapt.retriever import Retriever
     from ragadapt.values import Chunk, Document, Hit, Query
 
@@ -42,15 +43,15 @@ _HOMES = {
     "Encoder": "ragadapt.encoder",
     "EncoderConfig": "ragadapt.config",
     "FitConfig": "ragadapt.config",
-    "FitResult": "ragadapt.pipeline",
+    "FitResult": "ragadapt.pipeline.fit",
     "Hit": "ragadapt.values",
-    "Labels": "ragadapt.asking",
+    "Labels": "ragadapt.pipeline.queries",
     "Query": "ragadapt.values",
     "RagadaptError": "ragadapt.errors",
     "Retriever": "ragadapt.retriever",
-    "fit": "ragadapt.pipeline",
+    "fit": "ragadapt.pipeline.fit",
     "load_config": "ragadapt.config",
-    "reindex": "ragadapt.pipeline",
+    "reindex": "ragadapt.pipeline.reindex",
 }
 
 if not TYPE_CHECKING:  # a type checker would take it for "any name exists"

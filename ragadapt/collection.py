@@ -32,14 +32,14 @@ from ragadapt.checks import (
     checked_texts,
 )
 from ragadapt.errors import FingerprintMismatch, InvalidInput
-from ragadapt.fusion import Background, Floats, Fusion
 from ragadapt.index import Filter, VectorIndex, open_index
 from ragadapt.index.contract import check_ids, check_vectors
 from ragadapt.index.filters import given
 from ragadapt.lexical.ranking import Ranking
 from ragadapt.pefa import Feedback, Pefa, named_tenant
 from ragadapt.retriever import Retriever
-from ragadapt.search import Dense, Mode, Plain, Searcher
+from ragadapt.search.fusion import Background, Floats, Fusion
+from ragadapt.search.searcher import Dense, Mode, Plain, Searcher
 from ragadapt.values import Chunk, Hit
 
 if TYPE_CHECKING:

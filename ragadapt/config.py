@@ -135,6 +135,11 @@ class AdapterConfig(Stage):
     reweight: Literal["none", "vector", "tokens", "dims"] = "vector"  # of the text vector, by the LoRA pair
     gamma: float = 1.0  # strength of the re-weighting; 0 = ablation
 
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained at all."""
+        return self.method != "none"
+
 
 class TrainingConfig(Stage):
     """The optimisation."""

@@ -16,7 +16,7 @@ import numpy as np
 from ragadapt.checks import checked_path
 from ragadapt.errors import InvalidInput, MissingExtra, StoreError
 from ragadapt.files import remove, rename, sync_tree
-from ragadapt.store import open_store
+from ragadapt.store.workspace import open_store
 from ragadapt.text import searchable
 from ragadapt.values import Progress, no_progress
 
@@ -88,14 +88,14 @@ def export(
         raise InvalidInput(f"format = {format!r}: it is one of {', '.join(FORMATS)}.")
     if int8 and format != "onnx":
         raise InvalidInput("int8 is for format 'onnx'; other formats are written in float32.")
+    if format == "onnx":
+        _need_onnx()
     target = checked_path(target, "The target").resolve()
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise InvalidInput(f"{target} exists already. Name a folder that does not, or an empty one.")
     opened = open_store(retriever)
     opened.check("model", *(["chunks.sqlite"] if int8 else []))
     model = opened.path / "model"
-    if format == "onnx":
-        _need_onnx()
     encoder = Encoder.open(model, device="cpu", precision="float32")
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.partial")
@@ -105,7 +105,7 @@ def export(
     try:
         progress("export", 0, 1)
         if format == "onnx":
-            cosine = _write_onnx(encoder, model, beside)
+            cosine = write_onnx(encoder, model, beside)
             if int8:
                 cost = _quantise(encoder, beside, opened.path)
         else:
@@ -132,7 +132,12 @@ def _need_onnx() -> None:
         raise MissingExtra("Export to ONNX", "onnx") from error
 
 
-def _write_onnx(encoder: Encoder, model: Path, folder: Path) -> float:
+def write_onnx(encoder: Encoder, model: Path, folder: Path) -> float:
+    """Write the model that `encoder.save(model)` wrote as ONNX, with its tokenizer; returns the agreement.
+
+    encoder: the same on the CPU, in float32. folder: exists. See `export` for what is written. Raises InvalidInput
+    where the model is no plain transformer, StoreError where the vectors differ.
+    """
     from ragadapt.config import EncoderConfig
     from ragadapt.encoder.loading import open_model, sides
     from ragadapt.encoder.precision import PROBE_PASSAGES, PROBE_QUERIES
@@ -227,9 +232,9 @@ def _quantise(encoder: Encoder, folder: Path, retriever: Path) -> Cost:
 
 def _probe(retriever: Path) -> tuple[list[str], list[str]]:
     """Queries that the report kept (ours where there are none), and passages, evenly spread over the retriever."""
-    from ragadapt.chunks import ChunkStore
     from ragadapt.encoder.precision import PROBE_QUERIES
-    from ragadapt.stages import read_queries
+    from ragadapt.pipeline.stages import read_queries
+    from ragadapt.store.chunks import ChunkStore
 
     with ChunkStore.open(retriever / "chunks.sqlite") as store:
         count = len(store)

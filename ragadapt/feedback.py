@@ -15,7 +15,10 @@ from typing import Any
 from ragadapt.checks import checked_number, checked_path, shown
 from ragadapt.errors import InvalidInput
 from ragadapt.evaluation.files import write_atomically
-from ragadapt.evaluation.report import (
+from ragadapt.files import parse_object, read_lines
+from ragadapt.pefa import Feedback
+from ragadapt.pefa.tuning import Tuned, tune
+from ragadapt.report import (
     Curve,
     Delta,
     EvidenceUsed,
@@ -25,11 +28,8 @@ from ragadapt.evaluation.report import (
     Verdict,
     write_report,
 )
-from ragadapt.files import parse_object, read_lines
-from ragadapt.pefa import Feedback
-from ragadapt.pefa.tuning import Tuned, tune
 from ragadapt.retriever import Retriever
-from ragadapt.store import FEEDBACK_REPORT
+from ragadapt.store.workspace import FEEDBACK_REPORT
 from ragadapt.text import printable_json
 from ragadapt.values import Evidence, Progress, no_progress
 from ragadapt.version import __version__

@@ -24,18 +24,18 @@ from ragadapt.checks import (
     checked_text,
     shown,
 )
-from ragadapt.chunks import ChunkFilters, ChunkStore
 from ragadapt.config import PefaConfig
 from ragadapt.errors import FingerprintMismatch, InvalidInput, RagadaptError, StoreCorrupt
 from ragadapt.files import FileRecord, Hashes
-from ragadapt.fusion import Floats, Fusion
 from ragadapt.index.contract import check_vectors
 from ragadapt.index.filters import given
 from ragadapt.pefa import Feedback, Ledger, Pefa, checked_feedback, named_tenant
 from ragadapt.pefa.passages import StoredPassages
-from ragadapt.search import Dense, Mask, Mode, Plain, Ranked, Searcher
-from ragadapt.stages import open_searcher
-from ragadapt.store import LEDGER, MANIFEST, Manifest, OpenedStore, ledger_lock, load_store
+from ragadapt.search.fusion import Floats, Fusion
+from ragadapt.search.saved import open_searcher
+from ragadapt.search.searcher import Dense, Mask, Mode, Plain, Ranked, Searcher
+from ragadapt.store.chunks import ChunkFilters, ChunkStore
+from ragadapt.store.workspace import LEDGER, MANIFEST, Manifest, OpenedStore, ledger_lock, load_store
 from ragadapt.text import encodable
 from ragadapt.threads import follow_forks
 from ragadapt.values import Chunk, Hit

@@ -49,10 +49,10 @@ def state_of(retriever: Path) -> State:
     """Which round each document is of; fails on a mix, and where the parts of the folder do not fit together."""
     import numpy as np
 
-    from ragadapt.chunks import ChunkStore
     from ragadapt.index import open_index
     from ragadapt.lexical import LexicalIndex
-    from ragadapt.store import OpenedStore, load_store
+    from ragadapt.store.chunks import ChunkStore
+    from ragadapt.store.workspace import OpenedStore, load_store
 
     def read(opened: OpenedStore) -> State:
         state: State = {}
@@ -81,7 +81,7 @@ def round_of(docs: Path) -> State:
 def add_feedback(retriever: Path, id: int) -> None:
     """One feedback into the ledger, on disk when this returns."""
     from ragadapt.pefa import Feedback, Ledger
-    from ragadapt.store import LEDGER, ledger_lock, open_store
+    from ragadapt.store.workspace import LEDGER, ledger_lock, open_store
 
     open_store(retriever, "none")  # heals a move that a kill cut short
     with Ledger.open(retriever / LEDGER, lock=ledger_lock(retriever)) as ledger:
@@ -90,7 +90,7 @@ def add_feedback(retriever: Path, id: int) -> None:
 
 def feedback_of(retriever: Path) -> list[int]:
     from ragadapt.pefa import Ledger
-    from ragadapt.store import LEDGER
+    from ragadapt.store.workspace import LEDGER
 
     with Ledger.open(retriever / LEDGER, create=False) as ledger:
         return sorted(int(one.key) for one in ledger.find())
@@ -98,7 +98,7 @@ def feedback_of(retriever: Path) -> list[int]:
 
 def forked(work: str, retriever: Path, docs: Path, notes: Path) -> int:
     """The process id of a child that refreshes or goes back, and notes the stages that it took over."""
-    from ragadapt.refresh import refresh_documents, rollback
+    from ragadapt.pipeline.refresh import refresh_documents, rollback
 
     child = os.fork()
     if child:
@@ -121,8 +121,8 @@ def kills(folder: Path, count: int) -> None:
     and how many refreshes took up what a killed one left."""
     # Before the first fork, and without a thread of its own: importing torch takes longer than all the rest.
     import ragadapt.encoder
-    import ragadapt.refresh  # noqa: F401
-    from ragadapt.store import Workspace
+    import ragadapt.pipeline.refresh  # noqa: F401
+    from ragadapt.store.workspace import Workspace
 
     docs, retriever, notes = folder / "docs", folder / "retriever", folder / "notes"
     chance = random.Random(13)

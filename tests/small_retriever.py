@@ -7,7 +7,7 @@ from pathlib import Path
 from tiny_models import sentences, write_tiny_model
 
 from ragadapt.config import FitConfig
-from ragadapt.pipeline import fit
+from ragadapt.pipeline.fit import fit
 
 PAGES = 12
 

@@ -20,7 +20,7 @@ from contextlib import closing
 from pathlib import Path
 
 from ragadapt.errors import NotARetriever
-from ragadapt.store import (
+from ragadapt.store.workspace import (
     LEDGER,
     Manifest,
     OpenedStore,

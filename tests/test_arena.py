@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from tiny_models import sentences, write_tiny_model
 
-from ragadapt.arena import build_arena, one_rank
 from ragadapt.config import EncoderConfig, FusionConfig
 from ragadapt.encoder import Encoder
-from ragadapt.fusion import Floats, Fusion
 from ragadapt.lexical import LexicalIndex
-from ragadapt.stages import Corpus
-from ragadapt.tuning import learn_fusion, quality, ranking
+from ragadapt.pipeline.arena import build_arena, one_rank
+from ragadapt.pipeline.fusion import learn_fusion, quality, ranking
+from ragadapt.pipeline.stages import Corpus
+from ragadapt.search.fusion import Floats, Fusion
 from ragadapt.values import Chunk, Evidence, Query
 
 TEXTS = [". ".join(sentences(3, seed=seed)) + "." for seed in range(30)]
@@ -134,8 +134,8 @@ def test_a_weight_that_the_user_set_is_not_learnt(encoder: Encoder) -> None:
 
 def test_the_arena_reads_a_masked_passage_as_the_build_reads_passages(encoder: Encoder, tmp_path: Path) -> None:
     """BM25 of the arena = BM25 of a build over the chunks with the masked one in place: headings apart, no targets."""
+    from ragadapt.pipeline.stages import save_lexical
     from ragadapt.queries import masked_chunk
-    from ragadapt.stages import save_lexical
 
     text = "Ask the desk first. Fees are in [the list](https://example.org/zebra/fees.html) and\nPage one\nis older."
     linked = Chunk("x#0", "x", text, ("Page one", "Fees"), 0, len(text))

@@ -11,9 +11,8 @@ import pytest
 from ragadapt_cli.main import run
 from tiny_models import sentences, write_tiny_model
 
-from ragadapt import bulk
-from ragadapt.bulk import Job, encode_files, plan, read_shard, read_vectors
-from ragadapt.encoder import Encoder, open_encoder
+from ragadapt.encoder import Encoder, bulk, open_encoder
+from ragadapt.encoder.bulk import Job, encode_files, plan, read_shard, read_vectors
 from ragadapt.errors import InvalidInput, StoreCorrupt
 
 TEXTS = sentences(25, seed=3)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ragadapt.chunks import ChunkStore, document_hash
 from ragadapt.errors import FormatTooNew, InvalidInput, StoreCorrupt
+from ragadapt.store.chunks import ChunkStore, document_hash
 from ragadapt.values import Chunk, Document
 
 DOCUMENTS = [

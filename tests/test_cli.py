@@ -20,7 +20,7 @@ from ragadapt_cli.terminal import Lines, Stages, Terminal, clock, times
 
 from ragadapt.config import FitConfig
 from ragadapt.errors import GeneratorFailed, MissingExtra, NotARetriever
-from ragadapt.evaluation.report import Measure, Report, System, Verdict
+from ragadapt.report import Measure, Report, System, Verdict
 from ragadapt.values import Chunk, Hit
 from ragadapt.version import __version__
 
@@ -54,7 +54,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"sources": sources, "target": target, "config": config, **rest})
         return Result(Path(target), reused=("chunks",))
 
-    monkeypatch.setattr("ragadapt.pipeline.fit", fit)
+    monkeypatch.setattr("ragadapt.pipeline.fit.fit", fit)
     return calls
 
 
@@ -179,7 +179,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Iterator[N
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr("ragadapt.pipeline.fit", fit)
+        patch.setattr("ragadapt.pipeline.fit.fit", fit)
         yield
 
 
@@ -313,7 +313,7 @@ def test_fit_prints_one_document_under_json(
 def test_fail_on_no_gain_exits_with_three_unless_the_verdict_is_win(
     verdict: str, code: int, documents: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ragadapt.pipeline.fit", lambda *_, **__: Result(Path("out"), verdict))
+    monkeypatch.setattr("ragadapt.pipeline.fit.fit", lambda *_, **__: Result(Path("out"), verdict))
     assert run(["fit", str(documents), "-o", "out", "--fail-on-no-gain"]) == code
     assert run(["fit", str(documents), "-o", "out"]) == 0
 
@@ -785,7 +785,7 @@ def test_verbosity_decides_what_of_the_log_is_shown(
         logging.getLogger("other.library").warning("not ours")
         return Result(Path("out"))
 
-    monkeypatch.setattr("ragadapt.pipeline.fit", fit)
+    monkeypatch.setattr("ragadapt.pipeline.fit.fit", fit)
     run(["fit", str(documents), "-o", "out", *options])
     lines = capsys.readouterr().err.splitlines()
     ours = [line for line in lines if line in ("d", "i", "Warning: w")]

@@ -79,9 +79,15 @@ def test_lines_break_at_spaces(width: int) -> None:
         assert start == 0 or text[start - 1] == " "
 
 
-def test_a_hit_says_the_page_slide_or_sheet_on_which_it_begins(capsys: pytest.CaptureFixture[str]) -> None:
-    at = [{"pages": 9, "page": 3}, {"slide": 2}, {"sheet": "Phones", "row": 7}, {"year": 2024}]
+def test_a_hit_says_the_page_slide_sheet_or_cell_in_which_it_begins(capsys: pytest.CaptureFixture[str]) -> None:
+    at = [{"pages": 9, "page": 3}, {"slide": 2}, {"sheet": "Phones", "row": 7}, {"cell": 12}, {"year": 2024}]
     hits = [Hit(Chunk(f"a#{n}", "a", "words", ("T",), 0, 5, of, "a.x"), 1.0) for n, of in enumerate(at)]
     _show(Terminal(), "words", hits)
     places = [line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()[::2]]
-    assert places == ["a.x > T, page 3", "a.x > T, slide 2", "a.x > T, sheet Phones, row 7", "a.x > T"]
+    assert places == [
+        "a.x > T, page 3",
+        "a.x > T, slide 2",
+        "a.x > T, sheet Phones, row 7",
+        "a.x > T, cell 12",
+        "a.x > T",
+    ]

@@ -10,8 +10,8 @@ from llama_index.core.base.base_retriever import BaseRetriever as NodeRetriever
 from llama_index.core.schema import NodeRelationship, NodeWithScore, QueryBundle, RelatedNodeInfo, TextNode
 from llama_index_ragadapt.evaluation import as_search as as_node_search
 
-from ragadapt.comparison import compare_systems
 from ragadapt.errors import InvalidInput, InvalidLabels
+from ragadapt.report.comparison import compare_systems
 
 QUERIES = {"q1": "one", "q2": "two", "q3": "not judged", "q4": "judged as nothing"}
 QRELS = {"q1": {"a": 1}, "q2": {"b": 1}, "q4": {"a": 0}}

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ragadapt.chunks import ChunkStore
 from ragadapt.corpus import read_documents
 from ragadapt.corpus.content import json_value
 from ragadapt.corpus.front import front_matter
 from ragadapt.corpus.markdown import read_markdown
 from ragadapt.corpus.structure import markdown_sections
 from ragadapt.queries.text import blocks
+from ragadapt.store.chunks import ChunkStore
 from ragadapt.values import Document
 
 

@@ -22,7 +22,6 @@ from test_corpus_office import docx_of, p, r, tbl, tc
 from test_corpus_reading import ids, pdf_bytes, reasons, write
 
 import ragadapt
-from ragadapt.chunks import document_hash
 from ragadapt.config import ChunkConfig, QueryConfig, ReadConfig
 from ragadapt.corpus import apart, chunk_documents, internal_links, near_duplicate_groups, read_documents
 from ragadapt.corpus.decode import Unreadable
@@ -31,6 +30,7 @@ from ragadapt.corpus.formats import Format
 from ragadapt.corpus.sources import describe_sources
 from ragadapt.errors import EmptyCorpus, InvalidInput
 from ragadapt.queries import structural_queries
+from ragadapt.store.chunks import document_hash
 
 posix = pytest.mark.skipif(os.name == "nt", reason="names and pipes of POSIX")
 

@@ -110,6 +110,13 @@ def test_a_file_named_alone_includes_nothing(tmp_path: Path) -> None:
     assert document.notes == ("include of b.md: outside the documents",)
 
 
+def test_a_page_that_only_includes_what_is_not_there_says_so(tmp_path: Path) -> None:
+    (tmp_path / "changes.rst").write_text(".. include:: ../Changes.rst\n")
+    (tmp_path / "a.md").write_text("Text.\n")
+    (skipped,) = read_documents([tmp_path]).skipped
+    assert skipped.reason == "empty; include of ../Changes.rst: not found among the documents"
+
+
 def test_circles_and_towers_of_includes_end(tmp_path: Path) -> None:
     files = {
         "a.md": 'A.\n\n--8<-- "b.md"\n',
@@ -140,6 +147,21 @@ def test_examples_of_includes_in_code_and_prose_stay(tmp_path: Path) -> None:
     )
     document = read(tmp_path, {"a.md": text})["a.md"]
     assert (document.text, document.notes) == (text, ())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Use it:\n\n.. code-block:: rst\n   :linenos:\n\n   .. include:: b.rst\n      :lines: 1\n\n{after}\n",
+        "For example::\n\n   .. literalinclude:: b.rst\n\n   * x::\n\n   .. include:: b.rst\n\n{after}\n",
+        ".. option:: a\n\n   * Say this::\n\n        .. include:: b.rst\n\n     {after}\n",
+    ],
+)
+def test_what_a_literal_block_of_rst_says_of_includes_stays(tmp_path: Path, text: str) -> None:
+    for after, shown in (("After.", "After."), (".. include:: b.rst", "B.")):
+        document = read(tmp_path, {"d/a.rst": text.format(after=after), "d/b.rst": "B.\n"}, "d")["a.rst"]
+        assert document.text == text.format(after=shown)
+        assert document.notes == ()
 
 
 def test_what_mkdocstrings_makes_is_named_and_its_options_go(tmp_path: Path) -> None:

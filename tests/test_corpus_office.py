@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from ragadapt.chunks import document_hash
 from ragadapt.config import ChunkConfig, ReadConfig
 from ragadapt.corpus import chunk_documents, read_documents
 from ragadapt.corpus.decode import Unreadable
 from ragadapt.corpus.files import read_content
+from ragadapt.store.chunks import document_hash
 from ragadapt.values import Document
 
 W = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
@@ -377,7 +377,7 @@ def test_what_word_files_leave_out_is_reported_and_reaches_the_result(tmp_path: 
 def test_the_report_lists_what_was_left_out() -> None:
     from types import SimpleNamespace
 
-    from ragadapt.reporting import _corpus
+    from ragadapt.pipeline.report import _corpus
 
     documents = [Document("a", "x", source="a.pdf", notes=("heads", "feet")), Document("b", "y")]
     corpus = SimpleNamespace(chunks=(), groups=())
@@ -510,6 +510,30 @@ def test_lists_of_texts_are_rows_and_prose_is_lines(tmp_path: Path) -> None:
         "{not json",
         "name: x\nversion: 1.0.0\nscripts:\n  build: tsc -p .\ndescription: A tool to do it",
     ]
+
+
+def test_an_object_with_a_text_is_a_document_as_its_line_of_jsonl_would_be(tmp_path: Path) -> None:
+    text = "Open the lid of the pump first."
+    steps = {"body": text, "steps": [{"do": f"Then wait for {n} minutes until it is dry."} for n in range(5)]}
+    files: dict[str, Any] = {
+        "a.json": {"title": "Pump", "text": text, "url": "https://example.org", "tags": ["x"], "metadata": {"year": 2}},
+        "b.json": {"id": "b7", "Body": f"{text}\nThen wait."},
+        "few.json": {"text": "button", "id": "ok", "help": "Says that all is well and goes on."},
+        "own.json": {"question": "What comes first, and what next?", "note": "lid"},
+        "steps.json": steps,
+        "strange.json": {"text": text, "id": {"no": "id"}},
+    }
+    for name, value in files.items():
+        (tmp_path / name).write_text(json.dumps(value))
+    read = {document.source: document for document in read_documents([tmp_path]).documents}
+    metadata = {"url": "https://example.org", "tags": ["x"], "year": 2}
+    assert read["a.json"] == Document("a.json", text, "Pump", metadata, "a.json")
+    assert read["b.json"] == Document("b7", f"{text}\nThen wait.", "", {}, "b.json")
+    assert read["few.json"].text == "text: button\nid: ok\nhelp: Says that all is well and goes on."
+    assert read["steps.json"].text.count("until it is dry") == 5
+    assert "no: id" in read["strange.json"].text and text in read["strange.json"].text
+    named = read_documents([tmp_path / "own.json"], ReadConfig(text_field="note")).documents
+    assert [(d.id, d.text, d.title) for d in named] == [("own.json", "lid", "What comes first, and what next?")]
 
 
 @pytest.mark.parametrize("name", ["a.docx", "a.pptx", "a.xlsx"])

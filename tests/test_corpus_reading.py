@@ -6,12 +6,13 @@ import io
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from ragadapt.config import ReadConfig
-from ragadapt.corpus import ReadResult, Skipped, read_documents
+from ragadapt.config import ChunkConfig, ReadConfig
+from ragadapt.corpus import ReadResult, Skipped, chunk_documents, read_documents
 from ragadapt.corpus.decode import Unreadable
 from ragadapt.corpus.files import read_content
 from ragadapt.corpus.formats import Format
@@ -122,6 +123,60 @@ def test_notebook_cells_become_markdown_and_fenced_code(tmp_path: Path) -> None:
     assert result.documents[0].title == "Look"
     assert [note.reason for note in result.notes] == ["what 1 code cells printed or drew"]
     assert "not a notebook" in reasons(result)["bad.ipynb"]
+
+
+def test_passages_of_a_notebook_know_their_cell(tmp_path: Path) -> None:
+    cells: list[object] = [
+        {"cell_type": "raw", "source": "---\ntitle: Fees of old\nyear: 1999\n---\n"},
+        {"cell_type": "markdown", "source": ["(fees)=\n", "# First { #first .wide }\n", "\n", "alpha words {.x}"]},
+        {"cell_type": "code", "source": [], "outputs": []},
+        {
+            "cell_type": "code",
+            "source": "beta = {}  # { #kept .x }\r\n\r\nbeta2 = 1",
+            "outputs": [{"text": "no\n" * 50}],
+        },
+        {"cell_type": "markdown", "source": "{: .only #lonely }"},
+        {"cell_type": "markdown", "source": "  \n"},
+        {"cell_type": "raw", "source": ["\n", "gamma [link](x){ target=_blank } and `x`{.py}\n", "{: #under }"]},
+        "no cell",
+        {"cell_type": "markdown", "source": "```\ndelta { #fenced }\n```"},
+        {"cell_type": "markdown", "source": "epsilon \ud800 after [here]( y ){#last .far}"},
+        {"cell_type": "code", "source": "zeta = ```"},
+    ]
+    write(tmp_path, {"n.ipynb": json.dumps({"cells": cells, "metadata": {}, "nbformat": 4})})
+    (document,) = read_documents([tmp_path]).documents
+    assert (document.title, document.metadata) == ("Fees of old", {"year": 1999})
+    ends = [start for start, _ in document.places[1:]] + [len(document.text)]
+    found = {
+        values["cell"]: document.text[start:end].strip("\n")
+        for (start, values), end in zip(document.places, ends, strict=True)
+    }
+    assert found == {
+        2: "# First\n\nalpha words {.x}",
+        4: "```python\nbeta = {}  # { #kept .x }\n\nbeta2 = 1\n```",
+        7: "gamma [link](x) and `x`",
+        9: "```\ndelta { #fenced }\n```",
+        10: "epsilon \ufffd after [here]( y )",
+        11: "````python\nzeta = ```\n````",
+    }
+    at = {anchor: document.text[place:].split("\n", 1)[0] for anchor, place in document.anchors.items()}
+    assert at["fees"] == "# First" and at["lonely"] == "gamma [link](x) and `x`"
+    assert set(at) == {"fees", "first", "lonely", "under", "last"}
+
+    def words(texts: Sequence[str]) -> list[int]:
+        return [len(text.split()) for text in texts]
+
+    passages = chunk_documents([document], ChunkConfig(min_tokens=1), words, 8)
+    assert len({chunk.metadata["cell"] for chunk in passages}) > 3
+    assert all(chunk.text.split("\n")[0] in found[chunk.metadata["cell"]] for chunk in passages)
+
+
+def test_cells_of_notebooks_of_format_3_are_numbered_through_their_worksheets(tmp_path: Path) -> None:
+    sheets = [{"cells": [{"cell_type": "code", "input": f"x = {n}"}] * 2} for n in range(2)]
+    write(tmp_path, {"n.ipynb": json.dumps({"worksheets": sheets, "metadata": {"title": "word " * 200}})})
+    (document,) = read_documents([tmp_path]).documents
+    assert [values["cell"] for _, values in document.places] == [1, 2, 3, 4]
+    assert all(document.text[start:].startswith("```python\nx = ") for start, _ in document.places)
 
 
 def pdf_bytes(pages: list[str], title: str = "", password: str = "") -> bytes:
@@ -255,6 +310,23 @@ def test_chosen_columns_are_used(tmp_path: Path) -> None:
         ("3", "Wo", "zwei\nZeilen"),
     ]
     assert reasons(result) == {"c.csv:3": "2 cells where the header has 3"}
+
+
+@pytest.mark.parametrize("first", ["sep=;\r\n", '"sep=;"\n', "\ufeffSEP=;\n"])
+def test_the_line_by_which_excel_names_the_separator_is_no_header(tmp_path: Path, first: str) -> None:
+    write(tmp_path, {"c.csv": first + "id;text;a, b, c, d\n1;one, two;x\n2;three\n"})
+    result = read_documents([tmp_path])
+    assert [(d.id, d.text, d.metadata) for d in result.documents] == [("1", "one, two", {"a, b, c, d": "x"})]
+    assert reasons(result) == {"c.csv:4": "2 cells where the header has 3"}
+
+
+@pytest.mark.parametrize(("name", "mark"), [("c.csv", ","), ("c.tsv", "\t")])
+def test_columns_of_the_same_name_all_keep_their_cells(tmp_path: Path, name: str, mark: str) -> None:
+    rows = ["text", "tag", "tag", "tag_2", "text", "", ""], ["one", "a", "b", "c", "7", "d", "e"]
+    write(tmp_path, {name: "".join(mark.join(row) + "\n" for row in rows)})
+    (document,) = read_documents([tmp_path]).documents
+    assert document.text == "one"
+    assert document.metadata == {"tag": "a", "tag_3": "b", "tag_2": "c", "text_2": 7, "": "d", "_2": "e"}
 
 
 def test_a_csv_without_text_column_names_its_columns(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tiny_models import sentences
 from ragadapt.collection import open_collection
 from ragadapt.errors import RagadaptError
 from ragadapt.retriever import Retriever
-from ragadapt.store import open_store
+from ragadapt.store.workspace import open_store
 
 QUESTIONS = ["old stone by the river", "how do I reset my password", "red bridge"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import re
@@ -24,9 +25,9 @@ from ragadapt.config import EncoderConfig, FitConfig, load_config
 from ragadapt.corpus import chunk_documents, read_documents
 from ragadapt.encoder.presets import PRESETS
 from ragadapt.evaluation import gate
-from ragadapt.fusion import Fusion
+from ragadapt.pipeline.fusion import ENOUGH
 from ragadapt.queries import KINDS, load_labels
-from ragadapt.tuning import ENOUGH
+from ragadapt.search.fusion import Fusion
 from ragadapt.values import Evidence
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -476,3 +477,13 @@ def test_readme_leads_to_every_page_of_the_docs() -> None:
     linked = {target.partition("#")[0] for page in WRITTEN for target in re.findall(r"\]\(([^)\s]+)\)", prose(page))}
     names = {Path(target).name for target in linked}
     assert {path.name for path in (ROOT / "docs").glob("*.md")} <= names
+
+
+def test_contributing_says_where_to_begin_each_change() -> None:
+    rows = re.findall(r"^\| (.+?) \| `(\S+?)` \| `(\w+)` \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    assert len(rows) >= 10
+    for change, file, name in rows:
+        assert (ROOT / file).is_file(), f"{change}: there is no {file}"
+        source = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+        defined = {node.name for node in source.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+        assert name in defined, f"{change}: {file} does not define {name}"

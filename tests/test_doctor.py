@@ -15,23 +15,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import sentences, write_tiny_model
 
-from ragadapt import doctor
-from ragadapt.asking import Labels, read_labels, shown_examples
 from ragadapt.config import EncoderConfig, FitConfig
 from ragadapt.corpus import Skipped
-from ragadapt.doctor import (
-    Quality,
-    Survey,
-    diagnose,
-    english_only,
-    examine,
-    recommend,
-    survey,
-)
+from ragadapt.doctor import examine as examining
+from ragadapt.doctor import measure
+from ragadapt.doctor.examine import examine
+from ragadapt.doctor.languages import UNKNOWN, english_only, foreign_share, language_of, languages_of
+from ragadapt.doctor.measure import Quality, diagnose, recommend
+from ragadapt.doctor.survey import Survey, survey, survey_corpus
 from ragadapt.errors import EmptyCorpus, InvalidInput, NotARetriever
-from ragadapt.languages import UNKNOWN, foreign_share, language_of, languages_of
-from ragadapt.stages import Corpus
-from ragadapt.values import Evidence
+from ragadapt.evaluation import gate
+from ragadapt.pipeline.queries import Labels, read_labels, shown_examples
+from ragadapt.pipeline.stages import Corpus
+from ragadapt.values import Evidence, no_progress
 
 QUESTIONS = ("How do I reset the password?", "Where is the invoice?", "Why is the bridge closed?", "Who may vote?")
 
@@ -253,7 +249,7 @@ def test_diagnosis_measures_all_three_searches_with_what_people_wrote_where_ther
 ) -> None:
     found = diagnose([documents], config)
     assert found.evidence is Evidence.CROP  # 12 questions are too few
-    monkeypatch.setattr(doctor, "_FEWEST", 10)
+    monkeypatch.setattr(measure, "_FEWEST", 10)
     found = diagnose([documents], config)
     assert (found.evidence, found.measured, found.sampled) == (Evidence.HUMAN, 12, found.survey.chunks)
     assert [one.system for one in found.quality] == ["dense", "lexical", "hybrid"]
@@ -265,7 +261,7 @@ def test_diagnosis_measures_all_three_searches_with_what_people_wrote_where_ther
 def test_diagnosis_measures_with_labels_where_there_are_some(
     documents: Path, config: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_FEWEST", 10)
+    monkeypatch.setattr(measure, "_FEWEST", 10)
     rows, judged = [], ["query-id\tcorpus-id\tscore"]
     for number in range(12):  # the words of the page's own heading: easy for BM25
         text = (documents / f"page{number}.md").read_text(encoding="utf-8")
@@ -283,9 +279,9 @@ def test_diagnosis_measures_with_labels_where_there_are_some(
 def test_the_diagnosis_searches_words_as_the_fitted_retriever_does(
     config: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ragadapt.arena as arena
+    import ragadapt.pipeline.arena as arena
     from ragadapt.lexical import LexicalIndex
-    from ragadapt.pipeline import fit
+    from ragadapt.pipeline.fit import fit
     from ragadapt.retriever import Retriever
 
     folder = write_documents(tmp_path / "docs", 6)
@@ -303,7 +299,7 @@ def test_the_diagnosis_searches_words_as_the_fitted_retriever_does(
         return built(queries, encoder, corpus, vectors, lexical_folder, *rest)
 
     monkeypatch.setattr(arena, "build_arena", note)
-    monkeypatch.setattr(doctor, "_FEWEST", 1)
+    monkeypatch.setattr(measure, "_FEWEST", 1)
     assert diagnose([folder], config).quality
     monkeypatch.setattr(arena, "build_arena", built)
     with Retriever.open(fit([folder], tmp_path / "out", config).path) as retriever:
@@ -390,12 +386,12 @@ def write_questions(folder: Path, pages: Sequence[int], each: int, name: str = "
 def test_the_plan_is_the_one_that_fit_makes_whatever_the_labels_are_for(
     use: Any, documents: Path, config: FitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ragadapt.pipeline as pipeline
+    import ragadapt.pipeline.fit as pipeline
 
     plans = []
 
     def note(run: Any, asked: Any) -> Any:
-        plans.append(doctor.gate.plan(asked.train, asked.heldout))
+        plans.append(gate.plan(asked.train, asked.heldout))
         return plan(run, asked)
 
     plan = pipeline._Run.plan
@@ -416,7 +412,7 @@ def test_two_files_of_labels_with_the_same_ids_do_not_mix(documents: Path, confi
         Labels(*write_questions(tmp_path, [page], 12, f"of{page}"), use)  # type: ignore[arg-type]
         for page, use in ((2, "eval"), (7, "train"))
     ]
-    found = doctor._gather([documents], config, labels, doctor.no_progress)
+    found = survey_corpus([documents], config, labels, no_progress)
     assert {query.text for query in found.plan.judge} == {query.text for query in found.labelled[:12]}
     assert [set(found.grades[query.id]) for query in found.labelled] == [{"page2.md"}] * 12 + [{"page7.md"}] * 12
 
@@ -440,7 +436,7 @@ def test_the_requests_are_counted_with_the_users_examples_and_without_known_answ
     values = {**config.model_dump(), "query": {"generator_url": "http://h/v1", "generator_model": "m"}}
     config = FitConfig.build(values)
     labels, kept = [Labels(*write_questions(tmp_path, range(6), 10), "train")], tmp_path / "answers.jsonl"
-    material = doctor._gather([documents], config, labels, doctor.no_progress)
+    material = survey_corpus([documents], config, labels, no_progress)
     corpus = Corpus(tuple(material.documents), tuple(material.chunks), tuple(material.groups), ())
     examples = shown_examples(read_labels(corpus, labels, config)[0])
     plain, shown = (estimate(corpus.chunks, config.query, seed=config.seed, examples=some) for some in ((), examples))
@@ -458,7 +454,7 @@ def test_the_requests_are_counted_with_the_users_examples_and_without_known_answ
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory, documents: Path, config: FitConfig) -> Path:
-    from ragadapt.pipeline import fit
+    from ragadapt.pipeline.fit import fit
 
     return fit([documents], tmp_path_factory.mktemp("fitted") / "retriever", config).path
 
@@ -482,7 +478,7 @@ def test_fresh_retriever_is_sound(fitted: Path) -> None:
 
 def test_the_precision_is_named_with_its_agreement_and_what_it_was_built_in(fitted: Path) -> None:
     opens = next(check for check in examine(fitted, precision="bfloat16").checks if check.name == "opens")
-    from ragadapt.store import open_store
+    from ragadapt.store.workspace import open_store
 
     built = open_store(fitted).manifest.sections["precision"]["dtype"]
     assert "bfloat16 on cpu (least cosine with float32 0.9" in opens.detail or "float32 on cpu" in opens.detail
@@ -514,7 +510,7 @@ def test_vectors_of_another_model_are_found(fitted: Path) -> None:
         ids = retriever.chunks.ids()
         shuffled = np.random.default_rng(0).standard_normal((len(ids), retriever.encoder.dim)).astype(np.float32)
         retriever.searcher.index.update_vectors(ids, shuffled)
-        check = doctor._check_vectors(retriever)
+        check = examining._check_vectors(retriever)
     assert not check.passed
 
 

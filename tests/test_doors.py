@@ -26,19 +26,20 @@ from llama_index.core.vector_stores.types import (
 from small_retriever import fit_pages
 from tiny_models import write_tiny_model
 
-from ragadapt.asking import Labels
-from ragadapt.bulk import Job, encode_files, read_vectors
 from ragadapt.collection import open_collection
 from ragadapt.config import FitConfig, IndexConfig, load_config
 from ragadapt.corpus.frameworks import chunks_from, documents_from
 from ragadapt.encoder import Encoder, open_encoder
+from ragadapt.encoder.bulk import Job, encode_files, read_vectors
 from ragadapt.errors import InvalidInput, RagadaptError
 from ragadapt.export import export
 from ragadapt.feedback import export_pairs, read_feedback
 from ragadapt.pefa import Feedback
-from ragadapt.pipeline import fit, reindex
+from ragadapt.pipeline.fit import fit
+from ragadapt.pipeline.queries import Labels
+from ragadapt.pipeline.refresh import refresh_documents, rollback
+from ragadapt.pipeline.reindex import reindex
 from ragadapt.queries import load_labels
-from ragadapt.refresh import refresh_documents, rollback
 from ragadapt.retriever import Retriever
 from ragadapt.text import is_encodable
 from ragadapt.values import Chunk, Document

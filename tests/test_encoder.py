@@ -16,7 +16,7 @@ from tiny_models import sentences, write_tiny_model
 from ragadapt.config import EncoderConfig
 from ragadapt.encoder import Encoder, Tower, known_prompts
 from ragadapt.encoder.batches import Ids, pad, padded_length, token_batches
-from ragadapt.encoder.precision import PROBE_PASSAGES, agreement
+from ragadapt.encoder.precision import PROBE_PASSAGES, agreement, choose_device, choose_precision
 from ragadapt.encoder.spec import EncoderSpec
 from ragadapt.errors import (
     FormatTooNew,
@@ -122,6 +122,8 @@ def test_what_fills_the_room_of_a_passage_is_read_to_its_end_behind_a_prompt(fol
         MemoryError(),
         RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
         torch.cuda.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
 )
 def test_a_batch_that_does_not_fit_is_encoded_in_halves(
@@ -405,3 +407,22 @@ def test_threads_take_turns_and_get_their_own_vectors(encoder: Encoder) -> None:
 def test_progress_may_use_the_encoder_itself(encoder: Encoder) -> None:
     vectors = encoder.encode_queries(["the cat"], progress=lambda *_: encoder.count_tokens(["a dog"]) and None)
     assert np.allclose(vectors, encoder.encode_queries(["the cat"]))
+
+
+@pytest.mark.parametrize(("native", "chosen"), [(True, "bfloat16"), (False, "float32")])
+def test_a_gpu_that_only_emulates_16_bits_runs_in_float32(
+    native: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    assert choose_precision("auto", "cuda").dtype == chosen
+
+
+def test_a_launched_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: asked.append(device) or np.zeros(1))
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert (choose_device("cuda"), choose_device("auto"), choose_device("cuda:1")) == ("cuda:3", "cuda:3", "cuda:1")
+    assert asked == ["cuda:3", "cuda:1"]
+    monkeypatch.delenv("LOCAL_RANK")
+    assert choose_device("cuda") == "cuda:0"

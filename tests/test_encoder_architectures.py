@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
 from ragadapt.adapters import attach
-from ragadapt.adapters.lora import LowRankLinear
+from ragadapt.adapters.peft import LowRankLinear
 from ragadapt.config import AdapterConfig, EncoderConfig, TrainingConfig
 from ragadapt.encoder import Encoder
 from ragadapt.encoder.architectures import NotCovered, Transformer, covered, of_library

@@ -122,3 +122,19 @@ def test_bfloat16_vectors_stay_close_to_float32_for_every_architecture(tmp_path:
         for precision in ("float32", "bfloat16")
     ]
     assert np.sum(vectors[0] * vectors[1], axis=1).min() > 0.99
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "bert"])
+def test_a_causal_model_needs_no_mask_behind_its_texts(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"num_key_value_heads": 1, "head_dim": 16} if kind == "qwen3" else {}
+    made = write_tiny_model(tmp_path, kind, pooling="lasttoken", **changes)
+    encoder = Encoder.load(EncoderConfig(model=str(made), device="cpu", precision="float32"))
+    tower = encoder.query_tower
+    assert tower is not None and tower.causal is (kind == "qwen3")
+    expected = encoder.encode_passages(sentences(40))
+    monkeypatch.setattr("ragadapt.encoder.tower.needed_mask", lambda mask, causal: None)  # as on a GPU
+    assert np.allclose(encoder.encode_passages(sentences(40)), expected, atol=1e-6) is (kind == "qwen3")
+    tower.model.config.is_causal = False  # as of models that were made to see both ways
+    assert not ours.reads_backwards_only(tower.model)

@@ -14,8 +14,8 @@ from tiny_models import sentences, write_tiny_model
 from ragadapt.adapters import attach
 from ragadapt.config import AdapterConfig, EncoderConfig
 from ragadapt.encoder import Encoder
-from ragadapt.encoder.export import export_onnx
 from ragadapt.errors import MissingExtra
+from ragadapt.export import export, write_onnx
 
 pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -30,6 +30,13 @@ def adapted(tmp_path: Path, **settings: object) -> Encoder:
         for parameter in made.trainable().values():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     return made.merged()
+
+
+def export_onnx(encoder: Encoder, folder: Path) -> float:
+    model = folder.with_name("model")
+    encoder.save(model, portable=True)
+    folder.mkdir()
+    return write_onnx(Encoder.open(model, device="cpu", precision="float32"), model, folder)
 
 
 def run(path: Path, encoder: Encoder, texts: list[str]) -> np.ndarray:
@@ -47,8 +54,8 @@ def test_onnx_vectors_equal_ours_for_other_shapes_than_traced(tmp_path: Path, re
         assert np.allclose(
             run(tmp_path / "onnx" / "model.onnx", encoder, texts), encoder.encode_passages(texts), atol=1e-5
         )
-    about = json.loads((tmp_path / "onnx" / "encoder.json").read_text())
-    assert about["query_prompt"] == "who is " and about["fingerprint"] == encoder.fingerprint
+    about = json.loads((tmp_path / "onnx" / "ragadapt_onnx.json").read_text())
+    assert about["query"]["prompt"] == "who is " and about["fingerprint"] == encoder.fingerprint
     assert (tmp_path / "onnx" / "tokenizer.json").is_file()
 
 
@@ -75,4 +82,4 @@ def test_a_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingExtra, match=r"ragadapt\[onnx\]"):
-        export_onnx(None, tmp_path)  # type: ignore[arg-type]
+        export(tmp_path, tmp_path / "onnx", "onnx")

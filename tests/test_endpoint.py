@@ -399,8 +399,8 @@ def test_models_that_are_called_like_the_key_are_not_named(endpoint: Endpoint, t
 def test_a_secret_in_an_address_is_refused_and_not_repeated(url: str, tmp_path: Path) -> None:
     from ragadapt.config import IndexConfig
     from ragadapt.index import open_index
-    from ragadapt.pipeline import fit
-    from ragadapt.stages import check_index
+    from ragadapt.pipeline.fit import fit
+    from ragadapt.pipeline.stages import check_index
 
     (tmp_path / "a.md").write_text("# A\n\nText.\n", encoding="utf-8")
     asked = QueryConfig(generator_url=url, generator_model="m")

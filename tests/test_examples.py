@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ragadapt.config import EncoderConfig, FitConfig
-from ragadapt.evaluation.report import read_report
-from ragadapt.pipeline import fit
+from ragadapt.pipeline.fit import fit
+from ragadapt.report import read_report
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 

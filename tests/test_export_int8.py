@@ -10,10 +10,10 @@ import pytest
 from ragadapt_cli.main import run
 from small_retriever import fit_pages
 
-from ragadapt.chunks import ChunkStore
 from ragadapt.encoder import Encoder
 from ragadapt.errors import InvalidInput
 from ragadapt.export import export
+from ragadapt.store.chunks import ChunkStore
 
 pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

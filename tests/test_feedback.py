@@ -23,7 +23,7 @@ from ragadapt.evaluation import paired_bootstrap
 from ragadapt.feedback import export_ledger, export_pairs, read_feedback, tune_feedback
 from ragadapt.pefa import Feedback, tuning
 from ragadapt.pefa.tuning import tune
-from ragadapt.refresh import refresh_documents
+from ragadapt.pipeline.refresh import refresh_documents
 from ragadapt.retriever import _LOOK_SECONDS
 
 PAGES = 14

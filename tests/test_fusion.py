@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from ragadapt.errors import InvalidInput
-from ragadapt.fusion import (
+from ragadapt.search.fusion import (
     NEUTRAL_WEIGHT,
     RRF_K,
     Background,

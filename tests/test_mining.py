@@ -11,17 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import sentences, write_tiny_cross_encoder, write_tiny_model
 
-from ragadapt.adaptation import check_teacher, make_examples
-from ragadapt.asking import held_out_negatives
 from ragadapt.config import EncoderConfig, FitConfig, MiningConfig
 from ragadapt.corpus import normalise
 from ragadapt.errors import InvalidConfiguration, ModelNotFound
 from ragadapt.evaluation import gate
-from ragadapt.fusion import Candidates, Floats, Fusion
 from ragadapt.lexical import LexicalIndex
-from ragadapt.mining import mine_negatives
-from ragadapt.stages import Corpus, searcher_of
+from ragadapt.pipeline.adapt import check_teacher, make_examples
+from ragadapt.pipeline.queries import held_out_negatives
+from ragadapt.pipeline.stages import Corpus, searcher_of
+from ragadapt.search.fusion import Candidates, Floats, Fusion
 from ragadapt.training import Example
+from ragadapt.training.negatives import mine_negatives
 from ragadapt.training.teacher import cross_encoder_scores
 from ragadapt.values import Chunk, Evidence, Query
 

@@ -22,8 +22,6 @@ import pytest
 import torch
 from tiny_models import sentences, write_tiny_model
 
-from ragadapt.adaptation import dev_judges
-from ragadapt.asking import Labels
 from ragadapt.config import FitConfig
 from ragadapt.encoder import Encoder
 from ragadapt.errors import (
@@ -36,10 +34,13 @@ from ragadapt.errors import (
     TrainingFailed,
 )
 from ragadapt.evaluation import gate
-from ragadapt.evaluation.report.words import headline
-from ragadapt.pipeline import FitResult, fit, reindex
+from ragadapt.pipeline.adapt import dev_judges
+from ragadapt.pipeline.fit import FitResult, fit
+from ragadapt.pipeline.queries import Labels
+from ragadapt.pipeline.reindex import reindex
+from ragadapt.report.words import headline
 from ragadapt.retriever import Retriever
-from ragadapt.store import open_store
+from ragadapt.store.workspace import open_store
 from ragadapt.values import Chunk, Document, Evidence, Query
 
 DOCUMENTS = 24
@@ -425,7 +426,7 @@ def test_more_layers_than_there_are_is_said_before_the_corpus_is_encoded(
 def test_an_interrupted_fit_goes_on_where_it_stopped(
     docs: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ragadapt.pipeline as pipeline
+    import ragadapt.pipeline.fit as pipeline
 
     config = settings(model, adapter={"method": "none"})
     with monkeypatch.context() as patch:
@@ -491,7 +492,7 @@ def test_only_what_changes_a_result_makes_a_finished_stage_start_anew(
     changes: dict[str, dict[str, object]],
     redone: set[str],
 ) -> None:
-    import ragadapt.pipeline as pipeline
+    import ragadapt.pipeline.fit as pipeline
 
     class Stopped(Exception):
         pass
@@ -615,7 +616,7 @@ def test_vectors_that_may_differ_are_not_taken_over(
         data[-40] ^= 64
         file.write_bytes(data)
     elif how == "version":
-        monkeypatch.setattr("ragadapt.stages.__version__", "99.0")
+        monkeypatch.setattr("ragadapt.pipeline.stages.__version__", "99.0")
     else:
         config = settings(model, adapter={"method": "none"}, encoder={"precision": "bfloat16"})
     fit([docs], tmp_path / "r", config)
@@ -642,7 +643,7 @@ def test_without_evidence_the_base_stays_and_the_reason_is_said(docs: Path, mode
 def test_a_language_models_queries_train_and_another_kind_of_them_judges(
     docs: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ragadapt.asking as asking
+    import ragadapt.pipeline.queries as asking
 
     def written(chunks: Sequence[Chunk], config: object, **settings: object) -> list[Query]:
         """What a language model would have cost: ten queries of two kinds for every chunk."""
@@ -721,7 +722,7 @@ def test_answers_are_kept_only_where_a_generator_is_used(fitted: FitResult) -> N
 def test_licences_of_generator_and_teacher_come_from_their_cards(
     fitted: FitResult, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ragadapt.pipeline import _licences
+    from ragadapt.pipeline.fit import _licences
 
     (tmp_path / "carded").mkdir()
     (tmp_path / "carded" / "README.md").write_text("---\nlanguage: en\nlicense: mit\n---\n# A model\n")
@@ -747,7 +748,7 @@ def test_licences_of_generator_and_teacher_come_from_their_cards(
 def test_dev_queries_of_the_next_rank_steer_where_labels_only_judge(
     docs: Path, model: Path, labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ragadapt.asking as asking
+    import ragadapt.pipeline.queries as asking
 
     def written(chunks: Sequence[Chunk], config: object, **settings: object) -> list[Query]:
         rng, made = random.Random(0), []
@@ -871,8 +872,8 @@ from pathlib import Path
 from typing import Any
 sys.path.insert(0, {tests!r})
 from test_pipeline import settings
-from ragadapt.asking import Labels
-from ragadapt.pipeline import fit
+from ragadapt.pipeline.queries import Labels
+from ragadapt.pipeline.fit import fit
 fit([{docs!r}], {target!r}, settings(Path({model!r})), labels=[Labels(Path({queries!r}), Path({qrels!r}))])
 """
 

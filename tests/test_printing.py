@@ -19,10 +19,10 @@ from tiny_models import sentences, write_tiny_model
 
 from ragadapt.config import FitConfig
 from ragadapt.evaluation import read_run, write_run
-from ragadapt.evaluation.report import Measure, Report, System, Verdict, table
-from ragadapt.evaluation.report.page import page
-from ragadapt.pipeline import fit
-from ragadapt.reporting import model_card
+from ragadapt.pipeline.fit import fit
+from ragadapt.pipeline.report import model_card
+from ragadapt.report import Measure, Report, System, Verdict, table
+from ragadapt.report.page import page
 from ragadapt.retriever import Retriever
 from ragadapt.text import encodable, is_encodable, printable, printable_json
 

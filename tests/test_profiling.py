@@ -14,8 +14,8 @@ from small_retriever import write_pages
 from tiny_models import write_tiny_model
 
 from ragadapt.errors import InvalidInput
-from ragadapt.evaluation.report import read_report
 from ragadapt.profiling import OTHER, Clock, profiled, total, work
+from ragadapt.report import read_report
 
 
 def test_work_within_work_counts_for_itself_alone() -> None:

@@ -20,17 +20,18 @@ from ragadapt_cli.main import run
 from refresh_victim import PAGES, round_of, state_of, write_pages, write_round
 from tiny_models import sentences, write_tiny_model
 
-from ragadapt.asking import Labels
-from ragadapt.chunks import ChunkStore
 from ragadapt.config import FitConfig, IndexConfig
 from ragadapt.encoder import Encoder
 from ragadapt.errors import EmptyCorpus, IndexUnreachable, InvalidInput, NotARetriever, StoreError, StoreLocked
 from ragadapt.lexical import LexicalIndex
-from ragadapt.pipeline import fit, reindex
+from ragadapt.pipeline.fit import fit
+from ragadapt.pipeline.queries import Labels
+from ragadapt.pipeline.refresh import ChunkChanges, DocumentChanges, refresh_documents, rollback
+from ragadapt.pipeline.reindex import reindex
 from ragadapt.profiling import Clock
-from ragadapt.refresh import ChunkChanges, DocumentChanges, refresh_documents, rollback
 from ragadapt.retriever import Retriever
-from ragadapt.store import LEDGER, Workspace, ledger_lock, open_store
+from ragadapt.store.chunks import ChunkStore
+from ragadapt.store.workspace import LEDGER, Workspace, ledger_lock, open_store
 from ragadapt.values import Document
 
 VICTIM = Path(__file__).with_name("refresh_victim.py")
@@ -395,7 +396,7 @@ def test_deleting_alone_loads_no_model(place: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_another_versions_chunks_are_cut_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import ragadapt.refresh as module
+    import ragadapt.pipeline.refresh as module
 
     cut: list[str] = []
     chunk_documents = module.chunk_documents
@@ -595,7 +596,7 @@ def test_feedback_goes_through_fit_index_refresh_and_rollback(place: Path, model
 
 
 def test_feedback_that_comes_while_a_refresh_runs_survives(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import ragadapt.refresh as module
+    import ragadapt.pipeline.refresh as module
 
     retriever = place / "retriever"
     write_ledger(retriever, 1)
@@ -617,7 +618,7 @@ def test_feedback_that_comes_while_a_refresh_runs_survives(place: Path, monkeypa
 def test_an_interrupted_refresh_goes_on_where_it_stopped(
     place: Path, monkeypatch: pytest.MonkeyPatch, encoded: list[str]
 ) -> None:
-    import ragadapt.refresh as module
+    import ragadapt.pipeline.refresh as module
 
     change_everything(place / "docs")
     before = open_store(place / "retriever").manifest
@@ -637,7 +638,7 @@ def test_an_interrupted_refresh_goes_on_where_it_stopped(
 def test_a_stage_of_an_interrupted_refresh_is_not_used_after_the_sources_changed(
     place: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ragadapt.refresh as module
+    import ragadapt.pipeline.refresh as module
 
     change_everything(place / "docs")
     with monkeypatch.context() as patch:
@@ -653,7 +654,7 @@ def test_a_stage_of_an_interrupted_refresh_is_not_used_after_the_sources_changed
 def test_another_writer_is_named_and_a_replacement_meanwhile_is_noticed(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ragadapt.refresh as module
+    import ragadapt.pipeline.refresh as module
 
     change_everything(place / "docs")
     with Workspace.open(place / "retriever", {}), pytest.raises(StoreLocked, match=f"Process {os.getpid()} "):

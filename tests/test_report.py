@@ -22,7 +22,7 @@ from ragadapt.config import FitConfig
 from ragadapt.errors import InvalidInput
 from ragadapt.evaluation import Interval, evaluate, interval, paired_bootstrap
 from ragadapt.evaluation.gate import Verdict as GateVerdict
-from ragadapt.evaluation.report import (
+from ragadapt.report import (
     Check,
     Corpus,
     Curve,
@@ -54,9 +54,9 @@ from ragadapt.evaluation.report import (
     worst_queries,
     write_report,
 )
-from ragadapt.evaluation.report import charts as chart
-from ragadapt.evaluation.report.markup import tag
-from ragadapt.evaluation.report.page import _table, page
+from ragadapt.report import charts as chart
+from ragadapt.report.markup import tag
+from ragadapt.report.page import _table, page
 
 QRELS = {"q1": {"a": 1}, "q2": {"b": 1}, "q3": {"c": 1}, "q4": {"d": 1}}
 BEFORE = {"q1": {"x": 2.0, "a": 1.0}, "q2": {"b": 1.0}, "q3": {"x": 1.0}, "q4": {"d": 1.0}}

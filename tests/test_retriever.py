@@ -17,9 +17,9 @@ from ragadapt import files, queries
 from ragadapt.collection import FittedPassages
 from ragadapt.config import FitConfig
 from ragadapt.errors import InvalidInput, StoreCorrupt
-from ragadapt.pipeline import fit
+from ragadapt.pipeline.fit import fit
 from ragadapt.retriever import Retriever
-from ragadapt.store import Workspace, open_store
+from ragadapt.store.workspace import Workspace, open_store
 from ragadapt.values import Chunk
 
 

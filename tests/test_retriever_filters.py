@@ -13,7 +13,7 @@ from small_retriever import fit_pages
 from ragadapt.collection import FittedPassages
 from ragadapt.errors import InvalidFilter
 from ragadapt.retriever import Retriever
-from ragadapt.search import Mode
+from ragadapt.search.searcher import Mode
 from ragadapt.values import Chunk
 
 MODES: tuple[Mode, ...] = ("hybrid", "dense", "lexical")

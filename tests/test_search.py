@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from ragadapt.errors import InvalidInput
-from ragadapt.fusion import Background, Fusion, move_towards, normal_surprisal, standardise
 from ragadapt.index import exact_index
 from ragadapt.lexical import LexicalIndex
-from ragadapt.search import Searcher
+from ragadapt.search.fusion import Background, Fusion, move_towards, normal_surprisal, standardise
+from ragadapt.search.searcher import Searcher
 
 WORDS = [
     "red",

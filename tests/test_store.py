@@ -23,8 +23,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from store_victim import add_feedback, build, feedback_of, generation_of, kept_generation
 
-from ragadapt import store
-from ragadapt.chunks import ChunkStore
 from ragadapt.errors import (
     FormatTooNew,
     InvalidInput,
@@ -34,7 +32,9 @@ from ragadapt.errors import (
     StoreLocked,
 )
 from ragadapt.files import copy_file, json_digest, record_file
-from ragadapt.store import (
+from ragadapt.store import workspace as store
+from ragadapt.store.chunks import ChunkStore
+from ragadapt.store.workspace import (
     MANIFEST,
     FileRecord,
     Hashes,
@@ -600,7 +600,7 @@ def test_writers_that_take_their_locks_away_never_write_at_once(target: Path) ->
     script = """
 import os, sys, time
 from ragadapt.errors import StoreLocked
-from ragadapt.store import Workspace
+from ragadapt.store.workspace import Workspace
 target, inside = sys.argv[1:]
 rounds, ends = 0, time.monotonic() + 3
 while time.monotonic() < ends:

@@ -183,7 +183,8 @@ def load(folder: Path, precision: str = "float32") -> Encoder:
 
 
 def adapter(**values: object) -> AdapterConfig:
-    return AdapterConfig.model_validate({"rank": 4, "layers": 2, **values})
+    rank = {} if values.get("method") == "full" else {"rank": 4}
+    return AdapterConfig.model_validate({**rank, "layers": 2, **values})
 
 
 def config(**values: object) -> TrainingConfig:
@@ -222,8 +223,9 @@ def test_training_lowers_the_loss_and_is_proved(folder: Path) -> None:
 def test_one_seed_gives_the_same_weights_twice(folder: Path, method: str, reweight: str) -> None:
     if method == "full" and reweight != "vector":
         pytest.skip("full tuning has no re-weighting")
+    values = {"reweight": reweight} if method == "lora" else {}
     runs = [
-        train(load(folder), task(16), None, adapter(method=method, reweight=reweight), config(epochs=1), seed=seed)
+        train(load(folder), task(16), None, adapter(method=method, **values), config(epochs=1), seed=seed)
         for seed in (5, 5, 6)
     ]
     states = [dict(run.encoder.state().tensors) for run in runs]
@@ -358,7 +360,8 @@ def test_best_weights_are_restored_and_patience_stops(folder: Path) -> None:
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_killed_run_resumes_to_the_same_weights(folder: Path, tmp_path: Path, method: str) -> None:
-    arguments = (adapter(method=method, dropout=0.1), config(epochs=2, evaluations=4))
+    values = {"dropout": 0.1} if method == "lora" else {}
+    arguments = (adapter(method=method, **values), config(epochs=2, evaluations=4))
 
     def dev(encoder: Encoder) -> float:
         return float(encoder.encode_queries(["how cat"])[0, 0])
@@ -384,6 +387,19 @@ def test_a_killed_run_resumes_to_the_same_weights(folder: Path, tmp_path: Path, 
     again = train(load(folder), task(), dev, *arguments, seed=3, checkpoint=tmp_path / "b")
     assert again.resumed_from == again.steps == 12
     assert same(dict(again.encoder.state().tensors), dict(whole.encoder.state().tensors))
+
+
+def test_dropout_is_on_for_the_gradient_and_off_for_the_dev_part(folder: Path) -> None:
+    def dev(encoder: Encoder) -> float:
+        vectors = [encoder.encode_queries(["how cat"]) for _ in range(2)]
+        assert np.array_equal(*vectors)
+        return 0.0
+
+    losses = [
+        [p.loss for p in train(load(folder), task(), dev, adapter(dropout=share), config(), seed=3).history]
+        for share in (0.0, 0.5)
+    ]
+    assert losses[0] != losses[1]
 
 
 def test_a_checkpoint_of_other_arguments_is_not_taken(folder: Path, tmp_path: Path) -> None:

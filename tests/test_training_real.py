@@ -46,7 +46,7 @@ def test_a_real_model_learns_is_proved_saved_and_opened_elsewhere(data: Path, tm
     assert last < 0.8 * first
 
     effect = result.encoder.effect(strict=True)
-    assert effect.b_norm > 0 and effect.moved > 1e-3 and effect.merged > 0.9995
+    assert effect.change > 0 and effect.moved > 1e-3 and effect.merged > 0.9995
 
     merged = result.encoder.merged()
     saved = merged.save(tmp_path / "model")

@@ -15,7 +15,7 @@ COLOURS = ("#1b5fc1", "#c2571a", "#2a7d4f", "#7a3fa8")
 
 
 def write_chart(path: Path, chart: object) -> Path:
-    """An SVG with name space and colours. chart: the markup of ragadapt.evaluation.report.charts."""
+    """An SVG with name space and colours. chart: the markup of ragadapt.report.charts."""
     colours = "".join(
         f".s{at}.line{{stroke:{colour}}}.s{at}.point,.s{at}.band{{fill:{colour}}}" for at, colour in enumerate(COLOURS)
     )

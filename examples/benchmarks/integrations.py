@@ -24,11 +24,11 @@ from langchain_ragadapt import LoRARetriever
 from llama_index_ragadapt import LoRARetriever as NodeRetriever
 
 from ragadapt import FitConfig, Retriever, fit
-from ragadapt.chunks import ChunkStore
-from ragadapt.fusion import Background
 from ragadapt.index import open_index
 from ragadapt.lexical import LexicalIndex
-from ragadapt.search import Searcher
+from ragadapt.search.fusion import Background
+from ragadapt.search.searcher import Searcher
+from ragadapt.store.chunks import ChunkStore
 from ragadapt.values import Chunk, Document
 
 K = 10

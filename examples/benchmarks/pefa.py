@@ -32,14 +32,14 @@ from ragadapt import Encoder, EncoderConfig, FitConfig, Retriever, fit
 from ragadapt.config import AdapterConfig, PefaConfig, TrainingConfig
 from ragadapt.evaluation import Evaluation, evaluate, paired_bootstrap
 from ragadapt.evaluation.judging import JudgedQuery
-from ragadapt.evaluation.report import Curve, Report, write_report
-from ragadapt.evaluation.report.charts import Series, line_chart
-from ragadapt.fusion import Background, Fusion, learn_weight
 from ragadapt.index import VectorIndex, exact_index, open_index
 from ragadapt.lexical import LexicalIndex
 from ragadapt.pefa import Feedback, Pefa
 from ragadapt.pefa.tuning import LAMBDAS, Tuned, tune
-from ragadapt.search import Searcher
+from ragadapt.report import Curve, Report, write_report
+from ragadapt.report.charts import Series, line_chart
+from ragadapt.search.fusion import Background, Fusion, learn_weight
+from ragadapt.search.searcher import Searcher
 from ragadapt.values import Evidence, Query
 
 COLLECTIONS = ("scifact", "stackfaq")

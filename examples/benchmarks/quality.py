@@ -29,10 +29,10 @@ import numpy as np
 from beir import QUALITY, Collection, baselines, check_data, load, write_labels
 
 from ragadapt import Encoder, EncoderConfig, FitConfig, Labels, Retriever, fit
-from ragadapt.adaptation import make_examples
 from ragadapt.evaluation import Evaluation, evaluate, gate, paired_bootstrap
 from ragadapt.lexical import LexicalIndex
-from ragadapt.stages import Corpus, encode_query_texts, searcher_of
+from ragadapt.pipeline.adapt import make_examples
+from ragadapt.pipeline.stages import Corpus, encode_query_texts, searcher_of
 from ragadapt.training import Example, train
 from ragadapt.values import Chunk, Evidence, Query, no_progress
 
@@ -115,7 +115,7 @@ def zero(bench: Bench) -> None:
 
 def handbook(bench: Bench) -> None:
     """A folder of Markdown pages, own chunking, 200 questions with quotes: evidence recall of what ships."""
-    from ragadapt.fusion import Fusion
+    from ragadapt.search.fusion import Fusion
 
     source, questions = bench.data / "handbook" / "docs", bench.data / "handbook" / "questions.jsonl"
     for seed in bench.seeds:

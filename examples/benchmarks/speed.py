@@ -6,17 +6,19 @@ Both sides run in one go, their repeats interleaved; medians count. What is judg
 its own. The part architectures compares models of the presets' shapes with random weights, by the processor's time: set
 OMP_NUM_THREADS=1, or waiting threads count, too. Results go to FOLDER/speed.json as they come; parts that are run later
 into the same FOLDER join those that are there. Tables go to stdout, --table prints them again without measuring.
-Without CUDA the rows of the part gpu say "not measured". The peers of train, architectures and mining need
-`pip install '.[benchmarks]'`. --smoke runs every part at a size of seconds: its figures mean nothing.
+Without CUDA the rows of the parts gpu, gpu-shapes and gpu-fit say "not measured". The peers of train, architectures and
+mining need `pip install '.[benchmarks]'`. --smoke runs every part at a size of seconds: its figures mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.util
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -26,6 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,12 +36,12 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
-from beir import Collection, check_data, load, plain_bm25, run_of
+from beir import Collection, check_data, load, plain_bm25, run_of, write_labels
 from charts import write_chart
 from synthetic import SHAPES, mixed_lengths, shaped_model, tiny_model, write_corpus
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("encode", "train", "architectures", "cache", "mining", "growth", "cli", "gpu")
+PARTS = ("encode", "train", "architectures", "cache", "mining", "growth", "cli", "gpu", "gpu-shapes", "gpu-fit")
 GIB = 1024**3
 ENCODING = ("base-vectors", "adapted-vectors")  # stages of a fit
 MEMORY_BOUND = 6 * 10**9  # bytes, of a whole fit over 100,000 chunks
@@ -65,6 +68,9 @@ class Sizes:
     queries: int = 20_000
     mining_repeats: int = 3
     growth: tuple[int, ...] = (1_000, 10_000, 100_000)
+    gpu_texts: int = 10_000  # at most, of the collection's passages
+    gpu_repeats: int = 5
+    gpu_batches: tuple[int, ...] = (32, 128)  # of training
     labels: int = 400  # judged queries of the fits with training
     cli_repeats: int = 7
 
@@ -72,7 +78,7 @@ class Sizes:
 SMOKE = Sizes(
     repeats=2, texts=24, documents=60, examples=32, train_repeats=1, shape_texts=4, shape_examples=2,
     shape_repeats=1, chunks=1500, queries=200, mining_repeats=1,
-    growth=(100, 300), labels=60, cli_repeats=2,
+    growth=(100, 300), labels=60, cli_repeats=2, gpu_texts=24, gpu_repeats=2, gpu_batches=(16,),
 )  # fmt: skip
 
 
@@ -197,7 +203,7 @@ def encoders(model: str, device: str) -> Iterator[dict[str, Encode]]:
     }
 
 
-def encode(bench: Bench, part: str = "encode", device: str = "cpu") -> None:
+def encode(bench: Bench) -> None:
     """Passages per second on passages as they are and on texts of mixed length; nDCG@10 of those in the table."""
     import torch
 
@@ -206,29 +212,24 @@ def encode(bench: Bench, part: str = "encode", device: str = "cpu") -> None:
     unique = list(dict.fromkeys(collection.texts))
     passages = [unique[at] for at in rng.permutation(len(unique))[: sizes.texts]]
     sets = {"passages": passages, "mixed lengths": mixed_lengths(unique, sizes.texts, seed=bench.seed)}
-    with encoders(bench.model, device) as contenders:
+    with encoders(bench.model, "cpu") as contenders:
         for encode_one in contenders.values():
             encode_one(passages[:16])
         for name, texts in sets.items():
             seconds: dict[str, list[float]] = {side: [] for side in contenders}
             vectors: dict[str, np.ndarray] = {}
-            memory: dict[str, int] = {}
             for _ in range(sizes.repeats):
                 for side, encode_one in contenders.items():
-                    if device.startswith("cuda"):
-                        torch.cuda.reset_peak_memory_stats()
                     started = time.perf_counter()
                     vectors[side] = encode_one(texts)
                     seconds[side].append(time.perf_counter() - started)
-                    if device.startswith("cuda"):
-                        memory[side] = int(torch.cuda.max_memory_allocated())
             reference = vectors["sentence-transformers float32 (default)"]
             for side in contenders:
                 bench.add(
-                    part, "speed", side=side, texts=name, device=device, count=len(texts),
+                    "encode", "speed", side=side, texts=name, count=len(texts),
                     per_second=len(texts) / median(seconds[side]), seconds=seconds[side],
                     least_cosine=float(np.min(np.sum(vectors[side] * reference, axis=1))),
-                    gpu_peak_bytes=memory.get(side), threads=torch.get_num_threads(),
+                    threads=torch.get_num_threads(),
                 )  # fmt: skip
         from ragadapt.evaluation import evaluate
 
@@ -237,7 +238,7 @@ def encode(bench: Bench, part: str = "encode", device: str = "cpu") -> None:
             encode_one = contenders[side]
             scores = encode_one(list(asked.values())) @ encode_one(judged.texts).T  # (Q, d) x (D, d) -> (Q, D)
             found = evaluate(run_of(scores, list(asked), judged.ids, 100), qrels).mean["nDCG@10"]
-            bench.add(part, "quality", side=side, device=device, ndcg=found, documents=len(judged.ids))
+            bench.add("encode", "quality", side=side, ndcg=found, documents=len(judged.ids))
 
 
 # Training
@@ -271,14 +272,14 @@ TRAINERS: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
-def train(bench: Bench, part: str = "train", device: str = "cpu") -> None:
+def train(bench: Bench) -> None:
     """Examples per second and peak memory with the same LoraConfig, loss, batch and data; then nDCG@10 of both."""
     from ragadapt.evaluation import paired_bootstrap
 
     shared = {
         "triples": write_triples(bench),
         "model": bench.model,
-        "device": device,
+        "device": "cpu",
         "seed": bench.seed,
     }
     for layers in ("all", "upper"):
@@ -291,12 +292,11 @@ def train(bench: Bench, part: str = "train", device: str = "cpu") -> None:
             raise RuntimeError(f"the two sides train different numbers of weights: {runs}")
         for side, rows in runs.items():
             bench.add(
-                part, "speed", side=side, layers=layers, device=device, examples=bench.sizes.examples,
+                "train", "speed", side=side, layers=layers, examples=bench.sizes.examples,
                 epochs=bench.sizes.train_epochs,
                 per_second=median(found["examples_per_second"] for found in rows),
                 each=[found["examples_per_second"] for found in rows],
                 peak_bytes=median(found["peak_bytes"] for found in rows),
-                gpu_peak_bytes=rows[-1].get("gpu_peak_bytes"),
                 precision=rows[-1]["precision"], trainable=rows[-1]["trainable"],
             )  # fmt: skip
     whole = {"layers": "all", "epochs": bench.sizes.epochs, "quality": True}
@@ -311,7 +311,7 @@ def train(bench: Bench, part: str = "train", device: str = "cpu") -> None:
         mine = [found["ndcg"][query] for query in reference]
         interval = paired_bootstrap(mine, list(reference.values()), seed=bench.seed)
         bench.add(
-            part, "quality", side=side, device=device, ndcg=float(np.mean(mine)), epochs=bench.sizes.epochs,
+            "train", "quality", side=side, ndcg=float(np.mean(mine)), epochs=bench.sizes.epochs,
             over_default=[interval.low, interval.delta, interval.high], seconds=found["seconds"],
             peak_bytes=found["peak_bytes"],
         )  # fmt: skip
@@ -338,12 +338,28 @@ def cache(bench: Bench) -> None:
 
 # Architectures
 
+PRESET_SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "granite-embedding-97m": (
+        "ModernBERT-base",
+        {
+            "hidden_size": 384, "num_hidden_layers": 12, "intermediate_size": 1536, "hidden_activation": "silu",
+            "vocab_size": 180_000,
+        },
+    ),
+    "gte-modernbert-base": ("ModernBERT-base", {"vocab_size": 50_368}),
+    "Qwen3-Embedding-0.6B, 4 layers": (
+        "Qwen3-0.6B, 8 layers",
+        {"num_hidden_layers": 4, "max_window_layers": 4, "vocab_size": 151_669},
+    ),
+}  # fmt: skip
+"""The models of the presets, as changes of known shapes."""
+
 
 def architectures(bench: Bench) -> None:
     """Seconds of encoding and of LoRA training by models of the presets' shapes, beside peers on the same model."""
     sizes = bench.sizes
-    for name in SHAPES:
-        model = shaped_model(bench.folder / "shapes" / name.split(",")[0], name)
+    for name, (shape, changes) in PRESET_SHAPES.items():
+        model = shaped_model(bench.folder / re.sub(r"\W+", "-", name.lower()), shape, **changes)
         found = bench.attempt(
             "architectures", name, "architecture", model=model, triples=write_triples(bench), seed=bench.seed,
             texts=sizes.shape_texts, examples=sizes.shape_examples, words=sizes.shape_words,
@@ -455,7 +471,7 @@ def exponents(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, f
 
 def draw_growth(fits: Sequence[Row], folder: Path) -> list[Path]:
     """growth-time.svg and growth-memory.svg."""
-    from ragadapt.evaluation.report.charts import Series, line_chart
+    from ragadapt.report.charts import Series, line_chart
 
     labels = {"none": "--method none", "lora": "with training"}
     written = []
@@ -509,17 +525,193 @@ def _wall(command: Sequence[str]) -> float:
 # The GPU
 
 
+GPU_ROWS = ("gpu-encode", "gpu-train", "gpu-shapes-encode", "gpu-shapes-train")
+GPU_ENCODE_BATCHES = (32, 128, 512)  # of the peer: the fastest counts
+BF16 = "sentence-transformers bf16 weights"
+GPU_TRAINERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sentence-transformers float32 (default)": ("train-peer", {"precision": "float32"}),
+    "sentence-transformers bf16": ("train-peer", {"precision": "bfloat16"}),
+    BF16: ("train-peer", {"precision": "bfloat16", "weights": "bfloat16"}),
+    "sentence-transformers bf16, cached": ("train-peer", {"precision": "bfloat16", "cached": True}),
+    "ragadapt": ("train-ours", {"precision": "auto"}),
+}
+
+
 def gpu(bench: Bench) -> None:
-    """Encoding and training again on CUDA: passages, examples and pairs per second, memory."""
+    """On CUDA: encoding and training of the base model beside the peer.
+
+    Everything of the parts gpu… runs in this process, warm; memory is what torch allocated on the GPU.
+    """
+    if _names_device(bench, "gpu"):
+        _gpu_encode(bench, "gpu", bench.model, bench.model)
+        _gpu_train(bench, "gpu", bench.model, bench.model, bench.sizes.gpu_batches)
+
+
+def gpu_shapes(bench: Bench) -> None:
+    """The same for random weights in the shapes of other models, which the direct path does not serve."""
+    if _names_device(bench, "gpu-shapes"):
+        for shape in SHAPES:
+            model = str(shaped_model(bench.folder / re.sub(r"\W+", "-", shape.lower()), shape))
+            _gpu_encode(bench, "gpu-shapes", shape, model)
+            _gpu_train(bench, "gpu-shapes", shape, model, bench.sizes.gpu_batches[:1])
+
+
+def gpu_fit(bench: Bench) -> None:
+    """A whole fit with labels by stage, and the cache of frozen layers."""
+    if _names_device(bench, "gpu-fit"):
+        _gpu_fit(bench)
+        _gpu_cache(bench)
+
+
+def _names_device(bench: Bench, part: str) -> bool:
+    """Writes down what the part runs on; False, and that too, where there is no such device."""
     import torch
 
-    if not torch.cuda.is_available():
-        for what in ("encode", "train"):
-            bench.add("gpu", what, measured=None, reason="no CUDA device")
-        return
-    bench.add("gpu", "device", name=torch.cuda.get_device_name(0))
-    encode(bench, part="gpu-encode", device=bench.device)
-    train(bench, part="gpu-train", device=bench.device)
+    if bench.device.startswith("cuda") and not torch.cuda.is_available():
+        bench.add(part, "device", measured=None, reason="no CUDA device")
+        return False
+    name = torch.cuda.get_device_name(0) if bench.device.startswith("cuda") else bench.device
+    packages = ("torch", "transformers", "sentence-transformers", "peft")
+    bench.add(part, "device", name=name, versions={package: version(package) for package in packages})
+    return True
+
+
+def _gpu_encode(bench: Bench, part: str, shape: str, model: str) -> None:
+    """Passages per second, and where our time goes."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    from ragadapt import Encoder, EncoderConfig
+    from ragadapt.encoder.presets import resolve
+    from ragadapt.profiling import profiled
+
+    on_gpu = bench.device.startswith("cuda")
+    texts = list(dict.fromkeys(bench.collection().texts))[: bench.sizes.gpu_texts]
+    location = resolve(EncoderConfig(model=model)).location
+
+    def peer(dtype: Any) -> Callable[..., np.ndarray]:
+        one = SentenceTransformer(location, device=bench.device, model_kwargs={"dtype": dtype})
+        settings: dict[str, Any] = {
+            "convert_to_numpy": True, "normalize_embeddings": True, "show_progress_bar": False
+        }  # fmt: skip
+        return lambda some, size: np.asarray(one.encode(list(some), batch_size=size, **settings), dtype=np.float32)
+
+    def seconds_of(run: Callable[[], Any]) -> float:
+        started = time.perf_counter()
+        run()
+        return time.perf_counter() - started
+
+    half = peer(torch.bfloat16)
+    half(texts[:64], 32)
+    tried = {}
+    for size in GPU_ENCODE_BATCHES:
+        half(texts[:size], size)
+        tried[size] = seconds_of(lambda size=size: half(texts[:2048], size))
+    best = min(tried, key=lambda size: tried[size])
+    encoder = Encoder.load(EncoderConfig.model_validate({"model": model, "device": bench.device}))
+    contenders: dict[str, Encode] = {BF16: lambda some: half(some, best), "ragadapt auto": encoder.encode_passages}
+    if shape == bench.model:
+        whole = peer(torch.float32)
+        contenders = {DEFAULT: lambda some: whole(some, 32), **contenders}
+    seconds: dict[str, list[float]] = {side: [] for side in contenders}
+    vectors, memory = {}, {}
+    for encode_one in contenders.values():
+        encode_one(texts[:1024])
+    for _ in range(bench.sizes.gpu_repeats):
+        for side, encode_one in contenders.items():
+            if on_gpu:
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+            held = torch.cuda.memory_allocated() if on_gpu else 0
+            started = time.perf_counter()
+            vectors[side] = encode_one(texts)
+            seconds[side].append(time.perf_counter() - started)
+            memory[side] = int(torch.cuda.max_memory_allocated() - held) if on_gpu else None
+    with profiled() as profile:
+        encoder.encode_passages(texts)
+    work = {done.kind: [done.seconds, done.beside_seconds] for done in profile.of_stage("")}
+    tokens = sum(min(count + encoder.special_tokens, encoder.max_length) for count in encoder.count_tokens(texts))
+    for side in contenders:
+        bench.add(
+            f"{part}-encode", "speed", side=side, shape=shape, device=bench.device, count=len(texts), tokens=tokens,
+            per_second=len(texts) / median(seconds[side]), seconds=seconds[side], peak_beyond_weights=memory[side],
+            least_cosine=float(np.min(np.sum(vectors[side] * vectors[BF16], axis=1))),
+            batch={BF16: best, DEFAULT: 32}.get(side), tried=tried if side == BF16 else None,
+            work=work if side == "ragadapt auto" else None, precision=encoder.precision.words,
+        )  # fmt: skip
+
+
+def _gpu_train(bench: Bench, part: str, shape: str, model: str, batches: Sequence[int]) -> None:
+    """Examples per second of an epoch with the same LoraConfig, loss, batch, schedule and data, all layers trained."""
+    shared = {
+        "triples": write_triples(bench), "model": model, "device": bench.device, "seed": bench.seed, "layers": "all",
+        "epochs": bench.sizes.train_epochs, "repeats": bench.sizes.gpu_repeats,
+    }  # fmt: skip
+    if bench.sizes.documents is not None:
+        shared["examples"] = bench.sizes.examples
+    for batch in batches:
+        for side, (name, options) in GPU_TRAINERS.items():
+            if side == DEFAULT and (shape != bench.model or batch != bench.sizes.gpu_batches[0]):
+                continue
+            found = _in_this_process(bench, name, **shared, batch=batch, **options)
+            if found is not None:
+                found["per_second"] = found.pop("examples_per_second")
+                bench.add(f"{part}-train", "speed", side=side, shape=shape, device=bench.device, batch=batch, **found)
+
+
+def _in_this_process(bench: Bench, name: str, **options: Any) -> Row | None:
+    """A worker without a process of its own: on a GPU its memory is counted apart, and starting takes longer than
+    what is measured. None where it fails."""
+    import torch
+    from speed_workers import WORKERS
+
+    gc.collect()
+    if bench.device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    try:
+        return WORKERS[name](json.loads(json.dumps(options, default=str)))
+    except Exception as error:
+        traceback.print_exc()
+        bench.add("gpu", "failed", side=name, reason=str(error)[-500:])
+        return None
+
+
+def _gpu_cache(bench: Bench) -> None:
+    """The cache of frozen layers: half of the layers trained."""
+    options = {"triples": write_triples(bench), "model": bench.model, "device": bench.device, "layers": 3}
+    if bench.sizes.documents is not None:
+        options["examples"] = bench.sizes.examples
+    rows = [_in_this_process(bench, "cache", **options) for _ in range(min(3, bench.sizes.gpu_repeats))]
+    for row in rows:
+        if row is not None:
+            bench.add("gpu-fit", "cache", layers=3, device=bench.device, **row)
+
+
+def _gpu_fit(bench: Bench) -> None:
+    """A whole fit on the collection with its train labels: seconds by stage, and nDCG@10 on its test split."""
+    from ragadapt import FitConfig, Labels, Retriever, fit
+    from ragadapt.evaluation import evaluate
+
+    collection = bench.collection()
+    with tempfile.TemporaryDirectory(dir=bench.folder, prefix="gpu-fit-") as name:
+        files = write_labels(collection, "train", list(collection.qrels["train"]), Path(name))
+        values = {
+            "encoder": {"model": bench.model, "device": bench.device}, "index": {"kind": "exact"}, "seed": bench.seed
+        }  # fmt: skip
+        started = time.perf_counter()
+        result = fit([collection.corpus], Path(name) / "fitted", FitConfig.build(values), labels=[Labels(*files)])
+        seconds = time.perf_counter() - started
+        with Retriever.open(result.path) as retriever:
+            ndcg = {
+                mode: evaluate(retriever.run(collection.asked("test"), 100, mode=mode), collection.qrels["test"])
+                for mode in ("hybrid", "dense")
+            }
+        bench.add(
+            "gpu-fit", "fit", device=bench.device, seconds=seconds, verdict=result.verdict,
+            stages={timing.stage: timing.seconds for timing in result.report.timings},
+            chunks=result.report.corpus.chunks if result.report.corpus else None,
+            ndcg={mode: found.mean["nDCG@10"] for mode, found in ndcg.items()},
+        )  # fmt: skip
 
 
 # Tables
@@ -616,7 +808,7 @@ def _train_lines(rows: Sequence[Row], part: str = "train", bars: bool = True) ->
 def _architecture_lines(rows: Sequence[Row]) -> list[Line]:
     """Ours against the quickest peer, in float32 and in 16 bits: median, least and largest ratio of the repeats."""
     made = []
-    for shape in SHAPES:
+    for shape in PRESET_SHAPES:
         for task in ("encode, passages", "encode, mixed lengths", "LoRA training"):
             for precision in ("float32", "bfloat16"):
                 what = f"{shape}, {task}, {precision}, against its quickest peer"
@@ -705,26 +897,44 @@ def _cli_lines(rows: Sequence[Row]) -> list[Line]:
 
 
 def _gpu_lines(rows: Sequence[Row]) -> list[Line]:
+    """Everything of ours beside everything of the peer's, by shape of the model."""
     made = []
-    for side in ("ragadapt auto", "sentence-transformers bf16 weights"):
-        found = _pick(rows, "gpu-encode", "speed", side=side, texts="passages")
-        what = f"GPU, encode, {side}"
-        if found is None:
-            made.append(Line(what, "reported"))
-            continue
-        memory = (found["gpu_peak_bytes"] or 0) / GIB
-        made.append(Line(what, "reported", f"{found['per_second']:.0f} passages/s, {memory:.2f} GiB"))
-    for side in TRAINERS:
-        found = _pick(rows, "gpu-train", "speed", side=side, layers="all")
-        what = f"GPU, LoRA training, {side}"
-        if found is None:
-            made.append(Line(what, "reported"))
-            continue
-        memory = (found["gpu_peak_bytes"] or 0) / GIB
-        # A query meets its positive and its negative: two pairs an example.
-        text = f"{found['per_second']:.1f} examples/s, {2 * found['per_second']:.1f} pairs/s, {memory:.2f} GiB"
-        made.append(Line(what, "reported", text))
-    return made
+    part_of = {row["shape"]: row["part"].rpartition("-")[0] for row in rows if row["part"] in GPU_ROWS}
+    shapes = [shape for shape in part_of if _pick(rows, f"{part_of[shape]}-encode", "speed", shape=shape)]
+    for shape in shapes or [""]:
+        part = f"{part_of.get(shape, 'gpu')}-encode"
+        mine = _pick(rows, part, "speed", side="ragadapt auto", shape=shape)
+        for against in (DEFAULT, BF16):
+            other = _pick(rows, part, "speed", side=against, shape=shape)
+            what = f"GPU, encode, {shape or 'any model'}, against {against}"
+            if mine is None or other is None:
+                made += [] if shapes else [Line(what, "reported")]
+                continue
+            ratio = mine["per_second"] / other["per_second"]
+            text = f"{ratio:.2f}× ({mine['per_second']:,.0f} and {other['per_second']:,.0f} passages/s)"
+            made.append(Line(what, "reported", text))
+    trained = dict.fromkeys(
+        (row["shape"], row["batch"]) for row in rows if row["part"] in GPU_ROWS and row["part"].endswith("train")
+    )
+    for shape, batch in trained or [("", 0)]:
+        part = f"{part_of.get(shape, 'gpu')}-train"
+        mine = _pick(rows, part, "speed", side="ragadapt", shape=shape, batch=batch)
+        for against in GPU_TRAINERS:
+            other = _pick(rows, part, "speed", side=against, shape=shape, batch=batch)
+            what = f"GPU, LoRA training, {shape or 'any model'}" + (f", batch {batch}" if batch else "")
+            if against == "ragadapt":
+                continue
+            if mine is None or other is None:
+                made += [] if trained else [Line(f"{what}, against {against}", "reported")]
+                continue
+            ratio = mine["per_second"] / other["per_second"]
+            text = f"{ratio:.2f}× ({mine['per_second']:,.0f} and {other['per_second']:,.0f} examples/s)"
+            if mine.get("gpu_peak_bytes") and other.get("gpu_peak_bytes"):
+                text += f", peak {mine['gpu_peak_bytes'] / GIB:.2f} and {other['gpu_peak_bytes'] / GIB:.2f} GiB"
+            made.append(Line(f"{what}, against {against}", "reported", text))
+    fitted = _pick(rows, "gpu-fit", "fit")
+    text = f"{fitted['seconds']:.0f} s, nDCG@10 {fitted['ndcg']['hybrid']:.4f}" if fitted else "not measured"
+    return [*made, Line("GPU, fit with labels", "reported", text)]
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -741,7 +951,7 @@ def estimate(rows: Sequence[Row], cores: int, price: float) -> str:
     cores: of the machine that was measured. price: of a core for an hour.
     """
     rate = _pick(rows, "encode", "speed", side="ragadapt auto", texts="passages")
-    on_gpu = _pick(rows, "gpu-encode", "speed", side="ragadapt auto", texts="passages")
+    on_gpu = next((row for row in rows if row["part"] == "gpu-encode" and row["side"] == "ragadapt auto"), None)
     fits = [row for row in rows if row["part"] == "growth" and row["what"] == "fit" and row["method"] == "none"]
     largest = max(fits, key=lambda row: row["chunks"], default=None)
     header = ["| what | engine | 10 million passages | 1 billion passages |", "|---|---|---|---|"]
@@ -808,7 +1018,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="every part at a size of seconds")
     parser.add_argument("--model", default="offline")
     parser.add_argument("--seed", type=int, default=13)
-    parser.add_argument("--device", default="cuda", help="of the part gpu")
+    parser.add_argument("--device", default="cuda", help="of the parts gpu…")
     parser.add_argument("--price", type=float, default=0.04, help="of a core-hour, in the estimate")
     for name, kind in Sizes.__annotations__.items():
         help = f"{kind}; default {getattr(Sizes(), name)}"
@@ -824,7 +1034,7 @@ def main() -> None:
         check_data(parser, arguments.data, ["scifact"])
         if importlib.util.find_spec("datasets") is None:
             parser.error("sentence-transformers trains and mines with datasets: pip install '.[benchmarks]'")
-        functions = (encode, train, architectures, cache, mining, growth, cli, gpu)
+        functions = (encode, train, architectures, cache, mining, growth, cli, gpu, gpu_shapes, gpu_fit)
         parts: dict[str, Callable[[Bench], None]] = dict(zip(PARTS, functions, strict=True))
         chosen = arguments.parts.split(",")
         if unknown := set(chosen) - set(parts):
@@ -852,7 +1062,7 @@ def sizes_of(arguments: argparse.Namespace) -> Sizes:
         text = getattr(arguments, f"size_{name}")
         if text is not None:
             numbers = [float(part) if name == "epochs" else int(part) for part in text.split(",")]
-            changes[name] = tuple(numbers) if name == "growth" else numbers[0]
+            changes[name] = tuple(numbers) if name in ("growth", "gpu_batches") else numbers[0]
     return replace(base, **changes)
 
 

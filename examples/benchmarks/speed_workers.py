@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,25 @@ def peak_bytes() -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def timed(prepare: Callable[[], Callable[[], Any]], count: float, options: dict[str, Any]) -> dict[str, Any]:
+    """Runs what it prepares, options["repeats"] times, once without that: rate of the middle run, and of each."""
+    each = []
+    for _ in range(options.get("repeats", 1)):
+        run = prepare()
+        if options["device"].startswith("cuda"):
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        run()
+        if options["device"].startswith("cuda"):
+            torch.cuda.synchronize()
+        each.append(time.perf_counter() - started)
+    seconds = median(each)
+    return {"examples_per_second": count / seconds, "seconds": seconds, "each": [count / took for took in each]}
 
 
 def memory(device: str) -> dict[str, int]:
@@ -73,16 +93,20 @@ def train_ours(options: dict[str, Any]) -> dict[str, Any]:
     examples = [Example(row["query"], row["positive"], (row["negative"],)) for row in _triples(options)]
     adapter = AdapterConfig(rank=RANK, layers=_layers(encoder.query_tower.model, options["layers"]), reweight="none")
     training = TrainingConfig(
-        epochs=options["epochs"], batch_size=BATCH, learning_rate=RATE, temperature=TEMPERATURE,
-        prefix_cache=options["layers"] == "upper",
+        epochs=options["epochs"], batch_size=options.get("batch", BATCH), learning_rate=RATE,
+        temperature=TEMPERATURE, prefix_cache=options["layers"] == "upper",
     )  # fmt: skip
-    train(encoder, examples[:BATCH], None, adapter, training.model_copy(update={"epochs": 1}))  # kernels are chosen
-    started = time.perf_counter()
-    result = train(encoder, examples, None, adapter, training, seed=options["seed"])
-    seconds = time.perf_counter() - started
+    some = examples[: training.batch_size]
+    train(encoder, some, None, adapter, training.model_copy(update={"epochs": 1}))  # kernels are chosen
+    results = []
+
+    def run() -> None:
+        results[:] = [train(encoder, examples, None, adapter, training, seed=options["seed"])]
+
+    speed = timed(lambda: run, len(examples) * options["epochs"], options)
+    result = results[0]
     measured = {
-        "examples_per_second": len(examples) * options["epochs"] / seconds,
-        "seconds": seconds,
+        **speed,
         "precision": encoder.precision.dtype,
         "trainable": sum(parameter.numel() for parameter in result.encoder.trainable().values()),
         "loss": result.history[-1].loss,
@@ -94,62 +118,66 @@ def train_ours(options: dict[str, Any]) -> dict[str, Any]:
     return measured
 
 
-def _train_peer(model: Any, rows: list[dict[str, str]], epochs: float, settings: dict[str, Any]) -> float:
-    """Seconds that the trainer takes over these rows, without what prepares it."""
+def _trainer(
+    model: Any, rows: list[dict[str, str]], epochs: float, batch: int, folder: str, options: dict[str, Any]
+) -> Callable[[], Any]:
+    """SentenceTransformerTrainer over these rows, ready to train."""
     from datasets import Dataset
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-    from sentence_transformers.losses import MultipleNegativesRankingLoss
+    from sentence_transformers.losses import CachedMultipleNegativesRankingLoss, MultipleNegativesRankingLoss
 
     data = Dataset.from_dict({name: [row[name] for row in rows] for name in ("query", "positive", "negative")})
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = SentenceTransformerTrainingArguments(
-            output_dir=folder, num_train_epochs=epochs, per_device_train_batch_size=settings["batch"],
-            learning_rate=settings["learning_rate"], lr_scheduler_type="linear", warmup_steps=0.1, weight_decay=0.0,
-            max_grad_norm=1.0, bf16=settings["bf16"], use_cpu=settings["device"] == "cpu", save_strategy="no",
-            logging_strategy="no", report_to="none", disable_tqdm=True, seed=settings["seed"],
-        )  # fmt: skip
-        loss = MultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE)
-        trainer = SentenceTransformerTrainer(model=model, args=arguments, train_dataset=data, loss=loss)
-        started = time.perf_counter()
-        trainer.train()
-        return time.perf_counter() - started
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=folder, num_train_epochs=epochs, per_device_train_batch_size=batch, learning_rate=RATE,
+        lr_scheduler_type="linear", warmup_steps=0.1, weight_decay=0.0, max_grad_norm=1.0,
+        bf16=options["precision"] == "bfloat16", use_cpu=options["device"] == "cpu", save_strategy="no",
+        logging_strategy="no", report_to="none", disable_tqdm=True, seed=options["seed"],
+    )  # fmt: skip
+    kind = CachedMultipleNegativesRankingLoss if options.get("cached") else MultipleNegativesRankingLoss
+    loss = kind(model, scale=1 / TEMPERATURE)
+    trainer = SentenceTransformerTrainer(model=model, args=arguments, train_dataset=data, loss=loss)
+    return trainer.train  # type: ignore[no-any-return]
 
 
 def train_peer(options: dict[str, Any]) -> dict[str, Any]:
-    """SentenceTransformerTrainer with the same LoraConfig, loss, batch, learning rate, schedule and data."""
+    """SentenceTransformerTrainer with the same LoraConfig, loss, batch, learning rate, schedule and data.
+
+    cached: its CachedMultipleNegativesRankingLoss, whose memory is bounded as ours is, at its own mini-batch of 32.
+    """
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from ragadapt.adapters.lora import peft_config, target_names
-    from ragadapt.config import AdapterConfig, EncoderConfig
+    from ragadapt.adapters.method import Scope
+    from ragadapt.adapters.peft import LowRankOptions, lora_config, target_names
+    from ragadapt.config import EncoderConfig
     from ragadapt.encoder.precision import choose_precision
     from ragadapt.encoder.presets import resolve
 
     location = resolve(EncoderConfig(model=options["model"])).location
-    model = SentenceTransformer(location, device=options["device"], model_kwargs={"dtype": torch.float32})
+    dtype = getattr(torch, options.get("weights", "float32"))
+    model = SentenceTransformer(location, device=options["device"], model_kwargs={"dtype": dtype})
     inner = model[0].model
-    adapter = AdapterConfig(rank=RANK, layers=_layers(inner, options["layers"]))
-    model.add_adapter(peft_config(target_names(inner, adapter), adapter))
+    targets = target_names(inner, Scope.of(inner, _layers(inner, options["layers"])), ())
+    model.add_adapter(lora_config(LowRankOptions(rank=RANK), targets))
     rows = _triples(options)
-
-    settings = {
-        "learning_rate": RATE, "batch": BATCH, "bf16": options["precision"] == "bfloat16", "device": options["device"],
-        "seed": options["seed"],
-    }  # fmt: skip
-
-    def run(some: list[dict[str, str]], epochs: float) -> float:
-        return _train_peer(model, some, epochs, settings)
+    batch = options.get("batch", BATCH)
+    folder = tempfile.TemporaryDirectory()
 
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    run(rows[:BATCH], 1)  # kernels are chosen
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in start:
-                parameter.copy_(start[name])
-    seconds = run(rows, options["epochs"])
+
+    def start_again() -> None:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in start:
+                    parameter.copy_(start[name])
+
+    def prepared(some: list[dict[str, str]], epochs: float) -> Callable[[], Any]:
+        start_again()
+        return _trainer(model, some, epochs, batch, folder.name, options)
+
+    prepared(rows[:batch], 1)()  # kernels are chosen
     measured = {
-        "examples_per_second": len(rows) * options["epochs"] / seconds,
-        "seconds": seconds,
+        **timed(lambda: prepared(rows, options["epochs"]), len(rows) * options["epochs"], options),
         "precision": options["precision"],
         "trainable": sum(parameter.numel() for parameter in start.values()),
         **memory(options["device"]),
@@ -193,7 +221,8 @@ def architecture(options: dict[str, Any]) -> dict[str, Any]:
     from sentence_transformers import SentenceTransformer
     from synthetic import mixed_lengths
 
-    from ragadapt.adapters.lora import peft_config, target_names
+    from ragadapt.adapters.method import Scope
+    from ragadapt.adapters.peft import LowRankOptions, lora_config, target_names
     from ragadapt.config import AdapterConfig, EncoderConfig, TrainingConfig
     from ragadapt.encoder import Encoder
     from ragadapt.training import Example, train
@@ -207,6 +236,7 @@ def architecture(options: dict[str, Any]) -> dict[str, Any]:
     mixed = mixed_lengths(passages, 2 * len(passages), seed=options["seed"])
     rows = rows[: options["examples"]]
     adapter = AdapterConfig(rank=RANK, reweight="none")
+    folder = tempfile.TemporaryDirectory()
     sides: dict[tuple[str, str, str], Callable[[], Any]] = {}
 
     def add_ours(precision: str) -> None:
@@ -229,10 +259,10 @@ def architecture(options: dict[str, Any]) -> dict[str, Any]:
             sides["encode, mixed lengths", precision, name] = lambda: loaded.encode(mixed, **plain)
         trained = SentenceTransformer(model, device="cpu", model_kwargs={"dtype": getattr(torch, weights)})
         inner: Any = trained[0].model
-        trained.add_adapter(peft_config(target_names(inner, adapter), adapter))
-        bf16 = precision == "bfloat16" and weights == "float32"
-        settings = {"learning_rate": RATE, "batch": batch, "bf16": bf16, "device": "cpu", "seed": options["seed"]}
-        sides["LoRA training", precision, name] = lambda: _train_peer(trained, rows, 1, settings)
+        targets = target_names(inner, Scope.of(inner, None), ())
+        trained.add_adapter(lora_config(LowRankOptions(rank=RANK), targets))
+        settings = {"precision": "float32" if weights == precision else precision, "device": "cpu", **options}
+        sides["LoRA training", precision, name] = lambda: _trainer(trained, rows, 1, batch, folder.name, settings)()
 
     for precision in ("float32", "bfloat16"):
         add_ours(precision)
@@ -339,9 +369,9 @@ def _mine_dense(
 ) -> tuple[float, Rows]:  # fmt: skip
     """ragadapt's rules over the dense index alone: what mine_hard_negatives looks at."""
     from ragadapt.config import MiningConfig
-    from ragadapt.fusion import Candidates, Fusion
     from ragadapt.index import exact_index
-    from ragadapt.mining import mine_negatives
+    from ragadapt.search.fusion import Candidates, Fusion
+    from ragadapt.training.negatives import mine_negatives
     from ragadapt.values import Evidence, Query
 
     config = MiningConfig(negatives=NEGATIVES, margin=MARGIN, depth=DEPTH)
@@ -372,11 +402,11 @@ def _mine_hybrid(
 ) -> tuple[float, Rows]:  # fmt: skip
     """What `fit` does: dense and lexical candidates of every query, fused. The lexical index is built before."""
     from ragadapt.config import MiningConfig
-    from ragadapt.fusion import Background, Fusion
     from ragadapt.index import exact_index
     from ragadapt.lexical import LexicalIndex
-    from ragadapt.mining import mine_negatives
-    from ragadapt.search import Searcher
+    from ragadapt.search.fusion import Background, Fusion
+    from ragadapt.search.searcher import Searcher
+    from ragadapt.training.negatives import mine_negatives
     from ragadapt.values import Evidence, Query
 
     folder = Path(options["input"]) / "lexical"

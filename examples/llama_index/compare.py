@@ -13,8 +13,8 @@ from llama_index.core import Document, VectorStoreIndex
 from llama_index_ragadapt import LoRAEmbedding, LoRARetriever
 from llama_index_ragadapt.evaluation import as_search
 
-from ragadapt.comparison import compare_systems
-from ragadapt.evaluation.report import table, write_report
+from ragadapt.report import table, write_report
+from ragadapt.report.comparison import compare_systems
 
 PAGES = Path(__file__).resolve().parents[1] / "pages"
 QUESTIONS = json.loads(PAGES.with_name("pages-questions.json").read_text(encoding="utf-8"))  # question → page

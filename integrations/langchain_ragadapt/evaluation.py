@@ -1,4 +1,4 @@
-"""Any LangChain retriever as what `ragadapt.comparison.compare_systems` measures."""
+"""Any LangChain retriever as what `ragadapt.report.comparison.compare_systems` measures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 
-from ragadapt.comparison import Search
+from ragadapt.report.comparison import Search
 
 
 def source_of(document: Document) -> str:

@@ -25,7 +25,7 @@ from ragadapt.collection import FittedPassages, diverse_hits
 from ragadapt.errors import InvalidInput
 from ragadapt.pefa import named_tenant
 from ragadapt.retriever import Retriever
-from ragadapt.search import Mode
+from ragadapt.search.searcher import Mode
 from ragadapt.values import Hit
 
 SearchType = Literal["hybrid", "dense", "lexical", "similarity", "similarity_score_threshold", "mmr"]

@@ -29,7 +29,7 @@ from ragadapt.checks import (
 from ragadapt.collection import Collection, FittedPassages, Passages, diverse_hits, open_collection
 from ragadapt.errors import InvalidInput
 from ragadapt.retriever import Retriever
-from ragadapt.search import Mode
+from ragadapt.search.searcher import Mode
 from ragadapt.values import Chunk, Hit
 
 _OURS: tuple[Mode, ...] = ("dense", "hybrid", "lexical")

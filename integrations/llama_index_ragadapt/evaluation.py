@@ -1,4 +1,4 @@
-"""Any LlamaIndex retriever as what `ragadapt.comparison.compare_systems` measures."""
+"""Any LlamaIndex retriever as what `ragadapt.report.comparison.compare_systems` measures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import NodeWithScore
 
 from llama_index_ragadapt.retriever import LoRARetriever
-from ragadapt.comparison import Search
+from ragadapt.report.comparison import Search
 
 
 def document_of(node: NodeWithScore) -> str:

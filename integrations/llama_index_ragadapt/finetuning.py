@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from llama_index_ragadapt.embedding import LoRAEmbedding
 from llama_index_ragadapt.retriever import LoRARetriever
-from ragadapt.asking import Labels
 from ragadapt.config import FitConfig
 from ragadapt.errors import InvalidInput, InvalidLabels
-from ragadapt.pipeline import FitResult, fit
+from ragadapt.pipeline.fit import FitResult, fit
+from ragadapt.pipeline.queries import Labels
 from ragadapt.values import Chunk
 
 log = logging.getLogger(__name__)

@@ -17,11 +17,11 @@ from llama_index_ragadapt.filters import to_filter
 from llama_index_ragadapt.nodes import as_scored
 from ragadapt.checks import checked_list, checked_threshold
 from ragadapt.errors import InvalidInput
-from ragadapt.fusion import Floats
 from ragadapt.index.contract import check_vectors
 from ragadapt.pefa import named_tenant
 from ragadapt.retriever import Retriever
-from ragadapt.search import Mode
+from ragadapt.search.fusion import Floats
+from ragadapt.search.searcher import Mode
 
 
 class LoRARetriever(BaseRetriever):

@@ -27,7 +27,7 @@ from ragadapt.collection import Collection, FittedPassages, Passages, diverse_hi
 from ragadapt.errors import InvalidInput
 from ragadapt.pefa import named_tenant
 from ragadapt.retriever import Retriever
-from ragadapt.search import Mode
+from ragadapt.search.searcher import Mode
 from ragadapt.values import Hit
 
 _MODES: dict[VectorStoreQueryMode, Mode | None] = {

@@ -12,18 +12,43 @@ With B = 0 the first two change nothing and the third is mean pooling.
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Mapping
 
 import torch
 from sentence_transformers.models import Dense, Pooling
 from torch import Tensor, nn
 
-from ragadapt.adapters.lora import ADAPTER
+from ragadapt.adapters.method import Pair
 from ragadapt.encoder.modules import TokenWeightedPooling
 from ragadapt.encoder.pooling import weighted_mean
 from ragadapt.errors import InvalidConfiguration
 
+_ATTENTION_OUTPUT = r"attention\.output\.dense|attention\.out_lin|attn\.o|attn\.Wo|self_attn\.o_proj|\w*\.out_proj"
 _EPSILON = 1e-24  # under the root of a squared norm: keeps the gradient finite where B = 0
+
+
+def tied_layer(pairs: Mapping[str, Pair], width: int) -> str:
+    """Name of the layer whose pair is shared: the attention output of the last layer; where that is not square, another
+    square one of the last layer. Raises InvalidConfiguration."""
+
+    def depth(name: str) -> int:
+        numbers = re.findall(r"\.(\d+)\.", name)
+        return int(numbers[0]) if numbers else -1
+
+    deepest = max((depth(name) for name in pairs), default=-1)
+    square = [
+        name
+        for name, layer in sorted(pairs.items())
+        if depth(name) == deepest and (layer.out_features, layer.in_features) == (width, width)
+    ]
+    preferred = [name for name in square if re.search(rf"({_ATTENTION_OUTPUT})$", name)]
+    if not square:
+        raise InvalidConfiguration(
+            f"The re-weighting shares the pair of a {width}x{width} layer, and none is adapted. "
+            "Leave targets empty, or choose reweight = 'none'."
+        )
+    return (preferred or square)[0]
 
 
 def dimension_weights(a: Tensor, b: Tensor, gamma: float) -> Tensor:
@@ -43,21 +68,21 @@ def matrix(kind: str, a: Tensor, b: Tensor, scaling: float, gamma: float, streng
 class TiedReweighting(nn.Module):
     """The head module of the readings `vector` and `dims` while (A, B) are being trained."""
 
-    def __init__(self, kind: str, layer: nn.Module, gamma: float) -> None:
+    def __init__(self, kind: str, layer: Pair, gamma: float) -> None:
         super().__init__()
         self.kind = kind
         self.gamma = gamma
         self.strength = 1.0  # of the interpolation with the base; the layer's own scaling holds it too
         self.__dict__["tied"] = layer  # not a child: its parameters belong to the transformer
 
-    def forward(self, features: dict[str, Any]) -> dict[str, Any]:
-        layer: Any = self.__dict__["tied"]
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        layer: Pair = self.__dict__["tied"]
         e = features["sentence_embedding"]  # (B, h)
-        a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight  # (r, h), (h, r)
+        a, b = layer.a, layer.b  # (r, h), (h, r)
         if self.strength == 0 or self.gamma == 0:
             return features
         if self.kind == "vector":
-            features["sentence_embedding"] = e + (self.gamma * layer.scaling[ADAPTER]) * (e @ a.T) @ b.T
+            features["sentence_embedding"] = e + (self.gamma * layer.factor) * (e @ a.T) @ b.T
         else:
             features["sentence_embedding"] = e * dimension_weights(a, b, self.gamma * self.strength)
         return features
@@ -66,7 +91,7 @@ class TiedReweighting(nn.Module):
 class TiedTokenPooling(Pooling):  # type: ignore[misc]
     """The pooling of the reading `tokens` while (A, B) are being trained."""
 
-    def __init__(self, layer: nn.Module, width: int, gamma: float) -> None:
+    def __init__(self, layer: Pair, width: int, gamma: float) -> None:
         super().__init__(width, "mean")
         self.gamma = gamma
         self.strength = 1.0
@@ -77,13 +102,13 @@ class TiedTokenPooling(Pooling):  # type: ignore[misc]
     def _remember(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.__dict__["seen"][:] = [inputs[0]]
 
-    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        layer: Any = self.__dict__["tied"]
+    def forward(self, features: dict[str, Tensor], **kwargs: object) -> dict[str, Tensor]:
+        layer: Pair = self.__dict__["tied"]
         inputs = self.__dict__["seen"].pop()
         if self.strength == 0 or self.gamma == 0:
-            pooled: dict[str, Any] = super().forward(features, **kwargs)
+            pooled: dict[str, Tensor] = super().forward(features, **kwargs)
             return pooled
-        pair = (layer.lora_A[ADAPTER].weight * layer.scaling[ADAPTER], layer.lora_B[ADAPTER].weight)
+        pair = (layer.a * layer.factor, layer.b)
         features["sentence_embedding"] = weighted_mean(
             features["token_embeddings"], features["attention_mask"], inputs, pair, self.gamma
         )
@@ -106,13 +131,14 @@ def pooling_position(head: list[nn.Module], width: int) -> int:
     raise InvalidConfiguration("This model has no pooling module to re-weight. Choose reweight = 'none'.")
 
 
-def insert_tied(head: list[nn.Module], kind: str, layer: nn.Module, width: int, gamma: float) -> Reweighting | None:
+def insert_tied(head: list[nn.Module], kind: str, layer: Pair, width: int, gamma: float) -> Reweighting | None:
     """Put the module of a reading into the head, in place; None for `none`."""
     if kind == "none":
         return None
     position = pooling_position(head, width)
     if kind == "tokens":
-        pooling: Any = head[position]
+        pooling = head[position]
+        assert isinstance(pooling, Pooling)
         if pooling.pooling_mode != "mean" or not pooling.include_prompt:
             raise InvalidConfiguration(
                 f"reweight = 'tokens' re-weights mean pooling; this model pools by {pooling.pooling_mode!r}. "
@@ -126,29 +152,22 @@ def insert_tied(head: list[nn.Module], kind: str, layer: nn.Module, width: int, 
     return made
 
 
-def insert_fixed(
-    head: list[nn.Module],
-    kind: str,
-    pair: tuple[Tensor, Tensor],
-    scaling: float,
-    gamma: float,
-    strength: float,
-    layer_name: str,
-) -> None:
-    """The same for a finished model: plain modules with their own copy of the pair, in place."""
+@torch.no_grad()
+def insert_fixed(head: list[nn.Module], kind: str, layer: Pair, name: str, gamma: float, strength: float) -> None:
+    """The same for a finished model: plain modules with their own copy of the pair, in place. name: of the layer."""
     if kind == "none":
         return
-    a, b = (tensor.detach().float().cpu() for tensor in pair)
+    a, b = layer.a.detach().float().cpu(), layer.b.detach().float().cpu()
     width = b.shape[0]
     position = pooling_position(head, width)
     if kind == "tokens":
         if strength == 0:
             return
-        pooling = TokenWeightedPooling(width, layer_name, a.shape[0], gamma)
-        pooling.lora_a.data.copy_(a * scaling)
+        pooling = TokenWeightedPooling(width, name, a.shape[0], gamma)
+        pooling.lora_a.data.copy_(a * layer.factor)
         pooling.lora_b.data.copy_(b)
         head[position] = pooling.requires_grad_(False)
         return
-    weight = matrix(kind, a, b, scaling, gamma, strength)
+    weight = matrix(kind, a, b, layer.factor, gamma, strength)
     dense = Dense(width, width, bias=False, activation_function=nn.Identity(), init_weight=weight)
     head.insert(position + 1, dense.requires_grad_(False))

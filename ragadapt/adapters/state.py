@@ -1,4 +1,4 @@
-"""What was learnt, as plain tensors, and how it becomes part of a model again."""
+"""What was learnt, as plain tensors: into a model, and to and from a folder of its own."""
 
 from __future__ import annotations
 
@@ -9,79 +9,87 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
-from ragadapt.adapters.lora import ADAPTER, inject, peft_config
+from ragadapt.adapters.method import METHODS, Method, attach_method, method_named, norm, options_of
 from ragadapt.adapters.reweight import insert_fixed
 from ragadapt.config import AdapterConfig
 from ragadapt.encoder.loading import sides, tensors_sha256
-from ragadapt.encoder.modules import fold_adapters
-from ragadapt.encoder.spec import AdapterSpec, EncoderSpec
+from ragadapt.encoder.spec import AdapterSpec
+from ragadapt.errors import FormatTooNew, StoreCorrupt, reason_of
+
+FORMAT = 2  # 1 had PEFT's two files alone
+FILE = "adapter.json"
+WEIGHTS = "adapter.safetensors"
+PEFT_WEIGHTS = "adapter_model.safetensors"
+_PEFT_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
 class AdapterState:
     """A trained adapter at rest.
 
-    targets: names of the adapted linear layers (LoRA). tied: the one whose pair re-weights the vector; None
-    without re-weighting. tensors: float32, on the CPU; low-rank pairs by PEFT's names, or whole weights by
-    their own (full tuning). scale: 1 = as trained, 0 = the base.
+    layers: how many top layers it changes; one more than there are where it changes the embeddings. tied: the layer
+    whose pair re-weights the vector; None without re-weighting. tensors: float32, on the CPU, by the method's names.
+    scale: 1 = as trained, 0 = the base. change: norm of what was learnt. base, model: identity and name of the model
+    that it belongs to.
     """
 
     config: AdapterConfig
     layers: int
-    targets: tuple[str, ...]
     tied: str | None
     tensors: Mapping[str, Tensor]
-    scale: float = 1.0
-
-    @property
-    def alpha(self) -> float:
-        return self.config.alpha if self.config.alpha is not None else 2.0 * self.config.rank
+    scale: float
+    change: float
+    base: str
+    model: str
 
     @property
     def spec(self) -> AdapterSpec:
-        lora = self.config.method == "lora"
+        """What of it decides the vectors."""
+        options = options_of(self.config).deciding()
         return AdapterSpec(
             method=self.config.method,
             adapt=self.config.adapt,
-            rank=self.config.rank if lora else 0,
-            alpha=self.alpha if lora else 0.0,
             layers=self.layers,
             reweight=self.config.reweight if self.tied else "none",
             gamma=self.config.gamma if self.tied else 0.0,
             scale=self.scale,
             sha256=tensors_sha256(dict(self.tensors)),
+            options=options,
         )
 
-    def changed(self) -> set[str]:
-        """Names of the transformer's weights that differ from the base."""
-        if self.config.method == "lora":
-            return {f"{name}.weight" for name in self.targets}
-        return set(self.tensors)
+    # Into a model
 
-    @torch.no_grad()
-    def apply(self, model: nn.Module, head: list[nn.Module]) -> None:
-        """Fold what was learnt into a float32 transformer and put the re-weighting into its head, in place."""
-        if self.config.method == "full":
-            for name, tensor in self.tensors.items():
-                weight = model.get_parameter(name)
-                weight.copy_(torch.lerp(weight, tensor.to(weight), self.scale))
-            return
+    def attach(self, model: nn.Module) -> Method:
+        """The adapter on a float32 transformer, in place, at its strength."""
+        weights = dict(model.named_parameters())
+        method, _ = attach_method(model, self.config, seed=0, weights=lambda: weights)
+        method.load(self.tensors)
+        method.set_strength(self.scale)
+        return method
+
+    def apply(self, transformer: Any, head: list[nn.Module]) -> None:
+        """Put what was learnt into a sentence-transformers Transformer, in place: folded into its weights where that
+        can be, else on top of them; and the re-weighting into the modules behind it."""
+        from ragadapt.adapters.shipped import ship
+
+        model: nn.Module = transformer.model
+        method = self.attach(model)
         if self.tied is not None:
-            pair = (self.tensors[f"{self.tied}.lora_A.weight"], self.tensors[f"{self.tied}.lora_B.weight"])
-            scaling = self.alpha / self.config.rank * self.scale
-            insert_fixed(head, self.config.reweight, pair, scaling, self.config.gamma, self.scale, self.tied)
-        layers = inject(model, peft_config(self.targets, self.config), seed=0)
-        set_peft_model_state_dict(model, dict(self.tensors), adapter_name=ADAPTER)
-        for layer in layers.values():
-            pair_layer: Any = layer
-            pair_layer.set_scale(ADAPTER, self.scale)
-        fold_adapters(model)
+            pair = method.pairs()[self.tied]
+            insert_fixed(head, self.config.reweight, pair, self.tied, self.config.gamma, self.scale)
+        folded = method.fold()
+        if folded is None:
+            ship(transformer, self, method)
+            return
+        method.detach()
+        for name, tensor in folded.items():
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, nn.Parameter(tensor, requires_grad=False))
 
     def build(self, restore: Callable[[], SentenceTransformer]) -> SentenceTransformer:
         """The adapted model as sentence-transformers modules, in float32 on the CPU."""
@@ -94,10 +102,10 @@ class AdapterState:
 
             documents = [transformer, *head]
             transformer, head = copy.deepcopy(transformer), copy.deepcopy(head)
-            self.apply(transformer.model, head)
+            self.apply(transformer, head)
             modules: list[Any] = [Router.for_query_document([transformer, *head], documents)]
         else:
-            self.apply(transformer.model, head)
+            self.apply(transformer, head)
             modules = [transformer, *head]
         prompts: dict[str, Any] = dict(base.prompts)
         made = SentenceTransformer(
@@ -109,27 +117,105 @@ class AdapterState:
         made.similarity_fn_name = base.similarity_fn_name
         return made.eval()
 
-    def write_adapter(self, folder: Path, spec: EncoderSpec) -> None:
-        """The low-rank pairs in PEFT's own format. spec: of the base, for its name and revision."""
+    # To and from a folder
+
+    def write(self, folder: Path) -> None:
+        """Write adapter.json and the tensors: all that the adapter is, so that it can be moved, listed and put on its
+        base again. What PEFT knows is written as PEFT does, so that it opens the folder too."""
         folder.mkdir(parents=True, exist_ok=True)
-        settings: Any = peft_config(self.targets, self.config)
-        settings.lora_alpha = self.alpha * self.scale
+        about = {
+            "format": FORMAT,
+            "method": self.config.method,
+            "options": options_of(self.config).as_dict(),
+            "adapt": self.config.adapt,
+            "layers": self.config.layers,
+            "changed_layers": self.layers,
+            "reweight": self.config.reweight if self.tied else "none",
+            "gamma": self.config.gamma if self.tied else 0.0,
+            "tied": self.tied,
+            "scale": self.scale,
+            "change": self.change,
+            "base": self.base,
+            "model": self.model,
+            "sha256": self.spec.sha256,
+        }
+        (folder / FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
+        settings: Any = method_named(self.config.method).peft_config(options_of(self.config), self.tensors, self.scale)
+        if settings is None:
+            save_file(tensors, folder / WEIGHTS)
+            return
         settings.inference_mode = True
-        hub_name, _, commit = spec.base.partition("@")
-        settings.base_model_name_or_path = hub_name if commit else PurePath(spec.model).name
+        hub_name, _, commit = self.base.partition("@")
+        settings.base_model_name_or_path = hub_name if commit else PurePath(self.model).name
         settings.revision = commit or None
         settings.save_pretrained(str(folder))
         config_path = folder / "adapter_config.json"
         values = json.loads(config_path.read_text(encoding="utf-8"))
         config_path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         save_file(
-            {f"base_model.model.{name}": tensor.contiguous() for name, tensor in self.tensors.items()},
-            folder / "adapter_model.safetensors",
+            {f"{_PEFT_PREFIX}{name}": tensor for name, tensor in tensors.items()},
+            folder / PEFT_WEIGHTS,
             metadata={"format": "pt"},
         )
 
+    @classmethod
+    def read(cls, folder: Path) -> AdapterState:
+        """What `write` wrote. Raises StoreCorrupt where it is damaged, FormatTooNew."""
+        path = folder / FILE
+        try:
+            about = json.loads(path.read_text(encoding="utf-8"))
+            if about["format"] > FORMAT:
+                raise FormatTooNew(
+                    f"{path} has format {about['format']}, this ragadapt reads up to {FORMAT}. "
+                    "Upgrade with: pip install -U ragadapt"
+                )
+            if about["method"] not in METHODS:
+                raise FormatTooNew(
+                    f"{path}: this ragadapt does not know the method {about['method']!r}. "
+                    "Upgrade with: pip install -U ragadapt"
+                )
+            tied = {"reweight": about["reweight"], "gamma": about["gamma"]} if about["tied"] else {"reweight": "none"}
+            shared = {"adapt": about["adapt"], "layers": about["layers"]}
+            config = AdapterConfig.model_validate({**shared, **about["options"], **tied})
+            config = config.model_copy(update={"method": about["method"]})
+            state = cls(
+                config=config,
+                layers=int(about["changed_layers"]),
+                tied=about["tied"],
+                tensors=_read_tensors(folder),
+                scale=float(about["scale"]),
+                change=float(about["change"]),
+                base=str(about["base"]),
+                model=str(about["model"]),
+            )
+        except FormatTooNew:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, RecursionError) as error:
+            raise StoreCorrupt(f"The adapter in {folder} cannot be read: {reason_of(error)}. Fit again.") from error
+        if state.spec.sha256 != about["sha256"]:
+            raise StoreCorrupt(f"The adapter in {folder} was changed after it was written. Restore it, or fit again.")
+        return state
 
-def low_rank_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of all low-rank pairs of a model, by PEFT's names, float32 on the CPU."""
-    found = get_peft_model_state_dict(model, adapter_name=ADAPTER)
-    return {name: tensor.detach().float().cpu().clone() for name, tensor in found.items()}
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    if (folder / WEIGHTS).is_file():
+        return dict(load_file(folder / WEIGHTS))
+    found = load_file(folder / PEFT_WEIGHTS)
+    return {name.removeprefix(_PEFT_PREFIX): tensor for name, tensor in found.items()}
+
+
+def saved_change(model: Path) -> float | None:
+    """The norm of what the adapter of a saved model learnt, from its tensors; None for a model without one.
+
+    Raises StoreCorrupt.
+    """
+    folder = model / "adapter" if (model / "adapter").is_dir() else model
+    if (folder / FILE).is_file():
+        return AdapterState.read(folder).change
+    if not (folder / PEFT_WEIGHTS).is_file():
+        return None
+    try:
+        return norm([tensor for name, tensor in load_file(folder / PEFT_WEIGHTS).items() if "lora_B" in name])
+    except (OSError, SafetensorError) as error:
+        raise StoreCorrupt(f"The adapter in {folder} cannot be read: {reason_of(error)}. Fit again.") from error

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -123,6 +122,8 @@ class _Process:
     """The other side: a Python that runs `serve`."""
 
     def __init__(self, memory_bytes: int) -> None:
+        import subprocess  # here: the other side needs none
+
         self.memory_bytes = memory_bytes
         self.asked = 0
         # What lies in the working folder, which may be full of strangers' files, comes last: -P, and the sort.

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ragadapt.corpus.structure import markdown_sections, rst_sections
 from ragadapt.text import encodable
 
 _DEEPEST: Final = 64
@@ -69,6 +68,8 @@ def _as_text(value: Any) -> str:
 
 def first_heading(text: str, *, rst: bool = False) -> str:
     """The heading that opens a text as its title; "" where none does."""
+    from ragadapt.corpus.structure import markdown_sections, rst_sections  # with the parser of Markdown
+
     sections = (rst_sections if rst else markdown_sections)(text[:20_000])
     headed = [s for s in sections if s.heading]
     title = headed[0].heading if headed and headed[0].level == 1 else ""

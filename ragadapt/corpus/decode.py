@@ -6,8 +6,6 @@ import codecs
 import re
 from typing import Final
 
-from charset_normalizer import from_bytes
-
 from ragadapt.errors import InvalidConfiguration
 from ragadapt.text import encodable
 
@@ -63,6 +61,8 @@ def encoding_of(data: bytes, *, complete: bool = True) -> str:
                 f"wrongly encoded: UTF-8 with {stray} bad bytes, the first at byte {error.start}; "
                 "repair the file, or name its encoding"
             ) from error
+    from charset_normalizer import from_bytes  # here: most files are UTF-8
+
     best = from_bytes(data[:_SAMPLE_BYTES]).best()
     if best is None:
         raise Unreadable("wrongly encoded: no encoding fits; name it with the setting read.encoding")

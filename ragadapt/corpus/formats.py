@@ -6,9 +6,10 @@ import ast
 import re
 import warnings
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from ragadapt.values import Document
+if TYPE_CHECKING:
+    from ragadapt.values import Document
 
 Format = Literal[
     "markdown", "rst", "html", "plain", "pdf", "docx", "pptx", "xlsx", "epub", "eml", "json", "jsonl", "csv",

@@ -67,6 +67,10 @@ _MD_LINES: Final = (
 )
 _MYST = re.compile(r"([ \t]*)(`{3,}+|~{3,}+|:{3,}+)\{(include|literalinclude)\}[ \t]++(\S+)[ \t]*$")
 _RST = re.compile(r"([ \t]*)\.\.[ \t]++(include|literalinclude)::[ \t]++(\S+)[ \t]*$")
+_RST_LITERAL = re.compile(
+    r"([ \t]*(?:(?:[-*+\u2022]|\w{1,3}[.)]|#\.)[ \t]+)*+)"
+    r"(?:\.\.[ \t]++(?:code-block|sourcecode|code|parsed-literal)::|(?!\.\.[ \t]).*::[ \t]*$)"
+)
 _SNIPPETS = re.compile(r"([ \t]*)-{1,2}8<-{1,2}[ \t]*$")
 _OPTION = re.compile(r"[ \t]*:([\w-]+):[ \t]*(.*)$")
 _MKDOCSTRINGS = re.compile(r"([ \t]*):::[ \t]++([A-Za-z_]\w*(?:\.\w+)*)[ \t]*$")
@@ -85,12 +89,17 @@ class _Writer:
         lines = text.split("\n")
         out: list[str] = []
         fence = ""
+        literal = -1  # of rst: what is indented deeper stands in a literal block
         closers = {line.strip() for line in lines} if ":::" in text else set()
         place = 0
         while place < len(lines):
             line = lines[place]
+            if rst and line.strip() and len(line) - len(line.lstrip()) <= literal:
+                literal = -1
+            if rst and literal < 0 and (opening := _RST_LITERAL.match(line)):
+                literal = opening.end(1)
             include = (
-                _rst_include(lines, place)
+                (_rst_include(lines, place) if literal < 0 else None)
                 if rst
                 else None
                 if fence and "{" not in line and "8<" not in line

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Self
@@ -18,14 +18,14 @@ from typing import IO, Any, Self
 from ragadapt.config import ReadConfig
 from ragadapt.corpus.content import json_value, with_short_title
 from ragadapt.corpus.decode import Unreadable, encoding_of, tidy
-from ragadapt.corpus.json_file import TEXT_NAMES
+from ragadapt.corpus.json_file import ID_NAMES, TEXT_NAMES
 from ragadapt.corpus.paths import open_regular
 from ragadapt.text import encodable
 from ragadapt.values import Document
 
-_ID_NAMES = ("_id", "id", "doc_id", "docid", "document_id", "uuid", "key")
 _TITLE_NAMES = ("title", "headline", "heading", "question", "subject", "name")
 _SAMPLE_BYTES = 1_000_000
+_SEPARATOR = re.compile(r"\ufeff?\"?sep=([^\w\s\"]|\t)\"?[ \t]*(?:\r\n?|\n)", re.I)
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.(\d+))?")
 _MARK = "ragadapt.rows"
 codecs.register_error(_MARK, lambda error: ("\udc80", error.end))  # type: ignore[attr-defined]  # a row is bad, not its file
@@ -153,11 +153,15 @@ def _csv_records(text: IO[str], path: Path, config: ReadConfig) -> Iterator[tupl
     sample = text.read(65_536)
     text.seek(0)
     lines = _Lines(text, config.max_file_bytes)
-    delimiter = _delimiter(sample, path)
+    if named := _SEPARATOR.match(sample):  # a line that Excel reads and does not show
+        next(lines)
+        lines.start()
+        sample = sample[named.end() :]
+    delimiter = named[1] if named else _delimiter(sample, path)
     spaced = _is_spaced(sample, delimiter)
     reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=spaced, strict=True)
     try:
-        header = [column.removeprefix("\ufeff").strip() for column in next(reader, [])]
+        header = _told_apart([column.removeprefix("\ufeff").strip() for column in next(reader, [])])
     except (csv.Error, _TooLong) as error:
         raise Unreadable(f"malformed header: {error or _over_size(config)}") from error
     wanted = _field(dict.fromkeys(header, ""), config.text_field, TEXT_NAMES)
@@ -216,6 +220,18 @@ def _with_numbers(rows: Iterable[Row | BadRow]) -> Iterator[Row | BadRow]:
         yield row
 
 
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """Names of columns with _2, _3 … behind those that stand there before: no cell takes the place of another."""
+    found: dict[str, None] = {}
+    for name in names:
+        own, number = name, 1
+        while own in found or (number > 1 and own in names):
+            number += 1
+            own = f"{name}_{number}"
+        found[own] = None
+    return list(found)
+
+
 def _delimiter(sample: str, path: Path) -> str:
     first = re.sub(r'"[^"]*"', "", sample.split("\n", 1)[0])
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
@@ -250,7 +266,7 @@ def _field(record: Mapping[str, Any], chosen: str | None, usual: tuple[str, ...]
 def _document(record: Mapping[str, Any], name: str, config: ReadConfig) -> Document:
     text_field = _field(record, config.text_field, TEXT_NAMES)
     title_field = _field(record, config.title_field, _TITLE_NAMES)
-    id_field = _field(record, config.id_field, _ID_NAMES)
+    id_field = _field(record, config.id_field, ID_NAMES)
     if text_field is None:
         asked = repr(config.text_field) if config.text_field else "text"
         raise Unreadable(f"no field {asked}; its fields are {_names(record) or 'none'}")

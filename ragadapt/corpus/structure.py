@@ -13,12 +13,12 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
-
-from markdown_it import MarkdownIt
+from typing import TYPE_CHECKING, Literal
 
 from ragadapt.corpus.formats import Structure, parse_python
-from ragadapt.corpus.front import front_matter
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
 
 BlockKind = Literal["text", "list", "table", "code", "html"]
 
@@ -71,6 +71,8 @@ def sections_of(text: str, structure: Structure) -> list[Section]:
 
 @functools.cache
 def _parser() -> MarkdownIt:
+    from markdown_it import MarkdownIt  # here: readers of HTML need this module, and no parser
+
     parser = MarkdownIt("commonmark").enable("table")
     parser.core.ruler.enableOnly(["normalize", "block"])  # inline syntax is not needed to find blocks
     return parser
@@ -81,6 +83,8 @@ _ATTRIBUTES = re.compile(r"(?<![ \t])[ \t]*\{:?[ \t]*#([^\s{}]+)[^{}]*\}[ \t]*#*
 
 def markdown_sections(text: str) -> list[Section]:
     """Sections by ATX and setext headings at the top level; blocks by CommonMark with tables."""
+    from ragadapt.corpus.front import front_matter
+
     view = _same_length_lines(text)
     if front := front_matter(view):
         view = re.sub(r"[^\n]", " ", view[: front.end]) + view[front.end :]

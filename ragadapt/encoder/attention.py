@@ -268,6 +268,22 @@ def use(model: nn.Module) -> bool:
     return True
 
 
+def reads_backwards_only(model: nn.Module) -> bool:
+    """Whether every token sees earlier ones alone, so that what stands behind a text changes none of its vectors."""
+    if not getattr(getattr(model, "config", None), "is_causal", True):
+        return False
+    ways = {module.is_causal for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)}
+    return ways == {True}
+
+
+def needed_mask(mask: Tensor, causal: bool) -> Tensor | None:
+    """The mask that a model needs of a batch padded on the right; causal: as `reads_backwards_only` says.
+
+    On a GPU a causal model gets none: the flash kernel knows its order, and any mask that is written out shuts it out.
+    """
+    return None if causal and mask.is_cuda else mask
+
+
 def leave(model: nn.Module) -> None:
     """Undo `use`."""
     config: Any = model.config

@@ -45,8 +45,11 @@ def token_batches(
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, of a GPU or of the machine: half of the work may still fit."""
     message = str(error).lower()
-    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or (
-        "memory" in message and ("alloc" in message or "not enough" in message)
+    return (
+        isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
+        or ("memory" in message and ("alloc" in message or "not enough" in message))
+        or "out of memory" in message
+        or "alloc_failed" in message  # cuBLAS and cuDNN, for their own workspace
     )
 
 

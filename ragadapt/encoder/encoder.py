@@ -633,12 +633,6 @@ class Encoder:
         cosine, _ = agreement(vectors, opened._probe())
         return cosine >= _SAME_COSINE
 
-    def export_onnx(self, folder: str | Path) -> float:
-        """Write the encoder as ONNX with its tokenizer; see `ragadapt.encoder.export`. Returns the agreement."""
-        from ragadapt.encoder.export import export_onnx
-
-        return export_onnx(self, folder)
-
 
 def _open(kind: type[Encoder], folder: Path, device: str, precision: str) -> Encoder:
     return kind.open(folder, device=device, precision=precision)

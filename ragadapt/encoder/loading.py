@@ -76,13 +76,16 @@ def quiet() -> Iterator[None]:
 def _open(source: Source, options: dict[str, Any]) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer
 
-    if source.is_folder and _uses_own_modules(Path(source.location)):
-        # Our own module class is trusted; nothing else in the folder becomes so.
-        return _open_with_own_modules(source.location, options)
+    if source.is_folder and (names := _own_modules(Path(source.location))):
+        # Our own module classes are trusted; nothing else in the folder becomes so.
+        return _open_with_own_modules(source.location, names, options)
     return SentenceTransformer(source.location, **options)
 
 
-_OWN_MODULE = "ragadapt.encoder.modules.TokenWeightedPooling"
+_OWN_MODULES = (
+    "ragadapt.encoder.modules.TokenWeightedPooling",
+    "ragadapt.adapters.shipped.AdaptedTransformer",
+)  # imported only for a folder that names them
 _PATH_KEYS = frozenset(("path", "subfolder", "cache_dir", "vocab_file", "merges_file", "spm_file", "gguf_file"))
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json")  # words, not settings
 
@@ -107,7 +110,7 @@ def leads_outside(folder: Path, trust_code: bool = False) -> str:
                 if not isinstance(path, str) or not _is_inside(path):
                     return f"{listing.name} names {path!r:.200}, which lies outside the folder"
         for name in types:
-            known = isinstance(name, str) and (name == _OWN_MODULE or name.startswith("sentence_transformers."))
+            known = isinstance(name, str) and (name in _OWN_MODULES or name.startswith("sentence_transformers."))
             if not known and not trust_code:
                 return f"{listing.name} names the class {name!r:.200}, which is not of sentence-transformers"
     return ""
@@ -162,20 +165,24 @@ def _settings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
             waiting += [(key, inner) for inner in value]
 
 
-def _uses_own_modules(folder: Path) -> bool:
+def _own_modules(folder: Path) -> list[str]:
+    """Which of our own module classes a model's folder names."""
     listings = (folder / "modules.json", *folder.glob("*/router_config.json"), folder / "router_config.json")
-    return any(path.is_file() and f'"{_OWN_MODULE}"' in path.read_text(encoding="utf-8") for path in listings)
+    texts = [path.read_text(encoding="utf-8") for path in listings if path.is_file()]
+    return [name for name in _OWN_MODULES if any(f'"{name}"' in text for text in texts)]
 
 
-def _open_with_own_modules(location: str, options: dict[str, Any]) -> SentenceTransformer:
+def _open_with_own_modules(location: str, names: list[str], options: dict[str, Any]) -> SentenceTransformer:
+    from importlib import import_module
+
     from sentence_transformers import SentenceTransformer
-
-    from ragadapt.encoder.modules import TokenWeightedPooling
 
     loader = getattr(SentenceTransformer, "_load_with_module_classes", None)
     if loader is None:  # before 6.0 a class of an installed package needed no permission
         return SentenceTransformer(location, **options)
-    model: SentenceTransformer = loader(location, {_OWN_MODULE: TokenWeightedPooling}, **options)
+    places = {name: name.rpartition(".") for name in names}
+    classes = {name: getattr(import_module(module), found) for name, (module, _, found) in places.items()}
+    model: SentenceTransformer = loader(location, classes, **options)
     return model
 
 
@@ -214,13 +221,14 @@ def build_tower(chain: list[nn.Module], max_length: int, own: bool = False) -> T
         return None
     if getattr(first, "tokenizer", None) is None:
         return None
-    tower = Tower(inner, chain[1:], first.tokenizer, max_length)
+    model, path = inner, "transformers' forward"
     if own:
         try:
-            tower.model = of_library(inner)
-            tower.path = "ragadapt's own forward"
+            model, path = of_library(inner), "ragadapt's own forward"
         except NotCovered as reason:
-            tower.path = f"transformers' forward, as ragadapt's own does not cover {reason}"
+            path = f"transformers' forward, as ragadapt's own does not cover {reason}"
+    tower = Tower(model, chain[1:], first.tokenizer, max_length)
+    tower.path = path
     return tower
 
 

@@ -86,8 +86,13 @@ def fold_adapters(model: nn.Module) -> int:
         return 0
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    # What keeps its adapter does so because it cannot be folded.
+    keeping = [module for module in model.modules() if getattr(module, "keeps_adapter", False)]
+    kept = {id(part) for module in keeping for part in module.modules()}
     found: list[tuple[str, Any]] = [
-        (name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer) and id(module) not in kept
     ]
     for name, layer in found:
         base = layer.get_base_layer()

@@ -71,10 +71,13 @@ class Precision:
 
 
 def choose_device(device: str) -> str:
-    """ "auto" → cuda, mps or cpu, in this order of preference; another one as it stands, if it is there.
+    """ "auto" → cuda, mps or cpu, in this order of preference; "cuda" → this process's own; another one as it stands.
 
     Raises InvalidInput for a device that torch does not know or this machine does not have.
     """
+    own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # a launcher gives every process its own GPU
+    if device == "cuda" and torch.cuda.is_available():
+        device = own
     if device != "auto":
         try:
             torch.zeros(1, device=device).tolist()
@@ -84,7 +87,7 @@ def choose_device(device: str) -> str:
             ) from error
         return device
     if torch.cuda.is_available():
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # a launcher gives every process its own GPU
+        return own
     if torch.backends.mps.is_available():
         return "mps"
     return "cpu"
@@ -99,7 +102,7 @@ def choose_precision(precision: str, device: str) -> Precision:
     if precision != "auto":
         return Precision(precision, device, "as configured")
     kind = device.split(":")[0]
-    if kind == "cuda" and torch.cuda.is_bf16_supported():
+    if kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return Precision("bfloat16", device, "the GPU multiplies bfloat16 natively")
     if kind == "cpu":
         for probe, name in (("_is_amx_tile_supported", "AMX"), ("_is_avx512_bf16_supported", "AVX512-BF16")):

@@ -23,6 +23,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
+from ragadapt.encoder.attention import needed_mask, reads_backwards_only
 from ragadapt.encoder.batches import Ids, Padded, token_batches
 from ragadapt.profiling import work
 from ragadapt.values import Progress, no_progress
@@ -111,12 +112,14 @@ class Prefix:
         self.lower, self.upper = parts
         self.top_layers = top_layers
         self.cache = cache
+        self.maskless = reads_backwards_only(model) and not getattr(model, "packs", False)
 
     @torch.no_grad()
     def below(self, ids: Tensor, mask: Tensor) -> Tensor:
         """(B, T) → (B, T, h): what the upper part reads. Never cached."""
         with work("frozen layers", len(ids)):
-            hidden: Tensor = self.lower(input_ids=ids, attention_mask=mask).last_hidden_state
+            attended = needed_mask(mask, self.maskless)
+            hidden: Tensor = self.lower(input_ids=ids, attention_mask=attended).last_hidden_state
         return hidden
 
     def hidden(self, rows: list[Ids], pad: Pad, device: torch.device) -> tuple[Tensor, Tensor]:

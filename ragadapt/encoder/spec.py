@@ -5,29 +5,42 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
 from ragadapt.errors import FormatTooNew, StoreCorrupt
 
 SPEC_FILE = "ragadapt_encoder.json"
-SPEC_VERSION = 1
+SPEC_VERSION = 2  # 1: the options of an adapter stood among its other values
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterSpec:
-    """What was learnt on top of the base. sha256: of its tensors. scale: 1 = as trained, 0 = the base."""
+    """What was learnt on top of the base. options: of the method, those that decide the vectors. layers: at the top,
+    that changed. sha256: of its tensors. scale: 1 = as trained, 0 = the base."""
 
     method: str
     adapt: str
-    rank: int
-    alpha: float
     layers: int
     reweight: str
     gamma: float
     scale: float
     sha256: str
+    options: Mapping[str, Any]
+
+    @property
+    def words(self) -> str:
+        """For people: method, options, strength."""
+        options = "".join(f", {name} {value}" for name, value in self.options.items() if value)
+        return f"{self.method}{options}, strength {self.scale:g}"
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> AdapterSpec:
+        """Format 1 had the options of LoRA among the others."""
+        shared = {name.name: values[name.name] for name in fields(cls) if name.name != "options"}
+        rest = {name: value for name, value in values.items() if name not in shared}
+        return cls(**shared, options=rest.get("options", rest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +70,24 @@ class EncoderSpec:
             del parts[unrelated]
         if self.adapter is not None and self.adapter.scale == 0:
             parts["adapter"] = None
+        if parts["adapter"] is not None:  # flat, as it was in format 1: what was fitted then keeps its fingerprint
+            parts["adapter"] = {**parts["adapter"].pop("options"), **parts["adapter"]}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def with_adapter(self, adapter: AdapterSpec | None) -> EncoderSpec:
         return replace(self, adapter=adapter)
 
     def to_json(self) -> dict[str, Any]:
-        return {"format": SPEC_VERSION, **asdict(self), "fingerprint": self.fingerprint}
+        # A model without an adapter is the same in both.
+        version = 1 if self.adapter is None else SPEC_VERSION
+        return {"format": version, **asdict(self), "fingerprint": self.fingerprint}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         values = {key: value for key, value in values.items() if key not in ("format", "fingerprint", "direct")}
         adapter = values.pop("adapter", None)
         values["head"] = tuple(values["head"])
-        return cls(**values, adapter=AdapterSpec(**adapter) if adapter else None)
+        return cls(**values, adapter=AdapterSpec.from_json(adapter) if adapter else None)
 
 
 def write_spec(folder: Path, spec: EncoderSpec, *, direct: bool = False) -> None:

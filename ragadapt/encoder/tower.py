@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from ragadapt.encoder.attention import needed_mask, reads_backwards_only
 from ragadapt.encoder.batches import Ids, Padded, pad
 from ragadapt.encoder.precision import PROBE_PASSAGES
 from ragadapt.encoder.prefix import Prefix, split
@@ -39,6 +40,8 @@ class Tower(nn.Module):
         self.autocast: torch.dtype | None = None  # set: float32 weights among those of this precision
         self.prefix: Prefix | None = None  # set: the lower layers are frozen and their results kept
         self.path = "transformers' forward"  # which code runs the model, in words
+        self.causal = reads_backwards_only(model)
+        self.maskless = self.causal and not getattr(model, "packs", False)
         self.prompt_pooled = all(getattr(module, "include_prompt", True) for module in head)
 
     @property
@@ -105,7 +108,7 @@ class Tower(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor, prompt_length: int = 0) -> Tensor:
         """(B, T) ids and mask → (B, d) float32, unit length."""
         with self._precision():
-            hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state  # (B, T, h)
+            hidden = self.model(input_ids=ids, attention_mask=needed_mask(mask, self.maskless)).last_hidden_state
         return self.pool(hidden, mask, prompt_length)
 
     def _precision(self) -> AbstractContextManager[Any]:
@@ -131,7 +134,8 @@ class Tower(nn.Module):
     def _above(self, prefix: Prefix, hidden: Tensor, mask: Tensor, prompt_length: int = 0) -> Tensor:
         """(B, T, h) of the lower part, (B, T) mask → (B, d) float32, unit length."""
         with self._precision():
-            above = prefix.upper(inputs_embeds=hidden, attention_mask=mask).last_hidden_state  # (B, T, h)
+            attended = needed_mask(mask, self.maskless)
+            above = prefix.upper(inputs_embeds=hidden, attention_mask=attended).last_hidden_state  # (B, T, h)
         return self.pool(above, mask, prompt_length)
 
     @torch.no_grad()

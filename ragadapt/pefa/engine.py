@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragadapt.errors import InvalidInput
-from ragadapt.fusion import Floats
 from ragadapt.index import Filter, VectorIndex
 from ragadapt.index.contract import by_id_where_equal, check_k, check_vectors
 from ragadapt.lexical.ranking import Ranking
 from ragadapt.pefa.ledger import named_tenant
 from ragadapt.pefa.state import SHARED
+from ragadapt.search.fusion import Floats
 
 if TYPE_CHECKING:
     from ragadapt.pefa.layer import Pefa

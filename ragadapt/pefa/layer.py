@@ -22,14 +22,14 @@ import numpy as np
 
 from ragadapt.config import PefaConfig
 from ragadapt.errors import InvalidInput
-from ragadapt.fusion import Floats
 from ragadapt.index import Filter, VectorIndex
 from ragadapt.index.contract import check_vectors
 from ragadapt.lexical.ranking import Ranking
 from ragadapt.pefa.ledger import Change, Feedback, Ledger, Withdrawal, named_tenant
 from ragadapt.pefa.state import SHARED, Entry, State
 from ragadapt.pefa.views import view
-from ragadapt.search import Dense
+from ragadapt.search.fusion import Floats
+from ragadapt.search.searcher import Dense
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock

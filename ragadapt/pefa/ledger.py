@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from ragadapt.checks import checked_list, checked_number, checked_text, shown
 from ragadapt.errors import FormatTooNew, InvalidInput, StoreCorrupt, StoreError, StoreLocked
-from ragadapt.store import open_store
+from ragadapt.store.workspace import open_store
 from ragadapt.text import encodable, is_encodable
 
 if TYPE_CHECKING:

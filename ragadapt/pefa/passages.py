@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ragadapt.checks import checked_text
-from ragadapt.chunks import ChunkStore
 from ragadapt.errors import InvalidInput
-from ragadapt.fusion import Floats
 from ragadapt.index import VectorIndex
 from ragadapt.pefa.ledger import Feedback, Level
 from ragadapt.queries import MIN_QUOTE_SHARE, quote_share, same_source
+from ragadapt.search.fusion import Floats
+from ragadapt.store.chunks import ChunkStore
 from ragadapt.values import Chunk
 
 QueryVectors = Callable[[Sequence[str]], Floats]

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 
 from ragadapt.config import PefaConfig
 from ragadapt.errors import InvalidInput
-from ragadapt.fusion import Floats
 from ragadapt.index import Filter, VectorIndex, compile_filter
 from ragadapt.index.filters import Node, parse
+from ragadapt.search.fusion import Floats
 
 K = TypeVar("K")
 SHARED = ""  # the tenant of feedback that is for all
@@ -281,11 +281,15 @@ class State:
 
     def _add_up(self, kept: dict[K, Sums], changed: Mapping[K, Sequence[Entry]], sign: int) -> None:
         keys = [key for key, entries in changed.items() if entries]
+        if not keys:
+            return
         for key, sums in zip(keys, self._sums([changed[key] for key in keys]), strict=True):
             kept[key] += sign * sums
 
     def _said(self, keys: Sequence[tuple[str, str, str]]) -> Sums:
         """(len(keys), 2, 2, d + 1): what a named user says in all, after the cap. keys: (tenant, passage, user)."""
+        if not keys:
+            return np.zeros((0, 2, 2, self.dim + 1), np.int64)
         new = {key: self._of_user(*key) for key in keys if key not in self._users}
         raw = dict(zip(new, self._sums(list(new.values())), strict=True))
         self._users |= {key: raw[key].copy() for key, entries in new.items() if len(entries) > _KEPT}
@@ -431,6 +435,8 @@ def row_sums(
 ) -> Sums:
     """(count, 2, 2, d + 1): the sums of the entries of each owner (E,), before the cap. owner: ascending."""
     found = np.zeros((count, 2, 2, queries.shape[1] + 1), np.int64)
+    if not entries:
+        return found
     rows, weights = np.array([entry.query for entry in entries], np.int64), faded(entries, config, now)
     for side, chosen in enumerate((np.flatnonzero(weights > 0), np.flatnonzero(weights < 0))):
         for start in range(0, len(chosen), _BLOCK):
@@ -454,12 +460,13 @@ def capped_sums(
         if entry.user:
             groups.setdefault((at, entry.user), []).append(entry)
     keys = sorted(groups)
-    owner = np.repeat(np.arange(len(keys)), [len(groups[key]) for key in keys])
-    said = [entry for key in keys for entry in groups[key]]
-    factors = cap_factors(row_sums(said, owner, len(keys), queries[:, :0], config, now), config.user_cap)
-    keys = [keys[group] for group in np.flatnonzero(factors < 1)]
+    if keys:
+        owner = np.repeat(np.arange(len(keys)), [len(groups[key]) for key in keys])
+        said = [entry for key in keys for entry in groups[key]]
+        factors = cap_factors(row_sums(said, owner, len(keys), queries[:, :0], config, now), config.user_cap)
+        keys = [keys[group] for group in np.flatnonzero(factors < 1)]
     over = set(keys)
-    free = [(at, entry) for at, entry in entries if (at, entry.user) not in over]
+    free = [(at, entry) for at, entry in entries if (at, entry.user) not in over] if over else entries
     found = row_sums(
         [entry for _, entry in free], np.array([at for at, _ in free], np.int64), count, queries, config, now
     )

@@ -22,12 +22,12 @@ from ragadapt.config import PefaConfig
 from ragadapt.errors import InvalidInput
 from ragadapt.evaluation import Interval, interval, paired_bootstrap
 from ragadapt.evaluation.judging import JudgedQuery
-from ragadapt.fusion import WEIGHTS, Floats, Fusion, normal_surprisal
 from ragadapt.pefa.layer import Pefa
 from ragadapt.pefa.state import SHARED, State
 from ragadapt.pefa.views import ExtraLargeSearch, ExtraShortSearch
 from ragadapt.queries import text_key
-from ragadapt.search import Dense, Plain, Searcher
+from ragadapt.search.fusion import WEIGHTS, Floats, Fusion, normal_surprisal
+from ragadapt.search.searcher import Dense, Plain, Searcher
 from ragadapt.values import Evidence, Progress, Query, no_progress
 
 log = logging.getLogger(__name__)

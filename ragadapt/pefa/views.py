@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from ragadapt.config import PefaConfig
 from ragadapt.errors import InvalidInput
-from ragadapt.fusion import Floats
 from ragadapt.index import Filter, VectorIndex
 from ragadapt.lexical.ranking import Ranking
 from ragadapt.pefa.state import SHARED, Overlay, State, passing
-from ragadapt.search import Dense, Plain
+from ragadapt.search.fusion import Floats
+from ragadapt.search.searcher import Dense, Plain
 
 _MARGIN = 16  # passages asked of the engine beyond k, for those that feedback moves away
 _XL_DEPTH = 500  # of the plain list where a missing score counts as 0, as in the paper

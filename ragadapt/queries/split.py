@@ -61,7 +61,7 @@ class LeakReport:
     texts: training queries that equal a held-out query up to case, blanks and punctuation; near_texts: that
     say the same in nearly the same words; passages: training positives whose text is a held-out passage's;
     contained: training positives that hold most of a held-out passage inside. Negatives are no leak (see
-    ragadapt.asking.held_out_negatives).
+    ragadapt.pipeline.queries.held_out_negatives).
     """
 
     texts: int

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 _FORMAT = 1
 
 
-def save_checkpoint(path: Path, identity: str, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def save_checkpoint(path: Path, identity: str, state: Mapping[str, object], tensors: Mapping[str, Tensor]) -> None:
     """Write tensors and JSON-able state. identity: of everything that must be equal for a resume."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".new")

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -197,16 +197,17 @@ class _Run:
         training: TrainingConfig,
         seed: int,
     ) -> None:
-        if training.compile and adapter.method == "lora" and adapter.reweight == "tokens":
-            raise InvalidConfiguration(
-                "compile and reweight = 'tokens' do not go together: a compiled model hides what its layers receive. "
-                "Choose another re-weighting, or compile = false."
-            )
         self.training = training
         self.seed = seed
         distil, contrast = training.loss != "infonce", training.loss in ("infonce", "both")
         self.material = Material(examples, distil=distil, contrast=contrast)
         self.encoder = attach(base, adapter, seed=seed)
+        self.method = self.encoder.method
+        if training.compile and self.encoder.watches_layers:
+            raise InvalidConfiguration(
+                "compile and reweight = 'tokens' do not go together: a compiled model hides what its layers receive. "
+                "Choose another re-weighting, or compile = false."
+            )
         self.tower = self.encoder.tower
         kind = self.tower.device.type
         self.held_tokens = training.micro_batch_tokens or _HELD_TOKENS.get(kind, 24_576)
@@ -218,6 +219,7 @@ class _Run:
         self.optimizer = _optimizer(self.parameters, training)
         self.query_rows: list[Ids] = []
         self.passage_rows: list[Ids] = []
+        self.steps = 0
         self.fixed_passages: Tensor | None = None  # (all passages, d) where only the query side is trained
         self.identity = self._identity(base, adapter)
 
@@ -233,13 +235,15 @@ class _Run:
     def plan(self) -> list[list[int]]:
         """The examples of every step."""
         batches = list(self.material.batches(self.training.epochs, self.seed, self.training.batch_size))
-        return batches[: self.training.max_steps]
+        batches = batches[: self.training.max_steps]
+        self.steps = len(batches)
+        return batches
 
     # ------------------------------------------------------------------ preparation
 
     @contextlib.contextmanager
     def prepared(self, checkpoint: Path | None, progress: Progress) -> Iterator[None]:
-        """Tokens made, the frozen layers' results computed, dropout on; all undone at the end."""
+        """Tokens made, the frozen layers' results computed; undone at the end."""
         spec = self.encoder._spec
         self.query_rows = self._tokens(self.material.queries, spec.query_prompt)
         self.query_front = self.tower.prompt_length(spec.query_prompt) if spec.query_prompt else 0
@@ -254,7 +258,7 @@ class _Run:
             self.fixed_passages = torch.from_numpy(vectors).to(self.tower.device)
         else:
             self.passage_rows = self._tokens(self.material.passages, spec.passage_prompt)
-        with self._prefix(checkpoint), self._dropout(), self._compiled():
+        with self._prefix(checkpoint), self._compiled():
             if self.tower.prefix is not None:
                 rows = [*self.query_rows, *self.passage_rows]
                 self.tower.prefix.fill(rows, self.tower.pad, self.tower.device, self.chunk_tokens, progress)
@@ -291,16 +295,13 @@ class _Run:
                 cache.close()
 
     @contextlib.contextmanager
-    def _dropout(self) -> Iterator[None]:
-        """LoRA's own dropout on; the frozen model stays in eval mode, as its cached part must."""
-        layers = [m for name, m in self.tower.model.named_modules() if name.endswith("lora_dropout")]
-        for layer in layers:
-            layer.train()
+    def _in_training(self) -> Iterator[None]:
+        """The method's own dropout and noise on; the frozen model stays in eval mode, as its cached part must."""
+        self.method.training(True)
         try:
             yield
         finally:
-            for layer in layers:
-                layer.eval()
+            self.method.training(False)
 
     @contextlib.contextmanager
     def _compiled(self) -> Iterator[None]:
@@ -324,10 +325,13 @@ class _Run:
         while True:
             self.optimizer.zero_grad(set_to_none=True)
             try:
-                loss = self._gradient(batch, step)
+                with self._in_training():  # for the gradient alone: what the dev part looks at drops nothing
+                    loss = self._gradient(batch, step) + self._penalty()
                 break
             except (MemoryError, RuntimeError) as error:
                 self._back_off(error)
+            if torch.cuda.is_available():  # here the error, and with it what the failed try held, is gone
+                torch.cuda.empty_cache()
         if not np.isfinite(loss):
             return loss
         with work("optimizer"):
@@ -336,7 +340,18 @@ class _Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
+            self.method.after_backward(step, self.steps)
         return loss
+
+    def _penalty(self) -> float:
+        """The loss of the method's own, with its gradient, which one of several processes adds."""
+        if self.processes.index != 0:
+            return 0.0
+        penalty = self.method.penalty()
+        if penalty is None:
+            return 0.0
+        torch.autograd.backward(penalty)
+        return float(penalty.detach())
 
     def _gradient(self, batch: Batch, step: int) -> float:
         queries = len(batch.queries)
@@ -346,7 +361,7 @@ class _Run:
         front = self.query_front  # matters only where prompts are not pooled; then both sides agree
 
         def embed(some: list[Ids], number: int) -> Tensor:
-            with _seeded(self.seed, step, number, needed=self.encoder.adapter_config.dropout > 0):
+            with _seeded(self.seed, step, number, self.tower.device, needed=self.method.stochastic):
                 return self.tower.vectors(some, front)
 
         def loss_of(vectors: Tensor) -> Tensor:
@@ -366,7 +381,7 @@ class _Run:
     def loss(self, queries: Tensor, passages: Tensor, batch: Batch) -> Tensor:
         """The configured mix; queries (Q, d), passages (P, d) of the batch."""
 
-        def on_device(array: Any) -> Tensor:
+        def on_device(array: npt.NDArray[np.generic]) -> Tensor:
             return torch.from_numpy(array).to(queries.device)
 
         scores = queries @ passages.T  # (Q, d) x (P, d) -> (Q, P)
@@ -400,8 +415,6 @@ class _Run:
         self.held_tokens = max(longest, self.held_tokens // 2)
         self.chunk_tokens = min(self.chunk_tokens, self.held_tokens)
         log.warning("memory is short: going on with %d tokens per pass", self.held_tokens)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
     def look(self, dev: Dev) -> float:
         """The dev score of the present weights, by the first process."""
@@ -426,6 +439,7 @@ class _Run:
             return
         tensors = {f"now/{name}": tensor for name, tensor in self.weights().items()}
         tensors |= {f"best/{name}": tensor for name, tensor in state.best.items()}
+        tensors |= {f"memory/{name}": tensor for name, tensor in self.method.memory().items()}
         for name, parameter in zip(self.names, self.parameters, strict=True):
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
@@ -448,6 +462,7 @@ class _Run:
         state.resumed_from = state.step
         state.best = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("best/")}
         self.encoder.set_tensors({name[4:]: tensor for name, tensor in tensors.items() if name.startswith("now/")})
+        self.method.remember({name[7:]: tensor for name, tensor in tensors.items() if name.startswith("memory/")})
         for name, parameter in zip(self.names, self.parameters, strict=True):
             end = f"/{name}"
             for key, tensor in tensors.items():
@@ -461,20 +476,19 @@ class _Run:
 
 
 def _optimizer(parameters: list[torch.nn.Parameter], training: TrainingConfig) -> torch.optim.Optimizer:
-    options: dict[str, Any] = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
+    rate, decay = training.learning_rate, training.weight_decay
     try:
-        return torch.optim.AdamW(parameters, fused=True, **options)
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
     except RuntimeError:  # no fused kernel for this device
-        return torch.optim.AdamW(parameters, **options)
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
 
 
 @contextlib.contextmanager
-def _seeded(seed: int, step: int, number: int, *, needed: bool) -> Iterator[None]:
+def _seeded(seed: int, step: int, number: int, device: torch.device, *, needed: bool) -> Iterator[None]:
     """The same dropout for the same (seed, step, micro-batch), which is run twice at times."""
     if not needed:
         yield
         return
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed((seed * 1_000_003 + step) * 1009 + number)
         yield

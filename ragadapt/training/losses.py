@@ -54,7 +54,7 @@ def margin_mse(scores: Tensor, teacher: Tensor, present: Tensor, weights: Tensor
     """Squared error of score margins to each query's first candidate (Hofstätter et al. 2020).
 
     Shapes as in `distillation`; the first candidate is the positive. Both sides are taken as they are: the
-    teacher's scores must be on the student's scale (`ragadapt.adaptation.make_examples` brings them there).
+    teacher's scores must be on the student's scale (`ragadapt.pipeline.adapt.make_examples` brings them there).
     """
     student_margin = scores[:, :1] - scores  # (Q, C)
     teacher_margin = teacher[:, :1] - teacher

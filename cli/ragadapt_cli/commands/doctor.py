@@ -40,7 +40,7 @@ def doctor_command(
         ragadapt doctor ./retriever
     """
     if len(paths) == 1 and (paths[0] / "ragadapt.json").is_file():
-        from ragadapt.doctor import examine
+        from ragadapt.doctor.examine import examine
 
         with terminal.progress() as progress:
             device, precision = config.encoder.device, config.encoder.precision
@@ -52,8 +52,8 @@ def doctor_command(
                 terminal.write(line)
         return None if found.sound else ERROR
 
-    from ragadapt.asking import Labels
-    from ragadapt.doctor import diagnose
+    from ragadapt.doctor.measure import diagnose
+    from ragadapt.pipeline.queries import Labels
     from ragadapt_cli.commands.fit import pair_labels
 
     labels = [Labels(queries, qrels) for queries, qrels, _ in pair_labels(query_files, qrels_files, ())]

@@ -73,8 +73,8 @@ def encode_command(
     """
     if (model is None) == (retriever is None):
         raise click.UsageError("Say whose vectors: --model or --retriever.")
-    from ragadapt.bulk import Job, encode_files
-    from ragadapt.store import open_store
+    from ragadapt.encoder.bulk import Job, encode_files
+    from ragadapt.store.workspace import open_store
 
     if retriever is not None:
         model = str(open_store(retriever).path)

@@ -14,8 +14,8 @@ from ragadapt_cli.settings import FIT_FLAGS, settings_options
 from ragadapt_cli.terminal import NO_GAIN, Terminal, clock, note_skipped
 
 if TYPE_CHECKING:
-    from ragadapt.asking import Labels
     from ragadapt.config import FitConfig
+    from ragadapt.pipeline.queries import Labels
 
 
 @command("fit")
@@ -81,13 +81,13 @@ def fit_command(
         ragadapt fit ./docs -o ./retriever --queries questions.jsonl --qrels qrels.tsv
     """
     pairs = pair_labels(query_files, qrels_files, uses)
-    from ragadapt.asking import Labels
+    from ragadapt.pipeline.queries import Labels
 
     labels = [Labels(queries, qrels, use) for queries, qrels, use in pairs]
     if dry_run:
         _announce(terminal, documents, output, labels, config)
         return None
-    from ragadapt.pipeline import fit
+    from ragadapt.pipeline.fit import fit
     from ragadapt.training.processes import is_first
 
     terminal.resume = True
@@ -104,7 +104,7 @@ def fit_command(
         values = {"path": result.path, "verdict": result.verdict, "seconds": round(seconds, 1)}
         terminal.write_json("fit", {**values, "reused": list(result.reused), "report": result.report})
     else:
-        from ragadapt.evaluation.report import table
+        from ragadapt.report import table
 
         if result.reused:
             terminal.note(f"Taken over from the interrupted run: {', '.join(result.reused)}.")
@@ -152,8 +152,8 @@ def _announce(
     config: FitConfig,
 ) -> None:
     """What fit would do, from a real reading and cutting of the documents."""
-    from ragadapt.doctor import survey
-    from ragadapt.store import answers_file
+    from ragadapt.doctor.survey import survey
+    from ragadapt.store.workspace import answers_file
 
     with terminal.progress() as progress:
         found = survey(documents, config, labels=labels, answers=answers_file(output), progress=progress)

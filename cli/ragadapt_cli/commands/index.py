@@ -46,7 +46,7 @@ def index_command(
         ragadapt index ./retriever --rebuild
     """
     from ragadapt.config import IndexConfig
-    from ragadapt.store import open_store
+    from ragadapt.store.workspace import open_store
 
     manifest = open_store(retriever).manifest
     now = IndexConfig.model_validate(manifest.configuration.get("index", {}))
@@ -61,7 +61,7 @@ def index_command(
                 terminal.write(f"{name:<16}{'-' if value is None else value}")
         return
 
-    from ragadapt.pipeline import reindex
+    from ragadapt.pipeline.reindex import reindex
 
     before = {} if kind is not None and kind != now.kind else now.model_dump()
     config = IndexConfig.model_validate({**before, **wanted})

@@ -14,7 +14,7 @@ from ragadapt_cli.options import command, device_option, retriever_argument
 from ragadapt_cli.terminal import Terminal, clock, note_skipped
 
 if TYPE_CHECKING:
-    from ragadapt.refresh import Refreshed
+    from ragadapt.pipeline.refresh import Refreshed
 
 
 @command("refresh")
@@ -98,7 +98,7 @@ def _documents(
     dry_run: bool,
     device: str,
 ) -> None:
-    from ragadapt.refresh import refresh_documents
+    from ragadapt.pipeline.refresh import refresh_documents
 
     terminal.resume = not dry_run
     started = time.monotonic()
@@ -205,7 +205,7 @@ def _feedback(terminal: Terminal, retriever: Path, file: Path, device: str) -> i
 def _tune(terminal: Terminal, retriever: Path, seed: int, device: str) -> None:
     from ragadapt.feedback import tune_feedback
     from ragadapt.retriever import Retriever
-    from ragadapt.store import FEEDBACK_REPORT
+    from ragadapt.store.workspace import FEEDBACK_REPORT
 
     with terminal.progress() as progress, Retriever.open(retriever, device=device) as opened:
         tuned = tune_feedback(opened, seed=seed, progress=progress)
@@ -231,7 +231,7 @@ _NAMES = {"method": "PEFA", "lam": "λ", "k": "k", "fusion_weight": "share of de
 
 
 def _roll_back(terminal: Terminal, retriever: Path) -> None:
-    from ragadapt.refresh import rollback
+    from ragadapt.pipeline.refresh import rollback
 
     manifest = rollback(retriever)
     documents, chunks = manifest.sections.get("documents"), manifest.sections.get("chunks")

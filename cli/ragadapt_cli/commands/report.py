@@ -18,8 +18,8 @@ def report_command(terminal: Terminal, retriever: Path, in_browser: bool) -> Non
 
     Prints its table and the path of the page with charts, wins and losses.
     """
-    from ragadapt.evaluation.report import read_report, table
-    from ragadapt.store import FEEDBACK_REPORT, open_store
+    from ragadapt.report import read_report, table
+    from ragadapt.store.workspace import FEEDBACK_REPORT, open_store
 
     opened = open_store(retriever)
     opened.check("report")

@@ -156,7 +156,8 @@ def _show(terminal: Terminal, query: str, hits: Sequence[Hit]) -> None:
     for rank, hit in enumerate(hits, start=1):
         place = " > ".join(_places(hit.chunk.source or hit.chunk.document_id, hit.chunk.heading_path))
         metadata = hit.chunk.metadata
-        place += "".join(f", {part} {metadata[part]}" for part in ("page", "slide", "sheet", "row") if part in metadata)
+        parts = ("page", "slide", "sheet", "row", "cell")
+        place += "".join(f", {part} {metadata[part]}" for part in parts if part in metadata)
         score = f"{hit.score:.3f}"
         text, spans = snippet(hit.chunk.text, query, width * (3 if in_terminal else 1))
         terminal.write(f"{rank:>3}  ", (score, {"fg": "green"}), "  ", (place, {"bold": True}))

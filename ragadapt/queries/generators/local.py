@@ -338,7 +338,7 @@ def _device(name: str) -> torch.device:
 def _dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the hardware computes in it; else float32, or float16 on older GPUs."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "mps":
         try:
             torch.ones(2, device=device, dtype=torch.bfloat16).sum().item()

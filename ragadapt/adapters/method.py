@@ -1,0 +1,255 @@
+"""The contract of a method of training, and the table of the methods.
+
+A method sits on a transformer and knows neither sentence vectors nor scores, so that whatever ends in a transformer is
+adapted by the same code. It is one file beside this one and one line in `METHODS`; nothing outside this package asks
+which method it is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib import import_module
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ragadapt.config import AdapterConfig
+from ragadapt.encoder.prefix import layer_list
+from ragadapt.errors import InvalidConfiguration, InvalidInput
+
+METHODS: dict[str, str] = {
+    "lora": "ragadapt.adapters.peft:LoRA",
+    "full": "ragadapt.adapters.full:Full",
+}
+"""Name → module:class, imported when it is first used."""
+
+_SETTINGS = ("rank", "alpha", "dropout", "targets", "reweight", "gamma")  # of AdapterConfig; a method may lack some
+_OF_PAIRS = ("reweight", "gamma")
+_WITHOUT = ("none", 0, None, ())  # asks for nothing that a method could lack
+
+Weights = Callable[[], Mapping[str, Tensor]]
+"""Makes the transformer's own weights in float32, by name: the model itself may hold them rounded."""
+
+
+class Pair(Protocol):
+    """A linear layer with a low-rank pair: it gives W x + factor · B A x."""
+
+    in_features: int
+    out_features: int
+
+    @property
+    def a(self) -> Tensor:
+        """(r, in), float32; gradients reach it."""
+
+    @property
+    def b(self) -> Tensor:
+        """(out, r), float32; gradients reach it."""
+
+    @property
+    def factor(self) -> float:
+        """At the present strength."""
+
+    def register_forward_pre_hook(self, hook: Callable[..., Any], /) -> object:
+        """As of every torch module: called with what the layer is about to read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The layers of a transformer that are trained. stack: name of its list of layers; indices: lowest first."""
+
+    stack: str
+    indices: tuple[int, ...]
+    depth: int
+
+    @classmethod
+    def of(cls, model: nn.Module, wanted: int | None) -> Scope:
+        """The top `wanted` layers; None = all. Raises InvalidConfiguration."""
+        found = layer_list(model)
+        if found is None:
+            raise InvalidConfiguration(
+                f"{type(model).__name__} is of a build whose layers ragadapt does not know, so it cannot be adapted. "
+                "Choose another base model, or --method none."
+            )
+        name, layers = found
+        count = wanted if wanted is not None else len(layers)
+        if count > len(layers):
+            raise InvalidConfiguration(
+                f"layers = {count}: this model has {len(layers)} layers. Choose 1 to {len(layers)}."
+            )
+        return cls(name, tuple(range(len(layers) - count, len(layers))), len(layers))
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """With which the names of what lies in these layers begin."""
+        return tuple(f"{self.stack}.{index}." for index in self.indices)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a method can be told; each has its own. Fields are named as the settings that they are taken from."""
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        return tuple(field.name for field in fields(cls))
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    def deciding(self) -> dict[str, Any]:
+        """JSON values of those that decide the vectors beside the tensors."""
+        return {}
+
+
+class Method(ABC):
+    """What is trained on one transformer, from a start at which the transformer gives what it gave before.
+
+    Making one changes the model in place; its other weights are only read. Everything has a default that suits a method
+    which trains parameters of its own and needs no more.
+    """
+
+    OPTIONS: ClassVar[type[Options]] = Options
+    PAIRS: ClassVar[bool] = False  # has low-rank pairs: the vector can be re-weighted by one
+    MASTERS: ClassVar[bool] = False  # trains the model's own weights: float32 among those of another precision
+
+    @abstractmethod
+    def __init__(self, model: nn.Module, options: Options, scope: Scope, *, seed: int, weights: Weights) -> None:
+        """Raises InvalidConfiguration where this model cannot be adapted so."""
+
+    # What is trained
+
+    @abstractmethod
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What training changes, by name, in order of name; float32."""
+
+    @property
+    @abstractmethod
+    def lowest_layer(self) -> int | None:
+        """The lowest layer that changes, from 0; what lies below it may be computed once. None = the embeddings."""
+
+    def training(self, on: bool) -> None:  # noqa: B027
+        """Switch on or off what acts in training alone: dropout, noise. The model itself stays in eval mode."""
+
+    def penalty(self) -> Tensor | None:
+        """() A loss of the method's own, added once for a step; None = there is none."""
+        return None
+
+    def after_backward(self, step: int, total: int) -> None:  # noqa: B027
+        """Called when a step's gradients were applied and still are there. step: from 1 to total."""
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether it draws random numbers while it trains: a second pass over a text must then draw the same."""
+        return False
+
+    def memory(self) -> dict[str, Tensor]:
+        """What a run that goes on needs besides the parameters and the optimizer: ranks, running means."""
+        return {}
+
+    def remember(self, memory: Mapping[str, Tensor]) -> None:  # noqa: B027
+        """Set what `memory` gave."""
+
+    # Between the base and what was trained
+
+    @abstractmethod
+    def set_strength(self, strength: float) -> None:
+        """Go the share [0, 1] of the way from the base, which 0 is to the bit, to what was trained.
+
+        Raises InvalidInput where there is no way between.
+        """
+
+    # At rest
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Copies of what was learnt, at full strength, float32 on the CPU, by the names of `parameters`."""
+        return {name: parameter.detach().float().cpu().clone() for name, parameter in self.parameters().items()}
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set what `tensors` gave. Raises InvalidInput for those of another adapter."""
+        parameters = self.parameters()
+        if set(parameters) != set(tensors) or any(p.shape != tensors[name].shape for name, p in parameters.items()):
+            raise InvalidInput("These tensors belong to another adapter: their names or shapes differ.")
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+    @abstractmethod
+    def fold(self) -> dict[str, Tensor] | None:
+        """The model's own parameters that change, biases included, with what was learnt added at the present strength.
+
+        By name; float32 where the model is. None where what was learnt is no change of them: then the adapter is
+        shipped beside the base and attached when the model is opened.
+        """
+
+    @property
+    @abstractmethod
+    def changed(self) -> frozenset[str] | None:
+        """The names that `fold` gives, known before; None where it gives None."""
+
+    @abstractmethod
+    def detach(self) -> None:
+        """Leave the model as it was found."""
+
+    # What others may use
+
+    def pairs(self) -> Mapping[str, Pair]:
+        """Layers with a low-rank pair that the re-weighting of the vector can share, by name."""
+        return {}
+
+    @abstractmethod
+    def change(self) -> float:
+        """How far the parameters are from where they began, at full strength: a Frobenius norm; 0 = nothing learnt."""
+
+    @classmethod
+    def peft_config(cls, options: Options, tensors: Mapping[str, Tensor], strength: float) -> Any:
+        """The configuration under which PEFT reads these tensors, at a strength; None where PEFT does not know them."""
+        return None
+
+
+def method_named(name: str) -> type[Method]:
+    """Raises InvalidConfiguration for one that is not in the table."""
+    if name not in METHODS:
+        raise InvalidConfiguration(f"adapter.method = {name!r}: it is one of {', '.join(METHODS)}, or none.")
+    module, _, made = METHODS[name].partition(":")
+    found: type[Method] = getattr(import_module(module), made)
+    return found
+
+
+def options_of(config: AdapterConfig) -> Options:
+    """What the method is told. Raises InvalidConfiguration for what was set and the method cannot use."""
+    method = method_named(config.method)
+    known = method.OPTIONS.names() + (_OF_PAIRS if method.PAIRS else ())
+    for name in _SETTINGS:
+        value = getattr(config, name)
+        if name in config.model_fields_set and name not in known and value not in _WITHOUT:
+            others = f"It has: {', '.join(known)}." if known else "It has no settings of its own."
+            raise InvalidConfiguration(
+                f"adapter.{name} = {value!r}, but method {config.method!r} has no {name}. {others} Leave it out."
+            )
+    return method.OPTIONS(**{name: getattr(config, name) for name in method.OPTIONS.names()})
+
+
+def attach_method(model: nn.Module, config: AdapterConfig, *, seed: int, weights: Weights) -> tuple[Method, Scope]:
+    """A fresh adapter on a transformer, in place, and the layers that it trains. Raises InvalidConfiguration."""
+    scope = Scope.of(model, config.layers)
+    return method_named(config.method)(model, options_of(config), scope, seed=seed, weights=weights), scope
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module where the one of this name is."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def check_strength(strength: float) -> None:
+    """Raises InvalidInput."""
+    if not 0 <= strength <= 1:
+        raise InvalidInput(f"scale = {strength}: it lies between 0 (the base) and 1 (as trained).")
+
+
+def norm(tensors: Sequence[Tensor]) -> float:
+    """Frobenius norm of all of them together."""
+    return float(torch.sqrt(sum((tensor.double().square().sum() for tensor in tensors), torch.tensor(0.0))))

@@ -1,0 +1,617 @@
+"""fit(): documents in, a retriever out that is shown to be better, or shown not to need training.
+
+documents → chunks → vectors, lexical index → queries → split → fusion → plan → training → gate → index → folder
+
+Every stage is kept until the folder is written, so a killed run goes on from its last finished stage.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ragadapt import profiling
+from ragadapt.checks import checked_list, checked_path, shown
+from ragadapt.config import FitConfig
+from ragadapt.corpus.sources import describe_sources, listed_sources, read_sources
+from ragadapt.errors import InvalidConfiguration, InvalidInput
+from ragadapt.evaluation import gate
+from ragadapt.pipeline.adapt import (
+    DevPool,
+    check_teacher,
+    choose_strength,
+    dev_judges,
+    dev_pool,
+    drift,
+    make_examples,
+    proof,
+)
+from ragadapt.pipeline.arena import Arena, Grades, build_arena, one_rank
+from ragadapt.pipeline.fusion import ENOUGH, MOST, LearntFusion, learn_fusion, quality
+from ragadapt.pipeline.queries import Asked, Labels, answer_was_trained, ask, held_out_negatives, leaked, narrowed
+from ragadapt.pipeline.report import Facts, build_report, model_card
+from ragadapt.pipeline.stages import (
+    Corpus,
+    build_chunks,
+    build_index,
+    build_lexical,
+    build_vectors,
+    check_index,
+    commit_build,
+    encode_query_texts,
+    forget_vectors_beside,
+    keep_vectors_beside,
+    mutable_parts,
+    searcher_of,
+    vectors_kept_for,
+)
+from ragadapt.queries import check_generator
+from ragadapt.report import Report, write_report
+from ragadapt.search.fusion import Floats
+from ragadapt.search.searcher import Searcher
+from ragadapt.store.chunks import document_hash
+from ragadapt.store.workspace import Manifest, Stage, Workspace, answers_file
+from ragadapt.values import Chunk, Document, Evidence, Progress, Query, no_progress
+from ragadapt.version import __version__
+
+if TYPE_CHECKING:
+    from ragadapt.encoder import Encoder
+    from ragadapt.lexical import LexicalIndex
+    from ragadapt.training import Example
+    from ragadapt.training.processes import Processes
+
+log = logging.getLogger(__name__)
+
+_CROPS = 300  # crops that the fusion looks at: they can only raise the dense share, and each costs one encoding
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A finished fit. reused: stages taken over from an interrupted run."""
+
+    path: Path
+    report: Report
+    decision: gate.Decision
+    reused: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """WIN, NO GAIN or REGRESSION AVOIDED."""
+        return self.decision.verdict.value
+
+
+def fit(
+    sources: Sequence[Any],
+    target: str | Path,
+    config: FitConfig = FitConfig(),
+    *,
+    labels: Sequence[Labels] = (),
+    chunked: bool = False,
+    portable: bool | None = None,
+    profile: str | Path | None = None,
+    progress: Progress = no_progress,
+) -> FitResult:
+    """Learn a corpus and write a retriever to `target`, replacing an older one there only when all is done.
+
+    sources: files, folders, or LangChain documents / LlamaIndex nodes. chunked: those objects are passages already and
+    are not cut again. portable: copy the base model's weights into the folder (None = only where it is not on the
+    hub). profile: a JSON file that tells where the time went, by stage and by kind of work; the report shows it too.
+    Where `accelerate launch` started several processes, all of them train and all return the same; the first one alone
+    does the rest.
+    Raises EmptyCorpus, InvalidInput, StoreLocked, ModelNotFound, TrainingFailed.
+    """
+    _check_arguments(config, labels)
+    check_index(config.index)
+    check_teacher(config)
+    check_generator(config.query)
+    _check_cache_folder(config)
+    if config.adapter.trains:
+        from ragadapt.adapters.method import options_of
+
+        options_of(config.adapter)
+    target = checked_path(target, "The target")
+    sources = checked_list(sources, "sources") if chunked else listed_sources(sources)
+    from ragadapt.encoder.precision import choose_device
+    from ragadapt.training.processes import Processes
+
+    crew = Processes.join(choose_device(config.encoder.device).split(":")[0])
+    if crew.index > 0:
+        return _train_along(crew, config)
+    with profiling.profiled() if profile is not None else nullcontext() as taken:
+        clock = profiling.Clock(taken)
+        try:
+            result = _fit(sources, target, config, labels, chunked, portable, clock, crew, progress)
+            crew.tell(result)
+            return result
+        finally:
+            if taken is not None and profile is not None:
+                taken.write(Path(profile), clock.seconds)
+
+
+def _fit(
+    sources: Sequence[Any],
+    target: str | Path,
+    config: FitConfig,
+    labels: Sequence[Labels],
+    chunked: bool,
+    portable: bool | None,
+    clock: profiling.Clock,
+    crew: Processes,
+    progress: Progress,
+) -> FitResult:
+    from ragadapt.adapters.method import Scope
+    from ragadapt.encoder import Encoder
+
+    label_files = [file for label in labels for file in label.files]
+    with clock("read"), profiling.work("read"):
+        documents, skipped, chunks = read_sources(sources, config.read, chunked, progress, label_files)
+    with Workspace.open(target, {"command": "fit"}) as work:
+        run = _Run(work, config, clock, crew, progress, bool(portable), describe_sources(sources, chunked, label_files))
+        with clock("load model"), profiling.work("load model"):
+            encoder = Encoder.load(config.encoder)
+        if config.adapter.trains and encoder.query_tower is not None:
+            Scope.of(encoder.query_tower.model, config.adapter.layers)  # say now that there are not so many
+
+        corpus = run.chunks(documents, chunks, encoder)
+        taught = any(label.use != "eval" for label in labels) or config.query.generator or config.query.generator_url
+        # Half of the room: training has the other for what the first half does not hold.
+        with run.frozen_layers(encoder, room=0.5) if taught and config.adapter.adapt == "both" else nullcontext():
+            vectors = run.vectors("base-vectors", corpus, encoder)
+        lexical = run.lexical(corpus)
+        base = searcher_of(corpus, vectors, lexical)
+
+        asked = run.queries(corpus, encoder, base, labels)
+        fusion = run.fusion(asked.fusion_queries, encoder, corpus, vectors, asked.grades)
+        plan = run.plan(asked)
+        shipped, shipped_vectors, trained = encoder, vectors, None
+        decision = gate.not_trained(plan.reason)
+        base_fusion = fusion
+        if plan.train:
+            trained = run.train(plan, asked, encoder, base, corpus, vectors)
+            decision, trained, adapted_vectors = run.judge(trained, plan, asked, corpus, vectors, encoder, base_fusion)
+            if decision.adapted:
+                shipped, shipped_vectors = trained.encoder, adapted_vectors
+                fusion = trained.fusion or base_fusion
+
+        report = run.report(
+            documents, skipped, corpus, asked, plan, decision, trained, (encoder, vectors, base_fusion),
+            (shipped, shipped_vectors, fusion),
+        )  # fmt: skip
+        path = run.commit(report, corpus, encoder, shipped, shipped_vectors, fusion, adapted=decision.adapted)
+        return FitResult(path, report, decision, tuple(run.reused))
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What the other processes have to know of a training in which they take part."""
+
+    fingerprint: str
+    examples: Sequence[Example]
+    judged: bool  # whether the first process looks at a dev part
+
+
+def _train_along(crew: Processes, config: FitConfig) -> FitResult:
+    """What every process but the first one does: train with it when it says so, until it says what came of it."""
+    from ragadapt.encoder import Encoder
+    from ragadapt.training import train
+
+    while not isinstance(told := crew.tell(), FitResult):
+        encoder = Encoder.load(config.encoder)
+        if encoder.fingerprint != told.fingerprint:
+            raise InvalidConfiguration(
+                f"Process {crew.index} has another base model than the first one. Give all of them the same files."
+            )
+        dev = (lambda _: 0.0) if told.judged else None  # the first process looks, and tells the others
+        train(encoder, told.examples, dev, config.adapter, config.training, seed=config.seed)
+    return told
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained encoder at its chosen strength, and how it came about."""
+
+    encoder: Encoder
+    strength: float
+    strengths: dict[float, float]  # strength → dev score
+    history: tuple[dict[str, Any], ...]
+    examples: int
+    suspects: int
+    negatives: tuple[int, int]  # passages set beside the answers: those that answer held-out queries, and all
+    checks: tuple[dict[str, Any], ...]
+    fusion: LearntFusion | None = None
+    drift: float | None = None
+
+
+class _Run:
+    """One fit at work: the workspace and its stages, in the order in which they are called."""
+
+    def __init__(
+        self,
+        work: Workspace,
+        config: FitConfig,
+        clock: profiling.Clock,
+        crew: Processes,
+        progress: Progress,
+        portable: bool,
+        sources: Mapping[str, Any],
+    ) -> None:
+        self.work = work
+        self.sources = sources
+        self.config = config
+        self.clock = clock
+        self.crew = crew
+        self.progress = progress
+        self.portable = portable
+        self.reused: list[str] = []
+        self.digests: dict[str, str] = {}
+        self.paths: dict[str, Path] = {}
+
+    @contextmanager
+    def stage(self, name: str, after: Sequence[str] = (), **key: Any) -> Iterator[Stage]:
+        """A stage whose key holds its own settings and the digests of the stages that it reads."""
+        key["after"] = {earlier: self.digests[earlier] for earlier in after}
+        with self.clock(name), self.work.stage(name, key) as stage:
+            if stage.finished:
+                self.reused.append(name)
+            yield stage
+        self.digests[name] = stage.digest
+        self.paths[name] = stage.path
+
+    def chunks(self, documents: Sequence[Document], given: Sequence[Chunk] | None, encoder: Encoder) -> Corpus:
+        content = [document_hash(document) for document in documents]
+        if given is not None:
+            content += [f"{chunk.id} {chunk.content_hash}" for chunk in given]
+        settings = self.config.chunk.model_dump(mode="json")
+        with self.stage("chunks", documents=content, settings=settings, tokenizer=encoder.fingerprint) as stage:
+            return build_chunks(stage, documents, given, encoder, self.config.chunk, self.progress)
+
+    def vectors(self, name: str, corpus: Corpus, encoder: Encoder, after: Sequence[str] = ("chunks",)) -> Floats:
+        with self.stage(name, after, encoder=encoder.fingerprint) as stage, ExitStack() as stack:
+            known = [] if stage.finished else stack.enter_context(vectors_kept_for(self.work.target, encoder))
+            return build_vectors(stage, corpus, encoder, self.progress, known)
+
+    def lexical(self, corpus: Corpus) -> LexicalIndex:
+        with self.stage("lexical", ("chunks",)) as stage:
+            return build_lexical(stage, corpus, self.progress)
+
+    @property
+    def lexical_folder(self) -> Path:
+        return self.paths["lexical"] / "lexical"
+
+    def arena(
+        self, queries: Sequence[Query], encoder: Encoder, corpus: Corpus, vectors: Floats, grades: Grades
+    ) -> Arena:
+        return build_arena(queries, encoder, corpus, vectors, self.lexical_folder, grades, self.progress)
+
+    # Queries
+
+    def queries(self, corpus: Corpus, encoder: Encoder, base: Searcher, labels: Sequence[Labels]) -> Asked:
+        """Write, read, clean and split the queries."""
+        config = self.config
+        settings = {"query": config.query.deciding(), "split": config.split.deciding()}
+        with self.stage(
+            "queries",
+            ("base-vectors", "lexical"),
+            settings=settings,
+            labels=[label.key() for label in labels],
+            seed=config.seed,
+        ) as stage:
+            if not stage.finished:
+                cache = answers_file(self.work.target)  # not in the stage: answers outlive its settings
+                ask(corpus, encoder, base, labels, config, cache=cache, progress=self.progress).write(stage.path)
+            return Asked.read(stage.path)
+
+    # Learning
+
+    def fusion(
+        self,
+        queries: Sequence[Query],
+        encoder: Encoder,
+        corpus: Corpus,
+        vectors: Floats,
+        grades: dict[str, dict[str, int]],
+    ) -> LearntFusion:
+        """The fusion of this encoder, from the best evidence among the queries."""
+        with self.clock("fusion"):
+            if self.config.fusion.weight is not None:
+                return learn_fusion(None, self.config.fusion, evidence=None)
+            rank, chosen = one_rank(queries, ENOUGH, MOST)
+            if rank is Evidence.CROP:
+                chosen = chosen[:: -(-len(chosen) // _CROPS)]
+            arena = self.arena(chosen, encoder, corpus, vectors, grades) if chosen else None
+            return learn_fusion(arena, self.config.fusion, evidence=rank)
+
+    def plan(self, asked: Asked) -> gate.Plan:
+        """What trains and what judges."""
+        if not self.config.adapter.trains:
+            return gate.Plan((), (), None, "Training was switched off (--method none): only the search is tuned.")
+        return gate.plan(asked.train, asked.heldout, split=self.config.split)
+
+    def train(
+        self, plan: gate.Plan, asked: Asked, base: Encoder, searcher: Searcher, corpus: Corpus, vectors: Floats
+    ) -> Trained:
+        """Mine, train, and choose how far to go from the base."""
+        from ragadapt.encoder import Encoder
+        from ragadapt.training import train
+
+        config = self.config
+        settings = {name: getattr(config, name).deciding() for name in ("mining", "adapter", "training")}
+        settings["strengths"] = sorted(config.gate.interpolation)  # all of the gate that this stage looks at
+        ids = [query.id for query in plan.train]
+        with self.stage(
+            "train", ("queries",), settings=settings, encoder=base.fingerprint, queries=ids, portable=self.portable
+        ) as stage:
+            if not stage.finished:
+                trainers = narrowed(plan.train, base, corpus, vectors, asked.grades, self.progress)
+                query_vectors = encode_query_texts(base, trainers, self.progress)
+                examples, suspects = make_examples(
+                    trainers, searcher, query_vectors, corpus, config, asked.grades, self.progress
+                )
+                pool = self.dev_pool(plan, asked, base, corpus, vectors)
+                dev = partial(pool.score, progress=self.progress) if pool else None
+                self.crew.tell(_Training(base.fingerprint, examples, dev is not None))
+                with self.frozen_layers(base):
+                    result = train(
+                        base,
+                        examples,
+                        dev,
+                        config.adapter,
+                        config.training,
+                        seed=config.seed,
+                        checkpoint=stage.scratch / "checkpoint",
+                        progress=self.progress,
+                    )
+                    strength, strengths = choose_strength(result.encoder, pool, config, self.progress)
+                    effect = result.encoder.effect()
+                    saved = result.encoder.merged().save(stage.path / "model", portable=self.portable)
+                record = {
+                    "strength": strength,
+                    "strengths": sorted(strengths.items()),
+                    "history": [asdict(point) for point in result.history],
+                    "examples": len(examples),
+                    "suspects": suspects,
+                    "negatives": held_out_negatives(examples, plan, corpus, config.training.loss),
+                    "checks": proof(effect, saved),
+                }
+                (stage.path / "trained.json").write_text(json.dumps(record), encoding="utf-8")
+            record = json.loads((stage.path / "trained.json").read_text(encoding="utf-8"))
+            settings_now = config.encoder
+            encoder = Encoder.open(stage.path / "model", device=settings_now.device, precision=settings_now.precision)
+        return Trained(
+            encoder,
+            record["strength"],
+            dict(record["strengths"]),
+            tuple(record["history"]),
+            record["examples"],
+            record["suspects"],
+            tuple(record["negatives"]),
+            tuple(record["checks"]),
+        )
+
+    def dev_pool(self, plan: gate.Plan, asked: Asked, base: Encoder, corpus: Corpus, vectors: Floats) -> DevPool | None:
+        """The pool of the best dev queries of which there are enough."""
+        for judges in dev_judges(asked.dev, plan):
+            arena = self.arena(judges, base, corpus, vectors, asked.grades)
+            pool = dev_pool(arena, seed=self.config.seed)
+            if pool is not None:
+                log.info("%d dev queries (%s) steer the training", len(pool.judged), judges[0].evidence.value)
+                return pool
+        return None
+
+    @contextmanager
+    def frozen_layers(self, encoder: Encoder, room: float = 1.0) -> Iterator[None]:
+        """Where not all layers are trained, one cache of what the frozen ones give, for every encoding of this fit:
+        base vectors, training, looks at the dev part, adapted vectors. room: share of its size up to which it may
+        grow now; 0 = it is only read."""
+        training = self.config.training
+        shared = training.prefix_cache_folder  # serves other fits too: nothing in it is deleted
+        folder = Path(shared).expanduser() if shared is not None else self.work.path / "frozen-layers"
+        layers = self.config.adapter.layers if self.config.adapter.trains else None
+        if training.prefix_cache and training.prefix_cache_bytes > 0 and layers is not None:
+            limit = int(room * training.prefix_cache_bytes)
+            if encoder.use_prefix_cache(folder, top_layers=layers, max_bytes=limit) and shared is None:
+                encoder.forget_other_prefixes(folder)
+        try:
+            yield
+        finally:
+            encoder.release_prefix_cache()
+
+    def judge(
+        self,
+        trained: Trained,
+        plan: gate.Plan,
+        asked: Asked,
+        corpus: Corpus,
+        vectors: Floats,
+        base: Encoder,
+        base_fusion: LearntFusion,
+    ) -> tuple[gate.Decision, Trained, Floats]:
+        """Compare with the base on held-out queries; the decision, the trained side with its fusion, its vectors."""
+        config = self.config
+        if config.adapter.adapt == "query":
+            adapted_vectors = vectors
+        else:
+            with self.frozen_layers(trained.encoder, room=0):
+                adapted_vectors = self.vectors("adapted-vectors", corpus, trained.encoder, ("chunks", "train"))
+        rank, chosen = one_rank([q for q in asked.dev if q.evidence is plan.evidence], ENOUGH, MOST)
+        grades = asked.grades
+        with self.clock("gate"):
+            fusion = base_fusion
+            if chosen:
+                arena = self.arena(chosen, trained.encoder, corpus, adapted_vectors, grades)
+                fusion = learn_fusion(arena, config.fusion, evidence=rank)
+            before = self.arena(plan.judge, base, corpus, vectors, grades).with_fusion(base_fusion.fusion)
+            after = self.arena(plan.judge, trained.encoder, corpus, adapted_vectors, grades)
+            after = after.with_fusion(fusion.fusion)
+            moved = drift(vectors, adapted_vectors, seed=config.seed)
+            decision = gate.decide(
+                strength=trained.strength,
+                dense=(quality(after, "dense"), quality(before, "dense")),
+                search=(quality(after, "hybrid"), quality(before, "hybrid")),
+                drift=moved,
+                config=config.gate,
+                seed=config.seed,
+                met=answer_was_trained(plan, asked.grades),
+            )
+        log.info("gate: %s", "; ".join(decision.reasons))
+        return decision, replace(trained, fusion=fusion, drift=moved), adapted_vectors
+
+    # The folder
+
+    def report(
+        self,
+        documents: Sequence[Document],
+        skipped: Sequence[Any],
+        corpus: Corpus,
+        asked: Asked,
+        plan: gate.Plan,
+        decision: gate.Decision,
+        trained: Trained | None,
+        base: tuple[Encoder, Floats, LearntFusion],
+        shipped: tuple[Encoder, Floats, LearntFusion],
+    ) -> Report:
+        """Measure what ships beside the baselines on the held-out queries of the best rank."""
+        config = self.config
+        with self.clock("report"):
+            rank, chosen = one_rank(asked.heldout, dict.fromkeys(Evidence, 1), MOST)
+            if rank is Evidence.CROP:
+                chosen = chosen[:: -(-len(chosen) // _CROPS)]
+            if plan.judge:
+                rank, chosen = plan.evidence, list(plan.judge)
+            arenas: list[Arena | None] = [None, None]
+            if chosen:
+                arenas = [
+                    self.arena(chosen, encoder, corpus, vectors, asked.grades).with_fusion(learnt.fusion)
+                    for encoder, vectors, learnt in ((base, shipped) if decision.adapted else (base,))
+                ]
+            facts = Facts(
+                documents=documents,
+                skipped=skipped,
+                corpus=corpus,
+                evidence=rank,
+                judged=len(chosen),
+                plan=plan,
+                decision=decision,
+                fusion=shipped[2],
+                made=asked.made,
+                kept=asked.kept,
+                sizes={part: len(getattr(asked, part)) for part in ("train", "dev", "heldout")},
+                documents_by_part=asked.documents,
+                leaked=leaked(plan, corpus) if trained else 0,
+                negatives=trained.negatives if trained else None,
+                warnings=(*corpus.notes, *asked.notes),
+                history=trained.history if trained else (),
+                strengths=trained.strengths if trained else {},
+                strength=trained.strength if trained else None,
+                checks=trained.checks if trained else (),
+                precision=shipped[0].precision,
+                timings=self.clock.seconds,
+                profile=self.clock.profile,
+                configuration=config.model_dump(mode="json"),
+                seed=config.seed,
+                base_model=base[0].spec.model,
+                licences=_licences(base[0], config),
+            )
+            return build_report(facts, arenas[0], arenas[-1], corpus)
+
+    def commit(
+        self,
+        report: Report,
+        corpus: Corpus,
+        base: Encoder,
+        encoder: Encoder,
+        vectors: Floats,
+        learnt: LearntFusion,
+        *,
+        adapted: bool,
+    ) -> Path:
+        """Save the model, build the index, write the report, and replace the target in one move."""
+        config, progress = self.config, self.progress
+        if not adapted:
+            with self.stage("base-model", encoder=encoder.fingerprint, portable=self.portable) as stage:
+                if not stage.finished:
+                    encoder.save(stage.path / "model", portable=self.portable)
+        with self.stage("index", ("chunks",), encoder=encoder.fingerprint, index=config.index.deciding()) as stage:
+            if not stage.finished:
+                build_index(stage, config.index, corpus, vectors, encoder.fingerprint, progress)
+        with self.stage("report", ("queries",), report=report.model_dump(mode="json")) as stage:
+            if not stage.finished:
+                write_report(stage.path, report)
+                (stage.path / "README.md").write_text(model_card(report), encoding="utf-8")
+        parts = {
+            "chunks.sqlite": self.paths["chunks"] / "chunks.sqlite",
+            "lexical": self.lexical_folder,
+            "model": self.paths["train" if adapted else "base-model"] / "model",
+            "index": self.paths["index"] / "index",
+            "background.npz": self.paths["index"] / "background.npz",
+            "report": self.paths["report"],
+            "report/queries.jsonl": self.paths["queries"] / "heldout.jsonl",
+        }
+        manifest = Manifest(
+            fingerprint=encoder.fingerprint,
+            configuration=config.model_dump(mode="json"),
+            seeds={"seed": config.seed},
+            licences=_licences(encoder, config),
+            sections={
+                "fusion": learnt.fusion.as_dict(),
+                "depth": config.fusion.depth,
+                "verdict": report.verdict.outcome if report.verdict else None,
+                "chunks": len(corpus.chunks),
+                "documents": len(corpus.documents),
+                "sources": dict(self.sources),
+                "cut_by": __version__,
+                "precision": asdict(encoder.precision),
+            },
+            mutable=mutable_parts(config.index),
+        )
+        with self.clock("commit"), profiling.work("commit"):
+            # Beside the folder before it is replaced: the stages go with the commit.
+            held = not adapted and "index" not in manifest.mutable
+            if not held:
+                keep_vectors_beside(self.work.target, corpus, self.paths["base-vectors"] / "vectors.npy", base)
+            commit_build(self.work, manifest, parts)
+            if held:
+                forget_vectors_beside(self.work.target)
+        return self.work.target
+
+
+def _check_arguments(config: FitConfig, labels: Sequence[Labels]) -> None:
+    """Raises InvalidInput for what is of another type: settings are not merged, nor paths taken for labels."""
+    if not isinstance(config, FitConfig):
+        raise InvalidInput(f"config is {type(config).__name__} ({shown(config)}); build one with FitConfig.build(…).")
+    for at, label in enumerate(checked_list(labels, "labels")):
+        if not isinstance(label, Labels):
+            raise InvalidInput(f"labels[{at}] is {type(label).__name__} ({shown(label)}); give Labels(queries, qrels).")
+
+
+def _check_cache_folder(config: FitConfig) -> None:
+    """Raises InvalidConfiguration where nothing could be kept."""
+    folder = config.training.prefix_cache_folder
+    if folder is None:
+        return
+    if Path(folder).expanduser().exists() and not Path(folder).expanduser().is_dir():
+        raise InvalidConfiguration(f"training.prefix_cache_folder = {folder!r} is a file. Name a folder.")
+    if config.adapter.layers is None or not config.adapter.trains:
+        raise InvalidConfiguration(
+            f"training.prefix_cache_folder = {folder!r}, but all layers are trained or none, so there is nothing to "
+            "keep. Set adapter.layers (3 of six are the quick choice), or leave the folder out."
+        )
+
+
+def _licences(encoder: Encoder, config: FitConfig) -> dict[str, str]:
+    from ragadapt.encoder.loading import licence_of
+
+    query, licences = config.query, {"base": encoder.spec.licence or "unknown"}
+    if query.generator:
+        licences["generator"] = licence_of(query.generator) or f"unknown: see {query.generator}"
+    elif query.generator_url:
+        licences["generator"] = f"unknown: see {query.generator_model or query.generator_url}"
+    if config.mining.teacher is not None:
+        licences["teacher"] = licence_of(config.mining.teacher) or f"unknown: see {config.mining.teacher}"
+    return licences

@@ -1,0 +1,96 @@
+"""Learning a corpus's fusion from the best evidence there is, and measuring search on judged queries."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ragadapt.config import FusionConfig
+from ragadapt.pipeline.arena import Arena
+from ragadapt.search.fusion import NEUTRAL_WEIGHT, Fusion, FusionCurve, learn_weight
+from ragadapt.values import Evidence
+
+log = logging.getLogger(__name__)
+
+System = Literal["dense", "lexical", "rrf", "hybrid"]
+
+ENOUGH = {Evidence.LABELLED: 10, Evidence.HUMAN: 40, Evidence.PARAPHRASE: 40, Evidence.CROP: 40}
+"""Fewest queries of a rank that may move the fusion away from its neutral setting."""
+
+_TOLERANCE = 2.0  # standard errors; what was found in the documents is asked otherwise than users ask
+_UNBIASED = (Evidence.LABELLED, Evidence.HUMAN)  # the rest repeat their passage's words: they favour the lexical side
+MOST = 1000  # queries looked at; the curve is smooth long before
+
+
+@dataclass(frozen=True, slots=True)
+class LearntFusion:
+    """A corpus's fusion and where it comes from. curve is None where it was given or nothing could be learnt."""
+
+    fusion: Fusion
+    evidence: Evidence | None
+    queries: int
+    curve: FusionCurve | None
+    reason: str
+
+
+def ranking(arena: Arena, system: System, *, k: int = 100) -> list[NDArray[np.int64]]:
+    """Ranked positions per query."""
+    searcher, texts = arena.searcher, [item.query.text for item in arena.judged]
+    if system in ("dense", "lexical"):
+        found = searcher.rank(texts, arena.vectors, k, "dense" if system == "dense" else "lexical")
+    else:
+        fusion = Fusion(method="rrf") if system == "rrf" else searcher.fusion
+        found = searcher.rank(texts, arena.vectors, k, "hybrid", fusion=fusion, progress=arena.progress)
+    return [searcher.positions(ranked.ids) for ranked in found]
+
+
+def quality(arena: Arena, system: System) -> NDArray[np.float64]:
+    """nDCG@10 per query (Q,)."""
+    rankings = ranking(arena, system)
+    return np.array([item.ndcg(positions) for item, positions in zip(arena.judged, rankings, strict=True)])
+
+
+def learn_fusion(arena: Arena | None, config: FusionConfig, *, evidence: Evidence | None) -> LearntFusion:
+    """The fusion for this arena's searcher; the arena's queries are all of one rank of evidence.
+
+    Labelled queries and what people wrote may move the weight either way. Evidence that repeats its passage's words
+    favours the lexical side, so it may only raise the dense side's share: what wins against the bias is real.
+    """
+    start = Fusion()
+    if config.feedback is not None and not config.feedback:
+        start = replace(start, feedback=0.0)
+    if config.weight is not None:
+        return LearntFusion(replace(start, weight=config.weight), None, 0, None, "set by the configuration")
+    if arena is None or not arena.judged or evidence is None:
+        return LearntFusion(start, None, 0, None, "neutral: no evidence to learn from")
+    judged, searcher = arena.judged, arena.searcher
+    texts = [item.query.text for item in judged]
+    at_least = None if evidence in _UNBIASED else NEUTRAL_WEIGHT
+    found = searcher.candidates(texts, arena.vectors, fusion=start, progress=arena.progress)
+    tolerance = 1.0 if evidence is Evidence.LABELLED else _TOLERANCE
+    curve = learn_weight(found, [item.ndcg for item in judged], start=start, at_least=at_least, tolerance=tolerance)
+    fusion = replace(start, weight=curve.chosen)
+    if config.feedback is None and evidence in _UNBIASED:
+        fusion = _without_harmful_feedback(arena, texts, fusion)
+    reason = f"learnt from {len(judged)} queries ({evidence.value})"
+    if at_least is not None:
+        reason += "; they favour the lexical side, so they may only raise the dense share"
+    log.info("fusion weight %.2f (%s)", fusion.weight, reason)
+    return LearntFusion(fusion, evidence, len(judged), curve, reason)
+
+
+def _without_harmful_feedback(arena: Arena, texts: Sequence[str], fusion: Fusion) -> Fusion:
+    """Switch the vector feedback off where it costs more than one standard error."""
+    off = replace(fusion, feedback=0.0)
+    values = []
+    for setting in (fusion, off):
+        found = arena.searcher.candidates(texts, arena.vectors, fusion=setting, progress=arena.progress)
+        values.append([item.ndcg(c.ranked(setting, 100)[0]) for item, c in zip(arena.judged, found, strict=True)])
+    loss = np.array(values[1]) - np.array(values[0])
+    error = loss.std(ddof=1) / np.sqrt(len(loss)) if len(loss) > 1 else np.inf
+    return off if loss.mean() > error else fusion

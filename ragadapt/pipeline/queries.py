@@ -1,0 +1,341 @@
+"""What a fit is asked: queries from the documents, from a language model and from the user's labels, by part."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ragadapt import profiling
+from ragadapt.checks import checked_path
+from ragadapt.config import FitConfig
+from ragadapt.corpus import internal_links, normalise
+from ragadapt.errors import InvalidLabels
+from ragadapt.evaluation import gate
+from ragadapt.files import record_file, write_text
+from ragadapt.pipeline.stages import Corpus, encode_query_texts, read_queries, write_queries
+from ragadapt.queries import (
+    LabelledSet,
+    Split,
+    assign_queries,
+    clean_queries,
+    count_leaks,
+    generate_queries,
+    load_labels,
+    narrow_to_best_chunk,
+    round_trip_filter,
+    split_documents,
+    split_labelled,
+    structural_queries,
+)
+from ragadapt.queries.split import PARTS
+from ragadapt.search.fusion import Floats
+from ragadapt.search.searcher import Searcher
+from ragadapt.values import Evidence, Progress, Query
+
+if TYPE_CHECKING:
+    from ragadapt.encoder import Encoder
+    from ragadapt.training import Example
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The user's own judged queries. use: learn from them, be measured on them, or both (split by query).
+
+    queries: BEIR queries.jsonl with qrels, or a jsonl of {"text", "evidence": [{"source", "quote"}]}.
+    """
+
+    queries: Path
+    qrels: Path | None = None
+    use: Literal["both", "train", "eval"] = "both"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "queries", checked_path(self.queries, "queries"))
+        if self.qrels is not None:
+            object.__setattr__(self, "qrels", checked_path(self.qrels, "qrels"))
+        for path in (self.queries, self.qrels):
+            if path is not None and not path.is_file():
+                raise InvalidLabels(f"There is no file at {path}. Give the path of your labelled questions.")
+        if self.use not in ("both", "train", "eval"):
+            raise InvalidLabels(f"use = {self.use!r}: labels are for 'both', 'train' or 'eval'.")
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The queries and, where there are any, their judgements."""
+        return (self.queries,) if self.qrels is None else (self.queries, self.qrels)
+
+    def key(self) -> list[str]:
+        """What tells these labels from others: digests of the files, and the use."""
+        return [record_file(self.queries).sha256, record_file(self.qrels).sha256 if self.qrels else "", self.use]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The queries of a fit by part, with what is known about them.
+
+    grades: for labels that name documents. made and kept: counts by kind, before and after cleaning.
+    """
+
+    train: tuple[Query, ...]
+    dev: tuple[Query, ...]
+    heldout: tuple[Query, ...]
+    grades: dict[str, dict[str, int]]
+    made: dict[str, int]
+    kept: dict[str, int]
+    documents: dict[str, int]  # part → documents
+    notes: tuple[str, ...]
+
+    @property
+    def fusion_queries(self) -> tuple[Query, ...]:
+        """What the fusion may learn from: everything that is not held out."""
+        return (*self.train, *self.dev)
+
+    def write(self, folder: Path) -> None:
+        """As train.jsonl, dev.jsonl, heldout.jsonl and asked.json."""
+        for part in PARTS:
+            write_queries(folder / f"{part}.jsonl", getattr(self, part))
+        rest = {name: value for name, value in asdict(self).items() if name not in PARTS}
+        write_text(folder / "asked.json", json.dumps(rest, ensure_ascii=False))
+
+    @classmethod
+    def read(cls, folder: Path) -> Asked:
+        """What `write` wrote."""
+        values: dict[str, Any] = json.loads((folder / "asked.json").read_text(encoding="utf-8"))
+        for part in PARTS:
+            values[part] = tuple(read_queries(folder / f"{part}.jsonl"))
+        return cls(**values | {"notes": tuple(values["notes"])})
+
+
+def ask(
+    corpus: Corpus,
+    encoder: Encoder,
+    base: Searcher,
+    labels: Sequence[Labels],
+    config: FitConfig,
+    *,
+    cache: Path,
+    progress: Progress,
+) -> Asked:
+    """Write, read, clean and split the queries. base: the untuned search of the round trip. cache: a file that keeps
+    a language model's answers, so that nothing is asked twice. Raises InvalidLabels, InvalidInput."""
+    seed = config.seed
+    documents, chunks = corpus.documents, corpus.chunks
+    with profiling.work("queries from documents", len(documents)):
+        links = internal_links(documents, chunks)
+        written = structural_queries(documents, chunks, links, config.query, seed=seed)
+    sets, notes = read_labels(corpus, labels, config)
+    if config.query.generator or config.query.generator_url:
+        examples = shown_examples(sets)
+        with profiling.work("language model"):
+            written += generate_queries(
+                chunks, config.query, seed=seed, cache_path=cache, progress=progress, examples=examples
+            )
+    made = Counter(query.kind for query in written)
+    with profiling.work("clean queries", len(written)):
+        cleaned = clean_queries(written, chunks, config.query, seed=seed)
+    split = split_documents(chunks, corpus.groups, config.split, seed)
+    train, dev, heldout = divide(
+        cleaned,
+        sets,
+        corpus,
+        split,
+        sift=lambda train: _round_trip(train, encoder, base, config.query.round_trip_k, progress),
+    )
+    return Asked(
+        tuple(train),
+        tuple(dev),
+        tuple(heldout),
+        document_grades(sets, corpus),
+        dict(made),
+        dict(Counter(query.kind for query in (*train, *dev, *heldout))),
+        {"train": len(split.train), "dev": len(split.dev), "heldout": len(split.heldout)},
+        tuple(notes),
+    )
+
+
+DividedLabels = tuple[LabelledSet, dict[str, set[str]]]
+"""A labelled set, and part → the ids of its queries there."""
+
+
+def read_labels(corpus: Corpus, labels: Sequence[Labels], config: FitConfig) -> tuple[list[DividedLabels], list[str]]:
+    """Every labelled set with the ids of its parts, and what could not be matched. Ids are unique over all sets."""
+    sets, notes, seen = [], [], set[str]()
+    for number, label in enumerate(labels, start=1):
+        found = load_labels(label.queries, label.qrels, chunks=corpus.chunks, documents=corpus.documents)
+        if seen & {query.id for query in found.queries}:  # two files may both number from 1
+            found = _renamed(found, f"{number}:")
+        seen |= {query.id for query in found.queries}
+        if found.unmatched:
+            where, why = found.unmatched[0]
+            count, name = len(found.unmatched), label.queries.name
+            notes.append(f"{count} labels of {name} could not be used; the first: {where}: {why}")
+        sets.append((found, _split_labels(found.queries, label.use, config)))
+    return sets, notes
+
+
+def _split_labels(queries: Sequence[Query], use: str, config: FitConfig) -> dict[str, set[str]]:
+    if use == "eval":
+        return {"train": set(), "dev": set(), "heldout": {query.id for query in queries}}
+    settings = config.split if use == "both" else config.split.model_copy(update={"heldout": 0.0})
+    if not queries:
+        return {"train": set(), "dev": set(), "heldout": set()}
+    split = split_labelled(queries, settings, config.seed)
+    return {"train": set(split.train), "dev": set(split.dev), "heldout": set(split.heldout)}
+
+
+def shown_examples(sets: Sequence[DividedLabels]) -> list[Query]:
+    """The labelled queries that a language model may be shown: those for training alone."""
+    return [query for found, ids in sets for query in found.queries if query.id in ids["train"]]
+
+
+def divide(
+    queries: Sequence[Query],
+    sets: Sequence[DividedLabels],
+    corpus: Corpus,
+    split: Split,
+    *,
+    sift: Callable[[Sequence[Query]], list[Query]] = list,
+) -> tuple[list[Query], list[Query], list[Query]]:
+    """(train, dev, heldout): cleaned queries by their documents' part, labels by their own.
+
+    sift: which of the training queries stay, before the labels join them.
+    """
+    parts = assign_queries(queries, corpus.chunks, split)
+    parts["train"] = sift(parts["train"])
+    for found, ids in sets:
+        for part in PARTS:
+            parts[part] += [query for query in found.queries if query.id in ids[part]]
+    return _without_held_out_passages(parts["train"], parts["heldout"], corpus), parts["dev"], parts["heldout"]
+
+
+def _round_trip(queries: Sequence[Query], encoder: Encoder, base: Searcher, k: int, progress: Progress) -> list[Query]:
+    """Keep a query that may train only if its passage comes back in the first k of the untuned hybrid."""
+    crops = [query for query in queries if query.evidence is Evidence.CROP]  # they never train
+    queries = [query for query in queries if query.evidence is not Evidence.CROP]
+    if not k or not queries:
+        return [*queries, *crops]
+    vectors = encoder.encode_queries([query.text for query in queries], progress=progress)
+    found = base.rank([query.text for query in queries], vectors, k)
+    kept, dropped = round_trip_filter(queries, [ranked.ids for ranked in found], k)
+    log.info("round trip: %d of %d training queries kept", len(kept), len(kept) + len(dropped))
+    return [*kept, *crops]
+
+
+def narrowed(
+    queries: Sequence[Query],
+    base: Encoder,
+    corpus: Corpus,
+    vectors: Floats,
+    grades: Mapping[str, Mapping[str, int]],
+    progress: Progress,
+) -> list[Query]:
+    """Labels that name a document: of its chunks, the one that the base's vectors put nearest to the query."""
+    whole = [query for query in queries if query.id in grades]
+    if not whole:
+        return list(queries)
+    at = {id: position for position, id in enumerate(corpus.ids)}
+    query_vectors = encode_query_texts(base, whole, progress)
+    document_of = {chunk.id: chunk.document_id for chunk in corpus.chunks}
+
+    def score(query: Query, ids: Sequence[str]) -> list[float]:
+        rows = np.asarray(vectors[[at[id] for id in ids]])
+        scores: list[float] = (rows @ query_vectors[query.id]).tolist()
+        return scores
+
+    found = {query.id: query for query in narrow_to_best_chunk(whole, score, document_of=document_of)}
+    return [found.get(query.id, query) for query in queries]
+
+
+def answer_was_trained(plan: gate.Plan, grades: Mapping[str, Mapping[str, int]]) -> list[bool]:
+    """For each judging query whether a training query had one of its answers: a passage, or a document it names."""
+
+    def answers(query: Query) -> set[str]:
+        return {*query.positives, *grades.get(query.id, ())}
+
+    trained = {answer for query in plan.train for answer in answers(query)}
+    return [not trained.isdisjoint(answers(query)) for query in plan.judge]
+
+
+def leaked(plan: gate.Plan, corpus: Corpus) -> int:
+    """Training items that share text with the held-out part; labelled questions may share answers, not texts."""
+    labelled = [query for query in plan.train if query.evidence is Evidence.LABELLED]
+    if plan.evidence is not Evidence.LABELLED or not labelled:
+        return count_leaks(plan.train, plan.judge, corpus.chunks).total
+    others = [query for query in plan.train if query.evidence is not Evidence.LABELLED]
+    asked = count_leaks(labelled, plan.judge, corpus.chunks)
+    return asked.texts + asked.near_texts + count_leaks(others, plan.judge, corpus.chunks).total
+
+
+def held_out_negatives(examples: Sequence[Example], plan: gate.Plan, corpus: Corpus, loss: str) -> tuple[int, int]:
+    """How many of the passages that the loss sets beside the training queries' own answers are answers of held-out
+    queries, and how many there are.
+
+    That is no leak: being pushed away from other queries cannot flatter the model on its own. To spare these passages
+    would, as all others were pushed away.
+    """
+    at = {id: position for position, id in enumerate(corpus.ids)}
+    answers = {corpus.text_keys[at[id]] for query in plan.judge for id in query.positives if id in at}
+    pairs: set[tuple[str, str]] = set()
+    for example in examples:
+        beside = example.negatives if loss in ("infonce", "both") else ()
+        beside += () if loss == "infonce" else example.candidates[1:]
+        pairs |= {(example.query, passage) for passage in beside}
+    keys = {passage: normalise(passage) for passage in {passage for _, passage in pairs}}
+    return sum(keys[passage] in answers for _, passage in pairs), len(pairs)
+
+
+def _without_held_out_passages(train: Sequence[Query], heldout: Sequence[Query], corpus: Corpus) -> list[Query]:
+    """Drop queries made from passages (or near-duplicates of passages) that answer a held-out labelled query.
+
+    Labelled training queries stay: users ask about the same passages again, and their split is by query.
+    """
+    at = {id: position for position, id in enumerate(corpus.ids)}
+    answers = {
+        corpus.groups[at[id]]
+        for query in heldout
+        if query.evidence is Evidence.LABELLED
+        for id in query.positives
+        if id in at
+    }
+    return [
+        query
+        for query in train
+        if query.evidence is Evidence.LABELLED
+        or not any(corpus.groups[at[id]] in answers for id in query.positives if id in at)
+    ]
+
+
+def _renamed(found: LabelledSet, prefix: str) -> LabelledSet:
+    """The same labels under ids with a prefix."""
+    return replace(
+        found,
+        queries=[replace(query, id=prefix + query.id) for query in found.queries],
+        grades={prefix + id: value for id, value in found.grades.items()},
+        document_positives={prefix + id: value for id, value in found.document_positives.items()},
+        evidence={prefix + id: value for id, value in found.evidence.items()},
+    )
+
+
+def document_grades(sets: Sequence[DividedLabels], corpus: Corpus) -> dict[str, dict[str, int]]:
+    """Query id → document id → grade, for labels that name whole documents."""
+    document_of = {chunk.id: chunk.document_id for chunk in corpus.chunks}
+    grades: dict[str, dict[str, int]] = {}
+    for found, _ in sets:
+        for query, documents in found.document_positives.items():
+            whole = set(documents)
+            if not whole:
+                continue
+            grades[query] = dict.fromkeys(documents, 1)
+            for chunk, grade in found.grades.get(query, {}).items():
+                document = document_of[chunk]
+                if document in whole:
+                    grades[query][document] = max(grades[query][document], int(grade))
+    return grades

@@ -1,0 +1,408 @@
+"""What a fit found out, as a report: systems side by side on held-out queries, wins and losses, curves, facts."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragadapt import report as reports
+from ragadapt.corpus import notes_of
+from ragadapt.evaluation import Evaluation, evaluate, gate
+from ragadapt.evaluation.judging import JudgedQuery
+from ragadapt.pipeline.arena import Arena
+from ragadapt.pipeline.fusion import LearntFusion, System, ranking
+from ragadapt.pipeline.stages import Corpus
+from ragadapt.profiling import Profile
+from ragadapt.report import build
+from ragadapt.report.build import library_versions
+from ragadapt.search.fusion import Floats, Fusion
+from ragadapt.text import printable
+from ragadapt.values import Chunk, Document, Evidence
+
+if TYPE_CHECKING:
+    from ragadapt.encoder import Precision
+
+Run = dict[str, dict[str, float]]
+
+_LABELS = {
+    "base-dense": "base model, dense",
+    "bm25": "BM25",
+    "base-hybrid": "base hybrid (RRF)",
+    "base-fused": "base, learnt fusion",
+    "fitted-dense": "fitted model, dense",
+    "shipped": "fitted retriever (default search)",
+}
+_DEEP = 200  # passages of a query among which its best wrong one is looked for
+_FLATTERING = "cut from the passages themselves, so BM25 looks better here than with users' own questions"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that the stages of a fit know and a report shows."""
+
+    documents: Sequence[Document]
+    skipped: Sequence[Any]
+    corpus: Corpus
+    evidence: Evidence | None
+    judged: int
+    plan: gate.Plan
+    decision: gate.Decision
+    fusion: LearntFusion
+    made: Mapping[str, int]
+    kept: Mapping[str, int]
+    sizes: Mapping[str, int]  # queries by part
+    documents_by_part: Mapping[str, int]
+    leaked: int
+    negatives: tuple[int, int] | None  # that answer held-out queries, and all; None where nothing was trained
+    warnings: Sequence[str]
+    history: Sequence[Mapping[str, Any]]
+    strengths: Mapping[float, float]
+    strength: float | None
+    checks: Sequence[Mapping[str, Any]]
+    timings: Mapping[str, float]
+    configuration: Mapping[str, Any]
+    seed: int
+    base_model: str
+    licences: Mapping[str, str]
+    precision: Precision | None = None  # of the encoder that ships
+    peak_memory_bytes: int | None = None
+    profile: Profile | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def runs(arena: Arena, corpus: Corpus, systems: Mapping[str, System], *, k: int = 100) -> dict[str, Run]:
+    """Name → run over unit ids (documents where documents were judged). A score is minus the rank."""
+    made: dict[str, Run] = {}
+    for name, system in systems.items():
+        made[name] = {}
+        for item, positions in zip(arena.judged, ranking(arena, system, k=k), strict=True):
+            names = [unit_name(item, unit, arena, corpus) for unit in item.units(positions)]
+            made[name][item.query.id] = {id: -float(rank) for rank, id in enumerate(names, start=1)}
+    return made
+
+
+def judgements(arena: Arena, corpus: Corpus) -> dict[str, dict[str, int]]:
+    """Query id → unit id → grade."""
+    return {
+        item.query.id: {unit_name(item, unit, arena, corpus): int(grade) for unit, grade in item.relevant.items()}
+        for item in arena.judged
+    }
+
+
+def unit_name(item: JudgedQuery, unit: int, arena: Arena, corpus: Corpus) -> str:
+    """A document's or a chunk's id."""
+    if item.unit_names is not None:
+        return item.unit_names[unit]
+    return arena.searcher.ids_of([unit])[0]
+
+
+def build_report(facts: Facts, base: Arena | None, shipped: Arena | None, corpus: Corpus) -> reports.Report:
+    """The report. base and shipped: the same held-out queries searched by either; None where nothing is judged."""
+    measured: dict[str, Any] = {}
+    if base is not None and shipped is not None and base.judged:
+        measured = _measure(facts, base, shipped, corpus)
+    decision = facts.decision
+    warnings = list(facts.warnings)
+    if facts.evidence is Evidence.CROP:
+        warnings.append(
+            f"The held-out queries were {_FLATTERING}. Give labelled questions (--queries) for real figures."
+        )
+    elif facts.evidence is None:
+        warnings.append("No held-out queries: nothing was measured. Give labelled questions (--queries).")
+    return reports.Report(
+        title="Fitted retriever",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        base_model=facts.base_model,
+        verdict=reports.Verdict(
+            outcome=decision.verdict.value,
+            reasons=decision.reasons,
+            steps=_steps(facts),
+            shipped=_shipped_words(decision, facts.fusion.fusion),
+            untrained="" if facts.plan.train else facts.plan.reason,
+        ),
+        evidence=None
+        if facts.evidence is None
+        else reports.EvidenceUsed(
+            tier=facts.evidence.value,
+            queries=facts.judged,
+            note=_FLATTERING if facts.evidence is Evidence.CROP else "",
+        ),
+        fusion=_fusion_curve(facts.fusion),
+        interpolation=_strength_curve(facts),
+        learning=tuple(
+            reports.LearningPoint(step=point["step"], loss=point.get("loss"), dev=point.get("dev"))
+            for point in facts.history
+        ),
+        checks=tuple(reports.Check(**check) for check in facts.checks),
+        corpus=_corpus(facts),
+        queries=tuple(
+            reports.QueryYield(kind=kind, evidence=_evidence_of(kind), made=count, kept=facts.kept.get(kind, 0))
+            for kind, count in sorted({**dict.fromkeys(facts.kept, 0), **facts.made}.items())
+        ),
+        split=reports.SplitSizes(
+            train=facts.sizes["train"],
+            dev=facts.sizes["dev"],
+            heldout=facts.sizes["heldout"],
+            leaked=facts.leaked,
+            heldout_negatives=None if facts.negatives is None else facts.negatives[0],
+            negatives=None if facts.negatives is None else facts.negatives[1],
+            documents=dict(facts.documents_by_part),
+        ),
+        timings=_timings(facts),
+        warnings=tuple(warnings),
+        configuration=dict(facts.configuration),
+        seeds={"seed": facts.seed},
+        versions=library_versions(),
+        machine=_machine(facts),
+        licences=tuple(reports.Licence(what=what, licence=text) for what, text in facts.licences.items()),
+        **measured,
+    )
+
+
+def _machine(facts: Facts) -> dict[str, str]:
+    machine = {"system": platform.system(), "machine": platform.machine(), "python": platform.python_version()}
+    if facts.precision is not None:
+        machine |= {
+            "device": facts.precision.device,
+            "precision": facts.precision.dtype,
+            "precision chosen because": facts.precision.reason,
+            "least cosine with float32": f"{facts.precision.min_cosine:.5f}",
+            "rank agreement with float32": f"{facts.precision.rank_agreement:.3f}",
+        }
+    return machine
+
+
+def _timings(facts: Facts) -> tuple[reports.Timing, ...]:
+    made = []
+    for stage, seconds in facts.timings.items():
+        works = facts.profile.of_stage(stage, seconds) if facts.profile else ()
+        made.append(
+            reports.Timing(
+                stage=stage,
+                seconds=round(seconds, 3),
+                work=tuple(reports.WorkDone(**asdict(done)) for done in works),
+            )
+        )
+    return tuple(made)
+
+
+def _measure(facts: Facts, base: Arena, shipped: Arena, corpus: Corpus) -> dict[str, Any]:
+    found = runs(base, corpus, {"base-dense": "dense", "bm25": "lexical", "base-hybrid": "rrf", "base-fused": "hybrid"})
+    if facts.decision.adapted:
+        runs_after = runs(shipped, corpus, {"fitted-dense": "dense", "shipped": "hybrid"})
+        found |= runs_after
+    else:
+        found["shipped"] = found.pop("base-fused")
+    qrels = judgements(base, corpus)
+    evaluations: dict[str, Evaluation] = {name: evaluate(run, qrels) for name, run in found.items()}
+    seed = facts.seed
+    systems = [
+        build.measured(name, _LABELS[name], evaluation, seed=seed, shipped=name == "shipped")
+        for name, evaluation in evaluations.items()
+    ]
+    baselines = {name: evaluations[name] for name in build.BASELINES}
+    deltas = list(build.differences("shipped", evaluations["shipped"], baselines, seed=seed))
+    if "fitted-dense" in evaluations:
+        dense = {"base-dense": evaluations["base-dense"]}
+        deltas += build.differences("fitted-dense", evaluations["fitted-dense"], dense, seed=seed)
+    texts = {item.query.id: item.query.text for item in base.judged}
+    kinds = {item.query.id: item.query.kind for item in base.judged}
+    by_unit = _first_chunks(corpus)
+    before, after = ((_LABELS[name], found[name], evaluations[name]) for name in ("base-hybrid", "shipped"))
+
+    def passage(id: str) -> reports.Passage | None:
+        chunk = by_unit.get(id)
+        return None if chunk is None else _shown(chunk)
+
+    return {
+        "systems": tuple(systems),
+        "deltas": tuple(deltas),
+        "distributions": _distributions(base, shipped if facts.decision.adapted else None),
+        "comparison": build.compare(texts, qrels, before, after, passage, kinds=kinds),
+        "failures": reports.Failures(
+            worst=build.worst_queries(texts, qrels, before, after, passage, kinds=kinds),
+            never_retrieved=build.never_retrieved(found["shipped"], sorted(_units(base, corpus)), passage),
+        ),
+    }
+
+
+def _distributions(base: Arena, adapted: Arena | None) -> reports.ScoreDistributions:
+    """Dense scores of answers and of the best other passages, by the base and by the adapted model; the same bins."""
+    before, after = _dense_scores(base), None if adapted is None else _dense_scores(adapted)
+    edges = build.histogram(*(np.concatenate(side) for side in zip(before, after or before, strict=True))).edges
+    return reports.ScoreDistributions(
+        before=build.histogram(*before, edges=edges),
+        after=None if after is None else build.histogram(*after, edges=edges),
+    )
+
+
+def _dense_scores(arena: Arena) -> tuple[Floats, Floats]:
+    """Of all judged queries the scores of every answer (of a document: of its best passage), and of the best passage
+    that is none; a query whose first passages are all answers has no such."""
+    answers: list[float] = []
+    others: list[float] = []
+    searcher = arena.searcher
+    ranked = searcher.plain.search(arena.vectors, min(_DEEP, len(arena.passages)))
+    for item, vector, (ids, scores) in zip(arena.judged, arena.vectors, ranked, strict=True):
+        positions = searcher.positions(ids)
+        units = positions if item.unit_of is None else item.unit_of[positions]
+        right = np.isin(units, list(item.relevant))
+        others += scores[~right][:1].tolist()
+        best = dict(zip(units[right][::-1].tolist(), scores[right][::-1].tolist(), strict=True))
+        for unit in item.relevant:
+            if unit not in best:
+                own = [unit] if item.unit_of is None else np.flatnonzero(item.unit_of == unit)
+                best[unit] = float(searcher.plain.scores(vector, searcher.ids_of(own)).max())
+        answers += best.values()
+    return np.array(answers, np.float32), np.array(others, np.float32)
+
+
+def _units(arena: Arena, corpus: Corpus) -> set[str]:
+    if any(item.unit_names is not None for item in arena.judged):
+        return set(corpus.document_of)
+    return set(corpus.ids)
+
+
+def _first_chunks(corpus: Corpus) -> dict[str, Chunk]:
+    """Chunk id → chunk, and document id → its first chunk."""
+    found: dict[str, Chunk] = {}
+    for chunk in corpus.chunks:
+        found.setdefault(chunk.document_id, chunk)
+        found[chunk.id] = chunk
+    return found
+
+
+def _shown(chunk: Chunk) -> reports.Passage:
+    text = chunk.text if len(chunk.text) <= 600 else chunk.text[:600] + " …"
+    return reports.Passage(id=chunk.id, text=text, heading=" > ".join(chunk.heading_path), source=chunk.source)
+
+
+def _steps(facts: Facts) -> tuple[reports.Step, ...]:
+    decision = facts.decision
+    steps = [
+        reports.Step(
+            name="Is there evidence to judge a trained model?", passed=bool(facts.plan.train), detail=facts.plan.reason
+        )
+    ]
+    if facts.strength is not None:
+        tried = ", ".join(f"{strength:g}: {score:.3f}" for strength, score in sorted(facts.strengths.items()))
+        detail = f"strength {facts.strength:g} of the adapter" + (
+            f" (dev nDCG@10 by strength: {tried})" if tried else ""
+        )
+        steps.append(reports.Step(name="How far from the base?", detail=detail))
+        steps.append(
+            reports.Step(
+                name="Better on held-out queries?", passed=decision.adapted, detail="; ".join(decision.reasons)
+            )
+        )
+    steps.append(
+        reports.Step(name="Fusion", detail=f"dense share {facts.fusion.fusion.weight:g}: {facts.fusion.reason}")
+    )
+    return tuple(steps)
+
+
+def _shipped_words(decision: gate.Decision, fusion: Fusion) -> str:
+    model = "the base model"
+    if decision.adapted:
+        model = (
+            "the adapted model" if decision.strength == 1 else f"the adapted model at strength {decision.strength:g}"
+        )
+    return f"{model} with learnt hybrid search (dense share {fusion.weight:g})"
+
+
+def _fusion_curve(learnt: LearntFusion) -> reports.Curve | None:
+    if learnt.curve is None or not learnt.curve.queries:
+        return None
+    points = tuple(
+        reports.Point(x=weight, y=value)
+        for weight, value in zip(learnt.curve.weights, learnt.curve.quality, strict=True)
+    )
+    return reports.Curve(
+        points=points,
+        title="Fusion weight",
+        x_label="share of the dense side",
+        chosen=learnt.fusion.weight,
+        note=learnt.reason,
+    )
+
+
+def _strength_curve(facts: Facts) -> reports.Curve | None:
+    if not facts.strengths:
+        return None
+    return reports.Curve(
+        points=tuple(reports.Point(x=x, y=y) for x, y in sorted(facts.strengths.items())),
+        title="From base to adapted",
+        x_label="strength of the adapter (0 = base)",
+        chosen=facts.decision.strength,
+    )
+
+
+def _corpus(facts: Facts) -> reports.Corpus:
+    skipped = tuple(reports.Skipped(source=item.source, reason=item.reason) for item in facts.skipped[:200])
+    notes = notes_of(facts.documents)
+    chunks = facts.corpus.chunks
+    return reports.Corpus(
+        documents=len(facts.documents),
+        chunks=len(chunks),
+        characters=sum(len(document.text) for document in facts.documents),
+        near_duplicates=len(chunks) - len(set(facts.corpus.groups)),
+        skipped=skipped,
+        skipped_total=len(facts.skipped),
+        notes=tuple(reports.Skipped(source=note.source, reason=note.reason) for note in notes[:200]),
+        notes_total=len(notes),
+    )
+
+
+def _evidence_of(kind: str) -> str:
+    from ragadapt.queries.kinds import evidence_of
+
+    return evidence_of(kind).value
+
+
+_MARKUP = re.compile(r"[\\`<>\[\]|]")
+
+
+def _plain(text: str) -> str:
+    """Text on one line of Markdown that is nothing but text: no link, no HTML, no cell of a table."""
+    return _MARKUP.sub(lambda found: f"\\{found[0]}", printable(text))
+
+
+def model_card(report: reports.Report) -> str:
+    """The folder's README: data, method, figures, licences."""
+    lines = ["# Retriever fitted by ragadapt", ""]
+    if report.verdict is not None:
+        lines += [f"**{report.verdict.outcome}**: ships {_plain(report.verdict.shipped)}.", ""]
+        lines += [f"- {_plain(reason)}" for reason in report.verdict.reasons] + [""]
+    if report.corpus is not None:
+        lines += [f"Data: {report.corpus.documents} documents, {report.corpus.chunks} passages.", ""]
+    lines += [f"Base model: {_plain(report.base_model)}.", ""]
+    if "precision" in report.machine:
+        machine = report.machine
+        agrees = (
+            f": least cosine with float32 {machine['least cosine with float32']}, rank agreement "
+            f"{machine['rank agreement with float32']}"
+        )
+        computed = f"Computed in {machine['precision']} on {machine['device']}"
+        lines += [computed + (agrees if machine["precision"] != "float32" else "") + ".", ""]
+    if report.systems:
+        metric = report.metric
+        lines += [f"| system | {metric} |", "| --- | --- |"]
+        for system in report.systems:
+            value = system.metrics[metric]
+            interval = "" if value.low is None or value.high is None else f" [{value.low:.3f}, {value.high:.3f}]"
+            lines.append(f"| {_plain(system.label)} | {value.value:.3f}{interval} |")
+        lines.append("")
+    if report.evidence is not None:
+        lines += [f"Measured on {report.evidence.queries} held-out queries ({report.evidence.tier}).", ""]
+    lines += ["Licences: " + "; ".join(_plain(f"{item.what}: {item.licence}") for item in report.licences) + ".", ""]
+    lines += [f"- {_plain(warning)}" for warning in report.warnings]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+__all__ = ["Facts", "build_report", "judgements", "model_card", "runs"]

@@ -1,0 +1,428 @@
+"""The stages of a build that are plain files in, plain files out: chunks, vectors, lexical index, queries, examples.
+
+Each takes a store Stage; a stage that was finished in an earlier, interrupted run is read back instead of redone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import re
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragadapt.config import ChunkConfig, IndexConfig
+from ragadapt.corpus import chunk_documents, near_duplicate_groups, normalise
+from ragadapt.errors import EmptyCorpus, InvalidConfiguration, MissingExtra, RagadaptError
+from ragadapt.files import link_or_copy, read_json, record_file, remove, write_text
+from ragadapt.index import check_address, collection_of, exact_index, open_index
+from ragadapt.lexical import LexicalIndex
+from ragadapt.profiling import work
+from ragadapt.search.fusion import Background, Floats, Fusion
+from ragadapt.search.searcher import Searcher
+from ragadapt.store.chunks import ChunkStore
+from ragadapt.store.workspace import LEDGER, Manifest, Stage, Workspace, kept_build, open_store
+from ragadapt.values import Chunk, Document, Evidence, Progress, Query, no_progress
+from ragadapt.version import __version__
+
+if TYPE_CHECKING:
+    from ragadapt.encoder import Encoder
+
+
+log = logging.getLogger(__name__)
+
+_BATCH = 4096  # vectors taken over at a time
+_LINK_TARGET = re.compile(r"\]\([^()\s]{1,500}\)")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The chunks of a build, with what every later stage asks about them, by corpus position."""
+
+    documents: tuple[Document, ...]
+    chunks: tuple[Chunk, ...]
+    groups: tuple[int, ...]  # near-duplicate group
+    text_keys: tuple[str, ...]  # normalised passage text
+    notes: tuple[str, ...] = ()  # warnings for the report
+
+    @classmethod
+    def of(cls, chunks: tuple[Chunk, ...]) -> Corpus:
+        """Chunks alone, for stages that ask for nothing else."""
+        return cls((), chunks, (), ())
+
+    @property
+    def passages(self) -> list[str]:
+        return [chunk.passage for chunk in self.chunks]
+
+    @property
+    def ids(self) -> list[str]:
+        return [chunk.id for chunk in self.chunks]
+
+    @property
+    def document_of(self) -> list[str]:
+        return [chunk.document_id for chunk in self.chunks]
+
+
+def build_chunks(
+    stage: Stage,
+    documents: Sequence[Document],
+    given: Sequence[Chunk] | None,
+    encoder: Encoder,
+    config: ChunkConfig,
+    progress: Progress,
+) -> Corpus:
+    """Cut the documents, unless their chunks are given, and store them in chunks.sqlite."""
+    path = stage.path / "chunks.sqlite"
+    groups_path = stage.path / "groups.npy"
+    notes_path = stage.path / "notes.json"
+    if stage.finished:
+        with ChunkStore.open(path) as store:
+            chunks = list(store)
+        groups = np.load(groups_path).tolist()
+        notes = json.loads(notes_path.read_text(encoding="utf-8"))
+    else:
+        limit = encoder.passage_room
+        if given is not None:
+            chunks = list(given)
+        else:
+            with work("cut", len(documents)):
+                chunks = chunk_documents(documents, config, encoder.count_tokens, limit, progress=progress)
+        if not chunks:
+            raise EmptyCorpus(
+                "The documents hold no text to cut into passages. Check what was read with: ragadapt doctor"
+            )
+        with work("near-duplicates", len(chunks)):
+            groups = near_duplicate_groups([chunk.passage for chunk in chunks], progress=progress)
+        with work("passages to disk", len(chunks)), ChunkStore.create(path) as store:
+            store.add(documents, chunks)
+        np.save(groups_path, np.array(groups, dtype=np.int64))
+        note = unread_ends([chunk.passage for chunk in chunks], encoder) if given is not None else ""
+        notes = [note] if note else []
+        for note in notes:
+            log.warning("%s", note)
+        write_text(notes_path, json.dumps(notes, ensure_ascii=False))
+    keys = tuple(normalise(chunk.passage) for chunk in chunks)
+    return Corpus(tuple(documents), tuple(chunks), tuple(groups), keys, tuple(notes))
+
+
+def unread_ends(passages: Sequence[str], encoder: Encoder) -> str:
+    """A warning where passages that were cut elsewhere are longer than the encoder reads; empty where none is."""
+    cut = encoder.unread_ends(passages, "passages")
+    return cut and (
+        f"{cut} Cut them smaller, pass the documents without chunked=True, or raise encoder.max_length if the model "
+        "allows it."
+    )
+
+
+def build_vectors(
+    stage: Stage, corpus: Corpus, encoder: Encoder, progress: Progress, known: Sequence[KnownVectors] = ()
+) -> Floats:
+    """Every passage's vector in vectors.npy; memory-mapped. An interrupted run goes on after its last shard.
+
+    known: where vectors of this encoder are; only what none of them has is encoded.
+    """
+    path = stage.path / "vectors.npy"
+    if not stage.finished:
+        partial = stage.scratch / "vectors.npy"
+
+        def encode(passages: list[str]) -> Floats:
+            return encoder.encode_to(passages, partial, progress=progress)
+
+        gather_vectors(path, corpus.chunks, known, encode)
+    vectors: Floats = np.load(path, mmap_mode="r")
+    return vectors
+
+
+@dataclass(frozen=True)
+class KnownVectors:
+    """Where vectors are: passage content hash → key, and the vectors (n, d) of keys."""
+
+    key_of: Mapping[str, Any]
+    vectors: Callable[[Sequence[Any]], Floats]
+
+
+def gather_vectors(
+    path: Path, chunks: Sequence[Chunk], known: Sequence[KnownVectors], encode: Callable[[list[str]], Floats]
+) -> int:
+    """Write (n, d) float32 in the order of the chunks: known by content, else encoded, equal content once.
+
+    Returns how many passages were encoded.
+    """
+    wanted: dict[str, list[int]] = {}  # content hash → rows
+    for row, chunk in enumerate(chunks):
+        wanted.setdefault(chunk.content_hash, []).append(row)
+    new = [digest for digest in wanted if not any(digest in source.key_of for source in known)]
+    encoded = encode([chunks[wanted[digest][0]].passage for digest in new]) if new else None
+    rows: np.memmap[Any, Any] | None = None
+    if encoded is not None:
+        rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(chunks), encoded.shape[1]))
+        for at, digest in enumerate(new):
+            rows[wanted[digest]] = encoded[at]
+    left = wanted.keys() - set(new)
+    for source in known:
+        taken = [digest for digest in wanted if digest in left and digest in source.key_of]
+        left -= set(taken)
+        for start in range(0, len(taken), _BATCH):
+            batch = taken[start : start + _BATCH]
+            vectors = source.vectors([source.key_of[digest] for digest in batch])
+            if rows is None:
+                shape = (len(chunks), vectors.shape[1])
+                rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+            for digest, vector in zip(batch, vectors, strict=True):
+                rows[wanted[digest]] = vector
+    assert rows is not None
+    rows.flush()
+    return len(new)
+
+
+@contextmanager
+def vectors_kept_for(target: Path, encoder: Encoder) -> Iterator[list[KnownVectors]]:
+    """The vectors of this encoder that earlier fits left in the target, in the folder kept of it, and beside it.
+
+    Only of the same library version, kind of device and precision, and only from files that are still what their hash
+    says: a fit is also the remedy for a folder that was damaged. (What Qdrant stores changes in place and has none.)
+    """
+    with ExitStack() as stack:
+        found = []
+        kept = kept_build(target)
+        for folder in (target, *([kept.path] if kept else [])):
+            try:
+                manifest = open_store(folder, "none").manifest if folder == target else kept.manifest  # type: ignore[union-attr]
+                about = [
+                    manifest.fingerprint,
+                    _computed(manifest.sections.get("precision", {})),
+                    manifest.library_version,
+                ]
+                files = [name for name in manifest.files if name == "chunks.sqlite" or name.startswith("index/")]
+                if about != _about(encoder) or "index" in manifest.mutable:
+                    continue
+                if any(record_file(folder / name) != manifest.files[name] for name in files):
+                    log.warning("%s is damaged: its vectors are not taken over", folder)
+                    continue
+                index = stack.enter_context(open_index(folder=folder / "index", fingerprint=manifest.fingerprint))
+                with ChunkStore.open(folder / "chunks.sqlite") as store:
+                    key_of = {chunk.content_hash: chunk.id for chunk in store}
+                found.append(KnownVectors(key_of, index.vectors))
+            except (RagadaptError, OSError) as error:
+                log.info("no vectors are taken over from %s: %s", folder, error)
+        if (beside := _vectors_beside(target, encoder)) is not None:
+            found.append(beside)
+        yield found
+
+
+def _about(encoder: Encoder) -> list[str]:
+    return [encoder.fingerprint, _computed(asdict(encoder.precision)), __version__]
+
+
+def _computed(precision: Mapping[str, Any]) -> str:
+    return f"{precision.get('dtype')} on {str(precision.get('device')).split(':')[0]}"
+
+
+def keep_vectors_beside(target: Path, corpus: Corpus, vectors: Path, encoder: Encoder) -> None:
+    """Keep base vectors that the committed folder does not hold itself, for the next fit here; may be deleted."""
+    folder = _beside(target)
+    remove(folder)
+    folder.mkdir()
+    link_or_copy(vectors, folder / "vectors.npy")
+    about = {
+        "about": _about(encoder),
+        "sha256": record_file(folder / "vectors.npy").sha256,
+        "contents": [chunk.content_hash for chunk in corpus.chunks],
+    }
+    write_text(folder / "vectors.json", json.dumps(about))
+
+
+def forget_vectors_beside(target: Path) -> None:
+    """The committed folder serves itself."""
+    remove(_beside(target))
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.vectors")
+
+
+def _vectors_beside(target: Path, encoder: Encoder) -> KnownVectors | None:
+    folder = _beside(target)
+    known = read_json(folder / "vectors.json")
+    try:
+        if known is None or known["about"] != _about(encoder):
+            return None
+        if record_file(folder / "vectors.npy").sha256 != known["sha256"]:
+            log.warning("%s is damaged: its vectors are not taken over", folder)
+            return None
+        vectors: Floats = np.load(folder / "vectors.npy", mmap_mode="r")
+        return KnownVectors({digest: row for row, digest in enumerate(known["contents"])}, lambda rows: vectors[rows])
+    except (OSError, KeyError, ValueError) as error:
+        log.info("no vectors are taken over from %s: %s", folder, error)
+        return None
+
+
+def build_lexical(stage: Stage, corpus: Corpus, progress: Progress) -> LexicalIndex:
+    """The BM25 index over the passages."""
+    folder = stage.path / "lexical"
+    if not stage.finished:
+        save_lexical(corpus.chunks, folder, progress)
+    return LexicalIndex.open(folder)
+
+
+def save_lexical(chunks: Sequence[Chunk], folder: Path, progress: Progress = no_progress) -> None:
+    """The BM25 index over passages, written into a folder."""
+    headings, texts = lexical_parts(chunks)
+    with work("lexical index", len(texts)):
+        index = LexicalIndex.build([chunk.id for chunk in chunks], texts, headings=headings, progress=progress)
+        index.save(folder)
+
+
+def lexical_parts(chunks: Iterable[Chunk]) -> tuple[list[str], list[str]]:
+    """(headings, texts) of passages as the lexical index reads them, of masked ones too.
+
+    The text is without link targets: a page that links to another one is not about what the address says.
+    """
+    parts = [(" > ".join(chunk.heading_path), _LINK_TARGET.sub("]", chunk.text)) for chunk in chunks]
+    return [heading for heading, _ in parts], [text for _, text in parts]
+
+
+def searcher_of(corpus: Corpus, vectors: Floats, lexical: LexicalIndex) -> Searcher:
+    """Search over vectors at hand, exact, with the neutral fusion: what the fit measures with."""
+    return Searcher(exact_index(corpus.ids, vectors), lexical, Background.of(vectors), Fusion())
+
+
+def check_index(config: IndexConfig) -> None:
+    """Say before any work that an index cannot be built. Raises MissingExtra, InvalidConfiguration."""
+    module, extra = {
+        "exact": ("numpy", ""),
+        "faiss": ("faiss", "faiss"),
+        "qdrant": ("qdrant_client", "qdrant"),
+        "qdrant-edge": ("qdrant_edge", "qdrant-edge"),
+    }[config.kind]
+    if importlib.util.find_spec(module) is None:
+        raise MissingExtra(f"An index of kind {config.kind!r} (or take index.kind = 'exact')", extra)
+    check_address(config.url, "index.url")
+    if config.url == ":memory:":
+        raise InvalidConfiguration(
+            "index.url = ':memory:' keeps nothing, and a saved retriever needs its index. Leave the URL out for a "
+            "folder, or name a server."
+        )
+    if config.structure != "auto" and config.kind != "faiss":
+        raise InvalidConfiguration(f"index.structure is for kind 'faiss', not {config.kind!r}: leave it out.")
+    if config.url is not None and config.kind != "qdrant":
+        raise InvalidConfiguration(f"index.url is for kind 'qdrant', not {config.kind!r}.")
+
+
+def build_index(
+    stage: Stage, config: IndexConfig, corpus: Corpus, vectors: Floats, fingerprint: str, progress: Progress
+) -> None:
+    """The index that ships, with the chunks' metadata for filters, as index/, and background.npz beside it."""
+    ids, batch = corpus.ids, 4096
+    collection = config.collection
+    if config.url:
+        # On a server every build gets a collection of its own: the one in use is not touched before the commit.
+        note = stage.scratch / "collection"  # a killed build goes on in the one that it began
+        if not note.exists():
+            write_text(note, f"{collection}-{uuid.uuid4().hex[:12]}")
+        collection = note.read_text(encoding="utf-8")
+    settings: dict[str, Any] = {"upload_workers": config.upload_workers} if config.kind == "qdrant" else {}
+    with open_index(
+        config.kind,
+        stage.path / "index",
+        dim=vectors.shape[1],
+        fingerprint=fingerprint,
+        url=config.url,
+        collection=collection,
+        **settings,
+    ) as index:
+        for start in range(0, len(ids), batch):
+            stop = min(start + batch, len(ids))
+            payloads = [dict(chunk.metadata) for chunk in corpus.chunks[start:stop]]
+            with work("index", stop - start):
+                index.upsert(ids[start:stop], np.asarray(vectors[start:stop]), payloads)
+            progress("index", stop, len(ids))
+        with work("index"):
+            if config.kind == "faiss":
+                from ragadapt.index.faiss import FaissIndex
+
+                assert isinstance(index, FaissIndex)
+                index.restructure(config.structure, progress=progress)
+            index.save()
+    np.savez(stage.path / "background.npz", **background_arrays(vectors))
+
+
+def commit_build(work: Workspace, manifest: Manifest, parts: Mapping[str, Path]) -> Manifest:
+    """Replace the retriever: the ledger comes along, the old folder is kept for a rollback, a server follows."""
+    with server_follows(work.target):
+        return work.commit(manifest, parts, carry=[LEDGER], keep_rollback=True)
+
+
+@contextmanager
+def server_follows(target: Path) -> Iterator[None]:
+    """After the block has replaced the folder: on a Qdrant server, point the alias to the collection in use, and
+    delete those that neither the folder nor the kept one needs any more.
+
+    The folder names its collection itself and needs no alias; that one is for other programs. What goes wrong at the
+    server is a warning: the folder is in place by then.
+    """
+    kept = kept_build(target)
+    before = {collection_of(folder / "index") for folder in (target, *([kept.path] if kept else []))}
+    yield
+    kept = kept_build(target)
+    now = collection_of(target / "index")
+    needed = {now, collection_of(kept.path / "index") if kept else None}
+    gone = {collection for collection in before - needed if collection is not None}
+    if now is not None or gone:
+        from ragadapt.index.server import follow
+
+        follow(now, gone)
+
+
+def mutable_parts(config: IndexConfig) -> tuple[str, ...]:
+    """What changes in place in a saved folder: the ledger of feedback, and the folders that engines write to."""
+    return (LEDGER, "index") if config.kind in ("qdrant", "qdrant-edge") else (LEDGER,)
+
+
+def background_arrays(vectors: Floats) -> dict[str, Any]:
+    """What background.npz holds."""
+    background = Background.of(vectors)
+    return {"mean": background.mean, "covariance": background.covariance, "count": np.int64(background.count)}
+
+
+# Queries on disk
+
+
+def write_queries(path: Path, queries: Iterable[Query]) -> None:
+    """One JSON object a line."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for query in queries:
+            file.write(json.dumps(asdict(query), ensure_ascii=False) + "\n")
+
+
+def read_queries(path: Path) -> list[Query]:
+    """What `write_queries` wrote."""
+    queries = []
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            values: dict[str, Any] = json.loads(line)
+            values["evidence"] = Evidence(values["evidence"])
+            values["positives"] = tuple(values["positives"])
+            if values.get("span") is not None:
+                values["span"] = tuple(values["span"])
+            queries.append(Query(**values))
+    return queries
+
+
+def encode_query_texts(encoder: Encoder, queries: Sequence[Query], progress: Progress) -> dict[str, Floats]:
+    """Query id → vector (d,)."""
+    vectors = encoder.encode_queries([query.text for query in queries], progress=progress)
+    return {query.id: vector for query, vector in zip(queries, vectors, strict=True)}
+
+
+def rows_of(vectors: Mapping[str, Floats], queries: Sequence[Query]) -> Floats:
+    """(Q, d) in the order of the queries."""
+    rows: Floats = np.stack([vectors[query.id] for query in queries]) if queries else np.zeros((0, 1), np.float32)
+    return rows

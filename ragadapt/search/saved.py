@@ -1,0 +1,33 @@
+"""The search side of a saved retriever."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ragadapt.errors import StoreCorrupt, reason_of
+from ragadapt.index import open_index
+from ragadapt.lexical import LexicalIndex
+from ragadapt.search.fusion import Background, Fusion
+from ragadapt.search.searcher import Searcher
+from ragadapt.store.workspace import Manifest
+
+
+def open_searcher(path: Path, manifest: Manifest) -> Searcher:
+    """The search side of a saved folder. Raises FingerprintMismatch, IndexCorrupt, StoreCorrupt."""
+    # The manifest has the hash of every file, and whoever opens the folder compares them all.
+    index = open_index(folder=path / "index", fingerprint=manifest.fingerprint, check=False)
+    lexical = LexicalIndex.open(path / "lexical")
+    try:
+        with np.load(path / "background.npz", allow_pickle=False) as arrays:
+            background = Background(arrays["mean"], arrays["covariance"], int(arrays["count"]))
+    except Exception as error:  # zip and numpy have many of their own
+        raise StoreCorrupt(
+            f"{path / 'background.npz'} cannot be read ({reason_of(error)}). Build the retriever again."
+        ) from error
+    try:
+        fusion, depth = Fusion.from_dict(manifest.sections["fusion"]), int(manifest.sections["depth"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreCorrupt(f"The manifest of {path} lacks its fusion ({error}). Build the retriever again.") from error
+    return Searcher(index, lexical, background, fusion, depth=depth)

@@ -1,0 +1,264 @@
+"""Ranking passages: the dense index, the lexical index and their fusion, for one query or many.
+
+The same Searcher is measured during `fit`, over exact vectors, and shipped in the saved folder: what was proved is what
+runs, but for an approximate index, where one was asked for or a million passages need one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ragadapt.errors import InvalidInput
+from ragadapt.lexical.ranking import best_positions, moments
+from ragadapt.profiling import work
+from ragadapt.search.fusion import Background, Candidates, Floats, Fusion, Positions, move_towards, standardise
+from ragadapt.threads import one_thread
+from ragadapt.values import Progress, no_progress
+
+if TYPE_CHECKING:
+    from ragadapt.index import Filter, VectorIndex
+    from ragadapt.lexical import LexicalIndex
+    from ragadapt.lexical.ranking import Ranking
+
+_ONE_THREAD_BYTES = 128_000_000  # of vectors that one query is compared with on one thread, in some ten milliseconds
+Mode = Literal["dense", "lexical", "hybrid"]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """One query's result, best first. parts: per side the raw scores, aligned with ids; NaN where not computed."""
+
+    ids: list[str]
+    scores: Floats
+    parts: Mapping[str, Floats] = field(default_factory=dict)
+
+
+class Dense(Protocol):
+    """Scores by vector: what a Searcher fuses with the lexical side."""
+
+    scale: float
+    """How the scores of ordinary passages compare with inner products."""
+
+    def search(self, vectors: Floats, k: int, filter: Filter | None = None) -> list[Ranking]:
+        """For each query of (Q, d) up to k (ids, scores), best first."""
+
+    def scores(self, vector: Floats, ids: Sequence[str]) -> Floats:
+        """(n,) exact scores of one query (d,) for these ids."""
+
+    def vectors(self, ids: Sequence[str]) -> Floats:
+        """(n, d) what stands for these passages, for pseudo-relevance feedback."""
+
+
+class Plain:
+    """The index as it is."""
+
+    scale = 1.0
+
+    def __init__(self, index: VectorIndex) -> None:
+        self.index = index
+
+    def search(self, vectors: Floats, k: int, filter: Filter | None = None) -> list[Ranking]:
+        with work("dense search", len(vectors)):
+            return self.index.search(vectors, k, filter)
+
+    def scores(self, vector: Floats, ids: Sequence[str]) -> Floats:
+        with work("dense search", 1):
+            scores: Floats = self.index.vectors(ids) @ vector
+        return scores
+
+    def vectors(self, ids: Sequence[str]) -> Floats:
+        return self.index.vectors(ids)
+
+
+class Searcher:
+    """Dense, lexical and hybrid search over one set of passages.
+
+    Positions are those of `lexical.ids()`. depth: candidates taken from each side before fusion.
+    """
+
+    def __init__(
+        self,
+        index: VectorIndex,
+        lexical: LexicalIndex,
+        background: Background,
+        fusion: Fusion,
+        *,
+        depth: int = 200,
+        shared: bool = False,
+    ) -> None:
+        """shared: others change the index, so that the two sides may differ for a moment; `dense` must then give only
+        passages that the lexical side has."""
+        if not shared and len(index) != len(lexical):
+            raise InvalidInput(
+                f"The vector index holds {len(index)} passages, the lexical one {len(lexical)}. "
+                "They must be built from the same chunks; rebuild with: ragadapt index RETRIEVER --rebuild"
+            )
+        self.index = index
+        self.plain = Plain(index)
+        self.lexical = lexical
+        self.background = background
+        self.fusion = fusion
+        self.depth = depth
+        self._ids = lexical.ids()
+
+    def rank(
+        self,
+        texts: Sequence[str],
+        vectors: Floats,
+        k: int,
+        mode: Mode = "hybrid",
+        *,
+        filter: Mapping[str, Any] | None = None,
+        allowed: Mask | None = None,
+        fusion: Fusion | None = None,
+        dense: Dense | None = None,
+        progress: Progress = no_progress,
+    ) -> list[Ranked]:
+        """The best k passages of every query. vectors: (Q, d), the encoded texts.
+
+        filter and allowed say the same to the two sides: a metadata filter for the vector index, a mask over the
+        positions for the lexical one. dense: the dense side; None = the plain index.
+        """
+        if k < 1:
+            raise InvalidInput(f"k = {k}: ask for at least one passage.")
+        small = len(texts) == 1 and 4 * len(self._ids) * self.index.dim <= _ONE_THREAD_BYTES
+        with one_thread() if small else nullcontext():
+            return self._rank(texts, vectors, k, mode, filter, allowed, fusion, dense, progress)
+
+    def _rank(
+        self,
+        texts: Sequence[str],
+        vectors: Floats,
+        k: int,
+        mode: Mode,
+        filter: Mapping[str, Any] | None,
+        allowed: Mask | None,
+        fusion: Fusion | None,
+        dense: Dense | None,
+        progress: Progress,
+    ) -> list[Ranked]:
+        if mode == "dense":
+            found = (dense or self.plain).search(vectors, k, filter)
+            return [Ranked(ids, scores, {"dense": scores}) for ids, scores in found]
+        if mode == "lexical":
+            return [Ranked(ids, scores, {"lexical": scores}) for ids, scores in self.lexical.search(texts, k, allowed)]
+        if mode != "hybrid":
+            raise InvalidInput(f"mode = {mode!r}: it is 'dense', 'lexical' or 'hybrid'.")
+        fusion = fusion or self.fusion
+        gathered = self.candidates(
+            texts, vectors, fusion=fusion, filter=filter, allowed=allowed, depth=max(self.depth, 2 * k), dense=dense,
+            progress=progress,
+        )  # fmt: skip
+        results = []
+        for candidates in gathered:
+            scores = candidates.fused(fusion)
+            order = np.argsort(-scores, kind="stable")[:k]
+            results.append(
+                Ranked(
+                    self.ids_of(candidates.positions[order]),
+                    scores[order],
+                    {"dense": candidates.dense[order], "lexical": candidates.lexical[order]},
+                )
+            )
+        return results
+
+    def candidates(
+        self,
+        texts: Sequence[str],
+        vectors: Floats,
+        *,
+        fusion: Fusion | None = None,
+        filter: Mapping[str, Any] | None = None,
+        allowed: Mask | None = None,
+        depth: int | None = None,
+        include: Sequence[Sequence[int]] | None = None,
+        dense: Dense | None = None,
+        progress: Progress = no_progress,
+    ) -> list[Candidates]:
+        """Per query the union of both sides' best `depth` passages, with exact z-scores of both sides.
+
+        The fusion decides the pseudo-relevance feedback. include: positions per query that are scored in any case.
+        """
+        if len(texts) != len(vectors):
+            raise InvalidInput(f"{len(texts)} texts but {len(vectors)} vectors: one each is needed.")
+        fusion = fusion or self.fusion
+        depth = depth or self.depth
+        dense = dense or self.plain
+        found: list[Candidates] = []
+        for start, block in self.lexical.score_blocks(texts):
+            stop = start + len(block)
+            extra = include[start:stop] if include is not None else [()] * len(block)
+            pass_ = _Block(self, block, dense, filter, allowed, depth, extra)
+            first = pass_.gather(vectors[start:stop])
+            if fusion.feedback > 0 and fusion.method != "rrf":
+                best = []
+                for candidates in first:
+                    top, _ = candidates.ranked(fusion, fusion.feedback_depth)
+                    best.append(dense.vectors(self.ids_of(top)))
+                first = pass_.gather(move_towards(vectors[start:stop], best, fusion.feedback))
+            found += first
+            progress("search", stop, len(texts))
+        return found
+
+    def positions(self, ids: Sequence[str]) -> Positions:
+        return self.lexical.positions(ids)
+
+    def ids_of(self, positions: Positions | Sequence[int]) -> list[str]:
+        return [self._ids[position] for position in np.asarray(positions).tolist()]
+
+
+class _Block:
+    """A block of queries with their lexical score rows at hand."""
+
+    def __init__(
+        self,
+        searcher: Searcher,
+        rows: Floats,
+        dense: Dense,
+        filter: Mapping[str, Any] | None,
+        allowed: Mask | None,
+        depth: int,
+        extra: Sequence[Sequence[int]],
+    ) -> None:
+        self.searcher = searcher
+        self.rows = rows
+        self.dense = dense
+        self.filter = filter
+        self.depth = depth
+        self.means, self.deviations = moments(rows)
+        self.lexical_best = [_best(row, depth, allowed) for row in rows]
+        self.extra = [np.asarray(positions, dtype=np.int64) for positions in extra]
+
+    def gather(self, vectors: Floats) -> list[Candidates]:
+        searcher = self.searcher
+        means, deviations = (self.dense.scale * part for part in searcher.background.of_scores(vectors))
+        results = []
+        for number, (ids, scores) in enumerate(self.dense.search(vectors, self.depth, self.filter)):
+            dense_positions = searcher.positions(ids)
+            positions = np.unique(np.concatenate([dense_positions, self.lexical_best[number], self.extra[number]]))
+            dense = np.full(len(positions), np.nan, dtype=np.float32)
+            dense[np.searchsorted(positions, dense_positions)] = scores
+            missing = np.flatnonzero(np.isnan(dense))
+            if len(missing):
+                names = searcher.ids_of(positions[missing])
+                dense[missing] = self.dense.scores(vectors[number], names)
+            results.append(
+                Candidates(
+                    positions,
+                    standardise(dense, means[number], deviations[number]),
+                    standardise(self.rows[number][positions], self.means[number], self.deviations[number]),
+                )
+            )
+        return results
+
+
+def _best(row: Floats, depth: int, allowed: Mask | None) -> Positions:
+    best = best_positions(row if allowed is None else np.where(allowed, row, 0), depth)
+    return best[row[best] > 0] if allowed is None else best[(row[best] > 0) & allowed[best]]

@@ -1,0 +1,406 @@
+"""What every method of training must keep to, whatever it trains: one table, every row over every kind of model.
+
+The last row is made here, to hold what neither LoRA nor full tuning has: a change that cannot be folded into weights, a
+loss of its own, noise, and a memory beside its parameters.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import sentences, write_tiny_model
+from torch import Tensor, nn
+
+from ragadapt.adapters import AdaptedEncoder, AdapterState, attach
+from ragadapt.adapters.method import METHODS, Method, Options, Scope, Weights, check_strength, norm, options_of
+from ragadapt.config import AdapterConfig, EncoderConfig, FitConfig, TrainingConfig
+from ragadapt.doctor.examine import examine
+from ragadapt.encoder import Encoder
+from ragadapt.encoder.spec import read_spec
+from ragadapt.errors import InvalidConfiguration, InvalidInput, StoreCorrupt
+from ragadapt.pipeline.fit import fit
+from ragadapt.retriever import Retriever
+from ragadapt.training import Example, TrainingResult, train
+
+TEXTS = sentences(12)
+KINDS: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "roberta": {},
+    "modernbert": {"local_attention": 16, "cls_token_id": 2, "sep_token_id": 3},
+    "qwen3": {"num_key_value_heads": 1, "head_dim": 16},
+}
+FORMAT_1 = Path(__file__).parent / "data" / "format_1"
+
+
+class Gated(nn.Module):
+    """y = W x · (1 + strength · tanh(g · y)): no change of W gives that."""
+
+    def __init__(self, inner: nn.Module, width: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.gate = nn.Parameter(torch.zeros(width))
+        self.strength = 1.0
+        self.noise = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(x)
+        out = y * (1 + self.strength * torch.tanh(self.gate.to(y.dtype) * y)) if self.strength else y
+        return out + 1e-3 * torch.randn_like(out) if self.noise else out
+
+
+class Gate(Method):
+    """Gates on the linear layers of the trained layers, with everything that the contract offers."""
+
+    def __init__(self, model: nn.Module, options: Options, scope: Scope, *, seed: int, weights: Weights) -> None:
+        self.model, self.scope = model, scope
+        self.steps = torch.zeros(())
+        found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.startswith(scope.prefixes)]
+        self.layers = {name: Gated(module, module.out_features) for name, module in sorted(found)}
+        for name, layer in self.layers.items():
+            self._put(name, layer.to(next(model.parameters()).device))
+            layer.eval()
+
+    def _put(self, name: str, module: nn.Module) -> None:
+        parent, _, child = name.rpartition(".")
+        setattr(self.model.get_submodule(parent), child, module)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {f"{name}.gate": layer.gate for name, layer in self.layers.items()}
+
+    @property
+    def lowest_layer(self) -> int:
+        return self.scope.indices[0]
+
+    def training(self, on: bool) -> None:
+        for layer in self.layers.values():
+            layer.noise = on
+
+    @property
+    def stochastic(self) -> bool:
+        return True
+
+    def penalty(self) -> Tensor:
+        return sum((0.01 * layer.gate.square().sum() for layer in self.layers.values()), torch.tensor(0.0))
+
+    def after_backward(self, step: int, total: int) -> None:
+        assert 1 <= step <= total
+        assert any(layer.gate.grad is not None for layer in self.layers.values())
+        self.steps += 1
+
+    def memory(self) -> dict[str, Tensor]:
+        return {"steps": self.steps}
+
+    def remember(self, memory: Mapping[str, Tensor]) -> None:
+        self.steps = memory["steps"]
+
+    def set_strength(self, strength: float) -> None:
+        check_strength(strength)
+        for layer in self.layers.values():
+            layer.strength = strength
+
+    def fold(self) -> None:
+        return None
+
+    @property
+    def changed(self) -> None:
+        return None
+
+    def detach(self) -> None:
+        for name, layer in self.layers.items():
+            self._put(name, layer.inner)
+
+    def change(self) -> float:
+        return norm([layer.gate.detach() for layer in self.layers.values()])
+
+
+ROWS = ("lora", "full", "gate")
+
+
+@pytest.fixture(autouse=True)
+def gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "gate", f"{__name__}:Gate")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def folder(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = write_tiny_model(tmp_path_factory.mktemp(kind), kind=kind, **KINDS[kind])
+        return made[kind]
+
+    return folder
+
+
+Loader = Callable[..., Encoder]
+
+
+@pytest.fixture(scope="module")
+def load(folders: Callable[[str], Path]) -> Loader:
+    def load(kind: str, precision: str = "float32") -> Encoder:
+        values = {"model": str(folders(kind)), "device": "cpu", "precision": precision}
+        return Encoder.load(EncoderConfig.model_validate(values))
+
+    return load
+
+
+def settings(method: str, **values: Any) -> AdapterConfig:
+    own = {"rank": 4} if method == "lora" else {}
+    made = AdapterConfig.model_validate({**own, "layers": 1, **values})
+    return made.model_copy(update={"method": method})  # the type of the setting knows only what ships
+
+
+def shake(encoder: AdaptedEncoder, size: float = 0.2) -> AdaptedEncoder:
+    """As if it had been trained: random values in every trainable tensor."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in encoder.trainable().values():
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+    return encoder
+
+
+def examples(count: int = 24) -> list[Example]:
+    texts = sentences(count, words=16, seed=5)
+    return [Example(" ".join(text.split()[::2]), text) for text in texts]
+
+
+def learn(encoder: Encoder, method: str, **options: Any) -> TrainingResult:
+    training = TrainingConfig(epochs=2, batch_size=8, learning_rate=2e-3, **options.pop("training", {}))
+    values = {"dropout": 0.1} if method == "lora" else {}
+    return train(encoder, examples(), None, settings(method, **values), training, seed=1, **options)
+
+
+def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    return set(first) == set(second) and all(torch.equal(first[name], second[name]) for name in first)
+
+
+every_row = pytest.mark.parametrize("method", ROWS)
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def test_the_table_of_tests_has_every_method() -> None:
+    assert set(ROWS) == set(METHODS)
+
+
+@every_kind
+@every_row
+def test_fresh_is_the_base_and_strength_0_is_so_to_the_bit(load: Loader, kind: str, method: str) -> None:
+    base = load(kind)
+    start = base.encode_queries(TEXTS)
+    adapted = attach(base, settings(method))
+    assert np.allclose(adapted.encode_queries(TEXTS), start, atol=1e-6)
+    trained = shake(adapted).encode_queries(TEXTS)
+    assert np.max(np.abs(trained - start)) > 1e-3
+    adapted.scale(0.5)
+    half = adapted.encode_queries(TEXTS)
+    assert np.max(np.abs(half - start)) > 1e-4 and np.max(np.abs(half - trained)) > 1e-4
+    adapted.scale(0)
+    assert np.array_equal(adapted.encode_queries(TEXTS), start) and adapted.fingerprint == base.fingerprint
+    adapted.method.set_strength(0)  # the method alone, without the encoder's short cut to its base
+    assert np.array_equal(adapted.tower.embed(adapted.tower.tokenize(TEXTS)[0]), start)
+    adapted.scale(1)
+    assert np.allclose(adapted.encode_queries(TEXTS), trained, atol=1e-6)
+    with pytest.raises(InvalidInput, match="between 0"):
+        adapted.scale(1.5)
+
+
+@every_row
+def test_detached_the_model_is_as_it_was_found(load: Loader, method: str) -> None:
+    base = load("bert")
+    adapted = shake(attach(base, settings(method)))
+    adapted.method.detach()
+    before = dict(base.query_tower.model.named_parameters())  # type: ignore[union-attr]
+    after = dict(adapted.tower.model.named_parameters())
+    assert set(before) == set(after) and all(before[name] is after[name] for name in before)
+
+
+@every_kind
+@every_row
+def test_every_trainable_parameter_gets_a_gradient_and_moves(load: Loader, kind: str, method: str) -> None:
+    base = load(kind)
+    before = {name: value.clone() for name, value in attach(base, settings(method), seed=1).trainable().items()}
+    result = learn(base, method)
+    after = result.encoder.trainable()
+    still = [name for name in before if torch.equal(before[name], after[name])]
+    unused = [name for name, parameter in after.items() if parameter.grad is None]
+    # A key's bias moves all scores of a query alike: its gradient is rounding, and may be none.
+    assert [name for name in still if not name.endswith("key.bias")] == [] and unused == []
+    assert {parameter.dtype for parameter in after.values()} == {torch.float32}
+    lowest = result.encoder.method.lowest_layer
+    assert lowest is not None and result.encoder.layers == 1
+
+
+@every_row
+def test_the_cached_gradient_is_that_of_the_whole_batch(load: Loader, method: str) -> None:
+    gradients = []
+    for tokens in (None, 64):
+        result = learn(
+            load("bert"), method, training={"max_steps": 1, "micro_batch_tokens": tokens, "prefix_cache": False}
+        )
+        gradients.append({name: p.grad.clone() for name, p in result.encoder.trainable().items() if p.grad is not None})
+    whole, cached = gradients
+    assert set(whole) == set(cached)
+    if method == "gate":  # draws noise by micro-batch: other ones, other noise
+        assert all(torch.allclose(whole[name], cached[name], atol=2e-2) for name in whole)
+    elif method == "full":
+        assert all(torch.allclose(whole[name], cached[name], atol=1e-5) for name in whole)
+
+
+@every_row
+def test_a_killed_run_resumes_to_the_same_bits(
+    load: Loader, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = learn(load("bert"), method)
+    path = tmp_path / "checkpoint"
+    monkeypatch.setattr("ragadapt.training.loop._CHECKPOINT_SECONDS", 0.0)
+
+    class Killed(Exception):
+        pass
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "training" and done == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        learn(load("bert"), method, checkpoint=path, progress=stop)
+    resumed = learn(load("bert"), method, checkpoint=path)
+    assert resumed.resumed_from == 3 and resumed.steps == whole.steps > 3
+    assert same(resumed.encoder.state().tensors, whole.encoder.state().tensors)
+    assert same(resumed.encoder.method.memory(), whole.encoder.method.memory())
+
+
+@every_kind
+@every_row
+@pytest.mark.parametrize("adapt", ["both", "query"])
+def test_saved_is_loaded_and_merged_is_unmerged(
+    load: Loader, tmp_path: Path, kind: str, method: str, adapt: str
+) -> None:
+    adapted = shake(attach(load(kind), settings(method, adapt=adapt)))
+    adapted.scale(0.75)
+    queries, passages = adapted.encode_queries(TEXTS), adapted.encode_passages(TEXTS)
+    merged = adapted.merged()
+    assert np.allclose(merged.encode_queries(TEXTS), queries, atol=1e-5)
+    assert np.allclose(merged.encode_passages(TEXTS), passages, atol=1e-5)
+    merged.save(tmp_path / "model")
+    again = Encoder.open(tmp_path / "model", device="cpu", precision="float32")
+    assert again.fingerprint == adapted.fingerprint and again.spec == adapted.spec
+    assert np.allclose(again.encode_queries(TEXTS), queries, atol=1e-5)
+    assert np.allclose(again.encode_passages(TEXTS), passages, atol=1e-5)
+    again.save(tmp_path / "copy")
+    copied = Encoder.open(tmp_path / "copy", device="cpu", precision="float32")
+    assert copied.fingerprint == adapted.fingerprint
+    assert np.allclose(copied.encode_queries(TEXTS), queries, atol=1e-5)
+
+
+@every_row
+def test_an_adapter_lies_apart_and_can_be_put_on_its_base_again(load: Loader, tmp_path: Path, method: str) -> None:
+    base = load("bert")
+    adapted = shake(attach(base, settings(method)))
+    adapted.scale(0.5)
+    adapted.merged().save(tmp_path / "model")
+    (tmp_path / "model" / "adapter").rename(tmp_path / "moved")
+    state = AdapterState.read(tmp_path / "moved")
+    assert state.config.method == method and state.scale == 0.5 and state.change > 0
+    assert state.base == base.spec.base and state.spec == adapted.spec.adapter
+    assert same(state.tensors, adapted.state().tensors)
+    model = state.build(base._restore)
+    assert np.allclose(model.encode(TEXTS), adapted.encode_queries(TEXTS), atol=1e-5)
+
+    about = json.loads((tmp_path / "moved" / "adapter.json").read_text())
+    assert about["format"] == 2 and about["method"] == method and about["sha256"] == state.spec.sha256
+    weights = next((tmp_path / "moved").glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 64
+    weights.write_bytes(data)
+    with pytest.raises(StoreCorrupt, match="changed after it was written"):
+        AdapterState.read(tmp_path / "moved")
+    (tmp_path / "moved" / "adapter.json").write_text("{}")
+    with pytest.raises(StoreCorrupt, match="cannot be read"):
+        AdapterState.read(tmp_path / "moved")
+
+
+@every_row
+def test_bfloat16_stays_close_to_float32(load: Loader, method: str) -> None:
+    vectors = []
+    for precision in ("float32", "bfloat16"):
+        adapted = shake(attach(load("bert", precision), settings(method)), size=0.05)
+        assert {parameter.dtype for parameter in adapted.trainable().values()} == {torch.float32}
+        vectors.append(adapted.encode_queries(TEXTS))
+        assert np.sum(vectors[-1] * adapted.merged().encode_queries(TEXTS), axis=1).min() > 0.99
+    assert np.sum(vectors[0] * vectors[1], axis=1).min() > 0.99
+
+
+@every_row
+def test_the_frozen_prefix_serves_every_method_to_the_bit(load: Loader, method: str) -> None:
+    kept, computed = (learn(load("bert"), method, training={"prefix_cache": cache}) for cache in (True, False))
+    assert same(kept.encoder.state().tensors, computed.encoder.state().tensors)
+
+
+# What a method is told
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"rank": 8}, r"adapter\.rank = 8, but method 'full' has no rank"),
+        ({"dropout": 0.1}, "has no dropout"),
+        ({"alpha": 3}, "has no alpha"),
+        ({"targets": ("query",)}, "has no targets"),
+        ({"reweight": "vector"}, "has no reweight"),
+        ({"gamma": 2.0}, "has no gamma"),
+    ],
+)
+def test_what_a_method_cannot_use_is_refused_before_anything_is_read(
+    tmp_path: Path, values: dict[str, Any], said: str
+) -> None:
+    config = FitConfig.build({"adapter": {"method": "full", **values}})
+    with pytest.raises(InvalidConfiguration, match=said):
+        options_of(config.adapter)
+    (tmp_path / "docs").mkdir()
+    with pytest.raises(InvalidConfiguration, match=said):  # not EmptyCorpus: nothing was read yet
+        fit([tmp_path / "docs"], tmp_path / "retriever", config)
+
+
+def test_what_asks_for_nothing_is_let_through() -> None:
+    for values in ({}, {"reweight": "none"}, {"dropout": 0.0}, {"targets": ()}, {"gamma": 0}):
+        assert options_of(AdapterConfig.model_validate({"method": "full", **values})) == Options()
+    assert options_of(AdapterConfig(rank=3)).as_dict() == {"rank": 3, "alpha": None, "dropout": 0.0, "targets": []}
+
+
+# Retrievers that version 0.1 wrote
+
+
+@pytest.fixture(params=["lora", "lora-query-tokens", "full"])
+def old(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    with zipfile.ZipFile(FORMAT_1 / f"{request.param}.zip") as archive:
+        archive.extractall(tmp_path / "retriever")
+    yield tmp_path / "retriever", json.loads((FORMAT_1 / "expected.json").read_text())[request.param]
+
+
+def test_a_retriever_of_format_1_opens_with_its_fingerprint_and_finds_the_same(
+    old: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, expected = old
+    spec = read_spec(folder / "model")
+    assert spec is not None and spec.fingerprint == expected["fingerprint"]
+    assert json.loads((folder / "model" / "ragadapt_encoder.json").read_text())["format"] == 1
+    queries = expected["queries"]
+    with Retriever.open(folder, device="cpu", precision="float32") as retriever:
+        encoder = retriever.encoder
+        assert encoder.fingerprint == expected["fingerprint"]
+        assert np.allclose(encoder.encode_queries(queries)[:, :8], expected["query_vectors"], atol=1e-5)
+        assert np.allclose(encoder.encode_passages(queries)[:, :8], expected["passage_vectors"], atol=1e-5)
+        assert [[hit.chunk.id for hit in retriever.search(query, k=5)] for query in queries] == expected["hits"]
+        encoder.save(tmp_path / "again")
+    again = Encoder.open(tmp_path / "again", device="cpu", precision="float32")
+    assert again.fingerprint == expected["fingerprint"]
+    examined = examine(folder, device="cpu", precision="float32")
+    assert examined.sound, examined.lines()
