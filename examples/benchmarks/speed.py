@@ -338,12 +338,28 @@ def cache(bench: Bench) -> None:
 
 # Architectures
 
+PRESET_SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "granite-embedding-97m": (
+        "ModernBERT-base",
+        {
+            "hidden_size": 384, "num_hidden_layers": 12, "intermediate_size": 1536, "hidden_activation": "silu",
+            "vocab_size": 180_000,
+        },
+    ),
+    "gte-modernbert-base": ("ModernBERT-base", {"vocab_size": 50_368}),
+    "Qwen3-Embedding-0.6B, 4 layers": (
+        "Qwen3-0.6B, 8 layers",
+        {"num_hidden_layers": 4, "max_window_layers": 4, "vocab_size": 151_669},
+    ),
+}  # fmt: skip
+"""The models of the presets, as changes of known shapes."""
+
 
 def architectures(bench: Bench) -> None:
     """Seconds of encoding and of LoRA training by models of the presets' shapes, beside peers on the same model."""
     sizes = bench.sizes
-    for name in SHAPES:
-        model = shaped_model(bench.folder / "shapes" / name.split(",")[0], name)
+    for name, (shape, changes) in PRESET_SHAPES.items():
+        model = shaped_model(bench.folder / re.sub(r"\W+", "-", name.lower()), shape, **changes)
         found = bench.attempt(
             "architectures", name, "architecture", model=model, triples=write_triples(bench), seed=bench.seed,
             texts=sizes.shape_texts, examples=sizes.shape_examples, words=sizes.shape_words,
@@ -532,7 +548,7 @@ def gpu(bench: Bench) -> None:
 
 
 def gpu_shapes(bench: Bench) -> None:
-    """The same for random weights in the shapes of the presets' models."""
+    """The same for random weights in the shapes of other models."""
     if _names_device(bench, "gpu-shapes"):
         for shape in SHAPES:
             model = str(shaped_model(bench.folder / re.sub(r"\W+", "-", shape.lower()), shape))
@@ -792,7 +808,7 @@ def _train_lines(rows: Sequence[Row], part: str = "train", bars: bool = True) ->
 def _architecture_lines(rows: Sequence[Row]) -> list[Line]:
     """Ours against the quickest peer, in float32 and in 16 bits: median, least and largest ratio of the repeats."""
     made = []
-    for shape in SHAPES:
+    for shape in PRESET_SHAPES:
         for task in ("encode, passages", "encode, mixed lengths", "LoRA training"):
             for precision in ("float32", "bfloat16"):
                 what = f"{shape}, {task}, {precision}, against its quickest peer"

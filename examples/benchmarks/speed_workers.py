@@ -118,41 +118,25 @@ def train_ours(options: dict[str, Any]) -> dict[str, Any]:
     return measured
 
 
-def _add_lora(model: Any, layers: int | None) -> None:
-    """PEFT's own LoRA in the linear layers of the top layers, None = all, of a SentenceTransformer."""
-    from ragadapt.adapters.method import Scope
-    from ragadapt.adapters.peft import LowRankOptions, lora_config, target_names
-
-    inner = model[0].model
-    targets = target_names(inner, Scope.of(inner, layers), ())
-    model.add_adapter(lora_config(LowRankOptions(rank=RANK), targets))
-
-
-def _peer_trainer(model: Any, rows: list[dict[str, str]], epochs: float, settings: dict[str, Any], folder: str) -> Any:
-    """sentence-transformers' trainer over these rows. settings: cached = its loss of bounded memory."""
+def _trainer(
+    model: Any, rows: list[dict[str, str]], epochs: float, batch: int, folder: str, options: dict[str, Any]
+) -> Callable[[], Any]:
+    """SentenceTransformerTrainer over these rows, ready to train."""
     from datasets import Dataset
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.losses import CachedMultipleNegativesRankingLoss, MultipleNegativesRankingLoss
 
     data = Dataset.from_dict({name: [row[name] for row in rows] for name in ("query", "positive", "negative")})
     arguments = SentenceTransformerTrainingArguments(
-        output_dir=folder, num_train_epochs=epochs, per_device_train_batch_size=settings["batch"],
-        learning_rate=settings["learning_rate"], lr_scheduler_type="linear", warmup_steps=0.1, weight_decay=0.0,
-        max_grad_norm=1.0, bf16=settings["bf16"], use_cpu=settings["device"] == "cpu", save_strategy="no",
-        logging_strategy="no", report_to="none", disable_tqdm=True, seed=settings["seed"],
+        output_dir=folder, num_train_epochs=epochs, per_device_train_batch_size=batch, learning_rate=RATE,
+        lr_scheduler_type="linear", warmup_steps=0.1, weight_decay=0.0, max_grad_norm=1.0,
+        bf16=options["precision"] == "bfloat16", use_cpu=options["device"] == "cpu", save_strategy="no",
+        logging_strategy="no", report_to="none", disable_tqdm=True, seed=options["seed"],
     )  # fmt: skip
-    kind = CachedMultipleNegativesRankingLoss if settings.get("cached") else MultipleNegativesRankingLoss
+    kind = CachedMultipleNegativesRankingLoss if options.get("cached") else MultipleNegativesRankingLoss
     loss = kind(model, scale=1 / TEMPERATURE)
-    return SentenceTransformerTrainer(model=model, args=arguments, train_dataset=data, loss=loss)
-
-
-def _train_peer(model: Any, rows: list[dict[str, str]], epochs: float, settings: dict[str, Any]) -> float:
-    """Seconds that the trainer takes over these rows, without what prepares it."""
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = _peer_trainer(model, rows, epochs, settings, folder)
-        started = time.perf_counter()
-        trainer.train()
-        return time.perf_counter() - started
+    trainer = SentenceTransformerTrainer(model=model, args=arguments, train_dataset=data, loss=loss)
+    return trainer.train  # type: ignore[no-any-return]
 
 
 def train_peer(options: dict[str, Any]) -> dict[str, Any]:
@@ -163,6 +147,8 @@ def train_peer(options: dict[str, Any]) -> dict[str, Any]:
     import torch
     from sentence_transformers import SentenceTransformer
 
+    from ragadapt.adapters.method import Scope
+    from ragadapt.adapters.peft import LowRankOptions, lora_config, target_names
     from ragadapt.config import EncoderConfig
     from ragadapt.encoder.precision import choose_precision
     from ragadapt.encoder.presets import resolve
@@ -171,13 +157,10 @@ def train_peer(options: dict[str, Any]) -> dict[str, Any]:
     dtype = getattr(torch, options.get("weights", "float32"))
     model = SentenceTransformer(location, device=options["device"], model_kwargs={"dtype": dtype})
     inner = model[0].model
-    _add_lora(model, _layers(inner, options["layers"]))
+    targets = target_names(inner, Scope.of(inner, _layers(inner, options["layers"])), ())
+    model.add_adapter(lora_config(LowRankOptions(rank=RANK), targets))
     rows = _triples(options)
     batch = options.get("batch", BATCH)
-    settings = {
-        "learning_rate": RATE, "batch": batch, "bf16": options["precision"] == "bfloat16", "device": options["device"],
-        "seed": options["seed"], "cached": options.get("cached"),
-    }  # fmt: skip
     folder = tempfile.TemporaryDirectory()
 
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -190,7 +173,7 @@ def train_peer(options: dict[str, Any]) -> dict[str, Any]:
 
     def prepared(some: list[dict[str, str]], epochs: float) -> Callable[[], Any]:
         start_again()
-        return _peer_trainer(model, some, epochs, settings, folder.name).train  # type: ignore[no-any-return]
+        return _trainer(model, some, epochs, batch, folder.name, options)
 
     prepared(rows[:batch], 1)()  # kernels are chosen
     measured = {
@@ -206,9 +189,9 @@ def train_peer(options: dict[str, Any]) -> dict[str, Any]:
         model.eval()
         # In the precision that ragadapt takes on this machine, so that only the training differs.
         model.to(choose_precision("auto", options["device"]).torch_dtype)
-        shape: dict[str, Any] = {"convert_to_numpy": True, "normalize_embeddings": True, "show_progress_bar": False}
+        settings: dict[str, Any] = {"convert_to_numpy": True, "normalize_embeddings": True, "show_progress_bar": False}
         measured["ndcg"] = _quality(
-            options, lambda texts: model.encode(texts, **shape), lambda texts: model.encode(texts, **shape)
+            options, lambda texts: model.encode(texts, **settings), lambda texts: model.encode(texts, **settings)
         )
     return measured
 
@@ -238,6 +221,8 @@ def architecture(options: dict[str, Any]) -> dict[str, Any]:
     from sentence_transformers import SentenceTransformer
     from synthetic import mixed_lengths
 
+    from ragadapt.adapters.method import Scope
+    from ragadapt.adapters.peft import LowRankOptions, lora_config, target_names
     from ragadapt.config import AdapterConfig, EncoderConfig, TrainingConfig
     from ragadapt.encoder import Encoder
     from ragadapt.training import Example, train
@@ -251,6 +236,7 @@ def architecture(options: dict[str, Any]) -> dict[str, Any]:
     mixed = mixed_lengths(passages, 2 * len(passages), seed=options["seed"])
     rows = rows[: options["examples"]]
     adapter = AdapterConfig(rank=RANK, reweight="none")
+    folder = tempfile.TemporaryDirectory()
     sides: dict[tuple[str, str, str], Callable[[], Any]] = {}
 
     def add_ours(precision: str) -> None:
@@ -272,10 +258,11 @@ def architecture(options: dict[str, Any]) -> dict[str, Any]:
             sides["encode, passages", precision, name] = lambda: loaded.encode(passages, **plain)
             sides["encode, mixed lengths", precision, name] = lambda: loaded.encode(mixed, **plain)
         trained = SentenceTransformer(model, device="cpu", model_kwargs={"dtype": getattr(torch, weights)})
-        _add_lora(trained, None)
-        bf16 = precision == "bfloat16" and weights == "float32"
-        settings = {"learning_rate": RATE, "batch": batch, "bf16": bf16, "device": "cpu", "seed": options["seed"]}
-        sides["LoRA training", precision, name] = lambda: _train_peer(trained, rows, 1, settings)
+        inner: Any = trained[0].model
+        targets = target_names(inner, Scope.of(inner, None), ())
+        trained.add_adapter(lora_config(LowRankOptions(rank=RANK), targets))
+        settings = {"precision": "float32" if weights == precision else precision, "device": "cpu", **options}
+        sides["LoRA training", precision, name] = lambda: _trainer(trained, rows, 1, batch, folder.name, settings)()
 
     for precision in ("float32", "bfloat16"):
         add_ours(precision)

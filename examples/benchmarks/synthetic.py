@@ -1,4 +1,4 @@
-"""Large corpora for measurements of growth: new documents made of real sentences, and models of random weights."""
+"""Large corpora for measurements of growth: new documents made of real sentences, and a tiny model that reads them."""
 
 from __future__ import annotations
 
@@ -64,6 +64,59 @@ def mixed_lengths(texts: Sequence[str], count: int, *, seed: int = 13, longest: 
     return list(made)
 
 
+SHAPES: dict[str, dict[str, Any]] = {
+    "ModernBERT-base": {
+        "kind": "modernbert", "hidden_size": 768, "num_hidden_layers": 22, "num_attention_heads": 12,
+        "intermediate_size": 1152, "max_position_embeddings": 8192,
+    },
+    "Qwen3-0.6B, 8 layers": {
+        "kind": "qwen3", "hidden_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 16,
+        "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 3072, "max_position_embeddings": 32768,
+        "max_window_layers": 8,
+    },
+}  # fmt: skip
+"""Known models by what decides their speed; the vocabulary, which does not, is MiniLM's."""
+
+
+def shaped_model(folder: Path, shape: str, *, max_length: int = 512, seed: int = 0, **changes: Any) -> Path:
+    """A sentence-transformers model of random weights in one of the SHAPES, with MiniLM's tokenizer.
+
+    What it finds means nothing. changes: of the configuration.
+    """
+    if folder.exists():
+        return folder
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Normalize, Pooling, Transformer
+    from transformers import AutoConfig, AutoModel
+
+    raw = _with_minilm_tokenizer(folder)
+    torch.manual_seed(seed)
+    special = {"pad_token_id": 0, "bos_token_id": 101, "eos_token_id": 102, "cls_token_id": 101, "sep_token_id": 102}
+    values = {**SHAPES[shape], "vocab_size": 30_528, **special, **changes}
+    config = AutoConfig.for_model(values.pop("kind"), **values)
+    AutoModel.from_config(config).save_pretrained(raw)
+    pooling = "lasttoken" if config.model_type == "qwen3" else "mean"
+    made = SentenceTransformer(
+        modules=[Transformer(str(raw), max_seq_length=max_length), Pooling(config.hidden_size, pooling), Normalize()],
+        device="cpu",
+    )
+    made.save(str(folder), create_model_card=False)
+    shutil.rmtree(raw)
+    return folder
+
+
+def _with_minilm_tokenizer(folder: Path) -> Path:
+    """A folder beside this one that holds MiniLM's tokenizer."""
+    source = Path(resolve(EncoderConfig(model="offline")).location)
+    raw = folder.with_name(folder.name + "-raw")
+    raw.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        if (source / name).exists():
+            shutil.copyfile(source / name, raw / name)
+    return raw
+
+
 def tiny_model(folder: Path, *, seed: int = 0) -> Path:
     """A sentence-transformers model of two random layers, 32 wide, with MiniLM's tokenizer and 384-d vectors.
 
@@ -76,7 +129,7 @@ def tiny_model(folder: Path, *, seed: int = 0) -> Path:
     from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
     from transformers import BertConfig, BertModel
 
-    raw = _with_tokenizer(folder)
+    raw = _with_minilm_tokenizer(folder)
     torch.manual_seed(seed)
     model = BertModel(
         BertConfig(
@@ -100,78 +153,3 @@ def tiny_model(folder: Path, *, seed: int = 0) -> Path:
     )
     made.save(str(folder), create_model_card=False)
     return folder
-
-
-SHAPES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "granite-embedding-97m": (
-        "modernbert",
-        "cls",
-        {
-            "vocab_size": 180_000, "hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 12,
-            "intermediate_size": 1536, "hidden_activation": "silu", "local_attention": 128,
-            "global_attn_every_n_layers": 3,
-        },
-    ),
-    "gte-modernbert-base": (
-        "modernbert",
-        "cls",
-        {
-            "vocab_size": 50_368, "hidden_size": 768, "num_hidden_layers": 22, "num_attention_heads": 12,
-            "intermediate_size": 1152, "hidden_activation": "gelu", "local_attention": 128,
-            "global_attn_every_n_layers": 3,
-        },
-    ),
-    "Qwen3-Embedding-0.6B, 4 layers": (
-        "qwen3",
-        "lasttoken",
-        {
-            "vocab_size": 151_669, "hidden_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 16,
-            "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 3072, "rope_theta": 1_000_000,
-        },
-    ),
-}  # fmt: skip
-"""Model type, pooling and configuration of models that the presets name."""
-
-
-def shaped_model(folder: Path, name: str, *, seed: int = 0) -> Path:
-    """A sentence-transformers model of the shape SHAPES[name] with random weights and MiniLM's tokenizer.
-
-    What it finds means nothing; its time and memory are those of the real one, whose vocabulary is larger than what
-    this tokenizer uses of it.
-    """
-    if folder.exists():
-        return folder
-    import torch
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Normalize, Pooling, Transformer
-    from transformers import AutoConfig, AutoModel
-
-    kind, pooling, settings = SHAPES[name]
-    raw = _with_tokenizer(folder)
-    if kind == "qwen3":
-        _edit(raw / "tokenizer_config.json", padding_side="left")
-    torch.manual_seed(seed)
-    ids = {"pad_token_id": 0, "cls_token_id": 101, "bos_token_id": 101, "sep_token_id": 102, "eos_token_id": 102}
-    AutoModel.from_config(AutoConfig.for_model(kind, **settings, **ids)).save_pretrained(raw)
-    made = SentenceTransformer(
-        modules=[Transformer(str(raw), max_seq_length=512), Pooling(settings["hidden_size"], pooling), Normalize()],
-        device="cpu",
-    )
-    made.save(str(folder), create_model_card=False)
-    shutil.rmtree(raw)
-    return folder
-
-
-def _with_tokenizer(folder: Path) -> Path:
-    """A folder beside this one that holds MiniLM's tokenizer."""
-    source = Path(resolve(EncoderConfig(model="offline")).location)
-    raw = folder.with_name(folder.name + "-raw")
-    raw.mkdir(parents=True, exist_ok=True)
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
-        if (source / name).exists():
-            shutil.copyfile(source / name, raw / name)
-    return raw
-
-
-def _edit(path: Path, **values: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **values}), encoding="utf-8")

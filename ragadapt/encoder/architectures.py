@@ -109,6 +109,7 @@ class Transformer(nn.Module):
 
     config: Any
     head_width: int
+    packs = True  # leaves padding out by itself, so it is told where there is some even if it reads backwards only
 
     def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         raise NotImplementedError
@@ -308,6 +309,10 @@ class ModernBert(Transformer):
 # ---------------------------------------------------------------------- Qwen3
 
 
+class _Causal(nn.Module):
+    is_causal = True  # as the library marks it
+
+
 class _Qwen3Layer(nn.Module):
     """The same order with RMS norms, heads of queries that share keys, and no token attending to a later one."""
 
@@ -318,7 +323,7 @@ class _Qwen3Layer(nn.Module):
         self.head_width = each
         self.rotary = Rotary(_theta(vars(config), None), each)
         self.input_layernorm = _RMSNorm(width, epsilon)
-        self.self_attn = nn.Module()
+        self.self_attn = _Causal()
         self.self_attn.q_proj = _Linear(width, heads * each, bias=config.attention_bias)
         self.self_attn.k_proj = _Linear(width, shared * each, bias=config.attention_bias)
         self.self_attn.v_proj = _Linear(width, shared * each, bias=config.attention_bias)

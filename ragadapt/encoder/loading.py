@@ -221,13 +221,14 @@ def build_tower(chain: list[nn.Module], max_length: int, own: bool = False) -> T
         return None
     if getattr(first, "tokenizer", None) is None:
         return None
-    tower = Tower(inner, chain[1:], first.tokenizer, max_length)
+    model, path = inner, "transformers' forward"
     if own:
         try:
-            tower.model = of_library(inner)
-            tower.path = "ragadapt's own forward"
+            model, path = of_library(inner), "ragadapt's own forward"
         except NotCovered as reason:
-            tower.path = f"transformers' forward, as ragadapt's own does not cover {reason}"
+            path = f"transformers' forward, as ragadapt's own does not cover {reason}"
+    tower = Tower(model, chain[1:], first.tokenizer, max_length)
+    tower.path = path
     return tower
 
 

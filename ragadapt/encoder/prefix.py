@@ -112,13 +112,13 @@ class Prefix:
         self.lower, self.upper = parts
         self.top_layers = top_layers
         self.cache = cache
-        self.causal = reads_backwards_only(model)
+        self.maskless = reads_backwards_only(model) and not getattr(model, "packs", False)
 
     @torch.no_grad()
     def below(self, ids: Tensor, mask: Tensor) -> Tensor:
         """(B, T) → (B, T, h): what the upper part reads. Never cached."""
         with work("frozen layers", len(ids)):
-            attended = needed_mask(mask, self.causal)
+            attended = needed_mask(mask, self.maskless)
             hidden: Tensor = self.lower(input_ids=ids, attention_mask=attended).last_hidden_state
         return hidden
 

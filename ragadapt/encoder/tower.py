@@ -39,8 +39,9 @@ class Tower(nn.Module):
         self.pad_id: int = 0 if pad_id is None else int(pad_id)
         self.autocast: torch.dtype | None = None  # set: float32 weights among those of this precision
         self.prefix: Prefix | None = None  # set: the lower layers are frozen and their results kept
-        self.causal = reads_backwards_only(model)
         self.path = "transformers' forward"  # which code runs the model, in words
+        self.causal = reads_backwards_only(model)
+        self.maskless = self.causal and not getattr(model, "packs", False)
         self.prompt_pooled = all(getattr(module, "include_prompt", True) for module in head)
 
     @property
@@ -107,7 +108,7 @@ class Tower(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor, prompt_length: int = 0) -> Tensor:
         """(B, T) ids and mask → (B, d) float32, unit length."""
         with self._precision():
-            hidden = self.model(input_ids=ids, attention_mask=needed_mask(mask, self.causal)).last_hidden_state
+            hidden = self.model(input_ids=ids, attention_mask=needed_mask(mask, self.maskless)).last_hidden_state
         return self.pool(hidden, mask, prompt_length)
 
     def _precision(self) -> AbstractContextManager[Any]:
@@ -133,7 +134,7 @@ class Tower(nn.Module):
     def _above(self, prefix: Prefix, hidden: Tensor, mask: Tensor, prompt_length: int = 0) -> Tensor:
         """(B, T, h) of the lower part, (B, T) mask → (B, d) float32, unit length."""
         with self._precision():
-            attended = needed_mask(mask, self.causal)
+            attended = needed_mask(mask, self.maskless)
             above = prefix.upper(inputs_embeds=hidden, attention_mask=attended).last_hidden_state  # (B, T, h)
         return self.pool(above, mask, prompt_length)
 
