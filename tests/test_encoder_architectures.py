@@ -18,7 +18,7 @@ from ragadapt.adapters import attach
 from ragadapt.adapters.peft import LowRankLinear
 from ragadapt.config import AdapterConfig, EncoderConfig, TrainingConfig
 from ragadapt.encoder import Encoder
-from ragadapt.encoder.architectures import NotCovered, Transformer, covered, of_library
+from ragadapt.encoder.architectures import NotCovered, Transformer, covered, of_library, runs_on
 from ragadapt.encoder.prefix import split
 from ragadapt.training import Example, train
 
@@ -114,7 +114,14 @@ def test_in_bfloat16_values_and_gradients_follow_float32(kind: str, lengths: lis
 
 
 def one_by_one(
-    q: Tensor, k: Tensor, v: Tensor, ends: Tensor, *rest: object, scale: float, window_size: Any, enable_gqa: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ends: Tensor,
+    *rest: object,
+    scale: float,
+    window_size: Any = (-1, -1),
+    enable_gqa: bool = False,
 ) -> Tensor:
     """What PyTorch's variable_length_attention computes on a GPU, text after text."""
     assert enable_gqa == (q.shape[1] != k.shape[1])
@@ -421,3 +428,17 @@ def test_a_forward_that_differs_from_the_librarys_is_not_used(
     assert "differs" in caplog.text
     expected = SentenceTransformer(str(folder), device="cpu").encode(TEXTS, normalize_embeddings=True)
     assert np.allclose(encoder.encode_passages(TEXTS), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_a_gpu_that_cannot_pack_windows_the_librarys_forward_runs(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ragadapt.encoder.architectures.variable_length_attention", lambda bounded: None)
+    model = of_library(library_model(kind))
+    assert runs_on(model, torch.device("cpu")) is model
+    if kind in ("bert", "roberta"):
+        assert runs_on(model, torch.device("cuda")) is model
+    else:
+        with pytest.raises(NotCovered, match="this build of PyTorch"):
+            runs_on(model, torch.device("cuda"))

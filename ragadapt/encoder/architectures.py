@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ragadapt.encoder.attention import ALL, CAUSAL, Reach
+from ragadapt.encoder.attention import ALL, CAUSAL, Reach, variable_length_attention
 from ragadapt.encoder.layout import Layout, Rotary
 
 Activation = Callable[[Tensor], Tensor]
@@ -109,6 +109,7 @@ class Transformer(nn.Module):
 
     config: Any
     head_width: int
+    bounded = False  # some token does not attend to all others, or heads share keys
     packs = True  # leaves padding out by itself, so it is told where there is some even if it reads backwards only
 
     def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
@@ -128,7 +129,7 @@ class Transformer(nn.Module):
         inputs_embeds: Tensor | None = None,
     ) -> SimpleNamespace:
         hidden = self.embed(input_ids, inputs_embeds)  # (B, T, h)
-        layout = Layout(attention_mask, hidden, self.head_width)
+        layout = Layout(attention_mask, hidden, self.head_width, self.bounded)
         hidden = layout.pack(hidden)
         for layer in self.stack():
             hidden = layer(hidden, layout)
@@ -279,6 +280,8 @@ class _ModernBertEmbeddings(nn.Module):
 class ModernBert(Transformer):
     """ModernBERT (Warner et al. 2024)."""
 
+    bounded = True
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
@@ -352,6 +355,8 @@ class _Qwen3Layer(nn.Module):
 class Qwen3(Transformer):
     """Qwen3 (Qwen team 2025) without its head. Padding at either end gives the same vectors."""
 
+    bounded = True
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
@@ -413,6 +418,14 @@ def covered(values: Mapping[str, Any]) -> Architecture:
     except (KeyError, TypeError, AttributeError) as error:
         raise NotCovered(f"its configuration ({error!r})") from error
     return made
+
+
+def runs_on(model: Transformer, device: torch.device) -> Transformer:
+    """The model, if it may run there. Raises NotCovered for windows, causality and shared keys on a GPU whose PyTorch
+    cannot attend to packed texts so: the long way there is the library's, which is tried out."""
+    if model.bounded and device.type == "cuda" and variable_length_attention(bounded=True) is None:
+        raise NotCovered("windows, causality and shared keys on this GPU with this build of PyTorch")
+    return model
 
 
 def from_weights(values: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Transformer:

@@ -259,6 +259,8 @@ def use(model: nn.Module) -> bool:
         return False
     if getattr(config, "_attn_implementation", None) != "sdpa":
         return False
+    if next(model.parameters()).is_cuda and "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        return False  # masks of windows stay the library's, for its own choice of a kernel
     from transformers.masking_utils import AttentionMaskInterface
     from transformers.modeling_utils import AttentionInterface
 

@@ -22,7 +22,7 @@ import torch
 from ragadapt.checks import checked_choice, checked_path, checked_text, checked_texts
 from ragadapt.config import EncoderConfig
 from ragadapt.encoder import attention, direct, loading
-from ragadapt.encoder.architectures import Transformer
+from ragadapt.encoder.architectures import NotCovered, Transformer, runs_on
 from ragadapt.encoder.batches import Ids, lacks_memory, token_batches
 from ragadapt.encoder.precision import (
     PRECISIONS,
@@ -186,6 +186,13 @@ class Encoder:
             fresh = loading.open_model(source, config, "cpu")
             return _prepared(fresh, spec.max_length, spec.query_prompt, spec.passage_prompt)
 
+        try:
+            for tower in towers:
+                assert isinstance(tower.model, Transformer)
+                runs_on(tower.model, torch.device(device))
+        except NotCovered as reason:
+            log.info("%s is not opened with torch alone: %s", folder, reason)
+            return None
         query, passage = (tower.to(device) for tower in towers)
         log.info("%s: runs in %s", config.model, query.path)
         encoder = cls(spec, config, query, passage, replace(precision, dtype="float32"), restore)
@@ -236,7 +243,7 @@ class Encoder:
     def _reference(self, model: SentenceTransformer) -> tuple[Vectors, Vectors]:
         """Probe vectors as sentence-transformers itself makes them; the towers must agree or are given up."""
         queries = self._by_library(model, PROBE_QUERIES, "query")
-        passages = self._by_library(model, PROBE_PASSAGES, "document")
+        passages = self._by_library(model, self._probe_passages, "document")
         if self.query_tower is not None and self.passage_tower is not None:
             cosine, _ = agreement((queries, passages), self._probe())
             if cosine < _SAME_COSINE and self._leave_own_forward(model, cosine):
@@ -460,7 +467,15 @@ class Encoder:
         return np.asarray(vectors, dtype=np.float32)
 
     def _probe(self) -> tuple[Vectors, Vectors]:
-        return self.encode_queries(PROBE_QUERIES), self.encode_passages(PROBE_PASSAGES)
+        return self.encode_queries(PROBE_QUERIES), self.encode_passages(self._probe_passages)
+
+    @property
+    def _probe_passages(self) -> tuple[str, ...]:
+        """On a GPU with long texts among them: which kernel runs there depends on the length, and it costs little."""
+        if self.precision.device.split(":")[0] == "cpu":
+            return PROBE_PASSAGES
+        whole = " ".join(PROBE_PASSAGES)
+        return (*PROBE_PASSAGES, whole, f"{whole} {whole}", " ".join([whole] * 12))
 
     def encode_to(
         self,
@@ -594,14 +609,14 @@ class Encoder:
         write_spec(folder, spec)
         before = (
             self._by_library(model, PROBE_QUERIES, "query"),
-            self._by_library(model, PROBE_PASSAGES, "document"),
+            self._by_library(model, self._probe_passages, "document"),
         )
         del model
         source = Source(str(folder), None, None, True)
         again = loading.open_model(source, EncoderConfig.model_validate({"model": str(folder)}), "cpu")
         after = (
             self._by_library(again, PROBE_QUERIES, "query"),
-            self._by_library(again, PROBE_PASSAGES, "document"),
+            self._by_library(again, self._probe_passages, "document"),
         )
         cosine, _ = agreement(before, after)
         mine, _ = agreement(before, self._probe())
@@ -630,7 +645,8 @@ class Encoder:
                 return False
         precision = Precision("float32", "cpu", "for comparison")
         opened = Encoder(spec, self.config, *towers, precision, self._restore)
-        cosine, _ = agreement(vectors, opened._probe())
+        mine = opened.encode_queries(PROBE_QUERIES), opened.encode_passages(self._probe_passages)
+        cosine, _ = agreement(vectors, mine)
         return cosine >= _SAME_COSINE
 
 

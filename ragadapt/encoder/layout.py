@@ -82,15 +82,17 @@ class Rotary:
 class Layout:
     """The batch that runs through a transformer. Made anew for every forward."""
 
-    def __init__(self, mask: Tensor | None, hidden: Tensor, head_width: int) -> None:
-        """mask (B, T), 0 = padding, at either end; None = nothing is. hidden (B, T, h): for its shape and place."""
+    def __init__(self, mask: Tensor | None, hidden: Tensor, head_width: int, bounded: bool = True) -> None:
+        """mask (B, T), 0 = padding, at either end; None = nothing is. hidden (B, T, h): for its shape and place.
+        bounded: some token will not attend to all others, or heads share keys."""
+        self.bounded = bounded
         self.batch, self.length = hidden.shape[:2]
         self.device = hidden.device
         self._kept = None if mask is None else mask.bool()  # (B, T)
         self._masks: dict[tuple[Reach, torch.dtype], Tensor | None] = {}
         self._causal_is_enough = True  # with padding at the right, no token has any before it
         self.places: Tensor | None = None  # of the tokens in the flattened batch, where they are packed
-        if _packs(hidden, head_width):
+        if _packs(hidden, head_width, bounded):
             kept = torch.ones(hidden.shape[:2], device=hidden.device) if self._kept is None else self._kept
             self.places = kept.flatten().nonzero().squeeze(1)
             self.ends = F.pad(kept.sum(1).cumsum(0), (1, 0)).to(torch.int32)  # (B + 1,)
@@ -121,12 +123,12 @@ class Layout:
         scaling = q.shape[-1] ** -0.5
         reach = effective(reach, self.length)
         if self.places is not None:
-            attend = variable_length_attention(bounded=True)
-            assert attend is not None
+            attend = variable_length_attention(self.bounded)
+            assert attend is not None and (self.bounded or reach == ALL)
+            options = {"window_size": reach, "enable_gqa": q.shape[1] != k.shape[1]} if self.bounded else {}
             made = attend(
-                q, k, v.contiguous(), self.ends, self.ends, self.length, self.length,
-                scale=scaling, window_size=reach, enable_gqa=q.shape[1] != k.shape[1],
-            )  # fmt: skip
+                q, k, v.contiguous(), self.ends, self.ends, self.length, self.length, scale=scaling, **options
+            )
             return made.flatten(-2)
         if rotary is None:
             q, k = (side.transpose(1, 2) for side in (q, k))  # (B, H, T, d)
@@ -145,6 +147,8 @@ class Layout:
         if reach == CAUSAL and (self._kept is None or self._causal_is_enough):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
         mask = self.mask(reach, q.dtype)
+        # Kernels of GPUs get masks that are whole: slices of one were not proved there.
+        blocks = query_blocks(self.length, reach) if q.device.type == "cpu" else [(0, self.length, 0, self.length)]
         parts = [
             F.scaled_dot_product_attention(
                 q[:, :, start:end],
@@ -153,7 +157,7 @@ class Layout:
                 attn_mask=None if mask is None else mask[:, :, start if len(mask[0, 0]) > 1 else 0 : end, first:last],
                 scale=scaling,
             )
-            for start, end, first, last in query_blocks(self.length, reach)
+            for start, end, first, last in blocks
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
@@ -180,8 +184,8 @@ class Layout:
         return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
 
 
-def _packs(hidden: Tensor, head_width: int) -> bool:
+def _packs(hidden: Tensor, head_width: int, bounded: bool) -> bool:
     if not hidden.is_cuda or torch.compiler.is_compiling() or head_width % 8 or head_width > 256:
         return False
     kind = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else hidden.dtype
-    return kind in _SIXTEEN_BITS and variable_length_attention(bounded=True) is not None
+    return kind in _SIXTEEN_BITS and variable_length_attention(bounded) is not None

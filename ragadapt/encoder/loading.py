@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ragadapt.config import EncoderConfig
-from ragadapt.encoder.architectures import NotCovered, of_library
+from ragadapt.encoder.architectures import NotCovered, of_library, runs_on
 from ragadapt.encoder.presets import Source
 from ragadapt.encoder.spec import EncoderSpec
 from ragadapt.encoder.tower import Tower
@@ -224,7 +224,7 @@ def build_tower(chain: list[nn.Module], max_length: int, own: bool = False) -> T
     model, path = inner, "transformers' forward"
     if own:
         try:
-            model, path = of_library(inner), "ragadapt's own forward"
+            model, path = runs_on(of_library(inner), next(inner.parameters()).device), "ragadapt's own forward"
         except NotCovered as reason:
             path = f"transformers' forward, as ragadapt's own does not cover {reason}"
     tower = Tower(model, chain[1:], first.tokenizer, max_length)
