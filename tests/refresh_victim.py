@@ -117,8 +117,8 @@ def forked(work: str, retriever: Path, docs: Path, notes: Path) -> int:
 
 
 def kills(folder: Path, count: int) -> None:
-    """Until COUNT children were killed before they were done. Prints how often each state was found after a kill,
-    and how many refreshes took up what a killed one left."""
+    """Until COUNT children were killed before they were done, and one was so after a stage. Prints how often each state
+    was found after a kill, and how many refreshes took up what a killed one left."""
     # Before the first fork, and without a thread of its own: importing torch takes longer than all the rest.
     import ragadapt.encoder
     import ragadapt.pipeline.refresh  # noqa: F401
@@ -130,7 +130,11 @@ def kills(folder: Path, count: int) -> None:
     now, before = state_of(retriever), state_of(retriever)
     lifetime = {"refresh": 0.0, "rollback": 0.0}  # not killed the first time, but timed
     landed, round = 0, 1
-    while landed < count:
+
+    def resumed() -> int:
+        return sum(json.loads(line)[1] > 0 for line in notes.read_text().splitlines()) if notes.exists() else 0
+
+    while landed < count or not resumed():
         round += 1
         assert round < 4 * count + 9, found
         add_feedback(retriever, round)
@@ -162,8 +166,7 @@ def kills(folder: Path, count: int) -> None:
         before, now = now, target
     _, status = os.waitpid(forked("refresh", retriever, docs, notes), 0)  # what a rollback left behind
     assert status == 0
-    resumed = sum(json.loads(line)[1] > 0 for line in notes.read_text().splitlines())
-    print(json.dumps({**found, "resumed": resumed}))
+    print(json.dumps({**found, "resumed": resumed()}))
 
 
 def read_on(retriever: Path) -> None:
