@@ -116,9 +116,18 @@ def forked(work: str, retriever: Path, docs: Path, notes: Path) -> int:
         os._exit(code)
 
 
+def wait_for_stage(retriever: Path, child: int) -> None:
+    """Return when the child's build holds a finished stage, or when the child is done."""
+    stages = retriever.with_name(f".{retriever.name}.build") / "stages"
+    while not any(stages.glob("*.done.json")):
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            return
+        time.sleep(0.0005)
+
+
 def kills(folder: Path, count: int) -> None:
-    """Until COUNT children were killed before they were done, and one was so after a stage. Prints how often each state
-    was found after a kill, and how many refreshes took up what a killed one left."""
+    """Until COUNT children were killed before they were done. Prints how often each state was found after a kill,
+    and how many refreshes took up what a killed one left."""
     # Before the first fork, and without a thread of its own: importing torch takes longer than all the rest.
     import ragadapt.encoder
     import ragadapt.pipeline.refresh  # noqa: F401
@@ -130,11 +139,7 @@ def kills(folder: Path, count: int) -> None:
     now, before = state_of(retriever), state_of(retriever)
     lifetime = {"refresh": 0.0, "rollback": 0.0}  # not killed the first time, but timed
     landed, round = 0, 1
-
-    def resumed() -> int:
-        return sum(json.loads(line)[1] > 0 for line in notes.read_text().splitlines()) if notes.exists() else 0
-
-    while landed < count or not resumed():
+    while landed < count:
         round += 1
         assert round < 4 * count + 9, found
         add_feedback(retriever, round)
@@ -147,7 +152,12 @@ def kills(folder: Path, count: int) -> None:
         started = time.monotonic()
         child = forked(work, retriever, docs, notes)
         if lifetime[work]:
-            time.sleep(chance.uniform(0, lifetime[work]))
+            if (
+                work == "refresh" and round % 3 == 0
+            ):  # most of its life it reads: aim at the time when it has finished a stage
+                wait_for_stage(retriever, child)
+            else:
+                time.sleep(chance.uniform(0, lifetime[work]))
             os.kill(child, signal.SIGKILL)
         killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         landed += killed
@@ -166,7 +176,8 @@ def kills(folder: Path, count: int) -> None:
         before, now = now, target
     _, status = os.waitpid(forked("refresh", retriever, docs, notes), 0)  # what a rollback left behind
     assert status == 0
-    print(json.dumps({**found, "resumed": resumed()}))
+    resumed = sum(json.loads(line)[1] > 0 for line in notes.read_text().splitlines())
+    print(json.dumps({**found, "resumed": resumed}))
 
 
 def read_on(retriever: Path) -> None:
