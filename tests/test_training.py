@@ -24,7 +24,7 @@ from ragadapt.adapters import attach
 from ragadapt.config import AdapterConfig, EncoderConfig, TrainingConfig
 from ragadapt.encoder import Encoder
 from ragadapt.errors import InvalidConfiguration, InvalidInput, TrainingFailed
-from ragadapt.training import Example, Material, losses, train
+from ragadapt.training import Example, TrainingSet, losses, train
 from ragadapt.training.gradients import backward
 from ragadapt.training.loop import _Run, learning_rate
 
@@ -86,12 +86,12 @@ def test_margin_mse_compares_margins_to_the_first_candidate() -> None:
 # ---------------------------------------------------------------------------- examples and batches
 
 
-def material(examples: list[Example], distil: bool = False) -> Material:
-    return Material(examples, distil=distil, contrast=True)
+def training_set(examples: list[Example], distil: bool = False) -> TrainingSet:
+    return TrainingSet(examples, distil=distil, contrast=True)
 
 
 def test_a_known_answer_is_never_a_negative_even_if_written_differently() -> None:
-    made = material(
+    made = training_set(
         [
             Example("which bridge", "The old  bridge.", negatives=("a cat",)),
             Example("Which Bridge", "another bridge"),
@@ -107,19 +107,19 @@ def test_a_known_answer_is_never_a_negative_even_if_written_differently() -> Non
 
 
 def test_another_examples_passage_is_no_negative_where_it_is_a_known_answer() -> None:
-    made = material([Example("a", "x", answers=("Y", "never seen")), Example("b", "y"), Example("c", "z")])
+    made = training_set([Example("a", "x", answers=("Y", "never seen")), Example("b", "y"), Example("c", "z")])
     assert made.passages == ["x", "y", "z"]  # answers bring no passages along
     assert made.batch([0, 1, 2]).excluded.tolist() == [[True, True, False], [False, True, False], [False, False, True]]
 
 
 def test_members_of_a_group_are_not_each_others_negatives() -> None:
-    made = material([Example("a", "x", group="d1"), Example("b", "y", group="d1"), Example("c", "z")])
+    made = training_set([Example("a", "x", group="d1"), Example("b", "y", group="d1"), Example("c", "z")])
     batch = made.batch([0, 1, 2])
     assert batch.excluded.tolist() == [[True, True, False], [True, True, False], [False, False, True]]
 
 
 def test_candidates_and_teacher_scores_stay_together() -> None:
-    made = material(
+    made = training_set(
         [
             Example("a", "x", candidates=("x", "y"), teacher_scores=(2.0, 1.0)),
             Example("b", "y", candidates=("z", "y", "x"), teacher_scores=(0.0, 3.0, 1.0)),
@@ -136,7 +136,7 @@ def test_candidates_and_teacher_scores_stay_together() -> None:
 @hypothesis_settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=60), st.integers(2, 16))
 def test_an_epoch_shows_every_example_once(pairs: list[tuple[int, int]], size: int) -> None:
-    made = material([Example(f"q{q}", f"p{p}") for q, p in pairs])
+    made = training_set([Example(f"q{q}", f"p{p}") for q, p in pairs])
     batches = made.order(0, 1, size)
     assert sorted(item for batch in batches for item in batch) == list(range(len(pairs)))
     assert all(len(batch) < 2 * size for batch in batches)
@@ -144,7 +144,7 @@ def test_an_epoch_shows_every_example_once(pairs: list[tuple[int, int]], size: i
 
 
 def test_epochs_are_shuffled_differently_and_fractions_are_cut() -> None:
-    made = material([Example(f"q{i}", f"p{i}") for i in range(40)])
+    made = training_set([Example(f"q{i}", f"p{i}") for i in range(40)])
     batches = list(made.batches(1.5, seed=0, batch_size=4))
     assert len(batches) == 15 and batches[0] != batches[10]
 
@@ -160,14 +160,14 @@ def test_epochs_are_shuffled_differently_and_fractions_are_cut() -> None:
 )
 def test_faulty_examples_are_named(bad: Example, message: str) -> None:
     with pytest.raises(InvalidInput, match=rf"examples\[1\].*{message}"):
-        material([Example("a", "x"), bad])
+        training_set([Example("a", "x"), bad])
 
 
 def test_no_examples_is_an_error() -> None:
     with pytest.raises(InvalidInput, match="no training examples"):
-        material([])
+        training_set([])
     with pytest.raises(InvalidInput, match="Distillation needs"):
-        material([Example("a", "x")], distil=True)
+        training_set([Example("a", "x")], distil=True)
 
 
 # ---------------------------------------------------------------------------- the loop
@@ -237,7 +237,7 @@ def gradients_of(run: _Run, items: list[int], **sizes: int) -> dict[str, torch.T
         setattr(run, name, value)
     run.optimizer.zero_grad(set_to_none=True)
     with run.prepared(None, lambda *_: None):
-        run._gradient(run.material.batch(items), step=1)
+        run._gradient(run.data.batch(items), step=1)
     return {name: p.grad.clone() for name, p in run.encoder.trainable().items() if p.grad is not None}
 
 
@@ -267,10 +267,10 @@ def test_gradient_equals_plain_autograd_over_the_whole_batch(folder: Path) -> No
     items = [3, 1, 4, 15, 9, 2, 6]
     cached = gradients_of(run, items, chunk_tokens=64, held_tokens=0)
     run.optimizer.zero_grad(set_to_none=True)
-    batch = run.material.batch(items)
+    batch = run.data.batch(items)
     tower = run.encoder.tower
-    queries = tower(*tower.to_tensors(tower.tokenize([run.material.queries[i] for i in batch.queries])[0]))
-    passages = tower(*tower.to_tensors(tower.tokenize([run.material.passages[i] for i in batch.passages])[0]))
+    queries = tower(*tower.to_tensors(tower.tokenize([run.data.queries[i] for i in batch.queries])[0]))
+    passages = tower(*tower.to_tensors(tower.tokenize([run.data.passages[i] for i in batch.passages])[0]))
     own = torch.from_numpy(batch.excluded)
     own[torch.arange(len(items)), torch.from_numpy(batch.positives)] = False
     logits = (queries @ passages.T / run.training.temperature).masked_fill(own, float("-inf"))

@@ -7,6 +7,7 @@ torch alone. Both give the vectors of transformers' own forward, and gradients l
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -104,7 +105,7 @@ def _gated(value: Tensor, gate: Tensor, name: str) -> Tensor:
     return made
 
 
-class Transformer(nn.Module):
+class Transformer(nn.Module, ABC):
     """Token ids, or what stands for their embeddings, and a mask (B, T) → last_hidden_state (B, T, h)."""
 
     config: Any
@@ -112,11 +113,13 @@ class Transformer(nn.Module):
     bounded = False  # some token does not attend to all others, or heads share keys
     packs = True  # leaves padding out by itself, so it is told where there is some even if it reads backwards only
 
+    @abstractmethod
     def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        raise NotImplementedError
+        """(B, T) ids, or what stands for their embeddings → (B, T, h): what the first layer reads."""
 
+    @abstractmethod
     def stack(self) -> Iterable[nn.Module]:
-        raise NotImplementedError
+        """The layers, lowest first."""
 
     def finish(self, hidden: Tensor) -> Tensor:
         """What follows the last layer."""

@@ -138,7 +138,7 @@ def fit(
             clock = profiling.Clock(taken)
             try:
                 result = _fit(sources, target, config, labels, chunked, portable, clock, processes, progress)
-                processes.tell(result)
+                processes.broadcast(result)
                 return result
             finally:
                 if taken is not None and profile is not None:
@@ -214,7 +214,7 @@ def _train_along(processes: Processes, config: FitConfig) -> FitResult:
     from ragadapt.encoder import Encoder
     from ragadapt.training import train
 
-    while not isinstance(received := processes.tell(), FitResult):
+    while not isinstance(received := processes.broadcast(), FitResult):
         encoder = Encoder.load(config.encoder)
         if encoder.fingerprint != received.fingerprint:
             raise InvalidConfiguration(
@@ -366,7 +366,7 @@ class _FitSteps:
                 )
                 pool = self.dev_pool(plan, queries, base, encoded)
                 dev = partial(pool.score, progress=self.progress) if pool else None
-                self.processes.tell(_Training(base.fingerprint, examples, dev is not None))
+                self.processes.broadcast(_Training(base.fingerprint, examples, dev is not None))
                 with self.frozen_layers(base):
                     result = train(
                         base,

@@ -44,14 +44,14 @@ class Channel:
             threading.Thread(target=self._listen, args=(peer, connection), name=f"channel-{peer}", daemon=True).start()
 
     @classmethod
-    def open(cls, index: int, count: int, tell: Callable[[Any], Any]) -> Channel:
-        """Connect `count` processes. tell(value): what the first one says, in all of them; called once.
+    def open(cls, index: int, count: int, broadcast: Callable[[Any], Any]) -> Channel:
+        """Connect `count` processes. broadcast(value): what the first one says, in all of them; called once.
 
         Raises TrainingFailed where one cannot be reached.
         """
         if index == 0:
-            return cls(0, _accept(count, tell))
-        return cls(index, {0: _connect(index, tell)})
+            return cls(0, _accept(count, broadcast))
+        return cls(index, {0: _connect(index, broadcast)})
 
     def check(self, seconds: float = 0.0) -> None:
         """Raises TrainingFailed where another process failed or is gone, or within these seconds will be."""
@@ -115,7 +115,7 @@ class Channel:
         self._learn(f"Process {peer} is gone: it was killed, or exited without a word; its own output may say why.")
 
 
-def _accept(count: int, tell: Callable[[Any], Any]) -> dict[int, socket.socket]:
+def _accept(count: int, broadcast: Callable[[Any], Any]) -> dict[int, socket.socket]:
     """Index → connection of all other processes, who learn where to call and prove that they were told."""
     alone = os.environ.get("LOCAL_WORLD_SIZE") == str(count)  # all of them on this machine
     token = secrets.token_hex(16)
@@ -129,7 +129,7 @@ def _accept(count: int, tell: Callable[[Any], Any]) -> dict[int, socket.socket]:
     with server:
         named = ["127.0.0.1"] if alone else [os.environ.get("MASTER_ADDR"), socket.gethostname()]
         hosts = list(dict.fromkeys(name for name in named if name))
-        tell({"hosts": hosts, "port": server.getsockname()[1], "token": token})
+        broadcast({"hosts": hosts, "port": server.getsockname()[1], "token": token})
         deadline = time.monotonic() + _CONNECT_SECONDS
         while len(peers) < count - 1:
             server.settimeout(max(deadline - time.monotonic(), 0.01))
@@ -157,15 +157,15 @@ def _accept(count: int, tell: Callable[[Any], Any]) -> dict[int, socket.socket]:
     return peers
 
 
-def _connect(index: int, tell: Callable[[Any], Any]) -> socket.socket:
+def _connect(index: int, broadcast: Callable[[Any], Any]) -> socket.socket:
     """The connection to the first process."""
-    told = tell(None)
+    address = broadcast(None)
     deadline, problem = time.monotonic() + _CONNECT_SECONDS, ""
     while time.monotonic() < deadline:
-        for host in told["hosts"]:
+        for host in address["hosts"]:
             try:
-                connection = socket.create_connection((host, told["port"]), timeout=5)
-                connection.sendall(f"{told['token']} {index}\n".encode())
+                connection = socket.create_connection((host, address["port"]), timeout=5)
+                connection.sendall(f"{address['token']} {index}\n".encode())
                 if _read_line(connection) == "welcome":
                     connection.settimeout(None)
                     return connection
@@ -174,7 +174,8 @@ def _connect(index: int, tell: Callable[[Any], Any]) -> socket.socket:
                 problem = str(error)
         time.sleep(0.2)
     raise TrainingFailed(
-        f"Process {index} cannot reach the first one at {' or '.join(told['hosts'])}, port {told['port']} ({problem}). "
+        f"Process {index} cannot reach the first one at {' or '.join(address['hosts'])}, port {address['port']} "
+        f"({problem}). "
         "Let the machines reach each other on all ports, as gloo and NCCL need too."
     )
 

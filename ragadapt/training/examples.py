@@ -35,7 +35,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """Positions in the texts of a `Material`, and what the losses need to know.
+    """Positions in the texts of a `TrainingSet`, and what the losses need to know.
 
     queries (Q,) and passages (P,): text numbers. positives (Q,): columns of passages. excluded (Q, P).
     candidates (Q, C): columns of passages, present (Q, C) where there is one, teacher (Q, C). weights (Q,).
@@ -51,7 +51,7 @@ class Batch:
     weights: npt.NDArray[np.float32]
 
 
-class Material:
+class TrainingSet:
     """All examples with every distinct text once. Texts are the same if they are after normalisation."""
 
     def __init__(self, examples: Sequence[Example], *, distil: bool, contrast: bool) -> None:

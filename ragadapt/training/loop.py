@@ -27,7 +27,7 @@ from ragadapt.errors import InvalidConfiguration, InvalidInput, TrainingFailed
 from ragadapt.profiling import work
 from ragadapt.training import losses
 from ragadapt.training.checkpoint import load_checkpoint, save_checkpoint
-from ragadapt.training.examples import Batch, Example, Material
+from ragadapt.training.examples import Batch, Example, TrainingSet
 from ragadapt.training.gradients import backward
 from ragadapt.training.processes import Processes
 from ragadapt.values import Progress, no_progress
@@ -200,7 +200,7 @@ class _Run:
         self.training = training
         self.seed = seed
         distil, contrast = training.loss != "infonce", training.loss in ("infonce", "both")
-        self.material = Material(examples, distil=distil, contrast=contrast)
+        self.data = TrainingSet(examples, distil=distil, contrast=contrast)
         self.encoder = attach(base, adapter, seed=seed)
         self.method = self.encoder.method
         if training.compile and self.encoder.watches_layers:
@@ -228,13 +228,13 @@ class _Run:
         settings = (adapter.deciding(), self.training.deciding())
         for part in (base.fingerprint, base.precision.dtype, *settings, self.seed):
             digest.update(json.dumps(part, sort_keys=True, default=str).encode())
-        for example in self.material.examples:
+        for example in self.data.examples:
             digest.update(json.dumps(asdict(example)).encode())
         return digest.hexdigest()
 
     def plan(self) -> list[list[int]]:
         """The examples of every step."""
-        batches = list(self.material.batches(self.training.epochs, self.seed, self.training.batch_size))
+        batches = list(self.data.batches(self.training.epochs, self.seed, self.training.batch_size))
         batches = batches[: self.training.max_steps]
         self.steps = len(batches)
         return batches
@@ -245,7 +245,7 @@ class _Run:
     def prepared(self, checkpoint: Path | None, progress: Progress) -> Iterator[None]:
         """Tokens made, the frozen layers' results computed; undone at the end."""
         spec = self.encoder._spec
-        self.query_rows = self._tokens(self.material.queries, spec.query_prompt)
+        self.query_rows = self._tokens(self.data.queries, spec.query_prompt)
         self.query_front = self.tower.prompt_length(spec.query_prompt) if spec.query_prompt else 0
         self.passage_front = self.tower.prompt_length(spec.passage_prompt) if spec.passage_prompt else 0
         if not self.tower.prompt_pooled and self.query_front != self.passage_front:
@@ -254,10 +254,10 @@ class _Run:
                 "cannot be trained here. Set equal prompts, or choose another base model."
             )
         if self.encoder.adapter_config.adapt == "query":
-            vectors = self.encoder.base.encode_passages(self.material.passages, progress=progress)
+            vectors = self.encoder.base.encode_passages(self.data.passages, progress=progress)
             self.fixed_passages = torch.from_numpy(vectors).to(self.tower.device)
         else:
-            self.passage_rows = self._tokens(self.material.passages, spec.passage_prompt)
+            self.passage_rows = self._tokens(self.data.passages, spec.passage_prompt)
         with self._prefix(checkpoint), self._compiled():
             if self.tower.prefix is not None:
                 rows = [*self.query_rows, *self.passage_rows]
@@ -321,12 +321,11 @@ class _Run:
 
     def step(self, items: list[int], step: int, rate: float) -> float:
         """Gradient of one batch, one optimizer step; returns the loss."""
-        batch = self.material.batch(items)
+        batch = self.data.batch(items)
         while True:
             self.optimizer.zero_grad(set_to_none=True)
             try:
-                with self._in_training():  # for the gradient alone: what the dev part looks at drops nothing
-                    loss = self._gradient(batch, step) + self._penalty()
+                loss = self._gradient(batch, step) + self._penalty()
                 break
             except (MemoryError, RuntimeError) as error:
                 self._back_off(error)
@@ -369,14 +368,15 @@ class _Run:
             passages = vectors[queries:] if fixed is None else fixed[torch.from_numpy(batch.passages)]
             return self.loss(vectors[:queries], passages, batch)
 
-        return backward(
-            embed,
-            rows,
-            loss_of,
-            chunk_tokens=self.chunk_tokens,
-            held_tokens=self.held_tokens,
-            processes=self.processes,
-        )
+        with self._in_training():  # for the gradient alone: what the dev part looks at drops nothing
+            return backward(
+                embed,
+                rows,
+                loss_of,
+                chunk_tokens=self.chunk_tokens,
+                held_tokens=self.held_tokens,
+                processes=self.processes,
+            )
 
     def loss(self, queries: Tensor, passages: Tensor, batch: Batch) -> Tensor:
         """The configured mix; queries (Q, d), passages (P, d) of the batch."""
@@ -422,7 +422,7 @@ class _Run:
         if self.processes.index == 0:
             with torch.no_grad():
                 score = float(dev(self.encoder))
-        score = float(self.processes.tell(score))
+        score = float(self.processes.broadcast(score))
         if not np.isfinite(score):
             raise InvalidInput(f"The dev function returned {score}; it must return a finite number.")
         return score
@@ -451,7 +451,7 @@ class _Run:
         """The state of an earlier sitting, with weights and optimizer set; a fresh one otherwise."""
         state = _State()
         found = load_checkpoint(path, self.identity) if path is not None and self.processes.index == 0 else None
-        found = self.processes.tell(found)
+        found = self.processes.broadcast(found)
         if found is None:
             return state
         plain, tensors = found

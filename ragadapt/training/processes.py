@@ -61,7 +61,7 @@ class Processes:
         device = torch.device("cpu") if state.backend in ("gloo", "mpi") else state.device
         joined = cls(int(state.process_index), int(state.num_processes), device)
         if _channel is None:
-            _channel = Channel.open(joined.index, joined.count, joined._broadcast)
+            _channel = Channel.open(joined.index, joined.count, joined._broadcast_object)
         _channel.check()
         return cls(joined.index, joined.count, device, _channel)
 
@@ -94,13 +94,13 @@ class Processes:
 
         return watching
 
-    def tell(self, value: Any = None) -> Any:
+    def broadcast(self, value: Any = None) -> Any:
         """What the first process says, in all of them; pickled, between processes that were started together."""
         if self.channel is None:
             return value
         self.channel.meet()
         with self._collective():
-            return self._broadcast(value)
+            return self._broadcast_object(value)
 
     def share(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Positions that this process embeds: every count-th in order of length, so that all work alike."""
@@ -136,7 +136,7 @@ class Processes:
             parameter.grad = flat[start : start + parameter.numel()].view_as(parameter).clone()
             start += parameter.numel()
 
-    def _broadcast(self, value: Any) -> Any:
+    def _broadcast_object(self, value: Any) -> Any:
         box = [value]
         torch.distributed.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
