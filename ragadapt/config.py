@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from ragadapt.checks import checked_path, shown
 from ragadapt.errors import InvalidConfiguration
+from ragadapt.values import Evidence
 
 
 class Settings(BaseModel):
@@ -148,11 +149,11 @@ class TrainingConfig(Settings):
     HOW = frozenset({"micro_batch_tokens", "prefix_cache", "prefix_cache_folder", "prefix_cache_bytes", "compile"})
 
     loss: Literal["infonce", "distill", "both", "margin_mse"] = "infonce"  # the last three follow a teacher
-    epochs: float = Field(3, gt=0)  # passes over the queries; early stopping may end sooner
+    epochs: float | None = Field(None, gt=0)  # passes over the queries; None = by the evidence, see `pace`
     max_steps: int | None = Field(None, ge=1)  # None = by epochs
     batch_size: int = Field(32, ge=2)  # queries; the other ones' passages are negatives
     micro_batch_tokens: int | None = Field(None, ge=64)  # None = by device; gradients are cached across micro-batches
-    learning_rate: float = Field(5e-4, gt=0)  # of AdamW, with warm-up and linear decay
+    learning_rate: float | None = Field(None, gt=0)  # of AdamW, with warm-up and linear decay; None = as epochs
     weight_decay: float = Field(0.0, ge=0)  # of AdamW
     warmup: float = Field(0.1, ge=0, lt=1)  # share of the steps
     temperature: float = Field(0.05, gt=0)  # of the softmax over scores
@@ -165,6 +166,24 @@ class TrainingConfig(Settings):
     prefix_cache_bytes: int = Field(4_000_000_000, ge=0)  # on disk; about 200 kB per 256-token passage at width 384
     compile: bool = False  # torch.compile: slow to start; it lost on a CPU, and was not measured on a GPU
 
+    def pace(self, evidence: Evidence = Evidence.LABELLED) -> tuple[float, float]:
+        """(epochs, learning rate). Left open, they follow the evidence: what users asked is learnt thoroughly, what
+        was written from the passages gently, for its style is not the users'."""
+        epochs, rate = _PACE[evidence is Evidence.LABELLED]
+        return (
+            epochs if self.epochs is None else self.epochs,
+            rate if self.learning_rate is None else self.learning_rate,
+        )
+
+    def paced(self, evidence: Evidence) -> Self:
+        """The same with epochs and learning rate filled in."""
+        epochs, rate = self.pace(evidence)
+        return self.model_copy(update={"epochs": epochs, "learning_rate": rate})
+
+
+_PACE = {True: (3.0, 5e-4), False: (1.0, 2e-4)}
+"""Whether users asked it → epochs and learning rate (docs/decisions.md)."""
+
 
 class GateConfig(Settings):
     """When the adapted model ships."""
@@ -173,7 +192,15 @@ class GateConfig(Settings):
     bootstrap_samples: int = Field(2000, ge=100)  # more move the interval's ends by less than .001
     min_queries: int = Field(100, ge=1)  # with fewer held-out queries the report warns
     max_drift: float = Field(0.35, gt=0)  # mean 1 − cosine by which ordinary passages may move
+    crossed: tuple[float, ...] = (0.5, 1.0)  # strengths tried by cross-fitting; each costs an encoding for each fold
+    folds: int = Field(3, ge=2)  # of cross-fitting: each query is judged by a model that saw only the other folds
+    cross_fit_below: int = Field(200, ge=0)  # labelled queries; of more, a held-out part judges well enough
     interpolation: tuple[float, ...] = (0.75, 0.5, 0.25)  # strengths tried between base (0) and adapted (1)
+
+    def strengths(self, evidence: Evidence) -> tuple[float, ...]:
+        """What cross-fitting tries, ascending. Queries that were written from the passages always ask for more, so
+        they choose nothing: their training is gentle as it is."""
+        return tuple(sorted(self.crossed)) if evidence is Evidence.LABELLED else (1.0,)
 
 
 AUTO = "auto"

@@ -397,9 +397,10 @@ def test_the_plan_is_the_one_that_fit_makes_whatever_the_labels_are_for(
 
     plans = []
 
-    def note(run: Any, asked: Any) -> Any:
-        plans.append(gate.plan(asked.train, asked.heldout))
-        return plan(run, asked)
+    def note(run: Any, asked: Any, corpus: Any) -> Any:
+        only = {"only_judge": asked.only_judge, "only_train": asked.only_train}
+        plans.append(gate.plan(asked.train, asked.heldout, dev=asked.dev, **only))
+        return plan(run, asked, corpus)
 
     plan = pipeline._FitSteps.plan
     monkeypatch.setattr(pipeline._FitSteps, "plan", note)

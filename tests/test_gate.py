@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from ragadapt.config import GateConfig, SplitConfig
-from ragadapt.evaluation.gate import Verdict, decide, labels_needed, plan
+from ragadapt.evaluation.gate import Plan, Verdict, decide, labels_needed
+from ragadapt.evaluation.gate import plan as any_plan
 from ragadapt.values import Evidence, Query
 
 
@@ -15,6 +18,11 @@ def queries(kind: str, evidence: Evidence, count: int, start: int = 0) -> list[Q
         Query(f"{kind}{number}", f"text {number}", kind, evidence, (f"c{number}",))
         for number in range(start, start + count)
     ]
+
+
+def plan(*parts: Any, **changes: Any) -> Plan:
+    """The plan where labels are judged by those that were held out."""
+    return any_plan(*parts, config=GateConfig(cross_fit_below=0), **changes)
 
 
 LABELLED = queries("label", Evidence.LABELLED, 60)
@@ -93,6 +101,8 @@ def test_where_nothing_is_trained_the_reason_says_how_many_labels_would_do() -> 
     few = plan(LABELLED[:29], LABELLED[29:36])
     assert few.train == () and "15 more labelled questions (--queries) would be enough" in few.reason
     none = plan(CROPS, CROPS)
+    assert ". 16 labelled questions (--queries) would be enough to judge" in any_plan(CROPS, CROPS).reason
+    assert ". 6 more labelled" in any_plan(LABELLED[:5], LABELLED[5:10]).reason
     assert ". 50 labelled questions (--queries) would be enough to judge a trained model;" in none.reason
     enough = plan(LABELLED[:5], LABELLED[5:40])
     assert "16 more labelled questions (--queries) would be enough" in enough.reason
@@ -144,12 +154,16 @@ def test_a_gain_on_known_answers_does_not_hide_a_loss_on_new_ones(base: np.ndarr
     assert decide(dense=(even, base), search=(even, base), **settings).adapted
 
 
-def test_a_dense_gain_ships_only_if_the_default_search_does_not_lose(base: np.ndarray) -> None:
+def test_a_dense_gain_ships_unless_the_default_search_loses_more_than_a_standard_error(base: np.ndarray) -> None:
     settings = {"strength": 1.0, "drift": 0.0, "config": GateConfig(), "seed": 1}
-    flat = base + np.random.default_rng(2).normal(0, 0.01, 200)
-    flat += 0.001 - (flat - base).mean()
-    assert decide(dense=(base + 0.05, base), search=(flat, base), **settings).adapted
-    assert not decide(dense=(base + 0.05, base), search=(flat - 0.01, base), **settings).adapted
+    flat = base + np.random.default_rng(2).normal(0, 0.1, 200)
+    flat -= (flat - base).mean()
+    error = (flat - base).std(ddof=1) / 200**0.5
+    for lost, ships in ((-0.001, True), (0.0, True), (0.8 * error, True), (1.2 * error, False), (0.1, False)):
+        decision = decide(dense=(base + 0.05, base), search=(flat - lost, base), **settings)
+        assert decision.adapted == ships, lost
+    assert "did not lose beyond noise" in decide(dense=(base + 0.05, base), search=(flat, base), **settings).reasons[-1]
+    assert not decide(dense=(base, base), search=(flat - 0.5 * error, base), **settings).adapted
 
 
 def test_few_judges_are_said(base: np.ndarray) -> None:

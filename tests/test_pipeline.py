@@ -87,7 +87,7 @@ def settings(model: Path, **changes: dict[str, object]) -> FitConfig:
         "chunk": {"max_tokens": 40, "min_tokens": 4},
         "training": {"epochs": 4, "batch_size": 16, "learning_rate": 3e-3, "evaluations": 2},
         "adapter": {"rank": 4},
-        "gate": {"max_drift": 2.0},
+        "gate": {"max_drift": 2.0, "cross_fit_below": 0},
         "split": {"heldout": 0.3, "dev": 0.2},
     }
     for stage, change in changes.items():
@@ -665,7 +665,7 @@ def test_without_evidence_the_base_stays_and_the_reason_is_said(docs: Path, mode
     assert "--queries" in result.decision.reasons[0]
 
 
-def test_a_language_models_queries_train_and_another_kind_of_them_judges(
+def test_a_language_models_queries_all_train_and_all_judge(
     docs: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ragadapt.pipeline.queries as queries_module
@@ -687,10 +687,11 @@ def test_a_language_models_queries_train_and_another_kind_of_them_judges(
     result = fit([docs], tmp_path / "r", settings(model, query=query, training={"epochs": 1}))
     assert result.report.evidence is not None
     assert result.report.evidence.tier == "paraphrase"
-    assert result.report.learning
     judged = result.report.verdict
     assert judged is not None
-    assert "judge; other kinds train" in judged.steps[0].detail
+    kept = {kind.kind: kind.kept for kind in result.report.queries}
+    assert result.report.evidence.queries == kept["lm-question"] + kept["lm-claim"]
+    assert "each a model that did not see its document" in judged.steps[0].detail
 
 
 def test_a_language_models_answers_outlive_settings_documents_and_the_fit(

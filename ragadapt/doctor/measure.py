@@ -14,6 +14,7 @@ import numpy as np
 from ragadapt.config import FitConfig
 from ragadapt.doctor.survey import Survey, SurveyedCorpus, survey_corpus
 from ragadapt.pipeline.corpus import EncodedCorpus
+from ragadapt.pipeline.crossfit import WHOLE
 from ragadapt.pipeline.queries import Labels
 from ragadapt.values import Evidence, Progress, Query, no_progress
 
@@ -266,12 +267,18 @@ def _estimate(surveyed: SurveyedCorpus, config: FitConfig, rate: float) -> FitEs
     encoding = facts.tokens / rate
     training = 0.0
     if facts.trainable and config.adapter.trains:
-        examples = len(surveyed.plan.train) or config.query.generator_queries
+        plan = surveyed.plan
+        examples = len(plan.train) or config.query.generator_queries
         texts = (1 + config.mining.negatives) * per_passage + _QUERY_TOKENS
-        steps_tokens = examples * texts * config.training.epochs
+        epochs, _ = config.training.pace(plan.evidence or Evidence.LABELLED)
+        steps_tokens = examples * texts * epochs
         if config.training.max_steps is not None:
             steps_tokens = min(steps_tokens, config.training.max_steps * config.training.batch_size * texts)
         looks = (config.training.evaluations + len(config.gate.interpolation) + 2) * _DEV_POOL * per_passage
+        if plan.crossed:
+            steps_tokens *= plan.crossed  # each fold trains on the others, and what ships on all
+            strengths = len(config.gate.strengths(plan.evidence or Evidence.LABELLED))
+            looks = plan.crossed * strengths * min(facts.chunks, WHOLE) * per_passage
         training = (_STEP_COST * _trained_share(encoder, config) * steps_tokens + looks) / rate
         if config.adapter.adapt == "both":
             training += facts.tokens / rate  # the passages once more, by the trained model

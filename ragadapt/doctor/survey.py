@@ -13,7 +13,7 @@ from ragadapt.doctor.languages import english_only, foreign_share, languages_of
 from ragadapt.errors import EmptyCorpus
 from ragadapt.evaluation import gate
 from ragadapt.pipeline.corpus import Corpus
-from ragadapt.pipeline.queries import Labels, divide, document_grades, read_labels, shown_examples
+from ragadapt.pipeline.queries import Labels, divide, document_grades, one_use, read_labels, shown_examples
 from ragadapt.values import Chunk, Evidence, Progress, Query, no_progress
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def survey_corpus(
             f"{truncated:.0%} of the passages are longer than the model reads; their ends are not searched."
         )
     warnings += _one_sided(chunks, groups)
-    plan = _plan(queries, sets, corpus, config)
+    plan = _plan(queries, sets, labels, corpus, config)
     if not plan.train and config.adapter.trains and (config.query.generator or config.query.generator_url):
         others = f"; {len(plan.judge)} held-out queries ({plan.evidence.value})" if plan.judge and plan.evidence else ""
         reason = f"Questions by the language model train{others or ' and'} judge."
@@ -227,14 +227,29 @@ def _one_sided(chunks: Sequence[Chunk], groups: Sequence[int]) -> list[str]:
     return warnings
 
 
-def _plan(queries: Sequence[Query], sets: Sequence[DividedLabels], corpus: Corpus, config: FitConfig) -> gate.Plan:
+def _plan(
+    queries: Sequence[Query],
+    sets: Sequence[DividedLabels],
+    labels: Sequence[Labels],
+    corpus: Corpus,
+    config: FitConfig,
+) -> gate.Plan:
     """What `fit` would train on and judge by, but for the round trip, which needs vectors."""
     from ragadapt.queries import clean_queries, split_documents
 
     cleaned = clean_queries(queries, corpus.chunks, config.query, seed=config.seed)
     split = split_documents(corpus.chunks, corpus.groups, config.split, config.seed)
-    train, _, heldout = divide(cleaned, sets, corpus, split)
-    return gate.plan(train, heldout, split=config.split)
+    train, dev, heldout = divide(cleaned, sets, corpus, split)
+    only_judge, only_train = one_use(sets, labels)
+    return gate.plan(
+        train,
+        heldout,
+        dev=dev,
+        only_judge=only_judge,
+        only_train=only_train,
+        split=config.split,
+        config=config.gate,
+    )
 
 
 def _generation(chunks: Sequence[Chunk], config: FitConfig, examples: Sequence[Query], answers: Path | None) -> str:

@@ -8,9 +8,10 @@ loses on real questions. Below the top rank, the kinds that judge are other kind
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -31,19 +32,40 @@ MINIMUM = {Evidence.LABELLED: 10, Evidence.HUMAN: 40, Evidence.PARAPHRASE: 100}
 
 
 _SPLIT = SplitConfig()
+_GATE = GateConfig()
+_PARAPHRASE_FOLDS = 2  # each as good as half of hundreds of questions makes it; more folds cost as many trainings
 
 FEWEST_TO_TRAIN = 16
 """Fewer queries than this teach nothing that held-out ones could show."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
-    """What may train and what must judge. reason: said to the user; train is empty where nothing could judge."""
+    """What may train and what must judge. reason: said to the user; train is empty where nothing could judge.
+
+    crossed: number of folds where every query that judges trains as well, 0 where what judges was held out. folds:
+    query id → the fold that it judges; barred: query id → folds in which it must not train.
+    """
 
     train: tuple[Query, ...]
     judge: tuple[Query, ...]
     evidence: Evidence | None
     reason: str
+    crossed: int = 0
+    folds: Mapping[str, int] = field(default_factory=dict)
+    barred: Mapping[str, frozenset[int]] = field(default_factory=dict)
+
+    def parts(self) -> list[tuple[tuple[Query, ...], tuple[Query, ...]]]:
+        """(what trains, what judges it), fold by fold; one pair where the judges were held out."""
+        if not self.crossed:
+            return [(self.train, self.judge)]
+        return [
+            (
+                tuple(query for query in self.train if fold not in self.barred[query.id]),
+                tuple(query for query in self.judge if self.folds[query.id] == fold),
+            )
+            for fold in sorted(set(self.folds.values()))
+        ]
 
 
 def labels_needed(trained: int, heldout: int, split: SplitConfig) -> int | None:
@@ -61,38 +83,52 @@ def plan(
     train: Sequence[Query],
     heldout: Sequence[Query],
     *,
+    dev: Sequence[Query] = (),
+    only_judge: Collection[str] = (),
+    only_train: Collection[str] = (),
     minimum: Mapping[Evidence, int] = MINIMUM,
     split: SplitConfig = _SPLIT,
+    config: GateConfig = _GATE,
 ) -> Plan:
-    """Choose the judges from the held-out queries, then the kinds that may train.
+    """Choose who judges, then who may train.
 
-    The best-ranked evidence with enough held-out queries judges. Labelled queries may train and judge (they are
-    split, and they are the truth); where there are enough of them to train, nothing that people wrote in the
-    documents trains beside them. Of any other rank, the most frequent kind judges and no query of that kind trains.
-    Crops never train.
+    The best-ranked evidence of which there is enough judges. Labelled queries may train and judge (they are the truth):
+    fewer than `config.cross_fit_below` do both, by cross-fitting; of more, those that were held out judge. Where enough
+    of them train, nothing that people wrote in the documents trains beside them. Of what people wrote in the documents
+    the most frequent kind judges and no query of that kind trains. A language model's questions train and judge by
+    cross-fitting, dealt by document. Crops never train.
+
+    dev: what steers a training where the judges are held out. only_judge: ids that must not train; only_train: ids that
+    must not judge.
     """
     train = [query for query in train if query.evidence is not Evidence.CROP]
+    everything = [query for query in (*train, *dev, *heldout) if query.evidence is not Evidence.CROP]
+    trainable = [query for query in everything if query.id not in only_judge]
     counts = {rank: sum(query.evidence is rank for query in heldout) for rank in Evidence}
-    needed = labels_needed(len(train), counts[Evidence.LABELLED], split)
-    more = "more " if counts[Evidence.LABELLED] else ""
-    advice = (
-        "Hold some of the labelled questions out (split.heldout above 0), so that they can judge"
-        if needed is None
-        else f"{needed:,} {more}labelled questions (--queries) would be enough to judge a trained model"
-    )
+    labelled = [query for query in everything if query.evidence is Evidence.LABELLED]
+    advice = _advice(train, labelled, trainable, counts, only_judge, only_train, split, config)
+
+    judges = [query for query in labelled if query.id not in only_train]
+    measured = any(query.id in only_judge for query in labelled)
+    if not measured and minimum[Evidence.LABELLED] <= len(judges) < config.cross_fit_below:
+        trained = _beside_labels(trainable)
+        if len(trained) >= FEWEST_TO_TRAIN:
+            reason = f"{len(judges)} labelled queries judge, each a model that did not see it, and train."
+            return Plan(trained, tuple(judges), Evidence.LABELLED, reason, config.folds)
     for rank in (Evidence.LABELLED, Evidence.HUMAN, Evidence.PARAPHRASE):
         judges = [query for query in heldout if query.evidence is rank]
+        if rank is Evidence.PARAPHRASE:
+            judges = [query for query in everything if query.evidence is rank]
         if len(judges) < minimum[rank]:
             continue
+        crossed = 0
         if rank is Evidence.LABELLED:
-            labels = sum(query.evidence is Evidence.LABELLED for query in train)
-            trained = tuple(
-                query for query in train if query.evidence is not Evidence.HUMAN or labels < FEWEST_TO_TRAIN
-            )
+            trained = _beside_labels(train)
             reason = f"{len(judges)} labelled queries that were held out judge."
             if left := len(train) - len(trained):
+                labels = sum(query.evidence is rank for query in train)
                 reason += f" {labels} labelled ones train, and {left} found in the documents do not."
-        else:
+        elif rank is Evidence.HUMAN:
             kinds = {kind: sum(query.kind == kind for query in judges) for kind in {query.kind for query in judges}}
             kind = max(sorted(kinds), key=lambda name: kinds[name])
             if kinds[kind] < minimum[rank]:
@@ -100,8 +136,15 @@ def plan(
             judges = [query for query in judges if query.kind == kind]
             trained = tuple(query for query in train if query.kind != kind)
             reason = f"{len(judges)} held-out queries of kind {kind!r} judge; other kinds train."
+        else:
+            crossed = _PARAPHRASE_FOLDS
+            trained = tuple(trainable)
+            reason = (
+                f"{len(judges)} questions by a language model judge, each a model that did not see its document, and "
+                "train."
+            )
         if len(trained) >= FEWEST_TO_TRAIN:
-            return Plan(trained, tuple(judges), rank, reason)
+            return Plan(trained, tuple(judges), rank, reason, crossed)
         reason = f"{len(judges)} held-out queries ({rank.value}) could judge a trained model"
         return Plan(
             (),
@@ -111,14 +154,52 @@ def plan(
             f"(which teaches a pre-trained encoder little or does harm); at least {FEWEST_TO_TRAIN} are needed. "
             f"{advice}.",
         )
+    counts[Evidence.PARAPHRASE] = sum(query.evidence is Evidence.PARAPHRASE for query in everything)
     found = ", ".join(f"{count} {rank.value}" for rank, count in counts.items() if count) or "none"
+    written = counts[Evidence.PARAPHRASE]
     return Plan(
         (),
         (),
         None,
-        f"No evidence good enough to judge a trained model (held-out queries: {found}). The base model stays and only "
-        f"the search is tuned. {advice}; questions written by a language model (--generator) can do too.",
+        f"No evidence good enough to judge a trained model (queries that could judge: {found}). The base model stays "
+        f"and only the search is tuned. {advice}; "
+        + (
+            f"so would {minimum[Evidence.PARAPHRASE] - written} more questions by the language model "
+            "(query.generator_queries)."
+            if written
+            else "questions written by a language model (--generator) can do too."
+        ),
     )
+
+
+def _beside_labels(queries: Sequence[Query]) -> tuple[Query, ...]:
+    """What may train where labelled queries judge: not what people wrote in the documents if enough labels train."""
+    labels = sum(query.evidence is Evidence.LABELLED for query in queries)
+    return tuple(query for query in queries if query.evidence is not Evidence.HUMAN or labels < FEWEST_TO_TRAIN)
+
+
+def _advice(
+    train: Sequence[Query],
+    labelled: Sequence[Query],
+    trainable: Sequence[Query],
+    counts: Mapping[Evidence, int],
+    only_judge: Collection[str],
+    only_train: Collection[str],
+    split: SplitConfig,
+    config: GateConfig,
+) -> str:
+    """How many more labelled questions would let a trained model be judged."""
+    judges = sum(query.id not in only_train for query in labelled)
+    more = "more " if judges else ""
+    if config.cross_fit_below > FEWEST_TO_TRAIN and not any(query.id in only_judge for query in labelled):
+        to_judge = max(0, MINIMUM[Evidence.LABELLED] - judges)
+        to_train = max(0, FEWEST_TO_TRAIN - len(_beside_labels(trainable)))
+        needed: int | None = max(to_judge, to_train)
+    else:
+        needed = labels_needed(len(train), counts[Evidence.LABELLED], split)
+    if needed is None:
+        return "Hold some of the labelled questions out (split.heldout above 0), so that they can judge"
+    return f"{needed:,} {more}labelled questions (--queries) would be enough to judge a trained model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,29 +231,30 @@ def decide(
     config: GateConfig,
     seed: int,
     met: Sequence[bool] | None = None,
+    crossed: bool = False,
 ) -> Decision:
     """Judge a trained model by its held-out quality per query: (adapted, base) for dense and for the default search.
 
     It ships if the default search is better beyond doubt (interval above 0), or if dense search is and the default
-    search did not lose on average. drift: mean 1 − cos between base and adapted vectors of unlabelled passages.
-    met: per query whether training saw its answer, with another question; a model that gains there and loses beyond
-    doubt on the others does not ship.
+    search did not lose by more than one standard error. drift: mean 1 − cos between base and adapted vectors of
+    unlabelled passages. met: per query whether training saw its answer, with another question; a model that gains there
+    and loses beyond doubt on the others does not ship. crossed: whether each query was searched by a model of its own
+    fold.
     """
     settings: dict[str, Any] = {"samples": config.bootstrap_samples, "confidence": config.confidence, "seed": seed}
     in_dense = paired_bootstrap(*dense, **settings)
     in_search = paired_bootstrap(*search, **settings)
-    reasons = [
-        f"dense nDCG@10 {_signed(in_dense)}, default search {_signed(in_search)} on {in_search.n} held-out queries"
-    ]
+    asked = (
+        f"{in_search.n} queries, each searched by a model that had not seen it"
+        if crossed
+        else (f"{in_search.n} held-out queries")
+    )
+    reasons = [f"dense nDCG@10 {_signed(in_dense)}, default search {_signed(in_search)} on {asked}"]
     if in_search.n < config.min_queries:
-        reasons.append(f"fewer than {config.min_queries} held-out queries: the interval is wide")
+        reasons.append(f"fewer than {config.min_queries} queries: the interval is wide")
     if drift > config.max_drift:
-        reasons.append(
-            f"the vectors of ordinary passages moved by {drift:.2f} (1 − cosine), more than {config.max_drift}: "
-            "what the queries do not cover may have been lost"
-        )
         verdict = Verdict.NO_GAIN if in_search.delta >= 0 else Verdict.REGRESSION_AVOIDED
-        return Decision(verdict, 0.0, tuple(reasons), in_dense, in_search)
+        return Decision(verdict, 0.0, (*reasons, _moved_too_far(drift, config)), in_dense, in_search)
     new = _on_new_answers(dense, search, met, settings)
     if new is not None:
         reasons.append(
@@ -182,13 +264,36 @@ def decide(
         if new[0].worse or new[1].worse:
             reasons.append("worse beyond doubt where the answers are new: the base stays")
             return Decision(Verdict.REGRESSION_AVOIDED, 0.0, tuple(reasons), in_dense, in_search)
-    if in_search.better or (in_dense.better and in_search.delta >= 0):
-        reasons.append("better beyond doubt: the adapted model ships")
+    if in_search.better or (in_dense.better and not _lost(in_search)):
+        where = "" if in_search.better else " for dense search, and the default search did not lose beyond noise"
+        reasons.append(f"better beyond doubt{where}: the adapted model ships")
         return Decision(Verdict.WIN, strength, tuple(reasons), in_dense, in_search)
     worse = in_search.delta < 0 or in_dense.delta < 0
     reasons.append("worse on held-out queries: the base stays" if worse else "no proof of a gain: the base stays")
     verdict = Verdict.REGRESSION_AVOIDED if worse else Verdict.NO_GAIN
     return Decision(verdict, 0.0, tuple(reasons), in_dense, in_search)
+
+
+def _lost(interval: Interval) -> bool:
+    """Whether the mean lies more than one standard error below 0."""
+    error = (interval.high - interval.low) / (2 * NormalDist().inv_cdf((1 + interval.confidence) / 2))
+    return interval.delta < -error
+
+
+def within_drift(decision: Decision, drift: float, config: GateConfig) -> Decision:
+    """The decision, unless the model that was trained on all queries moved too far from the base."""
+    if not decision.adapted or drift <= config.max_drift:
+        return decision
+    return replace(
+        decision, verdict=Verdict.NO_GAIN, strength=0.0, reasons=(*decision.reasons, _moved_too_far(drift, config))
+    )
+
+
+def _moved_too_far(drift: float, config: GateConfig) -> str:
+    return (
+        f"the vectors of ordinary passages moved by {drift:.2f} (1 − cosine), more than {config.max_drift}: what the "
+        "queries do not cover may have been lost"
+    )
 
 
 def _on_new_answers(

@@ -33,6 +33,13 @@ class JudgedQuery:
     def evidence(self) -> Evidence:
         return self.query.evidence
 
+    @property
+    def answers(self) -> set[int]:
+        """Positions of all passages that answer it: of a document, all of its passages."""
+        if self.unit_of is None:
+            return set(self.relevant)
+        return set(np.flatnonzero(np.isin(self.unit_of, list(self.relevant))).tolist())
+
     def units(self, positions: NDArray[np.int64]) -> list[int]:
         """Ranked units: the first (best) chunk of a document stands for it."""
         if self.unit_of is None:

@@ -226,10 +226,7 @@ def dev_pool(arena: Arena, *, seed: int) -> DevPool | None:
     )
     relevant: set[int] = set()
     for item in judged:
-        if item.unit_of is None:
-            relevant |= set(item.relevant)
-        else:
-            relevant |= set(np.flatnonzero(np.isin(item.unit_of, list(item.relevant))).tolist())
+        relevant |= item.answers
     near = [int(at) for candidates in found for at in candidates.ranked(arena.searcher.fusion, _POOL_DEPTH)[0]]
     rest = np.random.default_rng(seed).permutation(len(arena.passages)).tolist()
     chosen = list(dict.fromkeys([*sorted(relevant), *near]))
@@ -256,6 +253,18 @@ def choose_strength(
     encoder.scale(best)
     log.info("strength on the dev part: %s; chosen %.2f", {s: round(v, 4) for s, v in curve.items()}, best)
     return best, curve
+
+
+def gentlest(quality: Mapping[float, NDArray[np.float64]]) -> float:
+    """The smallest strength whose quality, (Q,) per query, is within one standard error of the best one's, paired by
+    query: what can't be told apart from more should not go further from the base."""
+    best = max(quality, key=lambda strength: (quality[strength].mean(), -strength))
+    for strength in sorted(quality):
+        loss = quality[best] - quality[strength]
+        error = loss.std(ddof=1) / np.sqrt(len(loss)) if len(loss) > 1 else 0.0
+        if loss.mean() <= error:
+            return strength
+    return best
 
 
 def drift(base: Floats, adapted: Floats, *, seed: int) -> float:
@@ -291,4 +300,14 @@ def proof(effect: AdapterEffect, saved: SavedModel) -> list[dict[str, Any]]:
     ]
 
 
-__all__ = ["DevPool", "check_teacher", "choose_strength", "dev_judges", "dev_pool", "drift", "make_examples", "proof"]
+__all__ = [
+    "DevPool",
+    "check_teacher",
+    "choose_strength",
+    "dev_judges",
+    "dev_pool",
+    "drift",
+    "gentlest",
+    "make_examples",
+    "proof",
+]

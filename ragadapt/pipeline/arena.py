@@ -19,8 +19,8 @@ from ragadapt.index import exact_index
 from ragadapt.lexical import LexicalIndex
 from ragadapt.pipeline.stages import lexical_parts
 from ragadapt.queries import VERBATIM, masked_chunk
-from ragadapt.search.fusion import Floats, Fusion
-from ragadapt.search.searcher import Searcher
+from ragadapt.search.fusion import Background, Candidates, Floats, Fusion, Positions
+from ragadapt.search.searcher import Mask, Searcher
 from ragadapt.values import Chunk, Evidence, Progress, Query, no_progress
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from ragadapt.encoder import Encoder
     from ragadapt.pipeline.corpus import EncodedCorpus
+
+_DEEP = 200  # passages of a query among which its best wrong one is looked for
 
 Grades = Mapping[str, Mapping[str, int]]
 """query id → document id → grade, for labels that name documents."""
@@ -37,7 +39,7 @@ Grades = Mapping[str, Mapping[str, int]]
 class Arena:
     """judged[i] belongs to vectors[i] (Q, d). Positions are the searcher's own; passages[position] is its text.
 
-    progress: told of every search in it.
+    progress: told of every search in it. allowed: (N,) the passages that are searched; None = all.
     """
 
     searcher: Searcher
@@ -45,12 +47,51 @@ class Arena:
     vectors: Floats
     passages: tuple[str, ...]
     progress: Progress = no_progress
+    allowed: Mask | None = None
 
     def with_fusion(self, fusion: Fusion) -> Arena:
         """The same task, searched with another fusion."""
+        return replace(self, searcher=self.searcher.with_fusion(fusion))
+
+    def candidates(self, fusion: Fusion | None = None, *, depth: int | None = None) -> list[Candidates]:
+        """Of every query both sides' best passages with their z-scores."""
+        texts = [item.query.text for item in self.judged]
+        return self.searcher.candidates(
+            texts, self.vectors, fusion=fusion, allowed=self.allowed, depth=depth, progress=self.progress
+        )
+
+    def pool(self, depth: int, ordinary: Positions) -> Positions:
+        """(P,) ascending: the passages to search where encoding all of them would cost too much. Every answer, the
+        best `depth` of each side, and the ordinary ones given."""
+        found = {int(at) for candidates in self.candidates(depth=depth) for at in candidates.positions}
+        for item in self.judged:
+            found |= item.answers
+        return np.union1d(np.fromiter(found, np.int64, len(found)), ordinary)
+
+    def asked_by(self, encoder: Encoder) -> Arena:
+        """The same task, the queries encoded by another model and the passages as they are."""
+        rows = encoder.encode_queries([item.query.text for item in self.judged], progress=self.progress)
+        return replace(self, vectors=rows)
+
+    def within(self, pool: Positions, ordinary: Positions, encoder: Encoder | None = None) -> Arena:
+        """The same task over the passages of the pool alone; encoder: of another model, which encodes the pool anew.
+
+        ordinary: the part of the pool (ascending, at random) that stands for the corpus when scores are standardised.
+        """
         searcher = self.searcher
-        other = Searcher(searcher.index, searcher.lexical, searcher.background, fusion, depth=searcher.depth)
-        return replace(self, searcher=other)
+        ids = searcher.ids_of(pool)
+        if encoder is None:
+            vectors, rows = searcher.index.vectors(ids), self.vectors
+        else:
+            vectors = encoder.encode_passages([self.passages[at] for at in pool.tolist()], progress=self.progress)
+            rows = encoder.encode_queries([item.query.text for item in self.judged], progress=self.progress)
+        allowed = np.zeros(len(self.passages), dtype=np.bool_)
+        allowed[pool] = True
+        background = Background.of(vectors[np.searchsorted(pool, ordinary)])
+        other = Searcher(
+            exact_index(ids, vectors), searcher.lexical, background, searcher.fusion, depth=searcher.depth, shared=True
+        )
+        return replace(self, searcher=other, vectors=rows, allowed=allowed)
 
     def part(self, ids: set[str]) -> Arena:
         """Only the queries with these ids."""
@@ -115,3 +156,24 @@ def build_arena(
     rows = encoder.encode_queries([item.query.text for item in judged], progress=progress)
     passages = tuple(masks[id].passage.rstrip("\n") if id in masks else corpus.chunk_of[id].passage for id in ids)
     return Arena(searcher, tuple(judged), rows, passages, progress)
+
+
+def dense_scores(arena: Arena) -> tuple[Floats, Floats]:
+    """Of all judged queries the dense scores of every answer (of a document: of its best passage), and of the best
+    passage that is none; a query whose first passages are all answers has no such."""
+    answers: list[float] = []
+    others: list[float] = []
+    searcher = arena.searcher
+    ranked = searcher.plain.search(arena.vectors, min(_DEEP, len(arena.passages)))
+    for item, vector, (ids, scores) in zip(arena.judged, arena.vectors, ranked, strict=True):
+        positions = searcher.positions(ids)
+        units = positions if item.unit_of is None else item.unit_of[positions]
+        right = np.isin(units, list(item.relevant))
+        others += scores[~right][:1].tolist()
+        best = dict(zip(units[right][::-1].tolist(), scores[right][::-1].tolist(), strict=True))
+        for unit in item.relevant:
+            if unit not in best:
+                own = [unit] if item.unit_of is None else np.flatnonzero(item.unit_of == unit)
+                best[unit] = float(searcher.plain.scores(vector, searcher.ids_of(own)).max())
+        answers += best.values()
+    return np.array(answers, np.float32), np.array(others, np.float32)

@@ -11,17 +11,21 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ragadapt import profiling
 from ragadapt.checks import checked_list, checked_path, shown
-from ragadapt.config import FitConfig
+from ragadapt.config import FitConfig, TrainingConfig
 from ragadapt.corpus.sources import describe_sources, listed_sources, read_sources
 from ragadapt.errors import InvalidConfiguration, InvalidInput
 from ragadapt.evaluation import gate
+from ragadapt.evaluation.forecast import Forecast, forecast
 from ragadapt.index import check_index, chosen
 from ragadapt.pipeline.adapt import (
     DevPool,
@@ -30,12 +34,14 @@ from ragadapt.pipeline.adapt import (
     dev_judges,
     dev_pool,
     drift,
+    gentlest,
     make_examples,
     proof,
 )
 from ragadapt.pipeline.arena import Arena, Grades, build_arena, one_rank
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
-from ragadapt.pipeline.fusion import ENOUGH, MOST, LearntFusion, learn_fusion, quality
+from ragadapt.pipeline.crossfit import CrossFitted, cross_fit
+from ragadapt.pipeline.fusion import ENOUGH, MOST, LearntFusion, learn_by_folds, learn_fusion, quality
 from ragadapt.pipeline.queries import (
     DividedQueries,
     Labels,
@@ -44,8 +50,9 @@ from ragadapt.pipeline.queries import (
     leaked,
     make_queries,
     narrowed,
+    with_folds,
 )
-from ragadapt.pipeline.report import Facts, build_report, model_card
+from ragadapt.pipeline.report import AfterTraining, Facts, build_report, model_card
 from ragadapt.pipeline.stages import (
     build_chunks,
     build_index,
@@ -60,7 +67,8 @@ from ragadapt.pipeline.stages import (
     searcher_of,
     vectors_kept_for,
 )
-from ragadapt.queries import check_generator
+from ragadapt.queries import FEWEST_DEV, check_generator
+from ragadapt.queries.filters import chance
 from ragadapt.report import Report, write_report
 from ragadapt.search.searcher import Searcher
 from ragadapt.store.chunks import document_hash
@@ -69,9 +77,10 @@ from ragadapt.values import Chunk, Document, Evidence, Progress, Query, no_progr
 from ragadapt.version import __version__
 
 if TYPE_CHECKING:
+    from ragadapt.adapters import AdaptedEncoder
     from ragadapt.encoder import Encoder
     from ragadapt.lexical import LexicalIndex
-    from ragadapt.training import Example
+    from ragadapt.training import Example, TrainingResult
     from ragadapt.training.processes import Processes
 
 log = logging.getLogger(__name__)
@@ -180,20 +189,29 @@ def _fit(
         base = searcher_of(encoded, lexical)
 
         queries = steps.queries(corpus, encoder, base, labels)
-        fusion = steps.fusion(queries.fusion_queries, encoder, encoded, queries.grades)
-        plan = steps.plan(queries)
-        shipped, shipped_encoded, trained = encoder, encoded, None
+        plan = steps.plan(queries, corpus)
+        fusion = steps.fusion(
+            plan.judge if plan.crossed and plan.evidence is Evidence.LABELLED else queries.fusion_queries,
+            encoder, encoded, queries.grades,
+        )  # fmt: skip
+        shipped, shipped_encoded, trained, crossed = encoder, encoded, None, None
         decision = gate.not_trained(plan.reason)
         base_fusion = fusion
-        if plan.train:
-            trained = steps.train(plan, queries, encoder, base, encoded)
-            decision, trained, adapted = steps.judge(trained, plan, queries, encoded, encoder, base_fusion)
+        if plan.crossed:
+            crossed = steps.cross_fit(plan, queries, encoder, base, encoded, base_fusion)
+            decision = crossed.decision
+        if plan.train and (crossed is None or decision.adapted):
+            trained = steps.train(plan, queries, encoder, base, encoded, crossed)
+            if crossed is None:
+                decision, trained, adapted = steps.judge(trained, plan, queries, encoded, encoder, base_fusion)
+            else:
+                decision, trained, adapted = steps.confirm(trained, crossed, encoded)
             if decision.adapted:
                 shipped, shipped_encoded = trained.encoder, adapted
                 fusion = trained.fusion or base_fusion
 
         report = steps.report(
-            documents, skipped, corpus, queries, plan, decision, trained, (encoder, encoded, base_fusion),
+            documents, skipped, corpus, queries, plan, decision, trained, crossed, (encoder, encoded, base_fusion),
             (shipped, shipped_encoded, fusion),
         )  # fmt: skip
         path = steps.commit(report, encoder, shipped, shipped_encoded, fusion, adapted=decision.adapted)
@@ -206,6 +224,7 @@ class _Training:
 
     fingerprint: str
     examples: Sequence[Example]
+    training: TrainingConfig
     judged: bool  # whether the first process looks at a dev part
 
 
@@ -221,7 +240,7 @@ def _train_along(processes: Processes, config: FitConfig) -> FitResult:
                 f"Process {processes.index} has another base model than the first one. Give all of them the same files."
             )
         dev = (lambda _: 0.0) if received.judged else None  # the first process looks, and tells the others
-        train(encoder, received.examples, dev, config.adapter, config.training, seed=config.seed)
+        train(encoder, received.examples, dev, config.adapter, received.training, seed=config.seed)
     return received
 
 
@@ -235,10 +254,23 @@ class Trained:
     history: tuple[dict[str, Any], ...]
     examples: int
     suspects: int
-    negatives: tuple[int, int]  # passages set beside the answers: those that answer held-out queries, and all
+    negatives: tuple[int, int] | None  # beside the answers: passages that answer held-out queries, and all
     checks: tuple[dict[str, Any], ...]
     fusion: LearntFusion | None = None
     drift: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class CrossJudged:
+    """What cross-fitting showed. strengths: strength → mean nDCG@10 of dense search, out of fold; 0 = the base.
+    outlook: by kind of search, what more queries would change; empty where the model ships."""
+
+    found: CrossFitted
+    decision: gate.Decision
+    strength: float
+    strengths: dict[float, float]
+    fusion: LearntFusion
+    outlook: Mapping[str, Forecast] = field(default_factory=dict)
 
 
 class _FitSteps:
@@ -338,47 +370,218 @@ class _FitSteps:
             arena = self.arena(chosen, encoder, encoded, grades) if chosen else None
             return learn_fusion(arena, self.config.fusion, evidence=rank)
 
-    def plan(self, queries: DividedQueries) -> gate.Plan:
+    def plan(self, queries: DividedQueries, corpus: Corpus) -> gate.Plan:
         """What trains and what judges."""
-        if not self.config.adapter.trains:
+        config = self.config
+        if not config.adapter.trains:
             return gate.Plan((), (), None, "Training was switched off (--method none): only the search is tuned.")
-        return gate.plan(queries.train, queries.heldout, split=self.config.split)
+        plan = gate.plan(
+            queries.train,
+            queries.heldout,
+            dev=queries.dev,
+            only_judge=queries.only_judge,
+            only_train=queries.only_train,
+            split=config.split,
+            config=config.gate,
+        )
+        return with_folds(plan, corpus, config) if plan.crossed else plan
 
-    def train(
+    def examples(
         self, plan: gate.Plan, queries: DividedQueries, base: Encoder, searcher: Searcher, encoded: EncodedCorpus
-    ) -> Trained:
-        """Mine, train, and choose how far to go from the base."""
-        from ragadapt.encoder import Encoder
+    ) -> tuple[list[Example], int]:
+        """Training examples with mined negatives, and how many suspects were kept out."""
+        trainers = narrowed(plan.train, base, encoded, queries.grades, self.progress)
+        vectors = encode_query_texts(base, trainers, self.progress)
+        return make_examples(trainers, searcher, vectors, encoded.corpus, self.config, queries.grades, self.progress)
+
+    def settings(self, plan: gate.Plan) -> dict[str, Any]:
+        """The settings that decide what a training makes of its queries."""
+        config = self.config
+        made = {name: getattr(config, name).deciding() for name in ("mining", "adapter")}
+        return made | {"training": self.paced(plan).deciding()}
+
+    def paced(self, plan: gate.Plan) -> TrainingConfig:
+        """How thoroughly this evidence is learnt."""
+        return self.config.training.paced(plan.evidence or Evidence.LABELLED)
+
+    def train_on(
+        self, base: Encoder, examples: Sequence[Example], plan: gate.Plan, pool: DevPool | None, checkpoint: Path
+    ) -> TrainingResult:
+        """One training, together with the other processes."""
         from ragadapt.training import train
 
+        config, training = self.config, self.paced(plan)
+        dev = partial(pool.score, progress=self.progress) if pool else None
+        self.processes.broadcast(_Training(base.fingerprint, examples, training, dev is not None))
+        return train(
+            base, examples, dev, config.adapter, training, seed=config.seed, checkpoint=checkpoint,
+            progress=self.progress,
+        )  # fmt: skip
+
+    def cross_fit(
+        self,
+        plan: gate.Plan,
+        queries: DividedQueries,
+        base: Encoder,
+        searcher: Searcher,
+        encoded: EncodedCorpus,
+        fusion: LearntFusion,
+    ) -> CrossJudged:
+        """Judge every query by a model that did not see it; the decision, before the model that ships is trained."""
+        strengths = self.config.gate.strengths(plan.evidence or Evidence.LABELLED)
+        arena = self.arena(plan.judge, base, encoded, queries.grades)
+        training = partial(self.out_of_fold, plan, queries, base, searcher, encoded, arena)
+        found = training("folds", strengths)
+        with self.clock("gate"):
+            judged = self.judge_folds(found, plan, queries, fusion)
+        if judged.decision.adapted:
+            return judged
+        fewest = min(len(train) for train, _ in plan.parts())
+        half = training("half-folds", (judged.strength,), share=0.5) if fewest >= 2 * FEWEST_DEV else None
+        with self.clock("gate"):
+            return replace(judged, outlook=self.outlook(judged, half, plan, fusion))
+
+    def out_of_fold(
+        self,
+        plan: gate.Plan,
+        queries: DividedQueries,
+        base: Encoder,
+        searcher: Searcher,
+        encoded: EncodedCorpus,
+        arena: Arena,
+        name: str,
+        strengths: Sequence[float],
+        share: float = 1.0,
+    ) -> CrossFitted:
+        """Train a model for every fold, on this share of what may train there, and search for the fold's queries."""
+        config = self.config
+        with self.stage(
+            name, ("queries",), settings=self.settings(plan), encoder=base.fingerprint, folds=dict(plan.folds),
+            queries=[query.id for query in plan.train], strengths=strengths,
+        ) as stage:  # fmt: skip
+            if not stage.finished:
+                examples, _ = self.examples(plan, queries, base, searcher, encoded)
+                barred: dict[str, frozenset[int]] = {}
+                for query in plan.train:
+                    barred[query.text] = barred.get(query.text, frozenset()) | plan.barred[query.id]
+
+                def trained(fold: int) -> AdaptedEncoder:
+                    own = [
+                        example
+                        for example in examples
+                        if fold not in barred[example.query] and chance(config.seed, example.query) < share
+                    ]
+                    return self.train_on(base, own, plan, None, stage.scratch / f"checkpoint-{fold}").encoder
+
+                with self.frozen_layers(base):
+                    cross_fit(
+                        arena, plan.folds, strengths, trained, stage.scratch,
+                        queries_only=config.adapter.adapt == "query", seed=config.seed,
+                    ).save(stage.path / "folds.npz")  # fmt: skip
+            return CrossFitted.load(stage.path / "folds.npz", arena.judged)
+
+    def outlook(
+        self, judged: CrossJudged, half: CrossFitted | None, plan: gate.Plan, base_fusion: LearntFusion
+    ) -> dict[str, Forecast]:
+        """How the gain grows with the number of queries, by kind of search."""
+        whole = judged.found
+        count = float(np.mean([len(train) for train, _ in plan.parts()]))
+        sizes = [round(count)] if half is None else [round(count / 2), round(count)]
+        runs = [whole] if half is None else [half, whole]
+        gains: dict[str, list[NDArray[np.float64]]] = {"dense search": [], "default search": []}
+        for found in runs:
+            before = self.quality_of(found, None, plan, base_fusion)
+            after = self.quality_of(found, judged.strength, plan, base_fusion)
+            gains["dense search"].append(after[0] - before[0])
+            gains["default search"].append(after[1] - before[1])
+        return {name: forecast(sizes, rows, judging_share=1.0, seed=self.config.seed) for name, rows in gains.items()}
+
+    def judge_folds(
+        self, found: CrossFitted, plan: gate.Plan, queries: DividedQueries, base_fusion: LearntFusion
+    ) -> CrossJudged:
+        """The decision from what the models of the folds found."""
+        config, evidence = self.config, plan.evidence or Evidence.LABELLED
+        before = self.quality_of(found, None, plan, base_fusion)
+        sides = {strength: self.quality_of(found, strength, plan, base_fusion) for strength in found.adapted}
+        strength = gentlest({at: (dense + search) / 2 for at, (dense, search, _) in sides.items()})
+        dense, search, fusion = sides[strength]
+        met = answer_was_trained(plan, queries.grades)
+        decision = gate.decide(
+            strength=strength,
+            dense=(dense, before[0]),
+            search=(search, before[1]),
+            drift=found.drift[strength],
+            config=config.gate,
+            seed=config.seed,
+            met=[met[item.query.id] for item in found.judged] if evidence is Evidence.LABELLED else None,
+            crossed=True,
+        )
+        log.info("gate: %s", "; ".join(decision.reasons))
+        curve = {0.0: float(before[0].mean())} | {at: float(side[0].mean()) for at, side in sides.items()}
+        return CrossJudged(found, decision, strength, curve, fusion)
+
+    def quality_of(
+        self, found: CrossFitted, strength: float | None, plan: gate.Plan, base_fusion: LearntFusion
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], LearntFusion]:
+        """nDCG@10 per query (Q,) of dense and of the default search at a strength (None = the base), and the fusion."""
+        side = found.base if strength is None else found.adapted[strength]
+        fusion, search = learn_by_folds(
+            side.candidates[base_fusion.fusion.feedback],
+            found.judged,
+            found.folds,
+            base_fusion,
+            self.config.fusion,
+            evidence=plan.evidence or Evidence.LABELLED,
+        )
+        return side.dense_quality(found.judged), search, fusion
+
+    def confirm(
+        self, trained: Trained, crossed: CrossJudged, encoded: EncodedCorpus
+    ) -> tuple[gate.Decision, Trained, EncodedCorpus]:
+        """What ships after cross-fitting: the model trained on all, unless it moved too far from the base."""
+        adapted = self.adapted(trained, encoded)
+        moved = drift(encoded.vectors, adapted.vectors, seed=self.config.seed)
+        decision = gate.within_drift(crossed.decision, moved, self.config.gate)
+        return decision, replace(trained, fusion=crossed.fusion, drift=moved), adapted
+
+    def adapted(self, trained: Trained, encoded: EncodedCorpus) -> EncodedCorpus:
+        """The passages by the trained model; where only queries are adapted, as they are."""
+        if self.config.adapter.adapt == "query":
+            return encoded
+        with self.frozen_layers(trained.encoder, room=0):
+            return self.encode("adapted-vectors", encoded.corpus, trained.encoder, ("chunks", "train"))
+
+    def train(
+        self,
+        plan: gate.Plan,
+        queries: DividedQueries,
+        base: Encoder,
+        searcher: Searcher,
+        encoded: EncodedCorpus,
+        crossed: CrossJudged | None = None,
+    ) -> Trained:
+        """Mine, train, and choose how far to go from the base; after cross-fitting that is known."""
+        from ragadapt.encoder import Encoder
+
         config, corpus = self.config, encoded.corpus
-        settings = {name: getattr(config, name).deciding() for name in ("mining", "adapter", "training")}
-        settings["strengths"] = sorted(config.gate.interpolation)  # all of the gate that this stage looks at
+        settings = self.settings(plan)
+        settings["strengths"] = (  # all of the gate that this stage looks at
+            sorted(config.gate.interpolation) if crossed is None else crossed.strength
+        )
         ids = [query.id for query in plan.train]
         with self.stage(
             "train", ("queries",), settings=settings, encoder=base.fingerprint, queries=ids, portable=self.portable
         ) as stage:
             if not stage.finished:
-                trainers = narrowed(plan.train, base, encoded, queries.grades, self.progress)
-                query_vectors = encode_query_texts(base, trainers, self.progress)
-                examples, suspects = make_examples(
-                    trainers, searcher, query_vectors, corpus, config, queries.grades, self.progress
-                )
-                pool = self.dev_pool(plan, queries, base, encoded)
-                dev = partial(pool.score, progress=self.progress) if pool else None
-                self.processes.broadcast(_Training(base.fingerprint, examples, dev is not None))
+                examples, suspects = self.examples(plan, queries, base, searcher, encoded)
+                pool = None if crossed else self.dev_pool(plan, queries, base, encoded)
                 with self.frozen_layers(base):
-                    result = train(
-                        base,
-                        examples,
-                        dev,
-                        config.adapter,
-                        config.training,
-                        seed=config.seed,
-                        checkpoint=stage.scratch / "checkpoint",
-                        progress=self.progress,
-                    )
-                    strength, strengths = choose_strength(result.encoder, pool, config, self.progress)
+                    result = self.train_on(base, examples, plan, pool, stage.scratch / "checkpoint")
+                    if crossed is None:
+                        strength, strengths = choose_strength(result.encoder, pool, config, self.progress)
+                    else:
+                        strength, strengths = crossed.strength, crossed.strengths
+                        result.encoder.scale(strength)
                     effect = result.encoder.effect()
                     saved = result.encoder.merged().save(stage.path / "model", portable=self.portable)
                 record = {
@@ -387,7 +590,7 @@ class _FitSteps:
                     "history": [asdict(point) for point in result.history],
                     "examples": len(examples),
                     "suspects": suspects,
-                    "negatives": held_out_negatives(examples, plan, corpus, config.training.loss),
+                    "negatives": None if crossed else held_out_negatives(examples, plan, corpus, config.training.loss),
                     "checks": proof(effect, saved),
                 }
                 (stage.path / "trained.json").write_text(json.dumps(record), encoding="utf-8")
@@ -401,7 +604,7 @@ class _FitSteps:
             tuple(record["history"]),
             record["examples"],
             record["suspects"],
-            tuple(record["negatives"]),
+            record["negatives"] and tuple(record["negatives"]),
             tuple(record["checks"]),
         )
 
@@ -446,22 +649,19 @@ class _FitSteps:
     ) -> tuple[gate.Decision, Trained, EncodedCorpus]:
         """Compare with the base on held-out queries; the decision, the trained side with its fusion, its vectors."""
         config = self.config
-        if config.adapter.adapt == "query":
-            adapted = encoded
-        else:
-            with self.frozen_layers(trained.encoder, room=0):
-                adapted = self.encode("adapted-vectors", encoded.corpus, trained.encoder, ("chunks", "train"))
+        adapted = self.adapted(trained, encoded)
         rank, chosen = one_rank([q for q in queries.dev if q.evidence is plan.evidence], ENOUGH, MOST)
         grades = queries.grades
         with self.clock("gate"):
             fusion = base_fusion
             if chosen:
                 arena = self.arena(chosen, trained.encoder, adapted, grades)
-                fusion = learn_fusion(arena, config.fusion, evidence=rank)
+                fusion = learn_fusion(arena, config.fusion, evidence=rank, start=base_fusion.fusion)
             before = self.arena(plan.judge, base, encoded, grades).with_fusion(base_fusion.fusion)
             after = self.arena(plan.judge, trained.encoder, adapted, grades)
             after = after.with_fusion(fusion.fusion)
             moved = drift(encoded.vectors, adapted.vectors, seed=config.seed)
+            met = answer_was_trained(plan, queries.grades)
             decision = gate.decide(
                 strength=trained.strength,
                 dense=(quality(after, "dense"), quality(before, "dense")),
@@ -469,7 +669,7 @@ class _FitSteps:
                 drift=moved,
                 config=config.gate,
                 seed=config.seed,
-                met=answer_was_trained(plan, queries.grades),
+                met=[met[item.query.id] for item in before.judged],
             )
         log.info("gate: %s", "; ".join(decision.reasons))
         return decision, replace(trained, fusion=fusion, drift=moved), adapted
@@ -485,6 +685,7 @@ class _FitSteps:
         plan: gate.Plan,
         decision: gate.Decision,
         trained: Trained | None,
+        crossed: CrossJudged | None,
         base: tuple[Encoder, EncodedCorpus, LearntFusion],
         shipped: tuple[Encoder, EncodedCorpus, LearntFusion],
     ) -> Report:
@@ -496,12 +697,17 @@ class _FitSteps:
                 chosen = chosen[:: -(-len(chosen) // _CROPS)]
             if plan.judge:
                 rank, chosen = plan.evidence, list(plan.judge)
-            arenas: list[Arena | None] = [None, None]
+            arena, after = None, None
             if chosen:
-                arenas = [
-                    self.arena(chosen, encoder, encoded, queries.grades).with_fusion(learnt.fusion)
-                    for encoder, encoded, learnt in ((base, shipped) if decision.adapted else (base,))
-                ]
+                arena = self.arena(chosen, base[0], base[1], queries.grades).with_fusion(base[2].fusion)
+                if decision.adapted and crossed is not None:
+                    side = crossed.found.adapted[crossed.strength]
+                    after = AfterTraining.out_of_fold(arena, side, shipped[2].fusion)
+                elif decision.adapted:
+                    encoder, encoded, learnt = shipped
+                    adapted = self.arena(chosen, encoder, encoded, queries.grades).with_fusion(learnt.fusion)
+                    after = AfterTraining.by(adapted)
+            outcome = crossed or trained
             facts = Facts(
                 documents=documents,
                 skipped=skipped,
@@ -515,12 +721,13 @@ class _FitSteps:
                 kept=queries.kept,
                 sizes={part: len(getattr(queries, part)) for part in ("train", "dev", "heldout")},
                 documents_by_part=queries.documents,
-                leaked=leaked(plan, corpus) if trained else 0,
+                leaked=leaked(plan, corpus) if trained or crossed else 0,
                 negatives=trained.negatives if trained else None,
                 warnings=(*corpus.notes, *queries.notes),
                 history=trained.history if trained else (),
-                strengths=trained.strengths if trained else {},
-                strength=trained.strength if trained else None,
+                strengths=outcome.strengths if outcome else {},
+                strength=outcome.strength if outcome else None,
+                outlook=crossed.outlook if crossed else {},
                 checks=trained.checks if trained else (),
                 precision=shipped[0].precision,
                 timings=self.clock.seconds,
@@ -530,7 +737,7 @@ class _FitSteps:
                 base_model=base[0].spec.model,
                 licences=_licences(base[0], config),
             )
-            return build_report(facts, arenas[0], arenas[-1])
+            return build_report(facts, arena, after)
 
     def commit(
         self,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +28,7 @@ from ragadapt.queries import (
     assign_queries,
     clean_queries,
     count_leaks,
+    deal_folds,
     generate_queries,
     load_labels,
     narrow_to_best_chunk,
@@ -34,6 +36,7 @@ from ragadapt.queries import (
     split_documents,
     split_labelled,
     structural_queries,
+    text_key,
 )
 from ragadapt.queries.split import PARTS
 from ragadapt.search.searcher import Searcher
@@ -81,7 +84,9 @@ class Labels:
 class DividedQueries:
     """The queries of a fit by part, with what is known about them.
 
-    grades: for labels that name documents. made and kept: counts by kind, before and after cleaning.
+    grades: for labels that name documents. made and kept: counts by kind, before and after cleaning. only_judge and
+    only_train: ids of what must not train (labels for measuring alone, and what the round trip did not bring back), or
+    not judge, when queries of all parts are dealt to folds.
     """
 
     train: tuple[Query, ...]
@@ -92,6 +97,8 @@ class DividedQueries:
     kept: dict[str, int]
     documents: dict[str, int]  # part → documents
     notes: tuple[str, ...]
+    only_judge: tuple[str, ...] = ()
+    only_train: tuple[str, ...] = ()
 
     @property
     def fusion_queries(self) -> tuple[Query, ...]:
@@ -111,7 +118,7 @@ class DividedQueries:
         values: dict[str, Any] = json.loads((folder / "queries.json").read_text(encoding="utf-8"))
         for part in PARTS:
             values[part] = tuple(read_queries(folder / f"{part}.jsonl"))
-        return cls(**values | {"notes": tuple(values["notes"])})
+        return cls(**values | {name: tuple(values[name]) for name in ("notes", "only_judge", "only_train")})
 
 
 def make_queries(
@@ -142,13 +149,12 @@ def make_queries(
     with profiling.work("clean queries", len(written)):
         cleaned = clean_queries(written, chunks, config.query, seed=seed)
     split = split_documents(chunks, corpus.groups, config.split, seed)
-    train, dev, heldout = divide(
-        cleaned,
-        sets,
-        corpus,
-        split,
-        sift=lambda train: _round_trip(train, encoder, base, config.query.round_trip_k, progress),
-    )
+    sift = partial(_round_trip, encoder=encoder, base=base, k=config.query.round_trip_k, progress=progress)
+    train, dev, heldout = divide(cleaned, sets, corpus, split, sift=sift)
+    written_about = [query for query in (*dev, *heldout) if query.evidence is Evidence.PARAPHRASE]
+    found = {query.id for query in sift(written_about)}
+    only_judge, only_train = one_use(sets, labels)
+    only_judge |= {query.id for query in written_about if query.id not in found}
     return DividedQueries(
         tuple(train),
         tuple(dev),
@@ -158,6 +164,8 @@ def make_queries(
         dict(Counter(query.kind for query in (*train, *dev, *heldout))),
         {"train": len(split.train), "dev": len(split.dev), "heldout": len(split.heldout)},
         tuple(notes),
+        tuple(sorted(only_judge)),
+        tuple(sorted(only_train)),
     )
 
 
@@ -189,6 +197,14 @@ def _split_labels(queries: Sequence[Query], use: str, config: FitConfig) -> dict
         return {"train": set(), "dev": set(), "heldout": set()}
     split = split_labelled(queries, settings, config.seed)
     return {"train": set(split.train), "dev": set(split.dev), "heldout": set(split.heldout)}
+
+
+def one_use(sets: Sequence[DividedLabels], labels: Sequence[Labels]) -> tuple[set[str], set[str]]:
+    """Ids of the labelled queries that must not train, and of those that must not judge."""
+    only: dict[str, set[str]] = {"eval": set(), "train": set(), "both": set()}
+    for (found, _), label in zip(sets, labels, strict=True):
+        only[label.use] |= {query.id for query in found.queries}
+    return only["eval"], only["train"]
 
 
 def shown_examples(sets: Sequence[DividedLabels]) -> list[Query]:
@@ -252,24 +268,55 @@ def narrowed(
     return [found.get(query.id, query) for query in queries]
 
 
-def answer_was_trained(plan: gate.Plan, grades: Mapping[str, Mapping[str, int]]) -> list[bool]:
-    """For each judging query whether a training query had one of its answers: a passage, or a document it names."""
+def with_folds(plan: gate.Plan, corpus: Corpus, config: FitConfig) -> gate.Plan:
+    """The plan with its judging queries dealt to folds, and what may not train in which fold: the fold's own queries,
+    queries of the same text, and what was written about passages that answer the fold's labelled queries."""
+    folds = deal_folds(plan.judge, corpus.chunks, corpus.groups, plan.crossed, config.seed)
+    at = corpus.position_of
+    texts: defaultdict[str, set[int]] = defaultdict(set)
+    answers: defaultdict[int, set[int]] = defaultdict(set)  # near-duplicate group → folds
+    for query in plan.judge:
+        texts[text_key(query.text)].add(folds[query.id])
+        if query.evidence is Evidence.LABELLED:
+            for id in query.positives:
+                if id in at:
+                    answers[corpus.groups[at[id]]].add(folds[query.id])
+    barred: dict[str, frozenset[int]] = {}
+    for query in plan.train:
+        own = set(texts.get(text_key(query.text), ()))
+        if query.evidence is not Evidence.LABELLED:
+            own |= {fold for id in query.positives if id in at for fold in answers.get(corpus.groups[at[id]], ())}
+        barred[query.id] = frozenset(own)
+    return replace(plan, folds=folds, barred=barred)
+
+
+def answer_was_trained(plan: gate.Plan, grades: Mapping[str, Mapping[str, int]]) -> dict[str, bool]:
+    """Judging query → whether a query that trained for it had one of its answers: a passage, or a document it
+    names."""
 
     def answers(query: Query) -> set[str]:
         return {*query.positives, *grades.get(query.id, ())}
 
-    trained = {answer for query in plan.train for answer in answers(query)}
-    return [not trained.isdisjoint(answers(query)) for query in plan.judge]
+    met: dict[str, bool] = {}
+    for train, judge in plan.parts():
+        trained = {answer for query in train for answer in answers(query)}
+        met |= {query.id: not trained.isdisjoint(answers(query)) for query in judge}
+    return met
 
 
 def leaked(plan: gate.Plan, corpus: Corpus) -> int:
-    """Training items that share text with the held-out part; labelled questions may share answers, not texts."""
-    labelled = [query for query in plan.train if query.evidence is Evidence.LABELLED]
-    if plan.evidence is not Evidence.LABELLED or not labelled:
-        return count_leaks(plan.train, plan.judge, corpus.chunks).total
-    others = [query for query in plan.train if query.evidence is not Evidence.LABELLED]
-    shared = count_leaks(labelled, plan.judge, corpus.chunks)
-    return shared.texts + shared.near_texts + count_leaks(others, plan.judge, corpus.chunks).total
+    """Training items that share text with the queries that judge them; labelled questions may share answers, not
+    texts."""
+    return sum(_leaked(train, judge, plan.evidence, corpus) for train, judge in plan.parts())
+
+
+def _leaked(train: Sequence[Query], judge: Sequence[Query], evidence: Evidence | None, corpus: Corpus) -> int:
+    labelled = [query for query in train if query.evidence is Evidence.LABELLED]
+    if evidence is not Evidence.LABELLED or not labelled:
+        return count_leaks(train, judge, corpus.chunks).total
+    others = [query for query in train if query.evidence is not Evidence.LABELLED]
+    shared = count_leaks(labelled, judge, corpus.chunks)
+    return shared.texts + shared.near_texts + count_leaks(others, judge, corpus.chunks).total
 
 
 def held_out_negatives(examples: Sequence[Example], plan: gate.Plan, corpus: Corpus, loss: str) -> tuple[int, int]:

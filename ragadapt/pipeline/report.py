@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +14,17 @@ import numpy as np
 from ragadapt import report as reports
 from ragadapt.corpus import notes_of
 from ragadapt.evaluation import Evaluation, evaluate, gate
+from ragadapt.evaluation.forecast import Forecast
 from ragadapt.evaluation.judging import JudgedQuery
 from ragadapt.evaluation.metrics import Run
-from ragadapt.pipeline.arena import Arena
+from ragadapt.pipeline.arena import Arena, dense_scores
 from ragadapt.pipeline.corpus import Corpus
+from ragadapt.pipeline.crossfit import Rankings
 from ragadapt.pipeline.fusion import LearntFusion, System, ranking
 from ragadapt.profiling import Profile
 from ragadapt.report import build
 from ragadapt.report.build import library_versions
-from ragadapt.search.fusion import Floats, Fusion
+from ragadapt.search.fusion import Floats, Fusion, Positions
 from ragadapt.text import printable
 from ragadapt.values import Chunk, Document, Evidence
 
@@ -37,7 +39,7 @@ _LABELS = {
     "fitted-dense": "fitted model, dense",
     "shipped": "fitted retriever (default search)",
 }
-_DEEP = 200  # passages of a query among which its best wrong one is looked for
+_DEPTH = 100  # of the runs that are measured
 _FLATTERING = "cut from the passages themselves, so BM25 looks better here than with users' own questions"
 
 
@@ -71,18 +73,44 @@ class Facts:
     licences: Mapping[str, str]
     precision: Precision | None = None  # of the encoder that ships
     profile: Profile | None = None
+    outlook: Mapping[str, Forecast] = field(default_factory=dict)
 
 
-def runs(arena: Arena, systems: Mapping[str, System], *, k: int = 100) -> dict[str, Run]:
-    """Name → run over unit ids (documents where documents were judged). A score is minus the rank."""
-    made: dict[str, Run] = {}
-    for name, system in systems.items():
-        run: dict[str, dict[str, float]] = {}
-        for item, positions in zip(arena.judged, ranking(arena, system, k=k), strict=True):
-            names = [unit_name(item, unit, arena) for unit in item.units(positions)]
-            run[item.query.id] = {id: -float(rank) for rank, id in enumerate(names, start=1)}
-        made[name] = run
-    return made
+@dataclass(frozen=True, eq=False)
+class AfterTraining:
+    """What the trained model finds for the judging queries. runs: by name; answers, others: its dense scores of the
+    answers and of each query's best other passage."""
+
+    runs: Mapping[str, Run]
+    answers: Floats
+    others: Floats
+
+    @classmethod
+    def by(cls, arena: Arena) -> AfterTraining:
+        """Of held-out queries, searched by the model that ships."""
+        return cls(runs(arena, {"fitted-dense": "dense", "shipped": "hybrid"}), *dense_scores(arena))
+
+    @classmethod
+    def out_of_fold(cls, arena: Arena, found: Rankings, fusion: Fusion) -> AfterTraining:
+        """Of queries that all train, each searched by a model that did not see it."""
+        fused = [candidates.ranked(fusion, _DEPTH)[0] for candidates in found.candidates[fusion.feedback]]
+        return cls(
+            {"fitted-dense": run_of(arena, found.dense), "shipped": run_of(arena, fused)}, found.answers, found.others
+        )
+
+
+def runs(arena: Arena, systems: Mapping[str, System], *, k: int = _DEPTH) -> dict[str, Run]:
+    """Name → run over unit ids (documents where documents were judged)."""
+    return {name: run_of(arena, ranking(arena, system, k=k)) for name, system in systems.items()}
+
+
+def run_of(arena: Arena, rankings: Sequence[Positions]) -> Run:
+    """Ranked positions of every judged query as a run over unit ids. A score is minus the rank."""
+    run: dict[str, dict[str, float]] = {}
+    for item, positions in zip(arena.judged, rankings, strict=True):
+        names = [unit_name(item, unit, arena) for unit in item.units(positions)]
+        run[item.query.id] = {id: -float(rank) for rank, id in enumerate(names, start=1)}
+    return run
 
 
 def judgements(arena: Arena) -> dict[str, dict[str, int]]:
@@ -100,11 +128,12 @@ def unit_name(item: JudgedQuery, unit: int, arena: Arena) -> str:
     return arena.searcher.ids_of([unit])[0]
 
 
-def build_report(facts: Facts, base: Arena | None, shipped: Arena | None) -> reports.Report:
-    """The report. base and shipped: the same held-out queries searched by either; None where nothing is judged."""
+def build_report(facts: Facts, base: Arena | None, after: AfterTraining | None) -> reports.Report:
+    """The report. base: the judging queries, None where nothing is judged; after: what an adapted model that ships
+    finds for them."""
     measured: dict[str, Any] = {}
-    if base is not None and shipped is not None and base.judged:
-        measured = _measure(facts, base, shipped)
+    if base is not None and base.judged:
+        measured = _measure(facts, base, after)
     decision = facts.decision
     warnings = list(facts.warnings)
     if facts.evidence is Evidence.CROP:
@@ -133,6 +162,7 @@ def build_report(facts: Facts, base: Arena | None, shipped: Arena | None) -> rep
         ),
         fusion=_fusion_curve(facts.fusion),
         interpolation=_strength_curve(facts),
+        curves=tuple(_outlook_curve(name, seen) for name, seen in facts.outlook.items()),
         learning=tuple(
             reports.LearningPoint(step=point["step"], loss=point.get("loss"), dev=point.get("dev"))
             for point in facts.history
@@ -190,12 +220,11 @@ def _timings(facts: Facts) -> tuple[reports.Timing, ...]:
     return tuple(made)
 
 
-def _measure(facts: Facts, base: Arena, shipped: Arena) -> dict[str, Any]:
+def _measure(facts: Facts, base: Arena, after: AfterTraining | None) -> dict[str, Any]:
     corpus = facts.corpus
     found = runs(base, {"base-dense": "dense", "bm25": "lexical", "base-hybrid": "rrf", "base-fused": "hybrid"})
-    if facts.decision.adapted:
-        runs_after = runs(shipped, {"fitted-dense": "dense", "shipped": "hybrid"})
-        found |= runs_after
+    if after is not None:
+        found |= after.runs
     else:
         found["shipped"] = found.pop("base-fused")
     qrels = judgements(base)
@@ -213,7 +242,7 @@ def _measure(facts: Facts, base: Arena, shipped: Arena) -> dict[str, Any]:
     texts = {item.query.id: item.query.text for item in base.judged}
     kinds = {item.query.id: item.query.kind for item in base.judged}
     by_unit = _first_chunks(corpus)
-    before, after = ((_LABELS[name], found[name], evaluations[name]) for name in ("base-hybrid", "shipped"))
+    untuned, shipped = ((_LABELS[name], found[name], evaluations[name]) for name in ("base-hybrid", "shipped"))
 
     def passage(id: str) -> reports.Passage | None:
         chunk = by_unit.get(id)
@@ -222,44 +251,23 @@ def _measure(facts: Facts, base: Arena, shipped: Arena) -> dict[str, Any]:
     return {
         "systems": tuple(systems),
         "deltas": tuple(deltas),
-        "distributions": _distributions(base, shipped if facts.decision.adapted else None),
-        "comparison": build.compare(texts, qrels, before, after, passage, kinds=kinds),
+        "distributions": _distributions(base, after),
+        "comparison": build.compare(texts, qrels, untuned, shipped, passage, kinds=kinds),
         "failures": reports.Failures(
-            worst=build.worst_queries(texts, qrels, before, after, passage, kinds=kinds),
+            worst=build.worst_queries(texts, qrels, untuned, shipped, passage, kinds=kinds),
             never_retrieved=build.never_retrieved(found["shipped"], sorted(_units(base, corpus)), passage),
         ),
     }
 
 
-def _distributions(base: Arena, adapted: Arena | None) -> reports.ScoreDistributions:
+def _distributions(base: Arena, adapted: AfterTraining | None) -> reports.ScoreDistributions:
     """Dense scores of answers and of the best other passages, by the base and by the adapted model; the same bins."""
-    before, after = _dense_scores(base), None if adapted is None else _dense_scores(adapted)
+    before, after = dense_scores(base), None if adapted is None else (adapted.answers, adapted.others)
     edges = build.histogram(*(np.concatenate(side) for side in zip(before, after or before, strict=True))).edges
     return reports.ScoreDistributions(
         before=build.histogram(*before, edges=edges),
         after=None if after is None else build.histogram(*after, edges=edges),
     )
-
-
-def _dense_scores(arena: Arena) -> tuple[Floats, Floats]:
-    """Of all judged queries the scores of every answer (of a document: of its best passage), and of the best passage
-    that is none; a query whose first passages are all answers has no such."""
-    answers: list[float] = []
-    others: list[float] = []
-    searcher = arena.searcher
-    ranked = searcher.plain.search(arena.vectors, min(_DEEP, len(arena.passages)))
-    for item, vector, (ids, scores) in zip(arena.judged, arena.vectors, ranked, strict=True):
-        positions = searcher.positions(ids)
-        units = positions if item.unit_of is None else item.unit_of[positions]
-        right = np.isin(units, list(item.relevant))
-        others += scores[~right][:1].tolist()
-        best = dict(zip(units[right][::-1].tolist(), scores[right][::-1].tolist(), strict=True))
-        for unit in item.relevant:
-            if unit not in best:
-                own = [unit] if item.unit_of is None else np.flatnonzero(item.unit_of == unit)
-                best[unit] = float(searcher.plain.scores(vector, searcher.ids_of(own)).max())
-        answers += best.values()
-    return np.array(answers, np.float32), np.array(others, np.float32)
 
 
 def _units(arena: Arena, corpus: Corpus) -> set[str]:
@@ -297,9 +305,13 @@ def _steps(facts: Facts) -> tuple[reports.Step, ...]:
         steps.append(reports.Step(name="How far from the base?", detail=detail))
         steps.append(
             reports.Step(
-                name="Better on held-out queries?", passed=decision.adapted, detail="; ".join(decision.reasons)
+                name="Better on queries that it did not see?",
+                passed=decision.adapted,
+                detail="; ".join(decision.reasons),
             )
         )
+    if facts.outlook:
+        steps.append(reports.Step(name="What would change the verdict?", detail=_outlook_words(facts)))
     steps.append(
         reports.Step(name="Fusion", detail=f"dense share {facts.fusion.fusion.weight:g}: {facts.fusion.reason}")
     )
@@ -339,6 +351,38 @@ def _strength_curve(facts: Facts) -> reports.Curve | None:
         title="From base to adapted",
         x_label="strength of the adapter (0 = base)",
         chosen=facts.decision.strength,
+    )
+
+
+def _outlook_words(facts: Facts) -> str:
+    """How many queries would prove a gain, of the kind of search that needs fewer."""
+    asked = "labelled questions" if facts.plan.evidence is Evidence.LABELLED else "questions by the language model"
+    seen = [(one.needed, name) for name, one in facts.outlook.items() if one.needed is not None]
+    if not seen:
+        return (
+            f"Not more of the same: {len(facts.plan.judge)} {asked} show no gain that grows. Another base model may "
+            "bring more."
+        )
+    (middle, low, high), name = min(seen)
+    most = f"{high:,}" if high is not None else "more than can be said"
+    return (
+        f"About {middle:,} {asked} in all would prove the gain of {name} that these {len(facts.plan.judge)} show "
+        f"(80 % of the forecasts lie between {low:,} and {most}), if it grows as it did so far."
+    )
+
+
+def _outlook_curve(name: str, seen: Forecast) -> reports.Curve:
+    """The gain over the number of queries that train: measured, then forecast."""
+    points = [reports.CurvePoint(x=size, y=one.delta, low=one.low, high=one.high) for size, one in seen.measured]
+    points += [reports.CurvePoint(x=size, y=middle, low=low, high=high) for size, middle, low, high in seen.ahead]
+    largest = seen.measured[-1][0]
+    return reports.Curve(
+        points=tuple(points),
+        title=f"Gain of {name} by the number of queries",
+        x_label="queries that train",
+        y_label="gain in nDCG@10",
+        levels={"no gain": 0.0},
+        note=f"Measured up to {largest} with 95 % intervals; beyond, a power law with 80 % of its forecasts.",
     )
 
 

@@ -20,6 +20,7 @@ from ragadapt.queries.split import (
     Split,
     assign_queries,
     count_leaks,
+    deal_folds,
     split_documents,
     split_labelled,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "check_generator",
     "clean_queries",
     "count_leaks",
+    "deal_folds",
     "estimate",
     "evidence_hits",
     "evidence_of",

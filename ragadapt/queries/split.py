@@ -14,7 +14,7 @@ from ragadapt.corpus import normalise
 from ragadapt.errors import InvalidInput
 from ragadapt.queries.filters import chance
 from ragadapt.queries.text import text_key, words
-from ragadapt.values import Chunk, Document, Query
+from ragadapt.values import Chunk, Document, Evidence, Query
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +124,49 @@ def split_labelled(queries: Sequence[Query], config: SplitConfig, seed: int) -> 
     by_text: list[tuple[str, str]] = _chain((f"text {text_key(query.text)}", query.id) for query in queries)
     fewest_dev = FEWEST_DEV if len(ids) >= ENOUGH_LABELS and config.dev > 0 else 0
     return _deal(ids, by_text, config, seed, unit="query", note="", fewest_dev=fewest_dev)
+
+
+def deal_folds(
+    queries: Sequence[Query],
+    chunks: Sequence[Chunk],
+    groups: Sequence[int] | None,
+    folds: int,
+    seed: int,
+) -> dict[str, int]:
+    """Query id → fold (0 … folds − 1), all folds about equally full.
+
+    What users asked is dealt by question, near-equal texts together, as in `split_labelled`. What was found in the
+    documents or written about them is dealt by document, near-duplicates together; where there are fewer than five
+    documents, by section.
+    """
+    queries = list(queries)
+    labelled = [query for query in queries if query.evidence is Evidence.LABELLED]
+    ties: list[tuple[str, str]] = _chain((text_key(query.text), f"query {query.id}") for query in labelled)
+    names = [f"query {query.id}" for query in queries]
+    written = [query for query in queries if query.evidence is not Evidence.LABELLED]
+    if written:
+        unit_of = {chunk.id: chunk.document_id for chunk in chunks}
+        if len(set(unit_of.values())) < FEW_DOCUMENTS:
+            unit_of = _sections(chunks)[0]
+        units = [f"unit {unit_of[chunk.id]}" for chunk in chunks]
+        names += dict.fromkeys(units)
+        ties += _ties(units, groups)[0]
+        ties += [
+            (f"query {query.id}", f"unit {unit_of[id]}") for query in written for id in query.positives if id in unit_of
+        ]
+    component = _components(names, ties)
+    members: defaultdict[str, list[str]] = defaultdict(list)
+    for query in queries:
+        members[component[f"query {query.id}"]].append(query.id)
+    lots = {name: min(chance(seed, f"fold {id}") for id in ids) for name, ids in members.items()}
+    dealt: dict[str, int] = {}
+    sizes = [0] * folds
+    # The largest first, so that what comes last can even the folds out.
+    for name in sorted(members, key=lambda name: (-len(members[name]), lots[name])):
+        fold = sizes.index(min(sizes))
+        sizes[fold] += len(members[name])
+        dealt |= dict.fromkeys(members[name], fold)
+    return dealt
 
 
 def assign_queries(queries: Iterable[Query], chunks: Sequence[Chunk], split: Split) -> dict[str, list[Query]]:

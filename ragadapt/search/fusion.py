@@ -28,7 +28,8 @@ from ragadapt.errors import InvalidInput
 Floats = NDArray[np.float32]
 Positions = NDArray[np.int64]
 
-WEIGHTS = tuple(round(0.05 * step, 2) for step in range(1, 20))
+_STEP = 0.05
+WEIGHTS = tuple(round(_STEP * step, 2) for step in range(1, 20))
 NEUTRAL_WEIGHT = 0.5
 RRF_K = 60  # Cormack et al., SIGIR 2009
 
@@ -173,10 +174,10 @@ def learn_weight(
     tolerance: float = 1.0,
     depth: int = 100,
 ) -> FusionCurve:
-    """The weight nearest to ½ that is within `tolerance` standard errors of the best one.
+    """The weight nearest to that of `start` that is within `tolerance` standard errors of the best one.
 
     The one-standard-error rule (Breiman et al., 1984), paired by query: with few queries the curve is noise and
-    ½ stays; with many the best weight wins. A larger tolerance trusts the evidence less. `at_least` is a
+    the start stays; with many the best weight wins. A larger tolerance trusts the evidence less. `at_least` is a
     lower bound, for evidence that is known to favour the lexical side (text cut from its own passage): it may raise
     the weight, never lower it.
     """
@@ -190,7 +191,7 @@ def learn_weight(
             table[row, column] = judge(found.positions[order])
     if not len(candidates):
         flat = (0.0,) * len(WEIGHTS)
-        return FusionCurve(WEIGHTS, flat, NEUTRAL_WEIGHT, NEUTRAL_WEIGHT, 0)
+        return FusionCurve(WEIGHTS, flat, start.weight, start.weight, 0)
     quality = table.mean(axis=1)
     best = int(quality.argmax())
     paired = table[best] - table
@@ -203,5 +204,7 @@ def learn_weight(
         if (row == best or quality[best] - quality[row] <= tolerance * errors[row])
         and (at_least is None or weight >= at_least)
     ]
-    chosen = min(allowed, key=lambda weight: abs(weight - NEUTRAL_WEIGHT)) if allowed else NEUTRAL_WEIGHT
+    chosen = min(allowed, key=lambda weight: abs(weight - start.weight)) if allowed else start.weight
+    if abs(chosen - start.weight) <= _STEP / 2:  # the start lies between two weights of the curve: it stays
+        chosen = start.weight
     return FusionCurve(WEIGHTS, tuple(quality.tolist()), WEIGHTS[best], chosen, len(candidates))

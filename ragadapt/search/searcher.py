@@ -106,7 +106,12 @@ class Searcher:
         self.background = background
         self.fusion = fusion
         self.depth = depth
+        self.shared = shared
         self._ids = lexical.ids()
+
+    def with_fusion(self, fusion: Fusion) -> Searcher:
+        """The same sides under another fusion."""
+        return Searcher(self.index, self.lexical, self.background, fusion, depth=self.depth, shared=self.shared)
 
     def rank(
         self,

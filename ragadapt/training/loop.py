@@ -106,7 +106,7 @@ def train(
         for step in range(state.step + 1, len(plan) + 1):
             if state.finished:
                 break
-            rate = learning_rate(step, len(plan), training.learning_rate, training.warmup)
+            rate = learning_rate(step, len(plan), run.peak_rate, training.warmup)
             began = time.perf_counter()
             loss = run.step(plan[step - 1], step, rate)
             state.step_seconds += time.perf_counter() - began
@@ -198,6 +198,7 @@ class _Run:
         seed: int,
     ) -> None:
         self.training = training
+        self.epochs, self.peak_rate = training.pace()
         self.seed = seed
         distil, contrast = training.loss != "infonce", training.loss in ("infonce", "both")
         self.data = TrainingSet(examples, distil=distil, contrast=contrast)
@@ -216,7 +217,7 @@ class _Run:
         parameters = self.encoder.trainable()
         self.parameters = list(parameters.values())
         self.names = list(parameters)
-        self.optimizer = _optimizer(self.parameters, training)
+        self.optimizer = _optimizer(self.parameters, self.peak_rate, training.weight_decay)
         self.query_rows: list[Ids] = []
         self.passage_rows: list[Ids] = []
         self.steps = 0
@@ -234,7 +235,7 @@ class _Run:
 
     def plan(self) -> list[list[int]]:
         """The examples of every step."""
-        batches = list(self.data.batches(self.training.epochs, self.seed, self.training.batch_size))
+        batches = list(self.data.batches(self.epochs, self.seed, self.training.batch_size))
         batches = batches[: self.training.max_steps]
         self.steps = len(batches)
         return batches
@@ -475,8 +476,7 @@ class _Run:
         return state
 
 
-def _optimizer(parameters: list[torch.nn.Parameter], training: TrainingConfig) -> torch.optim.Optimizer:
-    rate, decay = training.learning_rate, training.weight_decay
+def _optimizer(parameters: list[torch.nn.Parameter], rate: float, decay: float) -> torch.optim.Optimizer:
     try:
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
     except RuntimeError:  # no fused kernel for this device
