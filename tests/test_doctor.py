@@ -20,11 +20,12 @@ from ragadapt.corpus import Skipped
 from ragadapt.doctor import examine as examining
 from ragadapt.doctor import measure
 from ragadapt.doctor.examine import examine
-from ragadapt.doctor.languages import UNKNOWN, english_only, foreign_share, language_of, languages_of
 from ragadapt.doctor.measure import Quality, diagnose, recommend
 from ragadapt.doctor.survey import Survey, survey, survey_corpus
+from ragadapt.encoder import english_only
 from ragadapt.errors import EmptyCorpus, InvalidInput, NotARetriever
 from ragadapt.evaluation import gate
+from ragadapt.lexical.languages import UNKNOWN, foreign_share, language_of, languages_of
 from ragadapt.pipeline.queries import Labels, read_labels, shown_examples
 from ragadapt.values import Evidence, no_progress
 

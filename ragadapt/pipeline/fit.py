@@ -23,6 +23,7 @@ from ragadapt.corpus.sources import describe_sources, listed_sources, read_sourc
 from ragadapt.errors import InvalidConfiguration, InvalidInput
 from ragadapt.evaluation import gate
 from ragadapt.index import check_index, chosen
+from ragadapt.lexical import LexicalIndex
 from ragadapt.pipeline.adapt import (
     DevPool,
     check_teacher,
@@ -34,8 +35,8 @@ from ragadapt.pipeline.adapt import (
     proof,
 )
 from ragadapt.pipeline.arena import Arena, Grades, build_arena, one_rank
-from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
-from ragadapt.pipeline.fusion import ENOUGH, MOST, LearntFusion, learn_fusion, quality
+from ragadapt.pipeline.corpus import Corpus, EncodedCorpus, foreign_note
+from ragadapt.pipeline.fusion import ENOUGH, MOST, LearntFusion, Neutral, learn_fusion, neutral_weight, quality
 from ragadapt.pipeline.queries import (
     DividedQueries,
     Labels,
@@ -70,7 +71,6 @@ from ragadapt.version import __version__
 
 if TYPE_CHECKING:
     from ragadapt.encoder import Encoder
-    from ragadapt.lexical import LexicalIndex
     from ragadapt.training import Example
     from ragadapt.training.processes import Processes
 
@@ -180,7 +180,7 @@ def _fit(
         base = searcher_of(encoded, lexical)
 
         queries = steps.queries(corpus, encoder, base, labels)
-        fusion = steps.fusion(queries.fusion_queries, encoder, encoded, queries.grades)
+        fusion = steps.fusion(queries, encoder, encoded, base)
         plan = steps.plan(queries)
         shipped, shipped_encoded, trained = encoder, encoded, None
         decision = gate.not_trained(plan.reason)
@@ -322,21 +322,25 @@ class _FitSteps:
     # Learning
 
     def fusion(
-        self,
-        queries: Sequence[Query],
-        encoder: Encoder,
-        encoded: EncodedCorpus,
-        grades: Grades,
+        self, queries: DividedQueries, encoder: Encoder, encoded: EncodedCorpus, searcher: Searcher
     ) -> LearntFusion:
-        """The fusion of this encoder, from the best evidence among the queries."""
+        """The fusion of this encoder, from the best evidence among the queries. searcher: over the passages as they
+        are."""
         with self.clock("fusion"):
             if self.config.fusion.weight is not None:
                 return learn_fusion(None, self.config.fusion, evidence=None)
-            rank, chosen = one_rank(queries, ENOUGH, MOST)
+            neutral = self.neutral(queries, encoder, searcher)
+            rank, chosen = one_rank(queries.fusion_queries, ENOUGH, MOST)
             if rank is Evidence.CROP:
                 chosen = chosen[:: -(-len(chosen) // _CROPS)]
-            arena = self.arena(chosen, encoder, encoded, grades) if chosen else None
-            return learn_fusion(arena, self.config.fusion, evidence=rank)
+            arena = self.arena(chosen, encoder, encoded, queries.grades) if chosen else None
+            return learn_fusion(arena, self.config.fusion, evidence=rank, neutral=neutral)
+
+    def neutral(self, queries: DividedQueries, encoder: Encoder, searcher: Searcher) -> Neutral:
+        """Where this encoder's fusion starts. What is held out tells nothing here either."""
+        cut = [query for query in queries.fusion_queries if query.evidence is not Evidence.LABELLED]
+        asked = [query.text for query in queries.fusion_queries if query.evidence is Evidence.LABELLED]
+        return neutral_weight(searcher, encoder, cut, [*queries.asked, *asked], self.progress)
 
     def plan(self, queries: DividedQueries) -> gate.Plan:
         """What trains and what judges."""
@@ -457,7 +461,11 @@ class _FitSteps:
             fusion = base_fusion
             if chosen:
                 arena = self.arena(chosen, trained.encoder, adapted, grades)
-                fusion = learn_fusion(arena, config.fusion, evidence=rank)
+                neutral = Neutral()
+                if config.fusion.weight is None:
+                    whole = searcher_of(adapted, LexicalIndex.open(self.lexical_folder))
+                    neutral = self.neutral(queries, trained.encoder, whole)
+                fusion = learn_fusion(arena, config.fusion, evidence=rank, neutral=neutral)
             before = self.arena(plan.judge, base, encoded, grades).with_fusion(base_fusion.fusion)
             after = self.arena(plan.judge, trained.encoder, adapted, grades)
             after = after.with_fusion(fusion.fusion)
@@ -517,7 +525,11 @@ class _FitSteps:
                 documents_by_part=queries.documents,
                 leaked=leaked(plan, corpus) if trained else 0,
                 negatives=trained.negatives if trained else None,
-                warnings=(*corpus.notes, *queries.notes),
+                warnings=(
+                    *corpus.notes,
+                    *filter(None, [foreign_note(corpus.languages, config.encoder)]),
+                    *queries.notes,
+                ),
                 history=trained.history if trained else (),
                 strengths=trained.strengths if trained else {},
                 strength=trained.strength if trained else None,

@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ragadapt.config import FusionConfig
 from ragadapt.pipeline.arena import Arena
-from ragadapt.search.fusion import NEUTRAL_WEIGHT, Fusion, FusionCurve, learn_weight
-from ragadapt.values import Evidence
+from ragadapt.search.fusion import NEUTRAL_WEIGHT, Fusion, FusionCurve, ScoreShapes, learn_weight
+from ragadapt.search.searcher import Searcher
+from ragadapt.values import Evidence, Progress, Query, no_progress
+
+if TYPE_CHECKING:
+    from ragadapt.encoder import Encoder
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +29,22 @@ ENOUGH = {Evidence.LABELLED: 10, Evidence.HUMAN: 40, Evidence.PARAPHRASE: 40, Ev
 _TOLERANCE = 2.0  # standard errors; what was found in the documents is asked otherwise than users ask
 _UNBIASED = (Evidence.LABELLED, Evidence.HUMAN)  # the rest repeat their passage's words: they favour the lexical side
 MOST = 1000  # queries looked at; the curve is smooth long before
+
+# Kinds of queries by which the shape of the scores is told, the likest to what users ask first.
+_SHAPED = ("sentence", "docstring", "crop", "question", "title", "heading", "keywords")
+_FEWEST_CUT, _FEWEST_ASKED = 20, 30  # queries that tell a shape: cut from the documents, asked by people
+_MOST_SHAPED = 150  # of either; each costs one encoding
+_DEEP = 50  # places in which a passage's own rank is told
+# r at which both sides count alike; chosen by leaving collections out (docs/decisions.md)
+BALANCE_CUT, BALANCE_ASKED = 2.0, 1.8
+
+
+@dataclass(frozen=True, slots=True)
+class Neutral:
+    """The weight before anything is learnt, and where it comes from, in words."""
+
+    weight: float = NEUTRAL_WEIGHT
+    reason: str = "the plain sum"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,29 +75,82 @@ def quality(arena: Arena, system: System) -> NDArray[np.float64]:
     return np.array([item.ndcg(positions) for item, positions in zip(arena.judged, rankings, strict=True)])
 
 
-def learn_fusion(arena: Arena | None, config: FusionConfig, *, evidence: Evidence | None) -> LearntFusion:
+def neutral_weight(
+    searcher: Searcher, encoder: Encoder, cut: Sequence[Query], asked: Sequence[str], progress: Progress = no_progress
+) -> Neutral:
+    """The weight for passages and encoder by the shapes of their scores; no answer is looked at.
+
+    cut: queries from the documents, of which one kind is taken. asked: questions that people asked, whose shape goes
+    before where there are enough of them. searcher: over the encoder's vectors, nothing masked.
+    """
+    of_kind: dict[str, list[Query]] = {}
+    for query in cut:
+        of_kind.setdefault(query.kind, []).append(query)
+    chosen = next((of_kind[kind] for kind in _SHAPED if len(of_kind.get(kind, ())) >= _FEWEST_CUT), [])
+    chosen = chosen[:: -(-len(chosen) // _MOST_SHAPED)] if chosen else []
+    own = [searcher.positions(query.positives[:1]).tolist() for query in chosen]
+    shapes = _shapes(searcher, encoder, [query.text for query in chosen], own, progress)
+    reason = f"the shape of the scores of {len(chosen)} queries from the documents ({chosen[0].kind})" if chosen else ""
+    balance = BALANCE_CUT
+    texts = list(dict.fromkeys(asked))
+    if len(texts) >= _FEWEST_ASKED:
+        texts = texts[:: -(-len(texts) // _MOST_SHAPED)]
+        shapes = replace(_shapes(searcher, encoder, texts, None, progress), found=shapes.found)
+        reason, balance = f"the shape of the scores of {len(texts)} questions, without their answers", BALANCE_ASKED
+    if not shapes.queries:
+        return Neutral()
+    if shapes.found is not None and 2 * shapes.found < 1:
+        reason += "; the dense side finds few of the passages that they were cut from"
+    return Neutral(shapes.weight(balance), reason)
+
+
+def _shapes(
+    searcher: Searcher,
+    encoder: Encoder,
+    texts: Sequence[str],
+    own: Sequence[Sequence[int]] | None,
+    progress: Progress,
+) -> ScoreShapes:
+    if not texts:
+        return ScoreShapes(0.0, 0.0, 0)
+    vectors = encoder.encode_queries(texts, progress=progress)
+    plain = Fusion(feedback=0.0)
+    found = searcher.candidates(texts, vectors, fusion=plain, depth=_DEEP, include=own, progress=progress)
+    return ScoreShapes.of(found, own)
+
+
+def learn_fusion(
+    arena: Arena | None, config: FusionConfig, *, evidence: Evidence | None, neutral: Neutral = Neutral()
+) -> LearntFusion:
     """The fusion for this arena's searcher; the arena's queries are all of one rank of evidence.
 
     Labelled queries and what people wrote may move the weight either way. Evidence that repeats its passage's words
     favours the lexical side, so it may only raise the dense side's share: what wins against the bias is real.
     """
-    start = Fusion()
+    start = Fusion(weight=neutral.weight)
     if config.feedback is not None and not config.feedback:
         start = replace(start, feedback=0.0)
     if config.weight is not None:
         return LearntFusion(replace(start, weight=config.weight), None, 0, None, "set by the configuration")
     if arena is None or not arena.judged or evidence is None:
-        return LearntFusion(start, None, 0, None, "neutral: no evidence to learn from")
+        return LearntFusion(start, None, 0, None, f"neutral, by {neutral.reason}")
     judged, searcher = arena.judged, arena.searcher
     texts = [item.query.text for item in judged]
-    at_least = None if evidence in _UNBIASED else NEUTRAL_WEIGHT
+    at_least = None if evidence in _UNBIASED else neutral.weight
     found = searcher.candidates(texts, arena.vectors, fusion=start, progress=arena.progress)
     tolerance = 1.0 if evidence is Evidence.LABELLED else _TOLERANCE
-    curve = learn_weight(found, [item.ndcg for item in judged], start=start, at_least=at_least, tolerance=tolerance)
+    curve = learn_weight(
+        found,
+        [item.ndcg for item in judged],
+        start=start,
+        neutral=neutral.weight,
+        at_least=at_least,
+        tolerance=tolerance,
+    )
     fusion = replace(start, weight=curve.chosen)
     if config.feedback is None and evidence in _UNBIASED:
         fusion = _without_harmful_feedback(arena, texts, fusion)
-    reason = f"learnt from {len(judged)} queries ({evidence.value})"
+    reason = f"learnt from {len(judged)} queries ({evidence.value}), starting at {neutral.weight:g} by {neutral.reason}"
     if at_least is not None:
         reason += "; they favour the lexical side, so they may only raise the dense share"
     log.info("fusion weight %.2f (%s)", fusion.weight, reason)

@@ -28,7 +28,9 @@ from ragadapt.queries import (
     clean_queries,
     count_leaks,
     generate_queries,
+    has_evidence,
     load_labels,
+    load_questions,
     narrow_to_best_chunk,
     round_trip_filter,
     split_documents,
@@ -48,9 +50,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Labels:
-    """The user's own judged queries. use: learn from them, be measured on them, or both (split by query).
+    """The user's own queries. use: learn from them, be measured on them, or both (split by query).
 
-    queries: BEIR queries.jsonl with qrels, or a jsonl of {"text", "evidence": [{"source", "quote"}]}.
+    queries: BEIR queries.jsonl with qrels, or a jsonl of {"text", "evidence": [{"source", "quote"}]}. A file without
+    any judgement (a search log: jsonl of {"text"}, or .txt with a question a line) neither trains nor measures; its
+    questions tell how the two sides of the search are mixed.
     """
 
     queries: Path
@@ -72,6 +76,11 @@ class Labels:
         """The queries and, where there are any, their judgements."""
         return (self.queries,) if self.qrels is None else (self.queries, self.qrels)
 
+    @property
+    def judged(self) -> bool:
+        """Whether there are answers to the questions."""
+        return self.qrels is not None or has_evidence(self.queries)
+
     def key(self) -> list[str]:
         """What tells these labels from others: digests of the files, and the use."""
         return [record_file(self.queries).sha256, record_file(self.qrels).sha256 if self.qrels else "", self.use]
@@ -81,7 +90,8 @@ class Labels:
 class DividedQueries:
     """The queries of a fit by part, with what is known about them.
 
-    grades: for labels that name documents. made and kept: counts by kind, before and after cleaning.
+    grades: for labels that name documents. made and kept: counts by kind, before and after cleaning. asked: the
+    user's questions without answers.
     """
 
     train: tuple[Query, ...]
@@ -92,6 +102,7 @@ class DividedQueries:
     kept: dict[str, int]
     documents: dict[str, int]  # part → documents
     notes: tuple[str, ...]
+    asked: tuple[str, ...] = ()
 
     @property
     def fusion_queries(self) -> tuple[Query, ...]:
@@ -111,7 +122,7 @@ class DividedQueries:
         values: dict[str, Any] = json.loads((folder / "queries.json").read_text(encoding="utf-8"))
         for part in PARTS:
             values[part] = tuple(read_queries(folder / f"{part}.jsonl"))
-        return cls(**values | {"notes": tuple(values["notes"])})
+        return cls(**values | {name: tuple(values.get(name, ())) for name in ("notes", "asked")})
 
 
 def make_queries(
@@ -131,7 +142,8 @@ def make_queries(
     with profiling.work("queries from documents", len(documents)):
         links = internal_links(documents, chunks)
         written = structural_queries(documents, chunks, links, config.query, seed=seed)
-    sets, notes = read_labels(corpus, labels, config)
+    read = read_labels(corpus, labels, config)
+    sets = read.sets
     if config.query.generator or config.query.generator_url:
         examples = shown_examples(sets)
         with profiling.work("language model"):
@@ -157,7 +169,8 @@ def make_queries(
         dict(made),
         dict(Counter(query.kind for query in (*train, *dev, *heldout))),
         {"train": len(split.train), "dev": len(split.dev), "heldout": len(split.heldout)},
-        tuple(notes),
+        tuple(read.notes),
+        tuple(read.asked),
     )
 
 
@@ -165,10 +178,34 @@ DividedLabels = tuple[LabelledSet, dict[str, set[str]]]
 """A labelled set, and part → the ids of its queries there."""
 
 
-def read_labels(corpus: Corpus, labels: Sequence[Labels], config: FitConfig) -> tuple[list[DividedLabels], list[str]]:
-    """Every labelled set with the ids of its parts, and what could not be matched. Ids are unique over all sets."""
-    sets, notes, seen = [], [], set[str]()
+@dataclass(frozen=True)
+class ReadLabels:
+    """What the user's files hold. sets: judged queries, uses: what each set is for. asked: questions without answers.
+    notes: what could not be matched, for the report."""
+
+    sets: list[DividedLabels]
+    uses: list[str]
+    asked: list[str]
+    notes: list[str]
+
+
+def read_labels(corpus: Corpus, labels: Sequence[Labels], config: FitConfig) -> ReadLabels:
+    """Every labelled set with the ids of its parts, questions without answers, and what could not be matched.
+
+    Ids are unique over all sets. Raises InvalidLabels.
+    """
+    read, seen = ReadLabels([], [], [], []), set[str]()
     for number, label in enumerate(labels, start=1):
+        if not label.judged:
+            if label.use != "both":
+                raise InvalidLabels(
+                    f"The questions of {label.queries} have no judgement, so they are not for {label.use!r}. "
+                    'Pass a qrels file, or give each line "evidence": [{"source": …, "quote": …}].'
+                )
+            asked, unread = load_questions(label.queries)
+            read.asked.extend(asked)
+            read.notes.append(_unanswered(asked, unread, label.queries.name))
+            continue
         found = load_labels(label.queries, label.qrels, chunks=corpus.chunks, documents=corpus.documents)
         if seen & {query.id for query in found.queries}:  # two files may both number from 1
             found = _renamed(found, f"{number}:")
@@ -176,9 +213,20 @@ def read_labels(corpus: Corpus, labels: Sequence[Labels], config: FitConfig) -> 
         if found.unmatched:
             where, why = found.unmatched[0]
             count, name = len(found.unmatched), label.queries.name
-            notes.append(f"{count} labels of {name} could not be used; the first: {where}: {why}")
-        sets.append((found, _split_labels(found.queries, label.use, config)))
-    return sets, notes
+            read.notes.append(f"{count} labels of {name} could not be used; the first: {where}: {why}")
+        read.sets.append((found, _split_labels(found.queries, label.use, config)))
+        read.uses.append(label.use)
+    return read
+
+
+def _unanswered(asked: Sequence[str], unread: Sequence[tuple[str, str]], name: str) -> str:
+    note = (
+        f"The {len(asked)} questions of {name} have no answers: they say how word and vector search are mixed, "
+        "and train and measure nothing. Answers are given with --qrels, or as evidence in each line."
+    )
+    if unread:
+        note += f" {len(unread)} lines could not be read; the first: {': '.join(unread[0])}."
+    return note
 
 
 def _split_labels(queries: Sequence[Query], use: str, config: FitConfig) -> dict[str, set[str]]:

@@ -32,6 +32,8 @@ from ragadapt.errors import (
 from ragadapt.files import copy_file, link_or_copy, read_json, record_file, remove, write_text
 from ragadapt.index import collection_of, engine_of, exact_index, open_index
 from ragadapt.lexical import LexicalIndex
+from ragadapt.lexical.languages import languages_of
+from ragadapt.lexical.stopwords import stopwords_for
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
 from ragadapt.profiling import work
 from ragadapt.search.fusion import Floats, Fusion
@@ -284,15 +286,25 @@ def build_lexical(stage: Stage, corpus: Corpus, progress: Progress) -> LexicalIn
     """The BM25 index over the passages."""
     folder = stage.path / "lexical"
     if not stage.finished:
-        save_lexical(corpus.chunks, folder, progress)
+        save_lexical(corpus.chunks, folder, progress, languages=corpus.languages)
     return LexicalIndex.open(folder)
 
 
-def save_lexical(chunks: Sequence[Chunk], folder: Path, progress: Progress = no_progress) -> None:
-    """The BM25 index over passages, written into a folder."""
+def save_lexical(
+    chunks: Sequence[Chunk],
+    folder: Path,
+    progress: Progress = no_progress,
+    *,
+    languages: Mapping[str, float] | None = None,
+) -> None:
+    """The BM25 index over passages, written into a folder. languages: those of the passages, where they are known;
+    its stop words follow from them."""
     headings, texts = lexical_parts(chunks)
+    if languages is None:
+        languages = languages_of([chunk.passage for chunk in chunks])
+    ids, stopwords = [chunk.id for chunk in chunks], stopwords_for(languages)
     with work("lexical index", len(texts)):
-        index = LexicalIndex.build([chunk.id for chunk in chunks], texts, headings=headings, progress=progress)
+        index = LexicalIndex.build(ids, texts, headings=headings, stopwords=stopwords, progress=progress)
         index.save(folder)
 
 

@@ -29,7 +29,8 @@ Floats = NDArray[np.float32]
 Positions = NDArray[np.int64]
 
 WEIGHTS = tuple(round(0.05 * step, 2) for step in range(1, 20))
-NEUTRAL_WEIGHT = 0.5
+NEUTRAL_WEIGHT = 0.5  # the plain sum, where nothing is known of the scores
+BEST = 10  # scores of either side by which a query's shape is told
 RRF_K = 60  # Cormack et al., SIGIR 2009
 
 
@@ -146,6 +147,58 @@ def move_towards(query_vectors: Floats, best: Sequence[Floats], strength: float)
     return result
 
 
+# The mix without evidence
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreShapes:
+    """How far the best scores of either side stand out, over some queries whose answers nobody knows.
+
+    dense: mean surprisal of a query's `BEST` best passages; lexical: their mean z. found: how well the dense side
+    finds the passages that the queries were cut from, as a share of how well the lexical side does (mean reciprocal
+    ranks); None where they were cut from none.
+    """
+
+    dense: float
+    lexical: float
+    queries: int
+    found: float | None = None
+
+    @classmethod
+    def of(cls, candidates: Sequence[Candidates], own: Sequence[Sequence[int]] | None = None) -> ScoreShapes:
+        """From every query's candidates, which hold the `BEST` best passages of either side.
+
+        own: positions per query of the passages that it was cut from. They must be among the candidates; they count for
+        `found` alone, as nobody's question stands word for word in its answer.
+        """
+        dense, lexical, dense_ranks, lexical_ranks = [], [], [], []
+        for number, one in enumerate(candidates):
+            mine = np.isin(one.positions, np.asarray(own[number] if own else (), dtype=np.int64))
+            if mine.any():
+                dense_ranks.append(1 / (1 + int((one.dense > one.dense[mine].max()).sum())))
+                lexical_ranks.append(1 / (1 + int((one.lexical > one.lexical[mine].max()).sum())))
+            if not mine.all():
+                dense.append(float(np.sort(normal_surprisal(one.dense[~mine]))[-BEST:].mean()))
+                lexical.append(float(np.sort(one.lexical[~mine])[-BEST:].mean()))
+        if not dense:
+            return cls(0.0, 0.0, 0)
+        found = None if own is None or not lexical_ranks else float(np.mean(dense_ranks) / np.mean(lexical_ranks))
+        return cls(float(np.mean(dense)), float(np.mean(lexical)), len(dense), found)
+
+    def weight(self, balance: float) -> float:
+        """The neutral weight w = r² / (r² + balance²), r = dense / lexical, times min(1, 2·found).
+
+        A side whose best passages stand further out knows more about these documents. A dense side that finds not even
+        the passages that a query was cut from, such as a model that does not read the language, gets next to no say.
+        ½ where either side is silent.
+        """
+        if self.dense <= 0 or self.lexical <= 0:
+            return NEUTRAL_WEIGHT
+        ratio = (self.dense / self.lexical) ** 2
+        knows = 1.0 if self.found is None else min(1.0, 2 * self.found)
+        return round(knows * ratio / (ratio + balance**2), 2)
+
+
 # Learning the mix
 
 
@@ -169,39 +222,41 @@ def learn_weight(
     judges: Sequence[Judge],
     *,
     start: Fusion = Fusion(),
+    neutral: float = NEUTRAL_WEIGHT,
     at_least: float | None = None,
     tolerance: float = 1.0,
     depth: int = 100,
 ) -> FusionCurve:
-    """The weight nearest to ½ that is within `tolerance` standard errors of the best one.
+    """The weight nearest to `neutral` that is within `tolerance` standard errors of the best one.
 
     The one-standard-error rule (Breiman et al., 1984), paired by query: with few queries the curve is noise and
-    ½ stays; with many the best weight wins. A larger tolerance trusts the evidence less. `at_least` is a
+    `neutral` stays; with many the best weight wins. A larger tolerance trusts the evidence less. `at_least` is a
     lower bound, for evidence that is known to favour the lexical side (text cut from its own passage): it may raise
     the weight, never lower it.
     """
     if len(candidates) != len(judges):
         raise InvalidInput(f"{len(candidates)} candidate lists but {len(judges)} judges: one each is needed.")
-    table = np.zeros((len(WEIGHTS), len(candidates)))
+    weights = tuple(sorted({*WEIGHTS, neutral}))
+    table = np.zeros((len(weights), len(candidates)))
     for column, (found, judge) in enumerate(zip(candidates, judges, strict=True)):
         dense = normal_surprisal(found.dense) if start.method == "surprisal" else found.dense
-        for row, weight in enumerate(WEIGHTS):
+        for row, weight in enumerate(weights):
             order = np.argsort(-(weight * dense + (1 - weight) * found.lexical), kind="stable")[:depth]
             table[row, column] = judge(found.positions[order])
     if not len(candidates):
-        flat = (0.0,) * len(WEIGHTS)
-        return FusionCurve(WEIGHTS, flat, NEUTRAL_WEIGHT, NEUTRAL_WEIGHT, 0)
+        flat = (0.0,) * len(weights)
+        return FusionCurve(weights, flat, neutral, neutral, 0)
     quality = table.mean(axis=1)
     best = int(quality.argmax())
     paired = table[best] - table
     errors = (
-        paired.std(axis=1, ddof=1) / np.sqrt(len(candidates)) if len(candidates) > 1 else np.full(len(WEIGHTS), np.inf)
+        paired.std(axis=1, ddof=1) / np.sqrt(len(candidates)) if len(candidates) > 1 else np.full(len(weights), np.inf)
     )
     allowed = [
         weight
-        for row, weight in enumerate(WEIGHTS)
+        for row, weight in enumerate(weights)
         if (row == best or quality[best] - quality[row] <= tolerance * errors[row])
         and (at_least is None or weight >= at_least)
     ]
-    chosen = min(allowed, key=lambda weight: abs(weight - NEUTRAL_WEIGHT)) if allowed else NEUTRAL_WEIGHT
-    return FusionCurve(WEIGHTS, tuple(quality.tolist()), WEIGHTS[best], chosen, len(candidates))
+    chosen = min(allowed, key=lambda weight: abs(weight - neutral)) if allowed else neutral
+    return FusionCurve(weights, tuple(quality.tolist()), weights[best], chosen, len(candidates))
