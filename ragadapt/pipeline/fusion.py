@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragadapt.config import FusionConfig
+from ragadapt.lexical.ranking import moments
 from ragadapt.pipeline.arena import Arena
-from ragadapt.search.fusion import NEUTRAL_WEIGHT, Fusion, FusionCurve, ScoreShapes, learn_weight
+from ragadapt.search.fusion import KNOWN, NEUTRAL_WEIGHT, Fusion, FusionCurve, ScoreShapes, learn_weight, standardise
 from ragadapt.search.searcher import Searcher
 from ragadapt.values import Evidence, Progress, Query, no_progress
 
@@ -34,9 +35,9 @@ MOST = 1000  # queries looked at; the curve is smooth long before
 _SHAPED = ("sentence", "docstring", "crop", "question", "title", "heading", "keywords")
 _FEWEST_CUT, _FEWEST_ASKED = 20, 30  # queries that tell a shape: cut from the documents, asked by people
 _MOST_SHAPED = 150  # of either; each costs one encoding
-_DEEP = 50  # places in which a passage's own rank is told
+_PASSAGES = 2000  # an even sample, which has the shape of the whole corpus
 # r at which both sides count alike; chosen by leaving collections out (docs/decisions.md)
-BALANCE_CUT, BALANCE_ASKED = 2.0, 1.8
+BALANCE_CUT, BALANCE_ASKED = 1.9, 1.85
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +84,7 @@ def neutral_weight(
     cut: queries from the documents, of which one kind is taken. asked: questions that people asked, whose shape goes
     before where there are enough of them. searcher: over the encoder's vectors, nothing masked.
     """
-    of_kind: dict[str, list[Query]] = {}
-    for query in cut:
-        of_kind.setdefault(query.kind, []).append(query)
-    chosen = next((of_kind[kind] for kind in _SHAPED if len(of_kind.get(kind, ())) >= _FEWEST_CUT), [])
-    chosen = chosen[:: -(-len(chosen) // _MOST_SHAPED)] if chosen else []
+    chosen = shaping(cut)
     own = [searcher.positions(query.positives[:1]).tolist() for query in chosen]
     shapes = _shapes(searcher, encoder, [query.text for query in chosen], own, progress)
     reason = f"the shape of the scores of {len(chosen)} queries from the documents ({chosen[0].kind})" if chosen else ""
@@ -99,9 +96,18 @@ def neutral_weight(
         reason, balance = f"the shape of the scores of {len(texts)} questions, without their answers", BALANCE_ASKED
     if not shapes.queries:
         return Neutral()
-    if shapes.found is not None and 2 * shapes.found < 1:
+    if shapes.found is not None and shapes.found < KNOWN:
         reason += "; the dense side finds few of the passages that they were cut from"
     return Neutral(shapes.weight(balance), reason)
+
+
+def shaping(cut: Sequence[Query]) -> list[Query]:
+    """Of queries from the documents those that tell the shape of the scores: of one kind, evenly thinned."""
+    of_kind: dict[str, list[Query]] = {}
+    for query in cut:
+        of_kind.setdefault(query.kind, []).append(query)
+    chosen = next((of_kind[kind] for kind in _SHAPED if len(of_kind.get(kind, ())) >= _FEWEST_CUT), [])
+    return chosen[:: -(-len(chosen) // _MOST_SHAPED)] if chosen else []
 
 
 def _shapes(
@@ -114,9 +120,24 @@ def _shapes(
     if not texts:
         return ScoreShapes(0.0, 0.0, 0)
     vectors = encoder.encode_queries(texts, progress=progress)
-    plain = Fusion(feedback=0.0)
-    found = searcher.candidates(texts, vectors, fusion=plain, depth=_DEEP, include=own, progress=progress)
-    return ScoreShapes.of(found, own)
+    sample = shape_sample(len(searcher.lexical), own or ())
+    passages = searcher.index.vectors(searcher.ids_of(sample))
+    means, deviations = searcher.background.of_scores(vectors)
+    dense = standardise(vectors @ passages.T, means[:, None], deviations[:, None])
+    lexical = np.empty_like(dense)
+    for start, rows in searcher.lexical.score_blocks(texts):
+        stop = start + len(rows)
+        means, deviations = moments(rows)
+        lexical[start:stop] = standardise(rows[:, sample], means[:, None], deviations[:, None])
+        progress("search", stop, len(texts))
+    columns = None if own is None else [np.searchsorted(sample, positions).tolist() for positions in own]
+    return ScoreShapes.of(dense, lexical, columns)
+
+
+def shape_sample(count: int, own: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """Positions, ascending, of the passages by which shapes are told: evenly of all, and those in `own`."""
+    evenly = np.arange(0, count, max(1, -(-count // _PASSAGES)))
+    return np.unique(np.concatenate([evenly, np.array([at for one in own for at in one], dtype=np.int64)]))
 
 
 def learn_fusion(

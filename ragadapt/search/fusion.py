@@ -30,7 +30,10 @@ Positions = NDArray[np.int64]
 
 WEIGHTS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 NEUTRAL_WEIGHT = 0.5  # the plain sum, where nothing is known of the scores
-BEST = 10  # scores of either side by which a query's shape is told
+BEST = 0.02  # share of the passages, the best of either side, by which a query's shape is told
+# Of what the lexical side finds of the passages that queries were cut from. MiniLM finds .71 and more on nine English
+# collections, .2 of Chinese, and .15 of English written in Greek letters.
+LOST, KNOWN = 0.3, 0.6
 RRF_K = 60  # Cormack et al., SIGIR 2009
 
 
@@ -154,7 +157,8 @@ def move_towards(query_vectors: Floats, best: Sequence[Floats], strength: float)
 class ScoreShapes:
     """How far the best scores of either side stand out, over some queries whose answers nobody knows.
 
-    dense: mean surprisal of a query's `BEST` best passages; lexical: their mean z. found: how well the dense side
+    dense: mean surprisal of a query's best passages, `BEST` of all; lexical: their mean z. A share and not a number: so
+    the ratio of the two is the same for a hundred passages of a corpus as for all of it. found: how well the dense side
     finds the passages that the queries were cut from, as a share of how well the lexical side does (mean reciprocal
     ranks); None where they were cut from none.
     """
@@ -165,37 +169,42 @@ class ScoreShapes:
     found: float | None = None
 
     @classmethod
-    def of(cls, candidates: Sequence[Candidates], own: Sequence[Sequence[int]] | None = None) -> ScoreShapes:
-        """From every query's candidates, which hold the `BEST` best passages of either side.
+    def of(cls, dense: Floats, lexical: Floats, own: Sequence[Sequence[int]] | None = None) -> ScoreShapes:
+        """From the z-scores (Q, N) of either side, over all passages or an even sample of them.
 
-        own: positions per query of the passages that it was cut from. They must be among the candidates; they count for
-        `found` alone, as nobody's question stands word for word in its answer.
+        own: per query the columns of the passages that it was cut from; they count for `found` alone, as nobody's
+        question stands word for word in its answer.
         """
-        dense, lexical, dense_ranks, lexical_ranks = [], [], [], []
-        for number, one in enumerate(candidates):
-            mine = np.isin(one.positions, np.asarray(own[number] if own else (), dtype=np.int64))
-            if mine.any():
-                dense_ranks.append(1 / (1 + int((one.dense > one.dense[mine].max()).sum())))
-                lexical_ranks.append(1 / (1 + int((one.lexical > one.lexical[mine].max()).sum())))
-            if not mine.all():
-                dense.append(float(np.sort(normal_surprisal(one.dense[~mine]))[-BEST:].mean()))
-                lexical.append(float(np.sort(one.lexical[~mine])[-BEST:].mean()))
-        if not dense:
+        surprisal = normal_surprisal(dense)
+        best: list[tuple[float, float]] = []  # of either side, by query
+        ranks: list[tuple[float, float]] = []
+        for row in range(len(dense)):
+            mine = list(own[row]) if own is not None else []
+            if mine:
+                first, second = (1 / (1 + int((side > side[mine].max()).sum())) for side in (dense[row], lexical[row]))
+                ranks.append((first, second))
+            others = np.delete(np.arange(dense.shape[1]), mine)
+            if len(others):
+                count = max(1, round(BEST * len(others)))
+                first, second = (float(np.sort(side[row][others])[-count:].mean()) for side in (surprisal, lexical))
+                best.append((first, second))
+        if not best:
             return cls(0.0, 0.0, 0)
-        found = None if own is None or not lexical_ranks else float(np.mean(dense_ranks) / np.mean(lexical_ranks))
-        return cls(float(np.mean(dense)), float(np.mean(lexical)), len(dense), found)
+        found = sum(first for first, _ in ranks) / sum(second for _, second in ranks) if ranks else None
+        dense_mean, lexical_mean = np.mean(best, axis=0).tolist()
+        return cls(dense_mean, lexical_mean, len(best), found)
 
     def weight(self, balance: float) -> float:
-        """The neutral weight w = r² / (r² + balance²), r = dense / lexical, times min(1, 2·found).
+        """The neutral weight w = r² / (r² + balance²), r = dense / lexical.
 
         A side whose best passages stand further out knows more about these documents. A dense side that finds not even
-        the passages that a query was cut from, such as a model that does not read the language, gets next to no say.
-        ½ where either side is silent.
+        the passages that a query was cut from, such as a model that does not read the language, gets less and, where
+        `found` is `LOST` or below, no say. ½ where either side is silent.
         """
         if self.dense <= 0 or self.lexical <= 0:
             return NEUTRAL_WEIGHT
         ratio = (self.dense / self.lexical) ** 2
-        knows = 1.0 if self.found is None else min(1.0, 2 * self.found)
+        knows = 1.0 if self.found is None else min(max((self.found - LOST) / (KNOWN - LOST), 0.0), 1.0)
         return round(knows * ratio / (ratio + balance**2), 2)
 
 
