@@ -159,6 +159,7 @@ def lay_out(folder: Path) -> Path:
     }
     for name, block in shown.items():
         (folder / name).write_text(block.text, encoding="utf-8")
+    (folder / "searches.txt").write_text("how do I get my money back\ncancel a seat\n", encoding="utf-8")
     return folder
 
 
