@@ -446,7 +446,7 @@ def test_the_requests_are_counted_with_the_users_examples_and_without_known_answ
     labels, kept = [Labels(*write_questions(tmp_path, range(6), 10), "train")], tmp_path / "answers.jsonl"
     surveyed = survey_corpus([documents], config, labels, no_progress)
     corpus = surveyed.corpus
-    examples = shown_examples(read_labels(corpus, labels, config)[0])
+    examples = shown_examples(read_labels(corpus, labels, config).sets)
     plain, shown = (estimate(corpus.chunks, config.query, seed=config.seed, examples=some) for some in ((), examples))
     assert plain.input_tokens != shown.input_tokens
     assert survey([documents], config).generation == plain.words
