@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from ragadapt.errors import FormatTooNew, IndexCorrupt, InvalidInput
 from ragadapt.lexical import LexicalIndex, best_first, tokenise
+from ragadapt.lexical.index import saved_stopwords
 from ragadapt.lexical.ranking import best_positions, moments
 from ragadapt.lexical.stopwords import QUESTION_WORDS, STOPWORDS, stopwords_for
 from ragadapt.lexical.tokens import word_analyser, words
@@ -151,11 +152,18 @@ def test_an_index_of_an_earlier_version_searches_as_it_did(tmp_path: Path) -> No
         kept = json.loads(file.read_text(encoding="utf-8"))
         assert kept.pop("stopwords") == (sorted(STOPWORDS) if language == "english" else [])
         file.write_text(json.dumps(kept | {"format": 1}), encoding="utf-8")
+        assert saved_stopwords(folder) == (STOPWORDS if language == "english" else set())
         opened = LexicalIndex.open(folder)
         np.testing.assert_array_equal(opened.scores(queries), before)
         assert before[0, 0] > 0  # "what" counts
         opened.update(["c"], ["what else"])
         assert opened.scores(["what"])[0, 2] > 0
+
+
+def test_stop_words_that_cannot_be_read_are_nobodys(tmp_path: Path) -> None:
+    assert saved_stopwords(tmp_path) is None
+    (tmp_path / "lexical.json").write_text("[1]")
+    assert saved_stopwords(tmp_path) is None
 
 
 def test_a_single_string_is_refused() -> None:

@@ -41,8 +41,7 @@ class LexicalIndex:
         self._frequencies = frequencies  # (postings,) tf, aligned with the engine's columns: what an update needs
         self._lengths = lengths  # (N,) word positions
         self._settings = settings
-        kept = settings.get("stopwords")
-        self._analyse = word_analyser(settings["language"], None if kept is None else frozenset(kept))
+        self._analyse = word_analyser(settings["language"], _stopwords(settings))
         self._positions: dict[str, int] | None = None
         self._folder: Path | None = None
 
@@ -298,6 +297,19 @@ class LexicalIndex:
             scores[name] = np.array(scores[name])
         self._frequencies, self._lengths = np.array(self._frequencies), np.array(self._lengths)
         self._folder = None
+
+
+def saved_stopwords(folder: str | Path) -> frozenset[str] | None:
+    """The stop words of a saved index, of any format; None where its settings cannot be read."""
+    try:
+        return _stopwords(json.loads((Path(folder) / "lexical.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not JSON, or of another shape
+        return None
+
+
+def _stopwords(settings: dict[str, Any]) -> frozenset[str]:
+    kept = settings.get("stopwords")
+    return default_stopwords(settings["language"]) if kept is None else frozenset(kept)
 
 
 class _Picked(Sequence[str]):

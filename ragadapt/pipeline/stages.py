@@ -282,11 +282,15 @@ def _vectors_beside(target: Path, encoder: Encoder) -> KnownVectors | None:
         return None
 
 
-def build_lexical(stage: Stage, corpus: Corpus, progress: Progress) -> LexicalIndex:
-    """The BM25 index over the passages."""
+def build_lexical(
+    stage: Stage, corpus: Corpus, progress: Progress, stopwords: frozenset[str] | None = None
+) -> LexicalIndex:
+    """The BM25 index over the passages. stopwords: None = by the languages that they are written in."""
     folder = stage.path / "lexical"
     if not stage.finished:
-        save_lexical(corpus.chunks, folder, progress, languages=corpus.languages)
+        if stopwords is None:
+            stopwords = stopwords_for(corpus.languages)
+        save_lexical(corpus.chunks, folder, progress, stopwords=stopwords)
     return LexicalIndex.open(folder)
 
 
@@ -295,14 +299,14 @@ def save_lexical(
     folder: Path,
     progress: Progress = no_progress,
     *,
-    languages: Mapping[str, float] | None = None,
+    stopwords: frozenset[str] | None = None,
 ) -> None:
-    """The BM25 index over passages, written into a folder. languages: those of the passages, where they are known;
-    its stop words follow from them."""
+    """The BM25 index over passages, written into a folder. stopwords: None = by the languages that they are written
+    in."""
     headings, texts = lexical_parts(chunks)
-    if languages is None:
-        languages = languages_of([chunk.passage for chunk in chunks])
-    ids, stopwords = [chunk.id for chunk in chunks], stopwords_for(languages)
+    if stopwords is None:
+        stopwords = stopwords_for(languages_of([chunk.passage for chunk in chunks]))
+    ids = [chunk.id for chunk in chunks]
     with work("lexical index", len(texts)):
         index = LexicalIndex.build(ids, texts, headings=headings, stopwords=stopwords, progress=progress)
         index.save(folder)
