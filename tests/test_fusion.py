@@ -173,17 +173,17 @@ def test_shapes_are_means_of_the_best_fiftieth_without_the_own_passage() -> None
 def test_part_of_a_corpus_has_the_shape_of_the_whole() -> None:
     rng = np.random.default_rng(0)
     dense, lexical = rng.normal(size=(50, 20_000)), rng.exponential(size=(50, 20_000)) - 1
-    whole, part = (ScoreShapes.of(dense[:, :count], lexical[:, :count]).weight(1.9) for count in (20_000, 100))
+    whole, part = (ScoreShapes.of(dense[:, :count], lexical[:, :count]).weight(1.85) for count in (20_000, 100))
     assert part == pytest.approx(whole, abs=0.04)
 
 
 def test_the_side_that_stands_out_further_gets_the_larger_share() -> None:
     assert ScoreShapes(8.0, 4.0, 10).weight(2.0) == 0.5
-    assert ScoreShapes(12.0, 4.0, 10).weight(2.0) == round(9 / 13, 2)
-    assert ScoreShapes(4.0, 4.0, 10).weight(2.0) == 0.2
+    assert ScoreShapes(12.0, 4.0, 10).weight(2.0) == round(27 / 35, 2)
+    assert ScoreShapes(4.0, 4.0, 10).weight(2.0) == round(1 / 9, 2)
 
 
-@pytest.mark.parametrize(("found", "share"), [(None, 0.5), (1.0, 0.5), (0.6, 0.5), (0.45, 0.25), (0.3, 0), (0, 0)])
+@pytest.mark.parametrize(("found", "share"), [(None, 0.5), (1.0, 0.5), (0.5, 0.5), (0.4, 0.25), (0.3, 0), (0, 0)])
 def test_a_dense_side_that_does_not_find_what_it_was_asked_from_gets_no_say(found: float | None, share: float) -> None:
     assert ScoreShapes(8.0, 4.0, 10, found).weight(2.0) == share
 
@@ -197,7 +197,7 @@ def test_what_says_nothing_leaves_the_plain_sum() -> None:
     one[:, 7] = 9.0
     assert ScoreShapes.of(zeros, zeros, [[3]] * 4).weight(2.0) == NEUTRAL_WEIGHT
     assert ScoreShapes.of(one, zeros).weight(2.0) == NEUTRAL_WEIGHT  # no word of the questions is known
-    assert 0 < ScoreShapes.of(zeros, one).weight(2.0) < 0.1  # all vectors are alike
+    assert 0 <= ScoreShapes.of(zeros, one).weight(2.0) < 0.1  # all vectors are alike
 
 
 def test_lists_and_judges_must_match() -> None:

@@ -31,11 +31,11 @@ IN_GREEK = str.maketrans(GREEK | {letter.upper(): other for letter, other in GRE
 
 
 def paragraphs() -> list[str]:
-    """English prose with real words: the project's own pages."""
+    """English prose with real words and without figures, which are the same in all letters: the project's pages."""
     found: list[str] = []
     for name in ("how-it-works", "decisions", "feedback", "refresh"):
         for text in (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8").split("\n\n"):
-            plain = re.sub(r"[`*\[\]]", "", text.replace("\n", " "))
+            plain = re.sub(r"[`*\[\]]|[^ ]*[0-9][^ ]*", "", text.replace("\n", " "))
             if plain[:1].isalpha() and plain.count(". ") >= 2 and len(plain) > 250:
                 found.append(plain)
     return found[:70]
@@ -62,11 +62,11 @@ def test_a_dense_side_that_cannot_read_the_text_gets_no_say(encoder: Encoder) ->
     """The same text in other letters: BM25 sees the same words, the model sees noise."""
     english, cut = corpus_of(paragraphs())
     known = neutral_weight(searched(english, encoder), encoder, cut, [])
-    assert 0.2 < known.weight < 0.7
+    assert 0.2 < known.weight < 0.9
     assert known.reason == f"the shape of the scores of {len(cut)} queries from the documents (sentence)"
     foreign, cut = corpus_of([text.translate(IN_GREEK) for text in paragraphs()])
     unknown = neutral_weight(searched(foreign, encoder), encoder, cut, [])
-    assert unknown.weight < 0.12
+    assert unknown.weight < 0.1
     assert unknown.reason.endswith("the dense side finds few of the passages that they were cut from")
 
 

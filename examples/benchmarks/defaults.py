@@ -75,8 +75,8 @@ OPTIONS: dict[str, list[Setting]] = {
     "heading weight": [replace(SHIPPED, heading_weight=weight) for weight in _HEADINGS],
     "form": [replace(SHIPPED, form=form) for form in ("surprisal", "zscore", "both")],
     "fixed weight": [replace(SHIPPED, weight=("fixed", round(0.05 * at, 2))) for at in range(5, 14)],
-    "balance": [replace(SHIPPED, weight=("cut", round(0.1 * at, 1))) for at in range(14, 27)],
-    "balance, questions known": [replace(SHIPPED, weight=("asked", round(0.1 * at, 1))) for at in range(12, 25)],
+    "balance": [replace(SHIPPED, weight=("cut", round(0.05 * at, 2))) for at in range(29, 46)],
+    "balance, questions known": [replace(SHIPPED, weight=("asked", round(0.05 * at, 2))) for at in range(26, 43)],
     "feedback": [replace(SHIPPED, feedback=strength) for strength in (0.0, 0.1, 0.2, 0.3, 0.5)],
 }
 _FIELDS = {"stop words": "stop_words", "heading weight": "heading_weight", "form": "form", "feedback": "feedback"}

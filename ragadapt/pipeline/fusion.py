@@ -34,10 +34,10 @@ MOST = 1000  # queries looked at; the curve is smooth long before
 # Kinds of queries by which the shape of the scores is told, the likest to what users ask first.
 _SHAPED = ("sentence", "docstring", "crop", "question", "title", "heading", "keywords")
 _FEWEST_CUT, _FEWEST_ASKED = 20, 30  # queries that tell a shape: cut from the documents, asked by people
-_MOST_SHAPED = 150  # of either; each costs one encoding
-_PASSAGES = 2000  # an even sample, which has the shape of the whole corpus
+MOST_SHAPED = 150  # of either; each costs one encoding
+PASSAGES = 2000  # an even sample, which has the shape of the whole corpus
 # r at which both sides count alike; chosen by leaving collections out (docs/decisions.md)
-BALANCE_CUT, BALANCE_ASKED = 1.9, 1.85
+BALANCE_CUT, BALANCE_ASKED = 1.85, 1.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def neutral_weight(
     balance = BALANCE_CUT
     texts = list(dict.fromkeys(asked))
     if len(texts) >= _FEWEST_ASKED:
-        texts = texts[:: -(-len(texts) // _MOST_SHAPED)]
+        texts = texts[:: -(-len(texts) // MOST_SHAPED)]
         shapes = replace(_shapes(searcher, encoder, texts, None, progress), found=shapes.found)
         reason, balance = f"the shape of the scores of {len(texts)} questions, without their answers", BALANCE_ASKED
     if not shapes.queries:
@@ -107,7 +107,7 @@ def shaping(cut: Sequence[Query]) -> list[Query]:
     for query in cut:
         of_kind.setdefault(query.kind, []).append(query)
     chosen = next((of_kind[kind] for kind in _SHAPED if len(of_kind.get(kind, ())) >= _FEWEST_CUT), [])
-    return chosen[:: -(-len(chosen) // _MOST_SHAPED)] if chosen else []
+    return chosen[:: -(-len(chosen) // MOST_SHAPED)] if chosen else []
 
 
 def _shapes(
@@ -136,7 +136,7 @@ def _shapes(
 
 def shape_sample(count: int, own: Sequence[Sequence[int]]) -> NDArray[np.int64]:
     """Positions, ascending, of the passages by which shapes are told: evenly of all, and those in `own`."""
-    evenly = np.arange(0, count, max(1, -(-count // _PASSAGES)))
+    evenly = np.arange(0, count, max(1, -(-count // PASSAGES)))
     return np.unique(np.concatenate([evenly, np.array([at for one in own for at in one], dtype=np.int64)]))
 
 
