@@ -143,6 +143,15 @@ def test_a_language_models_questions_train_and_judge_but_those_that_did_not_come
     assert len(made.judge) == 150 and len(made.train) == 149
 
 
+def test_where_the_dense_side_stands_out_a_language_models_questions_do_not_train() -> None:
+    asked = [written(number, f"d{number} c0") for number in range(150)]
+    assert gate.plan(asked, [], dense_share=0.5).train
+    refused = gate.plan(asked, [], dense_share=0.56)
+    assert not refused.train and "gate.most_dense" in refused.reason
+    labels = [label(number) for number in range(30)]
+    assert gate.plan([*asked, *labels], [], dense_share=0.9).evidence is Evidence.LABELLED
+
+
 def test_too_few_questions_of_a_language_model_say_how_many_more() -> None:
     made = gate.plan([written(number, f"d{number} c0") for number in range(70)], [])
     assert not made.train
@@ -191,8 +200,9 @@ def test_a_pool_of_all_passages_changes_nothing(arena: Arena, encoder: Encoder) 
 
 
 def test_in_a_pool_only_its_passages_are_found_and_what_is_best_stays(arena: Arena) -> None:
+    arena = arena.part({item.query.id for item in arena.judged[:3]})
     ordinary = np.arange(0, 80, 3)
-    pool = arena.pool(10, ordinary)
+    pool = arena.pool(12, ordinary)
     assert len(pool) < len(arena.passages)
     assert all(item.answers <= set(pool.tolist()) for item in arena.judged)
     part = arena.within(pool, ordinary)

@@ -25,9 +25,9 @@ from ragadapt.config import EncoderConfig, FitConfig, load_config
 from ragadapt.corpus import chunk_documents, read_documents
 from ragadapt.encoder.presets import PRESETS
 from ragadapt.evaluation import gate
-from ragadapt.pipeline.fusion import ENOUGH
+from ragadapt.pipeline.fusion import BALANCE_ASKED, BALANCE_CUT, ENOUGH, MOST_SHAPED, PASSAGES
 from ragadapt.queries import KINDS, load_labels
-from ragadapt.search.fusion import Fusion
+from ragadapt.search.fusion import BEST, KNOWN, LOST, Fusion
 from ragadapt.values import Evidence
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -159,6 +159,7 @@ def lay_out(folder: Path) -> Path:
     }
     for name, block in shown.items():
         (folder / name).write_text(block.text, encoding="utf-8")
+    (folder / "searches.txt").write_text("how do I get my money back\ncancel a seat\n", encoding="utf-8")
     return folder
 
 
@@ -416,6 +417,12 @@ def figures() -> list[str]:
         f"| the most frequent kind of paraphrase | {gate.MINIMUM[Evidence.PARAPHRASE]} |",
         f"within the first {config.query.round_trip_k} of the untuned hybrid",
         f"its best {config.fusion.depth} passages",
+        f"w = r³ / (r³ + {BALANCE_CUT:g}³)",
+        f"their r counts (with {BALANCE_ASKED:g})",
+        f"Up to {MOST_SHAPED} queries of one kind",
+        f"an even sample of {PASSAGES:,} passages",
+        f"the best {100 * BEST:.0f} % of every query",
+        f"from {KNOWN:g}".replace("0.", ".") + f" of it on w stays as it is, at {LOST:g}".replace("0.", "."),
         f"q' = Π(q + {fusion.feedback:g}·mean)",
         f"above {100 * config.mining.margin:.0f} % of the answer's score",
         f"with temperature {config.training.temperature:g}",

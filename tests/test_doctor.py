@@ -20,11 +20,12 @@ from ragadapt.corpus import Skipped
 from ragadapt.doctor import examine as examining
 from ragadapt.doctor import measure
 from ragadapt.doctor.examine import examine
-from ragadapt.doctor.languages import UNKNOWN, english_only, foreign_share, language_of, languages_of
 from ragadapt.doctor.measure import Quality, diagnose, recommend
 from ragadapt.doctor.survey import Survey, survey, survey_corpus
+from ragadapt.encoder import english_only
 from ragadapt.errors import EmptyCorpus, InvalidInput, NotARetriever
 from ragadapt.evaluation import gate
+from ragadapt.lexical.languages import UNKNOWN, foreign_share, language_of, languages_of
 from ragadapt.pipeline.queries import Labels, read_labels, shown_examples
 from ragadapt.values import Evidence, no_progress
 
@@ -397,10 +398,10 @@ def test_the_plan_is_the_one_that_fit_makes_whatever_the_labels_are_for(
 
     plans = []
 
-    def note(run: Any, asked: Any, corpus: Any) -> Any:
+    def note(run: Any, asked: Any, *rest: Any) -> Any:
         only = {"only_judge": asked.only_judge, "only_train": asked.only_train}
         plans.append(gate.plan(asked.train, asked.heldout, dev=asked.dev, **only))
-        return plan(run, asked, corpus)
+        return plan(run, asked, *rest)
 
     plan = pipeline._FitSteps.plan
     monkeypatch.setattr(pipeline._FitSteps, "plan", note)
@@ -446,7 +447,7 @@ def test_the_requests_are_counted_with_the_users_examples_and_without_known_answ
     labels, kept = [Labels(*write_questions(tmp_path, range(6), 10), "train")], tmp_path / "answers.jsonl"
     surveyed = survey_corpus([documents], config, labels, no_progress)
     corpus = surveyed.corpus
-    examples = shown_examples(read_labels(corpus, labels, config)[0])
+    examples = shown_examples(read_labels(corpus, labels, config).sets)
     plain, shown = (estimate(corpus.chunks, config.query, seed=config.seed, examples=some) for some in ((), examples))
     assert plain.input_tokens != shown.input_tokens
     assert survey([documents], config).generation == plain.words

@@ -15,6 +15,7 @@ from ragadapt.search.fusion import (
     Background,
     Candidates,
     Fusion,
+    ScoreShapes,
     learn_weight,
     move_towards,
     normal_surprisal,
@@ -129,6 +130,74 @@ def test_one_query_is_no_reason_to_leave_the_prior() -> None:
 def test_biased_evidence_may_raise_the_dense_share_but_never_lower_it() -> None:
     lists, judges = many(300, dense_right=0.02)
     assert learn_weight(lists, judges, at_least=NEUTRAL_WEIGHT).chosen >= NEUTRAL_WEIGHT
+
+
+def test_with_few_queries_the_neutral_weight_stays_exactly() -> None:
+    lists, judges = many(2, dense_right=0.5)
+    curve = learn_weight(lists, judges, neutral=0.37)
+    assert (curve.chosen, 0.37 in curve.weights) == (0.37, True)
+    assert learn_weight([], [], neutral=0.37).chosen == 0.37
+
+
+def test_the_weight_moves_no_further_from_the_neutral_one_than_the_evidence_says() -> None:
+    """Quality is right below .45 and wrong above, so the nearest right weight is taken from either start."""
+    lists, judges = [candidates([4.0, 0.0], [0.0, 10.0])] * 60, [first_is(1)] * 60
+    right = [weight for weight, value in zip(*_curve(lists, judges)) if value == 1]
+    assert 0.3 < max(right) < 0.8
+    assert learn_weight(lists, judges, neutral=0.9).chosen == max(right)
+    assert learn_weight(lists, judges, neutral=0.12).chosen == 0.12
+
+
+def _curve(lists: list[Candidates], judges: list[object]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    curve = learn_weight(lists, judges)  # type: ignore[arg-type]
+    return curve.weights, curve.quality
+
+
+def test_shapes_are_means_of_the_best_fiftieth_without_the_own_passage() -> None:
+    rng = np.random.default_rng(0)
+    dense, lexical = rng.normal(size=(3, 201)).astype(np.float32), rng.exponential(size=(3, 201)).astype(np.float32)
+    dense[:, 5] = lexical[:, 5] = 9.0  # what the queries were cut from
+    shapes = ScoreShapes.of(dense, lexical, [[5]] * 3)
+    rest = np.delete(np.arange(201), 5)
+    best = [sorted(-norm.logsf(row[rest]))[-4:] for row in dense]
+    assert shapes.dense == pytest.approx(np.mean(best), rel=1e-5)
+    assert shapes.lexical == pytest.approx(np.mean([sorted(row[rest])[-4:] for row in lexical]), rel=1e-5)
+    assert (shapes.queries, shapes.found) == (3, 1.0)
+    whole = ScoreShapes.of(dense, lexical)  # of questions that people asked nothing is left out
+    assert whole.dense > shapes.dense
+    assert whole.found is None
+    dense[0, 5], dense[1, 5] = -9.0, -9.0  # last of 201, twice
+    assert ScoreShapes.of(dense, lexical, [[5]] * 3).found == pytest.approx((1 + 2 / 201) / 3)
+
+
+def test_part_of_a_corpus_has_the_shape_of_the_whole() -> None:
+    rng = np.random.default_rng(0)
+    dense, lexical = rng.normal(size=(50, 20_000)), rng.exponential(size=(50, 20_000)) - 1
+    whole, part = (ScoreShapes.of(dense[:, :count], lexical[:, :count]).weight(1.85) for count in (20_000, 100))
+    assert part == pytest.approx(whole, abs=0.04)
+
+
+def test_the_side_that_stands_out_further_gets_the_larger_share() -> None:
+    assert ScoreShapes(8.0, 4.0, 10).weight(2.0) == 0.5
+    assert ScoreShapes(12.0, 4.0, 10).weight(2.0) == round(27 / 35, 2)
+    assert ScoreShapes(4.0, 4.0, 10).weight(2.0) == round(1 / 9, 2)
+
+
+@pytest.mark.parametrize(("found", "share"), [(None, 0.5), (1.0, 0.5), (0.5, 0.5), (0.4, 0.25), (0.3, 0), (0, 0)])
+def test_a_dense_side_that_does_not_find_what_it_was_asked_from_gets_no_say(found: float | None, share: float) -> None:
+    assert ScoreShapes(8.0, 4.0, 10, found).weight(2.0) == share
+
+
+def test_what_says_nothing_leaves_the_plain_sum() -> None:
+    one_passage, none = np.zeros((2, 1), np.float32), np.zeros((0, 4), np.float32)
+    silent = [ScoreShapes.of(none, none), ScoreShapes.of(none, none, []), ScoreShapes.of(one_passage, one_passage)]
+    silent += [ScoreShapes.of(one_passage, one_passage, own) for own in ([[0], [0]], [[], []])]
+    assert [shapes.weight(2.0) for shapes in silent] == [NEUTRAL_WEIGHT] * 5
+    zeros, one = np.zeros((4, 100), np.float32), np.zeros((4, 100), np.float32)
+    one[:, 7] = 9.0
+    assert ScoreShapes.of(zeros, zeros, [[3]] * 4).weight(2.0) == NEUTRAL_WEIGHT
+    assert ScoreShapes.of(one, zeros).weight(2.0) == NEUTRAL_WEIGHT  # no word of the questions is known
+    assert 0 <= ScoreShapes.of(zeros, one).weight(2.0) < 0.1  # all vectors are alike
 
 
 def test_lists_and_judges_must_match() -> None:

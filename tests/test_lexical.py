@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from ragadapt.errors import FormatTooNew, IndexCorrupt, InvalidInput
 from ragadapt.lexical import LexicalIndex, best_first, tokenise
+from ragadapt.lexical.index import saved_stopwords
 from ragadapt.lexical.ranking import best_positions, moments
+from ragadapt.lexical.stopwords import QUESTION_WORDS, STOPWORDS, stopwords_for
 from ragadapt.lexical.tokens import word_analyser, words
 
 TEXTS = [
@@ -82,6 +84,86 @@ def test_a_language_names_the_stemmer_and_keeps_its_own_small_words() -> None:
     assert one("the running", "none") == ["the", "running"]
     with pytest.raises(InvalidInput, match="klingon"):
         one("x", "klingon")
+
+
+ENGLISH_WORDS = STOPWORDS | QUESTION_WORDS
+
+
+@pytest.mark.parametrize(
+    ("languages", "stopwords"),
+    [
+        ({"English": 1.0}, ENGLISH_WORDS),
+        ({"English": 0.5, "unknown": 0.5}, ENGLISH_WORDS),  # code beside its comments
+        ({"English": 0.85, "German": 0.15}, STOPWORDS),  # "must" is fruit juice there
+        ({"Chinese": 1.0}, STOPWORDS),
+        ({"Finnish": 1.0}, STOPWORDS),
+        ({"unknown": 1.0}, STOPWORDS),
+        ({}, STOPWORDS),
+    ],
+)
+def test_a_list_is_for_text_that_is_nearly_all_in_its_language(
+    languages: dict[str, float], stopwords: frozenset[str]
+) -> None:
+    assert stopwords_for(languages) == stopwords
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Danish", "Dutch", "French", "German", "Italian", "Norwegian", "Portuguese", "Russian", "Spanish", "Swedish"],
+)
+def test_other_languages_have_lists_of_their_own_in_the_form_in_which_words_are_compared(name: str) -> None:
+    found = stopwords_for({name: 1.0})
+    assert len(found) > 90
+    assert not found & {"must", "what", "could"}
+    assert {word for word in found if words(word) != [word]} <= {word for word in found if "'" in word}
+
+
+def test_german_articles_go_and_german_nouns_stay() -> None:
+    german = stopwords_for({"German": 0.95, "unknown": 0.05})
+    assert tokenise(["für die Häuser der Stadt"], stopwords=german) == [["hauser", "stadt"]]
+
+
+def test_question_words_say_nothing_in_an_index_of_english_text() -> None:
+    index = LexicalIndex.build(["a", "b"], ["What the dog did", "the cat"], stopwords=ENGLISH_WORDS)
+    queries = ["What did the dog do?", "dog", "what"]
+    first, second, third = index.scores(queries)
+    np.testing.assert_array_equal(first, second)
+    assert first[0] > 0
+    assert not third.any()
+
+
+def test_an_index_keeps_its_stop_words_when_it_is_saved_and_when_it_grows(tmp_path: Path) -> None:
+    LexicalIndex.build(["a"], ["dog cat"], stopwords=frozenset({"dog"})).save(tmp_path)
+    index = LexicalIndex.open(tmp_path)
+    index.update(["b"], ["the dog"])
+    assert not index.scores(["dog"]).any()
+    assert index.scores(["the"])[0, 1] > 0
+
+
+def test_an_index_of_an_earlier_version_searches_as_it_did(tmp_path: Path) -> None:
+    """Format 1 had Lucene's short list under "english", and none under other stemmers."""
+    for language in ("english", "german"):
+        folder = tmp_path / language
+        index = LexicalIndex.build(["a", "b"], ["what a dog", "the cat"], language=language)
+        queries = ["what", "the", "what is the dog"]
+        before = index.scores(queries)
+        index.save(folder)
+        file = folder / "lexical.json"
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        assert kept.pop("stopwords") == (sorted(STOPWORDS) if language == "english" else [])
+        file.write_text(json.dumps(kept | {"format": 1}), encoding="utf-8")
+        assert saved_stopwords(folder) == (STOPWORDS if language == "english" else set())
+        opened = LexicalIndex.open(folder)
+        np.testing.assert_array_equal(opened.scores(queries), before)
+        assert before[0, 0] > 0  # "what" counts
+        opened.update(["c"], ["what else"])
+        assert opened.scores(["what"])[0, 2] > 0
+
+
+def test_stop_words_that_cannot_be_read_are_nobodys(tmp_path: Path) -> None:
+    assert saved_stopwords(tmp_path) is None
+    (tmp_path / "lexical.json").write_text("[1]")
+    assert saved_stopwords(tmp_path) is None
 
 
 def test_a_single_string_is_refused() -> None:

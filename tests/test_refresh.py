@@ -311,6 +311,19 @@ def test_a_refreshed_retriever_equals_one_fitted_to_the_new_documents(
     open_store(place / "retriever", "full")
 
 
+def test_a_refresh_keeps_the_stop_words_of_the_fit(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pages(tmp_path / "docs", 6)
+    with monkeypatch.context() as patched:
+        patched.setattr("ragadapt.pipeline.stages.stopwords_for", lambda languages: frozenset({"bridge"}))
+        fit([tmp_path / "docs"], tmp_path / "retriever", settings(model))
+    (tmp_path / "docs" / "new.md").write_text("# New\n\nThe old bridge and the bread.\n", encoding="utf-8")
+    refresh_documents(tmp_path / "retriever", [tmp_path / "docs"])
+    kept = json.loads((tmp_path / "retriever" / "lexical" / "lexical.json").read_text(encoding="utf-8"))
+    assert kept["stopwords"] == ["bridge"]
+
+
 def test_only_passages_with_new_content_are_encoded(place: Path, encoded: list[str]) -> None:
     before = {chunk.content_hash for chunk in ChunkStore.open(place / "retriever" / "chunks.sqlite")}
     change_everything(place / "docs")

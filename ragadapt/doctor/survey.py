@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragadapt.config import FitConfig
-from ragadapt.doctor.languages import english_only, foreign_share, languages_of
 from ragadapt.errors import EmptyCorpus
 from ragadapt.evaluation import gate
-from ragadapt.pipeline.corpus import Corpus
-from ragadapt.pipeline.queries import Labels, divide, document_grades, one_use, read_labels, shown_examples
+from ragadapt.pipeline.corpus import Corpus, foreign_note
+from ragadapt.pipeline.queries import Labels, divide, document_grades, read_labels, shown_examples
 from ragadapt.values import Chunk, Evidence, Progress, Query, no_progress
 
 if TYPE_CHECKING:
     from ragadapt.corpus import Skipped
     from ragadapt.encoder import Encoder
-    from ragadapt.pipeline.queries import DividedLabels
+    from ragadapt.pipeline.queries import ReadLabels
 
-_FOREIGN = 0.2  # share of the text in other languages from which an English-only model is the wrong one
 _HALF = 0.5  # share of the passages from which one file is what all figures are about
 _REPEATS = 0.2  # share of passages that nearly repeat another, from which it is said how to leave them out
 
@@ -150,23 +148,19 @@ def survey_corpus(
     links = internal_links(read.documents, chunks)
     queries = structural_queries(read.documents, chunks, links, config.query, seed=config.seed, progress=progress)
     corpus = Corpus(tuple(read.documents), tuple(chunks), tuple(groups))
-    sets, warnings = read_labels(corpus, labels, config)
-    labelled = [query for found, _ in sets for query in found.queries]
-    languages = languages_of(passages)
-    share = foreign_share(languages)
-    foreign = share > _FOREIGN and english_only(config.encoder)
-    if foreign:
-        warnings.append(
-            f"{share:.0%} of the text is not in English, but the base model {config.encoder.model!r} knows only "
-            "English. Use --model multilingual."
-        )
+    found = read_labels(corpus, labels, config)
+    sets, warnings = found.sets, list(found.notes)
+    labelled = [query for own, _ in sets for query in own.queries]
+    note = foreign_note(corpus.languages, config.encoder)
+    if note:
+        warnings.append(note)
     truncated = sum(count > limit for count in counts) / len(counts)
     if truncated > 0.01:
         warnings.append(
             f"{truncated:.0%} of the passages are longer than the model reads; their ends are not searched."
         )
     warnings += _one_sided(chunks, groups)
-    plan = _plan(queries, sets, labels, corpus, config)
+    plan = _plan(queries, found, corpus, config)
     if not plan.train and config.adapter.trains and (config.query.generator or config.query.generator_url):
         others = f"; {len(plan.judge)} held-out queries ({plan.evidence.value})" if plan.judge and plan.evidence else ""
         reason = f"Questions by the language model train{others or ' and'} judge."
@@ -183,11 +177,11 @@ def survey_corpus(
         longest_tokens=max(counts),
         repeated=1 - len(shares) / len(chunks),
         truncated=truncated,
-        languages=languages,
+        languages=corpus.languages,
         found=dict(found_kinds.most_common()),
         human=sum(query.evidence is Evidence.HUMAN for query in queries),
         labelled=len(labelled),
-        judging=sum(len(found.queries) for (found, _), label in zip(sets, labels) if label.use != "train"),
+        judging=sum(len(own.queries) for (own, _), use in zip(sets, found.uses, strict=True) if use != "train"),
         trainable=bool(plan.train) or plan.evidence is Evidence.PARAPHRASE,
         plan=plan.reason,
         generation=_generation(chunks, config, shown_examples(sets), answers),
@@ -196,7 +190,7 @@ def survey_corpus(
         notes=tuple(read.notes),
     )
     grades = document_grades(sets, corpus)
-    return SurveyedCorpus(made, corpus, queries, labelled, grades, plan, encoder, counts, foreign)
+    return SurveyedCorpus(made, corpus, queries, labelled, grades, plan, encoder, counts, bool(note))
 
 
 def _one_sided(chunks: Sequence[Chunk], groups: Sequence[int]) -> list[str]:
@@ -229,8 +223,7 @@ def _one_sided(chunks: Sequence[Chunk], groups: Sequence[int]) -> list[str]:
 
 def _plan(
     queries: Sequence[Query],
-    sets: Sequence[DividedLabels],
-    labels: Sequence[Labels],
+    labels: ReadLabels,
     corpus: Corpus,
     config: FitConfig,
 ) -> gate.Plan:
@@ -239,14 +232,13 @@ def _plan(
 
     cleaned = clean_queries(queries, corpus.chunks, config.query, seed=config.seed)
     split = split_documents(corpus.chunks, corpus.groups, config.split, config.seed)
-    train, dev, heldout = divide(cleaned, sets, corpus, split)
-    only_judge, only_train = one_use(sets, labels)
+    train, dev, heldout = divide(cleaned, labels.sets, corpus, split)
     return gate.plan(
         train,
         heldout,
         dev=dev,
-        only_judge=only_judge,
-        only_train=only_train,
+        only_judge=labels.only("eval"),
+        only_train=labels.only("train"),
         split=config.split,
         config=config.gate,
     )

@@ -3,7 +3,7 @@
 from ragadapt.encoder.encoder import Encoder, SavedModel, Vectors
 from ragadapt.encoder.named import open_encoder
 from ragadapt.encoder.precision import Precision
-from ragadapt.encoder.presets import PRESETS, Preset, known_prompts
+from ragadapt.encoder.presets import PRESETS, Preset, english_only, known_prompts
 from ragadapt.encoder.spec import AdapterSpec, EncoderSpec
 from ragadapt.encoder.tower import Tower
 
@@ -17,6 +17,7 @@ __all__ = [
     "SavedModel",
     "Tower",
     "Vectors",
+    "english_only",
     "known_prompts",
     "open_encoder",
 ]

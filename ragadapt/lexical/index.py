@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from ragadapt.errors import FormatTooNew, IndexCorrupt, InvalidInput, reason_of
 from ragadapt.lexical.ranking import Ranking, best_first, moments
-from ragadapt.lexical.tokens import word_analyser, words
+from ragadapt.lexical.tokens import Word, default_stopwords, word_analyser, words
 from ragadapt.profiling import work
 from ragadapt.values import Progress, no_progress
 
-FORMAT = 1
+FORMAT = 2  # 1 had no list of stop words of its own
 BLOCK_BYTES = 64_000_000  # of one dense block of scores
 _BLOCK_TOKENS = 4_000_000  # tokens counted at a time while building: bounds memory
 
@@ -41,6 +41,7 @@ class LexicalIndex:
         self._frequencies = frequencies  # (postings,) tf, aligned with the engine's columns: what an update needs
         self._lengths = lengths  # (N,) word positions
         self._settings = settings
+        self._analyse = word_analyser(settings["language"], _stopwords(settings))
         self._positions: dict[str, int] | None = None
         self._folder: Path | None = None
 
@@ -53,6 +54,7 @@ class LexicalIndex:
         headings: Sequence[str] | None = None,
         heading_weight: int = 2,
         language: str = "english",
+        stopwords: frozenset[str] | None = None,
         k1: float = 1.2,
         b: float = 0.75,
         progress: Progress = no_progress,
@@ -60,13 +62,15 @@ class LexicalIndex:
         """Index texts under ids. headings: one per text, counted heading_weight times beside it
         (2 raised nDCG@10 on all test collections that have titles: docs/decisions.md); don't repeat them in texts.
 
-        language: as in `tokenise`. Raises InvalidInput for duplicate ids or unequal lengths.
+        language and stopwords: as in `tokenise`; the index keeps them, and queries are read as its texts were. Raises
+        InvalidInput for duplicate ids or unequal lengths.
         """
         if heading_weight < 0:
             raise InvalidInput(f"heading_weight is {heading_weight}; it counts repetitions, so it must be 0 or more.")
         settings = {
             "format": FORMAT, "language": language, "k1": float(k1), "b": float(b),
             "heading_weight": int(heading_weight),
+            "stopwords": sorted(default_stopwords(language) if stopwords is None else stopwords),
         }  # fmt: skip
         empty = cls([], None, np.empty(0, np.uint16), np.empty(0, np.float32), settings)
         empty._engine = empty._make_engine({}, *_no_postings())
@@ -163,7 +167,10 @@ class LexicalIndex:
         kept_ids = [id_ for id_ in self._ids if id_ not in gone]
 
         tokens, documents, frequencies = self._postings(kept)
-        new = _count(ids, texts, headings, self._settings, vocabulary, first=len(kept_ids), progress=progress)
+        new = _count(
+            ids, texts, headings, self._analyse, self._settings["heading_weight"], vocabulary, first=len(kept_ids),
+            progress=progress,
+        )  # fmt: skip
         tokens, documents = np.concatenate([tokens, new[0]]), np.concatenate([documents, new[1]])
         frequencies = np.concatenate([frequencies, new[2]])
         self._lengths = np.concatenate([self._lengths[kept], new[3]])
@@ -239,8 +246,7 @@ class LexicalIndex:
         """Token numbers per query; a token asked twice counts twice, as in Lucene."""
         if isinstance(queries, str):
             raise InvalidInput("The lexical index got one string, it takes a sequence of queries. Pass [query].")
-        analyse = word_analyser(self._settings["language"])
-        known = self._engine.vocab_dict
+        analyse, known = self._analyse, self._engine.vocab_dict
         return [
             [known[token] for word in words(query) for token in analyse(word).tokens if token in known]
             for query in queries
@@ -293,6 +299,19 @@ class LexicalIndex:
         self._folder = None
 
 
+def saved_stopwords(folder: str | Path) -> frozenset[str] | None:
+    """The stop words of a saved index, of any format; None where its settings cannot be read."""
+    try:
+        return _stopwords(json.loads((Path(folder) / "lexical.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not JSON, or of another shape
+        return None
+
+
+def _stopwords(settings: dict[str, Any]) -> frozenset[str]:
+    kept = settings.get("stopwords")
+    return default_stopwords(settings["language"]) if kept is None else frozenset(kept)
+
+
 class _Picked(Sequence[str]):
     """ids[positions[i]], without a copy of all ids."""
 
@@ -326,7 +345,8 @@ def _count(
     ids: Sequence[str],
     texts: Sequence[str],
     headings: Sequence[str] | None,
-    settings: dict[str, Any],
+    analyse: Callable[[str], Word],
+    weight: int,
     vocabulary: dict[str, int],
     first: int,
     progress: Progress,
@@ -335,7 +355,6 @@ def _count(
 
     Adds new tokens to the vocabulary.
     """
-    analyse, weight = word_analyser(settings["language"]), settings["heading_weight"]
     numbered: dict[str, tuple[tuple[int, ...], int]] = {}
     lengths = np.zeros(len(texts), np.float32)
     tokens, sizes = array("i"), array("i")

@@ -14,16 +14,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ragadapt.errors import InvalidInput
+from ragadapt.lexical.stopwords import STOPWORDS
 from ragadapt.text import searchable
-
-# Lucene's English list, which the published BM25 baselines use. Short on purpose: idf does the rest.
-STOPWORDS = frozenset(
-    re.findall(
-        r"\w+",
-        "a an and are as at be but by for if in into is it no not of on or such that the their then there "
-        "these they this to was will with",
-    )
-)
 
 MAX_WORD = 64  # characters; longer "words" are base64, hashes, minified code: their parts are kept, not the whole
 MAX_PARTS = 8  # joints; beyond it a compound is a path or a data row, and its whole would never be asked for
@@ -64,15 +56,18 @@ class Word(NamedTuple):
     positions: int
 
 
-def tokenise(texts: Sequence[str], language: str = "english") -> list[list[str]]:
+def tokenise(
+    texts: Sequence[str], language: str = "english", stopwords: frozenset[str] | None = None
+) -> list[list[str]]:
     """The tokens of each text, in reading order, as the lexical index stores them.
 
     language: a Snowball language, which names the stemmer ("german", "french", …), or "none" for no stemming.
-    Stopwords are English and left out only under "english". Raises InvalidInput for an unknown language.
+    stopwords: what is left out, folded and in small letters; None = `default_stopwords`. Raises InvalidInput for an
+    unknown language.
     """
     if isinstance(texts, str):
         raise InvalidInput("tokenise got one string, it takes a sequence of texts. Pass [text].")
-    analyse = word_analyser(language)
+    analyse = word_analyser(language, stopwords)
     return [[token for word in words(text) for token in analyse(word).tokens] for text in texts]
 
 
@@ -101,11 +96,22 @@ def _word_pattern() -> re.Pattern[str]:
 _IS_UNSPACED = re.compile(f"[{_UNSPACED}]")
 
 
+def default_stopwords(language: str) -> frozenset[str]:
+    """Lucene's short list under "english", else none: what indexes had before they kept a list of their own."""
+    return STOPWORDS if language == "english" else frozenset()
+
+
+def word_analyser(language: str = "english", stopwords: frozenset[str] | None = None) -> Callable[[str], Word]:
+    """A function from one raw word to its tokens. It remembers words: a repeated one costs a look-up.
+
+    language and stopwords: as in `tokenise`.
+    """
+    return _word_analyser(language, default_stopwords(language) if stopwords is None else stopwords)
+
+
 @lru_cache(maxsize=8)
-def word_analyser(language: str = "english") -> Callable[[str], Word]:
-    """A function from one raw word to its tokens. It remembers words: a repeated one costs a look-up."""
+def _word_analyser(language: str, stopwords: frozenset[str]) -> Callable[[str], Word]:
     stem = _stemmer(language)
-    stopwords = STOPWORDS if language == "english" else frozenset[str]()
 
     @lru_cache(maxsize=1_000_000)
     def analyse(word: str) -> Word:

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from ragadapt.config import EncoderConfig
 from ragadapt.corpus import normalise
+from ragadapt.lexical.languages import foreign_share, languages_of
 from ragadapt.search.fusion import Background, Floats
 from ragadapt.values import Chunk, Document
 
@@ -62,6 +64,11 @@ class Corpus:
         """Normalised passages by position: equal keys, equal texts."""
         return tuple(normalise(passage) for passage in self.passages)
 
+    @cached_property
+    def languages(self) -> Mapping[str, float]:
+        """Language → share of the letters, of a sample."""
+        return languages_of(self.passages)
+
 
 @dataclass(frozen=True, eq=False)
 class EncodedCorpus:
@@ -74,3 +81,19 @@ class EncodedCorpus:
     def background(self) -> Background:
         """Mean and covariance of the vectors, from one pass over them."""
         return Background.of(self.vectors)
+
+
+_FOREIGN = 0.2  # share of the text in other languages from which an English-only model is the wrong one
+
+
+def foreign_note(languages: Mapping[str, float], config: EncoderConfig) -> str:
+    """A warning where much of the text is in languages that the base model does not know; else empty."""
+    from ragadapt.encoder import english_only
+
+    share = foreign_share(languages)
+    if share <= _FOREIGN or not english_only(config):
+        return ""
+    return (
+        f"{share:.0%} of the text is not in English, but the base model {config.model!r} knows only English. "
+        "Use --model multilingual."
+    )

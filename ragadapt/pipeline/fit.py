@@ -27,6 +27,7 @@ from ragadapt.errors import InvalidConfiguration, InvalidInput
 from ragadapt.evaluation import gate
 from ragadapt.evaluation.forecast import Forecast, forecast
 from ragadapt.index import check_index, chosen
+from ragadapt.lexical import LexicalIndex
 from ragadapt.pipeline.adapt import (
     DevPool,
     check_teacher,
@@ -39,9 +40,18 @@ from ragadapt.pipeline.adapt import (
     proof,
 )
 from ragadapt.pipeline.arena import Arena, Grades, build_arena, one_rank
-from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
+from ragadapt.pipeline.corpus import Corpus, EncodedCorpus, foreign_note
 from ragadapt.pipeline.crossfit import CrossFitted, cross_fit
-from ragadapt.pipeline.fusion import ENOUGH, MOST, LearntFusion, learn_by_folds, learn_fusion, quality
+from ragadapt.pipeline.fusion import (
+    ENOUGH,
+    MOST,
+    LearntFusion,
+    Neutral,
+    learn_by_folds,
+    learn_fusion,
+    neutral_weight,
+    quality,
+)
 from ragadapt.pipeline.queries import (
     DividedQueries,
     Labels,
@@ -79,7 +89,6 @@ from ragadapt.version import __version__
 if TYPE_CHECKING:
     from ragadapt.adapters import AdaptedEncoder
     from ragadapt.encoder import Encoder
-    from ragadapt.lexical import LexicalIndex
     from ragadapt.training import Example, TrainingResult
     from ragadapt.training.processes import Processes
 
@@ -189,11 +198,9 @@ def _fit(
         base = searcher_of(encoded, lexical)
 
         queries = steps.queries(corpus, encoder, base, labels)
-        plan = steps.plan(queries, corpus)
-        fusion = steps.fusion(
-            plan.judge if plan.crossed and plan.evidence is Evidence.LABELLED else queries.fusion_queries,
-            encoder, encoded, queries.grades,
-        )  # fmt: skip
+        neutral = steps.neutral(queries, encoder, base)
+        plan = steps.plan(queries, corpus, neutral)
+        fusion = steps.fusion(plan, queries, encoder, encoded, neutral)
         shipped, shipped_encoded, trained, crossed = encoder, encoded, None, None
         decision = gate.not_trained(plan.reason)
         base_fusion = fusion
@@ -205,7 +212,7 @@ def _fit(
             if crossed is None:
                 decision, trained, adapted = steps.judge(trained, plan, queries, encoded, encoder, base_fusion)
             else:
-                decision, trained, adapted = steps.confirm(trained, crossed, encoded)
+                decision, trained, adapted = steps.confirm(trained, crossed, plan, queries, encoded)
             if decision.adapted:
                 shipped, shipped_encoded = trained.encoder, adapted
                 fusion = trained.fusion or base_fusion
@@ -354,23 +361,36 @@ class _FitSteps:
     # Learning
 
     def fusion(
-        self,
-        queries: Sequence[Query],
-        encoder: Encoder,
-        encoded: EncodedCorpus,
-        grades: Grades,
+        self, plan: gate.Plan, queries: DividedQueries, encoder: Encoder, encoded: EncodedCorpus, neutral: Neutral
     ) -> LearntFusion:
-        """The fusion of this encoder, from the best evidence among the queries."""
+        """The fusion of the base, from the best evidence among the queries; of labelled ones that are dealt to folds,
+        from all."""
         with self.clock("fusion"):
             if self.config.fusion.weight is not None:
                 return learn_fusion(None, self.config.fusion, evidence=None)
-            rank, chosen = one_rank(queries, ENOUGH, MOST)
+            all_labels = plan.crossed and plan.evidence is Evidence.LABELLED
+            rank, chosen = one_rank(plan.judge if all_labels else queries.fusion_queries, ENOUGH, MOST)
             if rank is Evidence.CROP:
                 chosen = chosen[:: -(-len(chosen) // _CROPS)]
-            arena = self.arena(chosen, encoder, encoded, grades) if chosen else None
-            return learn_fusion(arena, self.config.fusion, evidence=rank)
+            arena = self.arena(chosen, encoder, encoded, queries.grades) if chosen else None
+            return learn_fusion(arena, self.config.fusion, evidence=rank, neutral=neutral)
 
-    def plan(self, queries: DividedQueries, corpus: Corpus) -> gate.Plan:
+    def neutral(self, queries: DividedQueries, encoder: Encoder, searcher: Searcher) -> Neutral:
+        """Where this encoder's fusion starts. What is held out tells nothing here either."""
+        if self.config.fusion.weight is not None:
+            return Neutral(self.config.fusion.weight, "set by the configuration")
+        cut = [query for query in queries.fusion_queries if query.evidence is not Evidence.LABELLED]
+        asked = [query.text for query in queries.fusion_queries if query.evidence is Evidence.LABELLED]
+        with self.clock("fusion"):
+            return neutral_weight(searcher, encoder, cut, [*queries.asked, *asked], self.progress)
+
+    def moved(self, base: LearntFusion, queries: DividedQueries, encoder: Encoder, encoded: EncodedCorpus) -> Neutral:
+        """Where a trained encoder's fusion starts: at what the base learnt, moved by what its scores' shape changed."""
+        own = self.neutral(queries, encoder, searcher_of(encoded, LexicalIndex.open(self.lexical_folder)))
+        weight = min(max(base.fusion.weight + own.weight - base.neutral, 0.0), 1.0)
+        return Neutral(round(weight, 2), "what the base learnt and how the shape of the scores changed")
+
+    def plan(self, queries: DividedQueries, corpus: Corpus, neutral: Neutral) -> gate.Plan:
         """What trains and what judges."""
         config = self.config
         if not config.adapter.trains:
@@ -383,6 +403,7 @@ class _FitSteps:
             only_train=queries.only_train,
             split=config.split,
             config=config.gate,
+            dense_share=neutral.weight if config.fusion.weight is None else 0.0,
         )
         return with_folds(plan, corpus, config) if plan.crossed else plan
 
@@ -536,13 +557,24 @@ class _FitSteps:
         return side.dense_quality(found.judged), search, fusion
 
     def confirm(
-        self, trained: Trained, crossed: CrossJudged, encoded: EncodedCorpus
+        self,
+        trained: Trained,
+        crossed: CrossJudged,
+        plan: gate.Plan,
+        queries: DividedQueries,
+        encoded: EncodedCorpus,
     ) -> tuple[gate.Decision, Trained, EncodedCorpus]:
         """What ships after cross-fitting: the model trained on all, unless it moved too far from the base."""
         adapted = self.adapted(trained, encoded)
         moved = drift(encoded.vectors, adapted.vectors, seed=self.config.seed)
         decision = gate.within_drift(crossed.decision, moved, self.config.gate)
-        return decision, replace(trained, fusion=crossed.fusion, drift=moved), adapted
+        fusion = crossed.fusion
+        if plan.evidence is not Evidence.LABELLED and self.config.fusion.weight is None:
+            start = self.moved(fusion, queries, trained.encoder, adapted)
+            fusion = replace(
+                fusion, fusion=replace(fusion.fusion, weight=start.weight), curve=None, reason=start.reason
+            )
+        return decision, replace(trained, fusion=fusion, drift=moved), adapted
 
     def adapted(self, trained: Trained, encoded: EncodedCorpus) -> EncodedCorpus:
         """The passages by the trained model; where only queries are adapted, as they are."""
@@ -656,7 +688,8 @@ class _FitSteps:
             fusion = base_fusion
             if chosen:
                 arena = self.arena(chosen, trained.encoder, adapted, grades)
-                fusion = learn_fusion(arena, config.fusion, evidence=rank, start=base_fusion.fusion)
+                neutral = self.moved(base_fusion, queries, trained.encoder, adapted)
+                fusion = learn_fusion(arena, config.fusion, evidence=rank, neutral=neutral)
             before = self.arena(plan.judge, base, encoded, grades).with_fusion(base_fusion.fusion)
             after = self.arena(plan.judge, trained.encoder, adapted, grades)
             after = after.with_fusion(fusion.fusion)
@@ -723,7 +756,11 @@ class _FitSteps:
                 documents_by_part=queries.documents,
                 leaked=leaked(plan, corpus) if trained or crossed else 0,
                 negatives=trained.negatives if trained else None,
-                warnings=(*corpus.notes, *queries.notes),
+                warnings=(
+                    *corpus.notes,
+                    *filter(None, [foreign_note(corpus.languages, config.encoder)]),
+                    *queries.notes,
+                ),
                 history=trained.history if trained else (),
                 strengths=outcome.strengths if outcome else {},
                 strength=outcome.strength if outcome else None,

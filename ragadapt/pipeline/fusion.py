@@ -5,16 +5,30 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ragadapt.config import FusionConfig
 from ragadapt.evaluation.judging import JudgedQuery
+from ragadapt.lexical.ranking import moments
 from ragadapt.pipeline.arena import Arena
-from ragadapt.search.fusion import NEUTRAL_WEIGHT, Candidates, Fusion, FusionCurve, learn_weight
-from ragadapt.values import Evidence
+from ragadapt.search.fusion import (
+    KNOWN,
+    NEUTRAL_WEIGHT,
+    Candidates,
+    Fusion,
+    FusionCurve,
+    ScoreShapes,
+    learn_weight,
+    standardise,
+)
+from ragadapt.search.searcher import Searcher
+from ragadapt.values import Evidence, Progress, Query, no_progress
+
+if TYPE_CHECKING:
+    from ragadapt.encoder import Encoder
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +41,22 @@ _TOLERANCE = 2.0  # standard errors; what was found in the documents is asked ot
 _UNBIASED = (Evidence.LABELLED, Evidence.HUMAN)  # the rest repeat their passage's words: they favour the lexical side
 MOST = 1000  # queries looked at; the curve is smooth long before
 
+# Kinds of queries by which the shape of the scores is told, the likest to what users ask first.
+_SHAPED = ("sentence", "docstring", "crop", "question", "title", "heading", "keywords")
+_FEWEST_CUT, _FEWEST_ASKED = 20, 30  # queries that tell a shape: cut from the documents, asked by people
+MOST_SHAPED = 150  # of either; each costs one encoding
+PASSAGES = 2000  # an even sample, which has the shape of the whole corpus
+# r at which both sides count alike; chosen by leaving collections out (docs/decisions.md)
+BALANCE_CUT, BALANCE_ASKED = 1.85, 1.7
+
+
+@dataclass(frozen=True, slots=True)
+class Neutral:
+    """The weight before anything is learnt, and where it comes from, in words."""
+
+    weight: float = NEUTRAL_WEIGHT
+    reason: str = "the plain sum"
+
 
 @dataclass(frozen=True, slots=True)
 class LearntFusion:
@@ -37,6 +67,7 @@ class LearntFusion:
     queries: int
     curve: FusionCurve | None
     reason: str
+    neutral: float = NEUTRAL_WEIGHT  # where it started
 
 
 def ranking(arena: Arena, system: System, *, k: int = 100) -> list[NDArray[np.int64]]:
@@ -60,34 +91,105 @@ def quality(arena: Arena, system: System) -> NDArray[np.float64]:
     return np.array([item.ndcg(positions) for item, positions in zip(arena.judged, rankings, strict=True)])
 
 
+def neutral_weight(
+    searcher: Searcher, encoder: Encoder, cut: Sequence[Query], asked: Sequence[str], progress: Progress = no_progress
+) -> Neutral:
+    """The weight for passages and encoder by the shapes of their scores; no answer is looked at.
+
+    cut: queries from the documents, of which one kind is taken. asked: questions that people asked, whose shape goes
+    before where there are enough of them. searcher: over the encoder's vectors, nothing masked.
+    """
+    chosen = shaping(cut)
+    own = [searcher.positions(query.positives[:1]).tolist() for query in chosen]
+    shapes = _shapes(searcher, encoder, [query.text for query in chosen], own, progress)
+    reason = f"the shape of the scores of {len(chosen)} queries from the documents ({chosen[0].kind})" if chosen else ""
+    balance = BALANCE_CUT
+    texts = list(dict.fromkeys(asked))
+    if len(texts) >= _FEWEST_ASKED:
+        texts = texts[:: -(-len(texts) // MOST_SHAPED)]
+        shapes = replace(_shapes(searcher, encoder, texts, None, progress), found=shapes.found)
+        reason, balance = f"the shape of the scores of {len(texts)} questions, without their answers", BALANCE_ASKED
+    if not shapes.queries:
+        return Neutral()
+    if shapes.found is not None and shapes.found < KNOWN:
+        reason += "; the dense side finds few of the passages that they were cut from"
+    return Neutral(shapes.weight(balance), reason)
+
+
+def shaping(cut: Sequence[Query]) -> list[Query]:
+    """Of queries from the documents those that tell the shape of the scores: of one kind, evenly thinned."""
+    of_kind: dict[str, list[Query]] = {}
+    for query in cut:
+        of_kind.setdefault(query.kind, []).append(query)
+    chosen = next((of_kind[kind] for kind in _SHAPED if len(of_kind.get(kind, ())) >= _FEWEST_CUT), [])
+    return chosen[:: -(-len(chosen) // MOST_SHAPED)] if chosen else []
+
+
+def _shapes(
+    searcher: Searcher,
+    encoder: Encoder,
+    texts: Sequence[str],
+    own: Sequence[Sequence[int]] | None,
+    progress: Progress,
+) -> ScoreShapes:
+    if not texts:
+        return ScoreShapes(0.0, 0.0, 0)
+    vectors = encoder.encode_queries(texts, progress=progress)
+    sample = shape_sample(len(searcher.lexical), own or ())
+    passages = searcher.index.vectors(searcher.ids_of(sample))
+    means, deviations = searcher.background.of_scores(vectors)
+    dense = standardise(vectors @ passages.T, means[:, None], deviations[:, None])
+    lexical = np.empty_like(dense)
+    for start, rows in searcher.lexical.score_blocks(texts):
+        stop = start + len(rows)
+        means, deviations = moments(rows)
+        lexical[start:stop] = standardise(rows[:, sample], means[:, None], deviations[:, None])
+        progress("search", stop, len(texts))
+    columns = None if own is None else [np.searchsorted(sample, positions).tolist() for positions in own]
+    return ScoreShapes.of(dense, lexical, columns)
+
+
+def shape_sample(count: int, own: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """Positions, ascending, of the passages by which shapes are told: evenly of all, and those in `own`."""
+    evenly = np.arange(0, count, max(1, -(-count // PASSAGES)))
+    return np.unique(np.concatenate([evenly, np.array([at for one in own for at in one], dtype=np.int64)]))
+
+
 def learn_fusion(
-    arena: Arena | None, config: FusionConfig, *, evidence: Evidence | None, start: Fusion = Fusion()
+    arena: Arena | None, config: FusionConfig, *, evidence: Evidence | None, neutral: Neutral = Neutral()
 ) -> LearntFusion:
-    """The fusion for this arena's searcher; the arena's queries are all of one rank of evidence. start: where it stays
-    unless they show a gain.
+    """The fusion for this arena's searcher; the arena's queries are all of one rank of evidence.
 
     Labelled queries and what people wrote may move the weight either way. Evidence that repeats its passage's words
     favours the lexical side, so it may only raise the dense side's share: what wins against the bias is real.
     """
+    start = Fusion(weight=neutral.weight)
     if config.feedback is not None and not config.feedback:
         start = replace(start, feedback=0.0)
     if config.weight is not None:
         return LearntFusion(replace(start, weight=config.weight), None, 0, None, "set by the configuration")
     if arena is None or not arena.judged or evidence is None:
-        return LearntFusion(start, None, 0, None, "neutral: no evidence to learn from")
+        return LearntFusion(start, None, 0, None, f"neutral, by {neutral.reason}", neutral.weight)
     judged = arena.judged
-    at_least = None if evidence in _UNBIASED else NEUTRAL_WEIGHT
+    at_least = None if evidence in _UNBIASED else neutral.weight
     found = arena.candidates(start)
     tolerance = 1.0 if evidence is Evidence.LABELLED else _TOLERANCE
-    curve = learn_weight(found, [item.ndcg for item in judged], start=start, at_least=at_least, tolerance=tolerance)
+    curve = learn_weight(
+        found,
+        [item.ndcg for item in judged],
+        start=start,
+        neutral=neutral.weight,
+        at_least=at_least,
+        tolerance=tolerance,
+    )
     fusion = replace(start, weight=curve.chosen)
     if config.feedback is None and evidence in _UNBIASED:
         fusion = _without_harmful_feedback(arena, fusion)
-    reason = f"learnt from {len(judged)} queries ({evidence.value})"
+    reason = f"learnt from {len(judged)} queries ({evidence.value}), starting at {neutral.weight:g} by {neutral.reason}"
     if at_least is not None:
         reason += "; they favour the lexical side, so they may only raise the dense share"
     log.info("fusion weight %.2f (%s)", fusion.weight, reason)
-    return LearntFusion(fusion, evidence, len(judged), curve, reason)
+    return LearntFusion(fusion, evidence, len(judged), curve, reason, neutral.weight)
 
 
 def learn_by_folds(
@@ -116,7 +218,12 @@ def learn_by_folds(
     judges = [item.ndcg for item in judged]
 
     def learnt(queries: Sequence[int]) -> FusionCurve:
-        return learn_weight([found[at] for at in queries], [judges[at] for at in queries], start=start.fusion)
+        return learn_weight(
+            [found[at] for at in queries],
+            [judges[at] for at in queries],
+            start=start.fusion,
+            neutral=start.fusion.weight,
+        )
 
     values = {}
     for fold in sorted(set(folds.tolist())):
@@ -124,8 +231,10 @@ def learn_by_folds(
         values |= under(replace(start.fusion, weight=curve.chosen), np.flatnonzero(folds == fold).tolist())
     curve = learnt(everyone)
     reason = f"learnt from {len(judged)} queries ({evidence.value}), each searched by a model that had not seen it"
-    fusion = LearntFusion(replace(start.fusion, weight=curve.chosen), evidence, len(judged), curve, reason)
-    return fusion, np.array([values[at] for at in everyone])
+    fusion = replace(start.fusion, weight=curve.chosen)
+    return LearntFusion(fusion, evidence, len(judged), curve, reason, start.neutral), np.array(
+        [values[at] for at in everyone]
+    )
 
 
 def _without_harmful_feedback(arena: Arena, fusion: Fusion) -> Fusion:

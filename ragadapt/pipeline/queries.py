@@ -30,7 +30,9 @@ from ragadapt.queries import (
     count_leaks,
     deal_folds,
     generate_queries,
+    has_evidence,
     load_labels,
+    load_questions,
     narrow_to_best_chunk,
     round_trip_filter,
     split_documents,
@@ -51,9 +53,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Labels:
-    """The user's own judged queries. use: learn from them, be measured on them, or both (split by query).
+    """The user's own queries. use: learn from them, be measured on them, or both (split by query).
 
-    queries: BEIR queries.jsonl with qrels, or a jsonl of {"text", "evidence": [{"source", "quote"}]}.
+    queries: BEIR queries.jsonl with qrels, or a jsonl of {"text", "evidence": [{"source", "quote"}]}. A file without
+    any judgement (a search log: jsonl of {"text"}, or .txt with a question a line) neither trains nor measures; its
+    questions tell how the two sides of the search are mixed.
     """
 
     queries: Path
@@ -75,6 +79,11 @@ class Labels:
         """The queries and, where there are any, their judgements."""
         return (self.queries,) if self.qrels is None else (self.queries, self.qrels)
 
+    @property
+    def judged(self) -> bool:
+        """Whether there are answers to the questions."""
+        return self.qrels is not None or has_evidence(self.queries)
+
     def key(self) -> list[str]:
         """What tells these labels from others: digests of the files, and the use."""
         return [record_file(self.queries).sha256, record_file(self.qrels).sha256 if self.qrels else "", self.use]
@@ -86,7 +95,7 @@ class DividedQueries:
 
     grades: for labels that name documents. made and kept: counts by kind, before and after cleaning. only_judge and
     only_train: ids of what must not train (labels for measuring alone, and what the round trip did not bring back), or
-    not judge, when queries of all parts are dealt to folds.
+    not judge, when queries of all parts are dealt to folds. asked: the user's questions without answers.
     """
 
     train: tuple[Query, ...]
@@ -99,6 +108,7 @@ class DividedQueries:
     notes: tuple[str, ...]
     only_judge: tuple[str, ...] = ()
     only_train: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()
 
     @property
     def fusion_queries(self) -> tuple[Query, ...]:
@@ -118,7 +128,8 @@ class DividedQueries:
         values: dict[str, Any] = json.loads((folder / "queries.json").read_text(encoding="utf-8"))
         for part in PARTS:
             values[part] = tuple(read_queries(folder / f"{part}.jsonl"))
-        return cls(**values | {name: tuple(values[name]) for name in ("notes", "only_judge", "only_train")})
+        names = ("notes", "only_judge", "only_train", "asked")
+        return cls(**values | {name: tuple(values.get(name, ())) for name in names})
 
 
 def make_queries(
@@ -138,7 +149,8 @@ def make_queries(
     with profiling.work("queries from documents", len(documents)):
         links = internal_links(documents, chunks)
         written = structural_queries(documents, chunks, links, config.query, seed=seed)
-    sets, notes = read_labels(corpus, labels, config)
+    read = read_labels(corpus, labels, config)
+    sets = read.sets
     if config.query.generator or config.query.generator_url:
         examples = shown_examples(sets)
         with profiling.work("language model"):
@@ -153,8 +165,7 @@ def make_queries(
     train, dev, heldout = divide(cleaned, sets, corpus, split, sift=sift)
     written_about = [query for query in (*dev, *heldout) if query.evidence is Evidence.PARAPHRASE]
     found = {query.id for query in sift(written_about)}
-    only_judge, only_train = one_use(sets, labels)
-    only_judge |= {query.id for query in written_about if query.id not in found}
+    only_judge = read.only("eval") | {query.id for query in written_about if query.id not in found}
     return DividedQueries(
         tuple(train),
         tuple(dev),
@@ -163,9 +174,10 @@ def make_queries(
         dict(made),
         dict(Counter(query.kind for query in (*train, *dev, *heldout))),
         {"train": len(split.train), "dev": len(split.dev), "heldout": len(split.heldout)},
-        tuple(notes),
+        tuple(read.notes),
         tuple(sorted(only_judge)),
-        tuple(sorted(only_train)),
+        tuple(sorted(read.only("train"))),
+        tuple(read.asked),
     )
 
 
@@ -173,10 +185,43 @@ DividedLabels = tuple[LabelledSet, dict[str, set[str]]]
 """A labelled set, and part → the ids of its queries there."""
 
 
-def read_labels(corpus: Corpus, labels: Sequence[Labels], config: FitConfig) -> tuple[list[DividedLabels], list[str]]:
-    """Every labelled set with the ids of its parts, and what could not be matched. Ids are unique over all sets."""
-    sets, notes, seen = [], [], set[str]()
+@dataclass(frozen=True)
+class ReadLabels:
+    """What the user's files hold. sets: judged queries, uses: what each set is for. asked: questions without answers.
+    notes: what could not be matched, for the report."""
+
+    sets: list[DividedLabels]
+    uses: list[str]
+    asked: list[str]
+    notes: list[str]
+
+    def only(self, use: Literal["train", "eval"]) -> set[str]:
+        """Ids of the queries that are for nothing else."""
+        return {
+            query.id
+            for (found, _), own in zip(self.sets, self.uses, strict=True)
+            if own == use
+            for query in found.queries
+        }
+
+
+def read_labels(corpus: Corpus, labels: Sequence[Labels], config: FitConfig) -> ReadLabels:
+    """Every labelled set with the ids of its parts, questions without answers, and what could not be matched.
+
+    Ids are unique over all sets. Raises InvalidLabels.
+    """
+    read, seen = ReadLabels([], [], [], []), set[str]()
     for number, label in enumerate(labels, start=1):
+        if not label.judged:
+            if label.use != "both":
+                raise InvalidLabels(
+                    f"The questions of {label.queries} have no judgement, so they are not for {label.use!r}. "
+                    'Pass a qrels file, or give each line "evidence": [{"source": …, "quote": …}].'
+                )
+            asked, unread = load_questions(label.queries)
+            read.asked.extend(asked)
+            read.notes.append(_unanswered(asked, unread, label.queries.name))
+            continue
         found = load_labels(label.queries, label.qrels, chunks=corpus.chunks, documents=corpus.documents)
         if seen & {query.id for query in found.queries}:  # two files may both number from 1
             found = _renamed(found, f"{number}:")
@@ -184,9 +229,20 @@ def read_labels(corpus: Corpus, labels: Sequence[Labels], config: FitConfig) -> 
         if found.unmatched:
             where, why = found.unmatched[0]
             count, name = len(found.unmatched), label.queries.name
-            notes.append(f"{count} labels of {name} could not be used; the first: {where}: {why}")
-        sets.append((found, _split_labels(found.queries, label.use, config)))
-    return sets, notes
+            read.notes.append(f"{count} labels of {name} could not be used; the first: {where}: {why}")
+        read.sets.append((found, _split_labels(found.queries, label.use, config)))
+        read.uses.append(label.use)
+    return read
+
+
+def _unanswered(asked: Sequence[str], unread: Sequence[tuple[str, str]], name: str) -> str:
+    note = (
+        f"The {len(asked)} questions of {name} have no answers: they say how word and vector search are mixed, "
+        "and train and measure nothing. Answers are given with --qrels, or as evidence in each line."
+    )
+    if unread:
+        note += f" {len(unread)} lines could not be read; the first: {': '.join(unread[0])}."
+    return note
 
 
 def _split_labels(queries: Sequence[Query], use: str, config: FitConfig) -> dict[str, set[str]]:
@@ -197,14 +253,6 @@ def _split_labels(queries: Sequence[Query], use: str, config: FitConfig) -> dict
         return {"train": set(), "dev": set(), "heldout": set()}
     split = split_labelled(queries, settings, config.seed)
     return {"train": set(split.train), "dev": set(split.dev), "heldout": set(split.heldout)}
-
-
-def one_use(sets: Sequence[DividedLabels], labels: Sequence[Labels]) -> tuple[set[str], set[str]]:
-    """Ids of the labelled queries that must not train, and of those that must not judge."""
-    only: dict[str, set[str]] = {"eval": set(), "train": set(), "both": set()}
-    for (found, _), label in zip(sets, labels, strict=True):
-        only[label.use] |= {query.id for query in found.queries}
-    return only["eval"], only["train"]
 
 
 def shown_examples(sets: Sequence[DividedLabels]) -> list[Query]:

@@ -32,6 +32,7 @@ from ragadapt.errors import (
     StoreLocked,
 )
 from ragadapt.index import check_index
+from ragadapt.lexical.index import saved_stopwords
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
 from ragadapt.pipeline.stages import (
     build_index,
@@ -342,7 +343,8 @@ class _Refresh:
         with self.stage(work, "refresh-vectors", after | {"encoder": self.manifest.fingerprint}) as stage:
             vectors = self.vectors(stage, plan)
         with self.stage(work, "refresh-lexical", after) as stage:
-            build_lexical(stage, corpus, self.progress)
+            # As the fit left them, like the mix that was learnt with them.
+            build_lexical(stage, corpus, self.progress, saved_stopwords(self.path / "lexical"))
         lexical = stage.path / "lexical"
         index = config.index.deciding()
         with self.stage(work, "refresh-index", after | {"index": index}) as stage:

@@ -32,6 +32,8 @@ from ragadapt.errors import (
 from ragadapt.files import copy_file, link_or_copy, read_json, record_file, remove, write_text
 from ragadapt.index import collection_of, engine_of, exact_index, open_index
 from ragadapt.lexical import LexicalIndex
+from ragadapt.lexical.languages import languages_of
+from ragadapt.lexical.stopwords import stopwords_for
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
 from ragadapt.profiling import work
 from ragadapt.search.fusion import Floats, Fusion
@@ -280,19 +282,33 @@ def _vectors_beside(target: Path, encoder: Encoder) -> KnownVectors | None:
         return None
 
 
-def build_lexical(stage: Stage, corpus: Corpus, progress: Progress) -> LexicalIndex:
-    """The BM25 index over the passages."""
+def build_lexical(
+    stage: Stage, corpus: Corpus, progress: Progress, stopwords: frozenset[str] | None = None
+) -> LexicalIndex:
+    """The BM25 index over the passages. stopwords: None = by the languages that they are written in."""
     folder = stage.path / "lexical"
     if not stage.finished:
-        save_lexical(corpus.chunks, folder, progress)
+        if stopwords is None:
+            stopwords = stopwords_for(corpus.languages)
+        save_lexical(corpus.chunks, folder, progress, stopwords=stopwords)
     return LexicalIndex.open(folder)
 
 
-def save_lexical(chunks: Sequence[Chunk], folder: Path, progress: Progress = no_progress) -> None:
-    """The BM25 index over passages, written into a folder."""
+def save_lexical(
+    chunks: Sequence[Chunk],
+    folder: Path,
+    progress: Progress = no_progress,
+    *,
+    stopwords: frozenset[str] | None = None,
+) -> None:
+    """The BM25 index over passages, written into a folder. stopwords: None = by the languages that they are written
+    in."""
     headings, texts = lexical_parts(chunks)
+    if stopwords is None:
+        stopwords = stopwords_for(languages_of([chunk.passage for chunk in chunks]))
+    ids = [chunk.id for chunk in chunks]
     with work("lexical index", len(texts)):
-        index = LexicalIndex.build([chunk.id for chunk in chunks], texts, headings=headings, progress=progress)
+        index = LexicalIndex.build(ids, texts, headings=headings, stopwords=stopwords, progress=progress)
         index.save(folder)
 
 

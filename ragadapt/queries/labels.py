@@ -137,6 +137,37 @@ def load_labels(
     )
 
 
+def has_evidence(path: Path) -> bool:
+    """Whether any line of a queries file quotes its evidence. Raises InvalidLabels where it cannot be read."""
+    if path.suffix.lower() == ".txt":
+        return False
+    unread: list[tuple[str, str]] = []
+    return any(quotes for _, _, _, quotes in _read_queries(path, unread)) or bool(
+        [why for _, why in unread if why.startswith("evidence")]
+    )
+
+
+def load_questions(path: Path) -> tuple[list[str], list[tuple[str, str]]]:
+    """Questions without answers, and (where, why) of every line that holds none.
+
+    A .txt file has one a line; any other is jsonl as in `load_labels`. Raises InvalidLabels if there is none.
+    """
+    unread: list[tuple[str, str]] = []
+    if path.suffix.lower() == ".txt":
+        asked = []
+        for number, line in _lines(path):
+            if line.strip() and not is_encodable(line):
+                unread.append((f"{path.name}:{number}", "it is not UTF-8 text"))
+            elif line.strip():
+                asked.append(line.strip())
+    else:
+        asked = [text for _, text, _, _ in _read_queries(path, unread)]
+    if not asked:
+        why = f" First problem: {unread[0][0]}: {unread[0][1]}." if unread else ""
+        raise InvalidLabels(f'{path} holds no question. A .txt file has one a line, jsonl {{"text": …}}.{why}')
+    return asked, unread
+
+
 def narrow_to_best_chunk(
     queries: Sequence[Query],
     score: Callable[[Query, Sequence[str]], Sequence[float]],

@@ -28,9 +28,12 @@ from ragadapt.errors import InvalidInput
 Floats = NDArray[np.float32]
 Positions = NDArray[np.int64]
 
-_STEP = 0.05
-WEIGHTS = tuple(round(_STEP * step, 2) for step in range(1, 20))
-NEUTRAL_WEIGHT = 0.5
+WEIGHTS = tuple(round(0.05 * step, 2) for step in range(1, 20))
+NEUTRAL_WEIGHT = 0.5  # the plain sum, where nothing is known of the scores
+BEST = 0.02  # share of the passages, the best of either side, by which a query's shape is told
+# Of what the lexical side finds of the passages that queries were cut from. MiniLM finds .66 and more on nine English
+# collections, .2 of Chinese, and less of English written in Greek letters.
+LOST, KNOWN = 0.3, 0.5
 RRF_K = 60  # Cormack et al., SIGIR 2009
 
 
@@ -147,6 +150,64 @@ def move_towards(query_vectors: Floats, best: Sequence[Floats], strength: float)
     return result
 
 
+# The mix without evidence
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreShapes:
+    """How far the best scores of either side stand out, over some queries whose answers nobody knows.
+
+    dense: mean surprisal of a query's best passages, `BEST` of all; lexical: their mean z. A share and not a number: so
+    the ratio of the two is the same for a hundred passages of a corpus as for all of it. found: how well the dense side
+    finds the passages that the queries were cut from, as a share of how well the lexical side does (mean reciprocal
+    ranks); None where they were cut from none.
+    """
+
+    dense: float
+    lexical: float
+    queries: int
+    found: float | None = None
+
+    @classmethod
+    def of(cls, dense: Floats, lexical: Floats, own: Sequence[Sequence[int]] | None = None) -> ScoreShapes:
+        """From the z-scores (Q, N) of either side, over all passages or an even sample of them.
+
+        own: per query the columns of the passages that it was cut from; they count for `found` alone, as nobody's
+        question stands word for word in its answer.
+        """
+        surprisal = normal_surprisal(dense)
+        best: list[tuple[float, float]] = []  # of either side, by query
+        ranks: list[tuple[float, float]] = []
+        for row in range(len(dense)):
+            mine = list(own[row]) if own is not None else []
+            if mine:
+                first, second = (1 / (1 + int((side > side[mine].max()).sum())) for side in (dense[row], lexical[row]))
+                ranks.append((first, second))
+            others = np.delete(np.arange(dense.shape[1]), mine)
+            if len(others):
+                count = max(1, round(BEST * len(others)))
+                first, second = (float(np.sort(side[row][others])[-count:].mean()) for side in (surprisal, lexical))
+                best.append((first, second))
+        if not best:
+            return cls(0.0, 0.0, 0)
+        found = sum(first for first, _ in ranks) / sum(second for _, second in ranks) if ranks else None
+        dense_mean, lexical_mean = np.mean(best, axis=0).tolist()
+        return cls(dense_mean, lexical_mean, len(best), found)
+
+    def weight(self, balance: float) -> float:
+        """The neutral weight w = r³ / (r³ + balance³), r = dense / lexical.
+
+        A side whose best passages stand further out knows more about these documents. A dense side that finds not even
+        the passages that a query was cut from, such as a model that does not read the language, gets less and, where
+        `found` is `LOST` or below, no say. ½ where either side is silent.
+        """
+        if self.dense <= 0 or self.lexical <= 0:
+            return NEUTRAL_WEIGHT
+        ratio = (self.dense / self.lexical) ** 3
+        knows = 1.0 if self.found is None else min(max((self.found - LOST) / (KNOWN - LOST), 0.0), 1.0)
+        return round(knows * ratio / (ratio + balance**3), 2)
+
+
 # Learning the mix
 
 
@@ -170,41 +231,41 @@ def learn_weight(
     judges: Sequence[Judge],
     *,
     start: Fusion = Fusion(),
+    neutral: float = NEUTRAL_WEIGHT,
     at_least: float | None = None,
     tolerance: float = 1.0,
     depth: int = 100,
 ) -> FusionCurve:
-    """The weight nearest to that of `start` that is within `tolerance` standard errors of the best one.
+    """The weight nearest to `neutral` that is within `tolerance` standard errors of the best one.
 
     The one-standard-error rule (Breiman et al., 1984), paired by query: with few queries the curve is noise and
-    the start stays; with many the best weight wins. A larger tolerance trusts the evidence less. `at_least` is a
+    `neutral` stays; with many the best weight wins. A larger tolerance trusts the evidence less. `at_least` is a
     lower bound, for evidence that is known to favour the lexical side (text cut from its own passage): it may raise
     the weight, never lower it.
     """
     if len(candidates) != len(judges):
         raise InvalidInput(f"{len(candidates)} candidate lists but {len(judges)} judges: one each is needed.")
-    table = np.zeros((len(WEIGHTS), len(candidates)))
+    weights = tuple(sorted({*WEIGHTS, neutral}))
+    table = np.zeros((len(weights), len(candidates)))
     for column, (found, judge) in enumerate(zip(candidates, judges, strict=True)):
         dense = normal_surprisal(found.dense) if start.method == "surprisal" else found.dense
-        for row, weight in enumerate(WEIGHTS):
+        for row, weight in enumerate(weights):
             order = np.argsort(-(weight * dense + (1 - weight) * found.lexical), kind="stable")[:depth]
             table[row, column] = judge(found.positions[order])
     if not len(candidates):
-        flat = (0.0,) * len(WEIGHTS)
-        return FusionCurve(WEIGHTS, flat, start.weight, start.weight, 0)
+        flat = (0.0,) * len(weights)
+        return FusionCurve(weights, flat, neutral, neutral, 0)
     quality = table.mean(axis=1)
     best = int(quality.argmax())
     paired = table[best] - table
     errors = (
-        paired.std(axis=1, ddof=1) / np.sqrt(len(candidates)) if len(candidates) > 1 else np.full(len(WEIGHTS), np.inf)
+        paired.std(axis=1, ddof=1) / np.sqrt(len(candidates)) if len(candidates) > 1 else np.full(len(weights), np.inf)
     )
     allowed = [
         weight
-        for row, weight in enumerate(WEIGHTS)
+        for row, weight in enumerate(weights)
         if (row == best or quality[best] - quality[row] <= tolerance * errors[row])
         and (at_least is None or weight >= at_least)
     ]
-    chosen = min(allowed, key=lambda weight: abs(weight - start.weight)) if allowed else start.weight
-    if abs(chosen - start.weight) <= _STEP / 2:  # the start lies between two weights of the curve: it stays
-        chosen = start.weight
-    return FusionCurve(WEIGHTS, tuple(quality.tolist()), WEIGHTS[best], chosen, len(candidates))
+    chosen = min(allowed, key=lambda weight: abs(weight - neutral)) if allowed else neutral
+    return FusionCurve(weights, tuple(quality.tolist()), weights[best], chosen, len(candidates))

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     "query_files",
     multiple=True,
     type=FILE,
-    help="Your own questions: BEIR queries.jsonl with --qrels, or lines with quoted evidence; may be repeated.",
+    help="Your own questions: BEIR queries.jsonl with --qrels, lines with quoted evidence, or a search log without "
+    "answers (jsonl, or .txt of one a line), which tells how word and vector search are mixed; may be repeated.",
 )
 @click.option("--qrels", "qrels_files", multiple=True, type=FILE, help="Judgements for --queries, in the same order.")
 @click.option(

@@ -7,9 +7,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-
-from ragadapt.config import EncoderConfig
 
 UNKNOWN = "unknown"
 """Too little prose to tell: code, tables, names, a few words."""
@@ -123,28 +120,3 @@ def _is_latin(word: str) -> bool:
 
 def _length(words: Iterable[str]) -> int:
     return sum(map(len, words))
-
-
-# What the base model reads
-
-_ENGLISH_NAMES = re.compile(
-    r"(^|[-_/.])en([-_.]|$)|all-(minilm|mpnet|distilroberta)|(^|/)(gte|e5|bge)-(small|base|large)(-v\d[\d.]*)?$"
-    r"|msmarco-|multi-qa-|nomic-embed-text-v1|mxbai-embed-large|gte-modernbert|modernbert-embed",
-    re.IGNORECASE,
-)
-
-
-def english_only(config: EncoderConfig) -> bool:
-    """Whether the base model is known to read English alone: by its preset, its model card, or its name."""
-    from ragadapt.encoder import PRESETS
-
-    if config.model == "offline":
-        return True  # all-MiniLM-L6-v2
-    name = PRESETS[config.model].model if config.model in PRESETS else config.model
-    card = Path(name) / "README.md"
-    if config.model not in PRESETS and card.is_file():
-        front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
-        listed = re.search(r"^language:[ \t]*((?:\S+)|(?:\n[ \t]*- *\S+)+)", front[1], re.MULTILINE) if front else None
-        if listed:
-            return set(re.findall(r"[a-z]{2,3}\b", listed[1])) == {"en"}
-    return bool(_ENGLISH_NAMES.search(name)) and "multilingual" not in name.lower()
