@@ -185,9 +185,10 @@ def learn_fusion(
     fusion = replace(start, weight=curve.chosen)
     if config.feedback is None and evidence in _UNBIASED:
         fusion = _without_harmful_feedback(arena, fusion)
-    reason = f"learnt from {len(judged)} queries ({evidence.value}), starting at {neutral.weight:g} by {neutral.reason}"
+    reason = f"learnt from {len(judged)} queries ({evidence.value})"
     if at_least is not None:
         reason += "; they favour the lexical side, so they may only raise the dense share"
+    reason += f"; the start was {neutral.weight:g}, by {neutral.reason}"
     log.info("fusion weight %.2f (%s)", fusion.weight, reason)
     return LearntFusion(fusion, evidence, len(judged), curve, reason, neutral.weight)
 
