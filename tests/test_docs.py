@@ -412,9 +412,11 @@ def figures() -> list[str]:
     strengths = ", ".join(f"{value:g}" for value in sorted(config.gate.interpolation))
     return [
         f"{enough[Evidence.LABELLED]} labelled, or {rest.pop()} of another rank",
-        f"| labelled questions that were held out | {gate.MINIMUM[Evidence.LABELLED]} |",
-        f"| the most frequent kind of human query | {gate.MINIMUM[Evidence.HUMAN]} |",
-        f"| the most frequent kind of paraphrase | {gate.MINIMUM[Evidence.PARAPHRASE]} |",
+        f"| fewer than {config.gate.cross_fit_below} labelled questions: all of them, by cross-fitting "
+        f"| {gate.MINIMUM[Evidence.LABELLED]} |",
+        f"| more labelled questions: those that were held out | {gate.MINIMUM[Evidence.LABELLED]} |",
+        f"| the most frequent kind of human query, held out | {gate.MINIMUM[Evidence.HUMAN]} |",
+        f"| a language model's questions: all of them, by cross-fitting | {gate.MINIMUM[Evidence.PARAPHRASE]} |",
         f"within the first {config.query.round_trip_k} of the untuned hybrid",
         f"its best {config.fusion.depth} passages",
         f"w = r³ / (r³ + {BALANCE_CUT:g}³)",
