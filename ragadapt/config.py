@@ -149,11 +149,11 @@ class TrainingConfig(Settings):
     HOW = frozenset({"micro_batch_tokens", "prefix_cache", "prefix_cache_folder", "prefix_cache_bytes", "compile"})
 
     loss: Literal["infonce", "distill", "both", "margin_mse"] = "infonce"  # the last three follow a teacher
-    epochs: float | None = Field(None, gt=0)  # passes over the queries; None = by the evidence, see `pace`
+    epochs: float | None = Field(None, gt=0)  # passes over the queries; None = 3 where labels judge, else 1
     max_steps: int | None = Field(None, ge=1)  # None = by epochs
     batch_size: int = Field(32, ge=2)  # queries; the other ones' passages are negatives
     micro_batch_tokens: int | None = Field(None, ge=64)  # None = by device; gradients are cached across micro-batches
-    learning_rate: float | None = Field(None, gt=0)  # of AdamW, with warm-up and linear decay; None = as epochs
+    learning_rate: float | None = Field(None, gt=0)  # of AdamW; None = 5e-4 where labels judge, else 2e-4
     weight_decay: float = Field(0.0, ge=0)  # of AdamW
     warmup: float = Field(0.1, ge=0, lt=1)  # share of the steps
     temperature: float = Field(0.05, gt=0)  # of the softmax over scores
