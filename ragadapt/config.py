@@ -193,7 +193,7 @@ class GateConfig(Settings):
     min_queries: int = Field(100, ge=1)  # with fewer held-out queries the report warns
     max_drift: float = Field(0.35, gt=0)  # mean 1 − cosine by which ordinary passages may move
     most_dense: float = Field(0.5, ge=0, le=1)  # neutral weight up to which a language model's questions may train
-    crossed: tuple[float, ...] = (0.5, 1.0)  # strengths tried by cross-fitting; each costs an encoding for each fold
+    crossed: tuple[float, ...] = Field((0.5, 1.0), min_length=1)  # strengths tried by cross-fitting, in 0…1
     folds: int = Field(3, ge=2)  # of cross-fitting: each query is judged by a model that saw only the other folds
     cross_fit_below: int = Field(200, ge=0)  # labelled queries; of more, a held-out part judges well enough
     interpolation: tuple[float, ...] = (0.75, 0.5, 0.25)  # strengths tried between base (0) and adapted (1)

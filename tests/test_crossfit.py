@@ -351,6 +351,18 @@ def test_where_nothing_is_gained_the_report_says_how_many_questions_would_show_i
     assert len(result.report.curves) == 2
 
 
+def test_questions_that_all_say_the_same_train_nothing(docs: Path, model: Path, tmp_path: Path) -> None:
+    with (tmp_path / "queries.jsonl").open("w") as queries, (tmp_path / "qrels.tsv").open("w") as qrels:
+        qrels.write("query-id\tcorpus-id\tscore\n")
+        for number in range(20):
+            queries.write(json.dumps({"_id": f"q{number}", "text": "Where is the invoice?"}) + "\n")
+            qrels.write(f"q{number}\tpage{number:02}.md\t1\n")
+    labels = Labels(tmp_path / "queries.jsonl", tmp_path / "qrels.tsv")
+    result = fit([docs], tmp_path / "r", settings(model), labels=[labels])
+    assert not result.decision.adapted
+    assert "too many of them say the same" in result.decision.reasons[0]
+
+
 def test_a_killed_cross_fitting_goes_on_from_its_last_fold(
     docs: Path, model: Path, labels: Labels, tmp_path: Path, watched: Watched
 ) -> None:

@@ -405,7 +405,16 @@ class _FitSteps:
             config=config.gate,
             dense_share=neutral.weight if config.fusion.weight is None else 0.0,
         )
-        return with_folds(plan, corpus, config) if plan.crossed else plan
+        if not plan.crossed:
+            return plan
+        plan = with_folds(plan, corpus, config)
+        if min(len(train) for train, _ in plan.parts()) >= FEWEST_DEV:
+            return plan
+        reason = (
+            f"{len(plan.judge)} queries could judge a trained model, but too many of them say the same: without those "
+            f"of a fold fewer than {FEWEST_DEV} are left to train on. Give questions that differ (--queries)."
+        )
+        return gate.Plan((), (), None, reason)
 
     def examples(
         self, plan: gate.Plan, queries: DividedQueries, base: Encoder, searcher: Searcher, encoded: EncodedCorpus
