@@ -52,6 +52,7 @@ def settings(model: Path, **changes: Any) -> FitConfig:
             "chunk": {"max_tokens": 40, "min_tokens": 4},
             "adapter": {"method": "none"},
             "index": {"kind": "exact"},
+            "fusion": {"weight": 0.5},  # the toy model knows nothing: by itself its side would get no say
             **changes,
         }
     )
