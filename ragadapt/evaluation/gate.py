@@ -2,12 +2,13 @@
 
 Evidence is ranked: what the user's people labelled, what people wrote in the documents, a language model's
 paraphrases, text crops. Crops never let a model through: a model trained on crops wins on held-out crops while it
-loses on real questions. Below the top rank, the kinds that judge are other kinds than those that trained.
+loses on real questions. No query is judged by a model that saw it.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -28,12 +29,12 @@ class Verdict(StrEnum):
 
 
 MINIMUM = {Evidence.LABELLED: 10, Evidence.HUMAN: 40, Evidence.PARAPHRASE: 100}
-"""Fewest held-out queries of a rank that may let a model through; crops may not."""
+"""Fewest queries of a rank that may let a model through; crops may not."""
 
 
 _SPLIT = SplitConfig()
 _GATE = GateConfig()
-_PARAPHRASE_FOLDS = 2  # each as good as half of hundreds of questions makes it; more folds cost as many trainings
+PARAPHRASE_FOLDS = 2  # each as good as half of hundreds of questions makes it; more folds cost as many trainings
 
 FEWEST_TO_TRAIN = 16
 """Fewer queries than this teach nothing that held-out ones could show."""
@@ -86,7 +87,6 @@ def plan(
     dev: Sequence[Query] = (),
     only_judge: Collection[str] = (),
     only_train: Collection[str] = (),
-    minimum: Mapping[Evidence, int] = MINIMUM,
     split: SplitConfig = _SPLIT,
     config: GateConfig = _GATE,
     dense_share: float = 0.0,
@@ -103,114 +103,145 @@ def plan(
     must not judge. dense_share: the neutral weight of the fusion; above `config.most_dense` a language model's
     questions do not train.
     """
-    train = [query for query in train if query.evidence is not Evidence.CROP]
-    everything = [query for query in (*train, *dev, *heldout) if query.evidence is not Evidence.CROP]
-    trainable = [query for query in everything if query.id not in only_judge]
-    counts = {rank: sum(query.evidence is rank for query in heldout) for rank in Evidence}
-    labelled = [query for query in everything if query.evidence is Evidence.LABELLED]
-    advice = _advice(train, labelled, trainable, counts, only_judge, only_train, split, config)
+    queries = _Queries(train, dev, heldout, frozenset(only_judge), frozenset(only_train), split, config)
+    return (
+        _by_all_labels(queries)
+        or _by_held_out_labels(queries)
+        or _by_another_human_kind(queries)
+        or _by_paraphrases(queries, dense_share)
+        or _by_nobody(queries)
+    )
 
-    judges = [query for query in labelled if query.id not in only_train]
-    measured = any(query.id in only_judge for query in labelled)
-    if not measured and minimum[Evidence.LABELLED] <= len(judges) < config.cross_fit_below:
-        trained = _beside_labels(trainable)
-        if len(trained) >= FEWEST_TO_TRAIN:
-            reason = f"{len(judges)} labelled queries judge, each a model that did not see it, and train."
-            return Plan(trained, tuple(judges), Evidence.LABELLED, reason, config.folds)
-    for rank in (Evidence.LABELLED, Evidence.HUMAN, Evidence.PARAPHRASE):
-        judges = [query for query in heldout if query.evidence is rank]
-        if rank is Evidence.PARAPHRASE:
-            judges = [query for query in everything if query.evidence is rank]
-        if len(judges) < minimum[rank]:
-            continue
-        crossed = 0
-        if rank is Evidence.LABELLED:
-            trained = _beside_labels(train)
-            reason = f"{len(judges)} labelled queries that were held out judge."
-            if left := len(train) - len(trained):
-                labels = sum(query.evidence is rank for query in train)
-                reason += f" {labels} labelled ones train, and {left} found in the documents do not."
-        elif rank is Evidence.HUMAN:
-            kinds = {kind: sum(query.kind == kind for query in judges) for kind in {query.kind for query in judges}}
-            kind = max(sorted(kinds), key=lambda name: kinds[name])
-            if kinds[kind] < minimum[rank]:
-                continue
-            judges = [query for query in judges if query.kind == kind]
-            trained = tuple(query for query in train if query.kind != kind)
-            reason = f"{len(judges)} held-out queries of kind {kind!r} judge; other kinds train."
-        elif dense_share > config.most_dense:
-            return Plan(
-                (),
-                (),
-                None,
-                f"The base model's scores single passages out so clearly (neutral dense share {dense_share:g}, more "
-                f"than gate.most_dense = {config.most_dense:g}) that a language model's questions have little to teach "
-                f"it and can spoil what users ask. {advice}.",
-            )
+
+class _Queries:
+    """What a plan is made from, without crops to train on."""
+
+    def __init__(
+        self,
+        train: Sequence[Query],
+        dev: Sequence[Query],
+        heldout: Sequence[Query],
+        only_judge: frozenset[str],
+        only_train: frozenset[str],
+        split: SplitConfig,
+        config: GateConfig,
+    ) -> None:
+        self.train = [query for query in train if query.evidence is not Evidence.CROP]
+        self.heldout = heldout
+        self.everything = [*self.train, *(query for query in (*dev, *heldout) if query.evidence is not Evidence.CROP)]
+        self.trainable = [query for query in self.everything if query.id not in only_judge]
+        self.labelled = [query for query in self.everything if query.evidence is Evidence.LABELLED]
+        self.judging_labels = [query for query in self.labelled if query.id not in only_train]
+        # Where some labels are for measuring alone they judge, and no others are needed for that.
+        self.crosses = not any(query.id in only_judge for query in self.labelled)
+        self.split = split
+        self.config = config
+
+    def held_out(self, rank: Evidence) -> list[Query]:
+        return [query for query in self.heldout if query.evidence is rank]
+
+    def written(self) -> list[Query]:
+        """By a language model."""
+        return [query for query in self.everything if query.evidence is Evidence.PARAPHRASE]
+
+    def advice(self) -> str:
+        """How many more labelled questions would let a trained model be judged."""
+        if self.crosses and self.config.cross_fit_below > FEWEST_TO_TRAIN:
+            to_judge = MINIMUM[Evidence.LABELLED] - len(self.judging_labels)
+            needed: int | None = max(0, to_judge, FEWEST_TO_TRAIN - len(_beside_labels(self.trainable)))
         else:
-            crossed = _PARAPHRASE_FOLDS
-            trained = tuple(trainable)
-            reason = (
-                f"{len(judges)} questions by a language model judge, each a model that did not see its document, and "
-                "train."
-            )
-        if len(trained) >= FEWEST_TO_TRAIN:
-            return Plan(trained, tuple(judges), rank, reason, crossed)
-        reason = f"{len(judges)} held-out queries ({rank.value}) could judge a trained model"
+            needed = labels_needed(len(self.train), len(self.held_out(Evidence.LABELLED)), self.split)
+        if needed is None:
+            return "Hold some of the labelled questions out (split.heldout above 0), so that they can judge"
+        more = "more " if self.judging_labels else ""
+        return f"{needed:,} {more}labelled questions (--queries) would be enough to judge a trained model"
+
+
+def _by_all_labels(queries: _Queries) -> Plan | None:
+    judges, train = queries.judging_labels, _beside_labels(queries.trainable)
+    enough = MINIMUM[Evidence.LABELLED] <= len(judges) < queries.config.cross_fit_below
+    if not queries.crosses or not enough or len(train) < FEWEST_TO_TRAIN:
+        return None
+    reason = f"{len(judges)} labelled queries judge, each a model that did not see it, and train."
+    return Plan(train, tuple(judges), Evidence.LABELLED, reason, queries.config.folds)
+
+
+def _by_held_out_labels(queries: _Queries) -> Plan | None:
+    judges, train = queries.held_out(Evidence.LABELLED), _beside_labels(queries.train)
+    if len(judges) < MINIMUM[Evidence.LABELLED]:
+        return None
+    reason = f"{len(judges)} labelled queries that were held out judge."
+    if left := len(queries.train) - len(train):
+        labels = sum(query.evidence is Evidence.LABELLED for query in queries.train)
+        reason += f" {labels} labelled ones train, and {left} found in the documents do not."
+    return _if_enough_train(queries, Plan(train, tuple(judges), Evidence.LABELLED, reason))
+
+
+def _by_another_human_kind(queries: _Queries) -> Plan | None:
+    judges = queries.held_out(Evidence.HUMAN)
+    kinds = Counter(query.kind for query in judges)
+    kind = max(sorted(kinds), key=lambda name: kinds[name], default="")
+    if kinds[kind] < MINIMUM[Evidence.HUMAN]:
+        return None
+    judges = [query for query in judges if query.kind == kind]
+    train = tuple(query for query in queries.train if query.kind != kind)
+    reason = f"{len(judges)} held-out queries of kind {kind!r} judge; other kinds train."
+    return _if_enough_train(queries, Plan(train, tuple(judges), Evidence.HUMAN, reason))
+
+
+def _by_paraphrases(queries: _Queries, dense_share: float) -> Plan | None:
+    judges, most = queries.written(), queries.config.most_dense
+    if len(judges) < MINIMUM[Evidence.PARAPHRASE]:
+        return None
+    if dense_share > most:
         return Plan(
             (),
-            tuple(judges),
-            rank,
-            f"{reason}, but only {len(trained)} are left to train on that are not text cut from the passages "
-            f"(which teaches a pre-trained encoder little or does harm); at least {FEWEST_TO_TRAIN} are needed. "
-            f"{advice}.",
+            (),
+            None,
+            f"The base model's scores single passages out so clearly (neutral dense share {dense_share:g}, more than "
+            f"gate.most_dense = {most:g}) that a language model's questions have little to teach it and can spoil what "
+            f"users ask. {queries.advice()}.",
         )
-    counts[Evidence.PARAPHRASE] = sum(query.evidence is Evidence.PARAPHRASE for query in everything)
-    found = ", ".join(f"{count} {rank.value}" for rank, count in counts.items() if count) or "none"
-    written = counts[Evidence.PARAPHRASE]
-    return Plan(
-        (),
-        (),
-        None,
-        f"No evidence good enough to judge a trained model (queries that could judge: {found}). The base model stays "
-        f"and only the search is tuned. {advice}; "
-        + (
-            f"so would {minimum[Evidence.PARAPHRASE] - written} more questions by the language model "
-            "(query.generator_queries)."
-            if written
-            else "questions written by a language model (--generator) can do too."
-        ),
+    reason = (
+        f"{len(judges)} questions by a language model judge, each a model that did not see its document, and train."
     )
+    train = tuple(queries.trainable)
+    return _if_enough_train(queries, Plan(train, tuple(judges), Evidence.PARAPHRASE, reason, PARAPHRASE_FOLDS))
+
+
+def _by_nobody(queries: _Queries) -> Plan:
+    counts = {rank: len(queries.held_out(rank)) for rank in Evidence}
+    written = counts[Evidence.PARAPHRASE] = len(queries.written())
+    found = ", ".join(f"{count} {rank.value}" for rank, count in counts.items() if count) or "none"
+    more = MINIMUM[Evidence.PARAPHRASE] - written
+    other = (
+        f"so would {more} more questions by the language model (query.generator_queries)."
+        if written
+        else "questions written by a language model (--generator) can do too."
+    )
+    reason = (
+        f"No evidence good enough to judge a trained model (queries that could judge: {found}). The base model stays "
+        f"and only the search is tuned. {queries.advice()}; {other}"
+    )
+    return Plan((), (), None, reason)
+
+
+def _if_enough_train(queries: _Queries, plan: Plan) -> Plan:
+    """The plan, or one that says that too little is left to train on."""
+    if len(plan.train) >= FEWEST_TO_TRAIN or plan.evidence is None:
+        return plan
+    reason = (
+        f"{len(plan.judge)} queries ({plan.evidence.value}) could judge a trained model, but only {len(plan.train)} "
+        "are left to train on that are not text cut from the passages (which teaches a pre-trained encoder little or "
+        f"does harm); at least {FEWEST_TO_TRAIN} are needed. {queries.advice()}."
+    )
+    return Plan((), plan.judge, plan.evidence, reason)
 
 
 def _beside_labels(queries: Sequence[Query]) -> tuple[Query, ...]:
     """What may train where labelled queries judge: not what people wrote in the documents if enough labels train."""
     labels = sum(query.evidence is Evidence.LABELLED for query in queries)
     return tuple(query for query in queries if query.evidence is not Evidence.HUMAN or labels < FEWEST_TO_TRAIN)
-
-
-def _advice(
-    train: Sequence[Query],
-    labelled: Sequence[Query],
-    trainable: Sequence[Query],
-    counts: Mapping[Evidence, int],
-    only_judge: Collection[str],
-    only_train: Collection[str],
-    split: SplitConfig,
-    config: GateConfig,
-) -> str:
-    """How many more labelled questions would let a trained model be judged."""
-    judges = sum(query.id not in only_train for query in labelled)
-    more = "more " if judges else ""
-    if config.cross_fit_below > FEWEST_TO_TRAIN and not any(query.id in only_judge for query in labelled):
-        to_judge = max(0, MINIMUM[Evidence.LABELLED] - judges)
-        to_train = max(0, FEWEST_TO_TRAIN - len(_beside_labels(trainable)))
-        needed: int | None = max(to_judge, to_train)
-    else:
-        needed = labels_needed(len(train), counts[Evidence.LABELLED], split)
-    if needed is None:
-        return "Hold some of the labelled questions out (split.heldout above 0), so that they can judge"
-    return f"{needed:,} {more}labelled questions (--queries) would be enough to judge a trained model"
 
 
 @dataclass(frozen=True, slots=True)
