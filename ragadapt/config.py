@@ -185,6 +185,10 @@ _PACE = {True: (3.0, 5e-4), False: (1.0, 2e-4)}
 """Whether users asked it → epochs and learning rate (docs/decisions.md)."""
 
 
+Strength = Annotated[float, Field(gt=0, le=1)]
+"""Share of the way from the base (0) to what was trained (1)."""
+
+
 class GateConfig(Settings):
     """When the adapted model ships."""
 
@@ -193,15 +197,15 @@ class GateConfig(Settings):
     min_queries: int = Field(100, ge=1)  # with fewer held-out queries the report warns
     max_drift: float = Field(0.35, gt=0)  # mean 1 − cosine by which ordinary passages may move
     most_dense: float = Field(0.5, ge=0, le=1)  # neutral weight up to which a language model's questions may train
-    crossed: tuple[float, ...] = Field((0.5, 1.0), min_length=1)  # strengths tried by cross-fitting, in 0…1
+    fold_strengths: tuple[Strength, ...] = Field((0.5, 1.0), min_length=1)  # tried by cross-fitting
     folds: int = Field(3, ge=2)  # of cross-fitting: each query is judged by a model that saw only the other folds
     cross_fit_below: int = Field(200, ge=0)  # labelled queries; of more, a held-out part judges well enough
-    interpolation: tuple[float, ...] = (0.75, 0.5, 0.25)  # strengths tried between base (0) and adapted (1)
+    interpolation: tuple[Strength, ...] = (0.75, 0.5, 0.25)  # strengths tried between base (0) and adapted (1)
 
     def strengths(self, evidence: Evidence) -> tuple[float, ...]:
         """What cross-fitting tries, ascending. Queries that were written from the passages always ask for more, so
         they choose nothing: their training is gentle as it is."""
-        return tuple(sorted(self.crossed)) if evidence is Evidence.LABELLED else (1.0,)
+        return tuple(sorted(self.fold_strengths)) if evidence is Evidence.LABELLED else (1.0,)
 
 
 AUTO = "auto"

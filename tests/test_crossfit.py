@@ -406,7 +406,7 @@ def test_a_gain_that_grows_as_a_power_law_is_forecast() -> None:
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 0.05, 400)
     noise -= noise.mean()
-    made = forecast([50, 100], [0.02 + noise, 0.02 * 2**0.5 + noise], judging_share=1.0, seed=1)
+    made = forecast([50, 100], [0.02 + noise, 0.02 * 2**0.5 + noise], seed=1)
     size, middle, low, high = made.ahead[-1]
     assert size == 400
     assert middle == pytest.approx(0.02 * 8**0.5, rel=0.15)
@@ -418,21 +418,18 @@ def test_how_many_would_prove_it_grows_as_the_gain_falls() -> None:
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 0.3, 100)
     noise -= noise.mean()
-    needed = [
-        forecast([50, 100], [gain / 2**0.5 + noise, gain + noise], judging_share=1.0, seed=1).needed
-        for gain in (0.05, 0.03)
-    ]
+    needed = [forecast([50, 100], [gain / 2**0.5 + noise, gain + noise], seed=1).needed for gain in (0.05, 0.03)]
     assert needed[0] is not None and needed[1] is not None
     assert 100 < needed[0][0] < needed[1][0]
     assert needed[0][1] < needed[0][0]
-    assert forecast([50, 100], [noise - 0.1, noise - 0.1], judging_share=1.0, seed=1).needed is None
+    assert forecast([50, 100], [noise - 0.1, noise - 0.1], seed=1).needed is None
 
 
 def test_a_forecast_from_one_size_is_wide_and_faulty_shapes_are_refused() -> None:
     gains = np.random.default_rng(0).normal(0.05, 0.1, 200)
-    one = forecast([100], [gains], judging_share=1.0, seed=1)
-    two = forecast([50, 100], [gains / 1.4, gains], judging_share=1.0, seed=1)
+    one = forecast([100], [gains], seed=1)
+    two = forecast([50, 100], [gains / 1.4, gains], seed=1)
     assert one.ahead[-1][3] - one.ahead[-1][2] > two.ahead[-1][3] - two.ahead[-1][2]
     for sizes, rows in (([], []), ([1, 2, 3], [[0.1]] * 3), ([2, 1], [[0.1], [0.1]]), ([1, 2], [[0.1]])):
         with pytest.raises(InvalidInput):
-            forecast(sizes, rows, judging_share=1.0, seed=1)
+            forecast(sizes, rows, seed=1)

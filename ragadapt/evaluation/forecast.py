@@ -33,14 +33,11 @@ class Forecast:
     needed: tuple[int, int, int | None] | None
 
 
-def forecast(
-    sizes: Sequence[int], gains: Sequence[Values], *, judging_share: float, seed: int, samples: int = 500
-) -> Forecast:
+def forecast(sizes: Sequence[int], gains: Sequence[Values], *, seed: int, samples: int = 500) -> Forecast:
     """What the measured gains say of larger numbers.
 
-    sizes: how many queries trained, ascending, one or two of them. gains: for each size the gain of every judging query
-    (S, Q). judging_share: how many judge for each that there is in all; 1 after cross-fitting. Raises InvalidInput for
-    other shapes.
+    sizes: how many queries trained, ascending, one or two of them. gains: for each size the gain of every query (S, Q),
+    all of which judge, as after cross-fitting. Raises InvalidInput for other shapes.
     """
     table = np.asarray(gains, dtype=np.float64)
     if table.ndim != 2 or len(sizes) != len(table) or not 1 <= len(sizes) <= 2 or not table.shape[1]:
@@ -58,7 +55,7 @@ def forecast(
         values = np.where(gain > 0, gain * times**exponent, gain)
         low, middle, high = np.quantile(values, _BAND)
         ahead.append((round(times * sizes[-1]), float(middle), float(low), float(high)))
-    return Forecast(measured, tuple(ahead), _needed(table[-1], gain, exponent, count / judging_share))
+    return Forecast(measured, tuple(ahead), _needed(table[-1], gain, exponent, count))
 
 
 def _exponents(

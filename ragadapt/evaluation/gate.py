@@ -311,7 +311,8 @@ def decide(
         reasons.append(f"better beyond doubt{where}: the adapted model ships")
         return Decision(Verdict.WIN, strength, tuple(reasons), in_dense, in_search)
     worse = in_search.delta < 0 or in_dense.delta < 0
-    reasons.append("worse on held-out queries: the base stays" if worse else "no proof of a gain: the base stays")
+    found = "worse on queries that it did not see" if worse else "no proof of a gain"
+    reasons.append(f"{found}: the base stays")
     verdict = Verdict.REGRESSION_AVOIDED if worse else Verdict.NO_GAIN
     return Decision(verdict, 0.0, tuple(reasons), in_dense, in_search)
 

@@ -8,21 +8,29 @@ and the base model is searched over the same pool.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ragadapt.config import FitConfig
+from ragadapt.evaluation import gate
+from ragadapt.evaluation.forecast import Forecast, forecast
+from ragadapt.pipeline.adapt import gentlest
 from ragadapt.pipeline.arena import Arena, dense_scores
-from ragadapt.pipeline.fusion import ranking
+from ragadapt.pipeline.fusion import DEPTH, LearntFusion, learn_by_folds, ranking
 from ragadapt.search.fusion import Candidates, Floats, Fusion, Positions
+from ragadapt.values import Evidence
 
 if TYPE_CHECKING:
     from ragadapt.adapters import AdaptedEncoder
     from ragadapt.evaluation.judging import JudgedQuery
+
+log = logging.getLogger(__name__)
 
 WHOLE = 600
 """Passages up to which a corpus is encoded as a whole by every fold's model."""
@@ -221,3 +229,98 @@ def _write(file: Path, arrays: Mapping[str, Any]) -> None:
     partial = file.with_suffix(".partial.npz")
     np.savez(partial, **arrays)
     partial.replace(file)
+
+
+# What the folds show
+
+
+@dataclass(frozen=True, eq=False)
+class CrossJudged:
+    """What cross-fitting showed.
+
+    strengths: strength → mean nDCG@10 of dense search, out of fold; 0 = the base. fusion: for what ships.
+    base_fusions and fusions: for each query the mix of either model that was learnt without its fold. outlook: by kind
+    of search, what more queries would change; empty where the model ships.
+    """
+
+    found: CrossFitted
+    decision: gate.Decision
+    strength: float
+    strengths: dict[float, float]
+    fusion: LearntFusion
+    base_fusions: tuple[Fusion, ...]
+    fusions: tuple[Fusion, ...]
+    outlook: Mapping[str, Forecast] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """nDCG@10 per query (Q,) of one model, and its mixes."""
+
+    dense: NDArray[np.float64]
+    search: NDArray[np.float64]
+    fusion: LearntFusion
+    fusions: tuple[Fusion, ...]
+
+
+def judge_folds(
+    found: CrossFitted,
+    base_fusion: LearntFusion,
+    config: FitConfig,
+    evidence: Evidence,
+    met: Mapping[str, bool] | None = None,
+) -> CrossJudged:
+    """The strength that the folds choose, and whether it ships. met: query id → whether training knew its answer."""
+    before = _side(found, found.base, base_fusion, config, evidence)
+    after = {at: _side(found, side, base_fusion, config, evidence) for at, side in found.adapted.items()}
+    strength = gentlest({at: (side.dense + side.search) / 2 for at, side in after.items()})
+    chosen = after[strength]
+    decision = gate.decide(
+        strength=strength,
+        dense=(chosen.dense, before.dense),
+        search=(chosen.search, before.search),
+        drift=found.drift[strength],
+        config=config.gate,
+        seed=config.seed,
+        met=None if met is None else [met[item.query.id] for item in found.judged],
+        crossed=True,
+    )
+    log.info("gate: %s", "; ".join(decision.reasons))
+    curve = {0.0: float(before.dense.mean())} | {at: float(side.dense.mean()) for at, side in after.items()}
+    return CrossJudged(found, decision, strength, curve, chosen.fusion, before.fusions, chosen.fusions)
+
+
+def outlook(
+    judged: CrossJudged,
+    half: CrossFitted | None,
+    size: int,
+    base_fusion: LearntFusion,
+    config: FitConfig,
+    evidence: Evidence,
+) -> dict[str, Forecast]:
+    """How the gain grows with the number of queries, by kind of search. half: folds of models that trained on half of
+    what the judged ones did, which was `size` queries; None = not measured."""
+    runs = {size: judged.found} if half is None else {round(size / 2): half, size: judged.found}
+    gains: dict[str, list[NDArray[np.float64]]] = {"dense search": [], "default search": []}
+    for found in runs.values():
+        before = _side(found, found.base, base_fusion, config, evidence)
+        after = _side(found, found.adapted[judged.strength], base_fusion, config, evidence)
+        gains["dense search"].append(after.dense - before.dense)
+        gains["default search"].append(after.search - before.search)
+    return {name: forecast(list(runs), rows, seed=config.seed) for name, rows in gains.items()}
+
+
+def _side(
+    found: CrossFitted, side: Rankings, base_fusion: LearntFusion, config: FitConfig, evidence: Evidence
+) -> _Side:
+    candidates = side.candidates[base_fusion.fusion.feedback]
+    fusion, fusions = learn_by_folds(
+        candidates, found.judged, found.folds, base_fusion, config.fusion, evidence=evidence
+    )
+    search = [item.ndcg(positions) for item, positions in zip(found.judged, fused(candidates, fusions), strict=True)]
+    return _Side(side.dense_quality(found.judged), np.array(search), fusion, fusions)
+
+
+def fused(candidates: Sequence[Candidates], fusions: Sequence[Fusion]) -> list[Positions]:
+    """The candidates of every query ranked by its own mix, best first."""
+    return [one.ranked(fusion, DEPTH)[0] for one, fusion in zip(candidates, fusions, strict=True)]

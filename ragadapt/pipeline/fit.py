@@ -11,13 +11,10 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ragadapt import profiling
 from ragadapt.checks import checked_list, checked_path, shown
@@ -25,7 +22,6 @@ from ragadapt.config import FitConfig, TrainingConfig
 from ragadapt.corpus.sources import describe_sources, listed_sources, read_sources
 from ragadapt.errors import InvalidConfiguration, InvalidInput
 from ragadapt.evaluation import gate
-from ragadapt.evaluation.forecast import Forecast, forecast
 from ragadapt.index import check_index, chosen
 from ragadapt.lexical import LexicalIndex
 from ragadapt.pipeline.adapt import (
@@ -35,19 +31,17 @@ from ragadapt.pipeline.adapt import (
     dev_judges,
     dev_pool,
     drift,
-    gentlest,
     make_examples,
     proof,
 )
 from ragadapt.pipeline.arena import Arena, Grades, build_arena, one_rank
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus, foreign_note
-from ragadapt.pipeline.crossfit import CrossFitted, cross_fit
+from ragadapt.pipeline.crossfit import CrossFitted, CrossJudged, cross_fit, judge_folds, outlook
 from ragadapt.pipeline.fusion import (
     ENOUGH,
     MOST,
     LearntFusion,
     Neutral,
-    learn_by_folds,
     learn_fusion,
     neutral_weight,
     quality,
@@ -62,7 +56,7 @@ from ragadapt.pipeline.queries import (
     narrowed,
     with_folds,
 )
-from ragadapt.pipeline.report import AfterTraining, Facts, build_report, model_card
+from ragadapt.pipeline.report import AfterTraining, Facts, build_report, model_card, runs_of_base
 from ragadapt.pipeline.stages import (
     build_chunks,
     build_index,
@@ -195,32 +189,31 @@ def _fit(
         with steps.frozen_layers(encoder, room=0.5) if may_train and config.adapter.adapt == "both" else nullcontext():
             encoded = steps.encode("base-vectors", corpus, encoder)
         lexical = steps.lexical(corpus)
-        base = searcher_of(encoded, lexical)
+        searcher = searcher_of(encoded, lexical)
 
-        queries = steps.queries(corpus, encoder, base, labels)
-        neutral = steps.neutral(queries, encoder, base)
+        queries = steps.queries(corpus, encoder, searcher, labels)
+        neutral = steps.neutral(queries, encoder, searcher)
         plan = steps.plan(queries, corpus, neutral)
         fusion = steps.fusion(plan, queries, encoder, encoded, neutral)
+        base = Base(encoder, encoded, searcher, fusion)
         shipped, shipped_encoded, trained, crossed = encoder, encoded, None, None
         decision = gate.not_trained(plan.reason)
-        base_fusion = fusion
         if plan.crossed:
-            crossed = steps.cross_fit(plan, queries, encoder, base, encoded, base_fusion)
+            crossed = steps.cross_fit(plan, queries, base)
             decision = crossed.decision
         if plan.train and (crossed is None or decision.adapted):
-            trained = steps.train(plan, queries, encoder, base, encoded, crossed)
+            trained = steps.train(plan, queries, base, crossed)
             if crossed is None:
-                decision, trained, adapted = steps.judge(trained, plan, queries, encoded, encoder, base_fusion)
+                decision, trained, adapted = steps.judge(trained, plan, queries, base)
             else:
-                decision, trained, adapted = steps.confirm(trained, crossed, plan, queries, encoded)
+                decision, trained, adapted = steps.confirm(trained, crossed, plan, queries, base)
             if decision.adapted:
                 shipped, shipped_encoded = trained.encoder, adapted
-                fusion = trained.fusion or base_fusion
+                fusion = trained.fusion or base.fusion
 
         report = steps.report(
-            documents, skipped, corpus, queries, plan, decision, trained, crossed, (encoder, encoded, base_fusion),
-            (shipped, shipped_encoded, fusion),
-        )  # fmt: skip
+            documents, skipped, queries, plan, decision, trained, crossed, base, (shipped, shipped_encoded, fusion)
+        )
         path = steps.commit(report, encoder, shipped, shipped_encoded, fusion, adapted=decision.adapted)
         return FitResult(path, report, decision, tuple(steps.reused))
 
@@ -268,16 +261,13 @@ class Trained:
 
 
 @dataclass(frozen=True, eq=False)
-class CrossJudged:
-    """What cross-fitting showed. strengths: strength → mean nDCG@10 of dense search, out of fold; 0 = the base.
-    outlook: by kind of search, what more queries would change; empty where the model ships."""
+class Base:
+    """The base model: its vectors of the corpus, the untuned search over them, and the fusion that was learnt."""
 
-    found: CrossFitted
-    decision: gate.Decision
-    strength: float
-    strengths: dict[float, float]
+    encoder: Encoder
+    encoded: EncodedCorpus
+    searcher: Searcher
     fusion: LearntFusion
-    outlook: Mapping[str, Forecast] = field(default_factory=dict)
 
 
 class _FitSteps:
@@ -303,6 +293,7 @@ class _FitSteps:
         self.reused: list[str] = []
         self.digests: dict[str, str] = {}
         self.paths: dict[str, Path] = {}
+        self._mined: tuple[list[Example], int] | None = None
 
     @contextmanager
     def stage(self, name: str, after: Sequence[str] = (), **key: Any) -> Iterator[Stage]:
@@ -416,13 +407,15 @@ class _FitSteps:
         )
         return gate.Plan((), (), None, reason)
 
-    def examples(
-        self, plan: gate.Plan, queries: DividedQueries, base: Encoder, searcher: Searcher, encoded: EncodedCorpus
-    ) -> tuple[list[Example], int]:
-        """Training examples with mined negatives, and how many suspects were kept out."""
-        trainers = narrowed(plan.train, base, encoded, queries.grades, self.progress)
-        vectors = encode_query_texts(base, trainers, self.progress)
-        return make_examples(trainers, searcher, vectors, encoded.corpus, self.config, queries.grades, self.progress)
+    def examples(self, plan: gate.Plan, queries: DividedQueries, base: Base) -> tuple[list[Example], int]:
+        """Training examples with mined negatives, and how many suspects were kept out; made once for a whole fit."""
+        if self._mined is None:
+            trainers = narrowed(plan.train, base.encoder, base.encoded, queries.grades, self.progress)
+            vectors = encode_query_texts(base.encoder, trainers, self.progress)
+            self._mined = make_examples(
+                trainers, base.searcher, vectors, base.encoded.corpus, self.config, queries.grades, self.progress
+            )
+        return self._mined
 
     def settings(self, plan: gate.Plan) -> dict[str, Any]:
         """The settings that decide what a training makes of its queries."""
@@ -448,36 +441,29 @@ class _FitSteps:
             progress=self.progress,
         )  # fmt: skip
 
-    def cross_fit(
-        self,
-        plan: gate.Plan,
-        queries: DividedQueries,
-        base: Encoder,
-        searcher: Searcher,
-        encoded: EncodedCorpus,
-        fusion: LearntFusion,
-    ) -> CrossJudged:
+    def cross_fit(self, plan: gate.Plan, queries: DividedQueries, base: Base) -> CrossJudged:
         """Judge every query by a model that did not see it; the decision, before the model that ships is trained."""
-        strengths = self.config.gate.strengths(plan.evidence or Evidence.LABELLED)
-        arena = self.arena(plan.judge, base, encoded, queries.grades)
-        training = partial(self.out_of_fold, plan, queries, base, searcher, encoded, arena)
-        found = training("folds", strengths)
+        config, evidence = self.config, plan.evidence or Evidence.LABELLED
+        arena = self.arena(plan.judge, base.encoder, base.encoded, queries.grades)
+        trained_on = partial(self.out_of_fold, plan, queries, base, arena)
+        found = trained_on("folds", config.gate.strengths(evidence))
+        met = answer_was_trained(plan, queries.grades) if evidence is Evidence.LABELLED else None
         with self.clock("gate"):
-            judged = self.judge_folds(found, plan, queries, fusion)
+            judged = judge_folds(found, base.fusion, config, evidence, met)
         if judged.decision.adapted:
             return judged
-        fewest = min(len(train) for train, _ in plan.parts())
-        half = training("half-folds", (judged.strength,), share=0.5) if fewest >= 2 * FEWEST_DEV else None
+        sizes = [len(train) for train, _ in plan.parts()]
+        half = trained_on("half-folds", (judged.strength,), share=0.5) if min(sizes) >= 2 * FEWEST_DEV else None
         with self.clock("gate"):
-            return replace(judged, outlook=self.outlook(judged, half, plan, fusion))
+            return replace(
+                judged, outlook=outlook(judged, half, round(sum(sizes) / len(sizes)), base.fusion, config, evidence)
+            )
 
     def out_of_fold(
         self,
         plan: gate.Plan,
         queries: DividedQueries,
-        base: Encoder,
-        searcher: Searcher,
-        encoded: EncodedCorpus,
+        base: Base,
         arena: Arena,
         name: str,
         strengths: Sequence[float],
@@ -486,11 +472,11 @@ class _FitSteps:
         """Train a model for every fold, on this share of what may train there, and search for the fold's queries."""
         config = self.config
         with self.stage(
-            name, ("queries",), settings=self.settings(plan), encoder=base.fingerprint, folds=dict(plan.folds),
-            queries=[query.id for query in plan.train], strengths=strengths,
+            name, ("queries",), settings=self.settings(plan), encoder=base.encoder.fingerprint,
+            folds=dict(plan.folds), queries=[query.id for query in plan.train], strengths=strengths,
         ) as stage:  # fmt: skip
             if not stage.finished:
-                examples, _ = self.examples(plan, queries, base, searcher, encoded)
+                examples, _ = self.examples(plan, queries, base)
                 barred: dict[str, frozenset[int]] = {}
                 for query in plan.train:
                     barred[query.text] = barred.get(query.text, frozenset()) | plan.barred[query.id]
@@ -501,69 +487,14 @@ class _FitSteps:
                         for example in examples
                         if fold not in barred[example.query] and chance(config.seed, example.query) < share
                     ]
-                    return self.train_on(base, own, plan, None, stage.scratch / f"checkpoint-{fold}").encoder
+                    return self.train_on(base.encoder, own, plan, None, stage.scratch / f"checkpoint-{fold}").encoder
 
-                with self.frozen_layers(base):
+                with self.frozen_layers(base.encoder):
                     cross_fit(
                         arena, plan.folds, strengths, trained, stage.scratch,
                         queries_only=config.adapter.adapt == "query", seed=config.seed,
                     ).save(stage.path / "folds.npz")  # fmt: skip
             return CrossFitted.load(stage.path / "folds.npz", arena.judged)
-
-    def outlook(
-        self, judged: CrossJudged, half: CrossFitted | None, plan: gate.Plan, base_fusion: LearntFusion
-    ) -> dict[str, Forecast]:
-        """How the gain grows with the number of queries, by kind of search."""
-        whole = judged.found
-        count = float(np.mean([len(train) for train, _ in plan.parts()]))
-        sizes = [round(count)] if half is None else [round(count / 2), round(count)]
-        runs = [whole] if half is None else [half, whole]
-        gains: dict[str, list[NDArray[np.float64]]] = {"dense search": [], "default search": []}
-        for found in runs:
-            before = self.quality_of(found, None, plan, base_fusion)
-            after = self.quality_of(found, judged.strength, plan, base_fusion)
-            gains["dense search"].append(after[0] - before[0])
-            gains["default search"].append(after[1] - before[1])
-        return {name: forecast(sizes, rows, judging_share=1.0, seed=self.config.seed) for name, rows in gains.items()}
-
-    def judge_folds(
-        self, found: CrossFitted, plan: gate.Plan, queries: DividedQueries, base_fusion: LearntFusion
-    ) -> CrossJudged:
-        """The decision from what the models of the folds found."""
-        config, evidence = self.config, plan.evidence or Evidence.LABELLED
-        before = self.quality_of(found, None, plan, base_fusion)
-        sides = {strength: self.quality_of(found, strength, plan, base_fusion) for strength in found.adapted}
-        strength = gentlest({at: (dense + search) / 2 for at, (dense, search, _) in sides.items()})
-        dense, search, fusion = sides[strength]
-        met = answer_was_trained(plan, queries.grades)
-        decision = gate.decide(
-            strength=strength,
-            dense=(dense, before[0]),
-            search=(search, before[1]),
-            drift=found.drift[strength],
-            config=config.gate,
-            seed=config.seed,
-            met=[met[item.query.id] for item in found.judged] if evidence is Evidence.LABELLED else None,
-            crossed=True,
-        )
-        log.info("gate: %s", "; ".join(decision.reasons))
-        curve = {0.0: float(before[0].mean())} | {at: float(side[0].mean()) for at, side in sides.items()}
-        return CrossJudged(found, decision, strength, curve, fusion)
-
-    def quality_of(
-        self, found: CrossFitted, strength: float | None, plan: gate.Plan, base_fusion: LearntFusion
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], LearntFusion]:
-        """nDCG@10 per query (Q,) of dense and of the default search at a strength (None = the base), and the fusion."""
-        side = found.base if strength is None else found.adapted[strength]
-        fusion, search = learn_by_folds(
-            side.candidates[base_fusion.fusion.feedback],
-            found.judged,
-            found.folds,
-            base_fusion,
-            self.config.fusion,
-            evidence=plan.evidence or Evidence.LABELLED,
-        )
-        return side.dense_quality(found.judged), search, fusion
 
     def confirm(
         self,
@@ -571,11 +502,11 @@ class _FitSteps:
         crossed: CrossJudged,
         plan: gate.Plan,
         queries: DividedQueries,
-        encoded: EncodedCorpus,
+        base: Base,
     ) -> tuple[gate.Decision, Trained, EncodedCorpus]:
         """What ships after cross-fitting: the model trained on all, unless it moved too far from the base."""
-        adapted = self.adapted(trained, encoded)
-        moved = drift(encoded.vectors, adapted.vectors, seed=self.config.seed)
+        adapted = self.adapted(trained, base.encoded)
+        moved = drift(base.encoded.vectors, adapted.vectors, seed=self.config.seed)
         decision = gate.within_drift(crossed.decision, moved, self.config.gate)
         fusion = crossed.fusion
         if plan.evidence is not Evidence.LABELLED and self.config.fusion.weight is None:
@@ -593,31 +524,26 @@ class _FitSteps:
             return self.encode("adapted-vectors", encoded.corpus, trained.encoder, ("chunks", "train"))
 
     def train(
-        self,
-        plan: gate.Plan,
-        queries: DividedQueries,
-        base: Encoder,
-        searcher: Searcher,
-        encoded: EncodedCorpus,
-        crossed: CrossJudged | None = None,
+        self, plan: gate.Plan, queries: DividedQueries, base: Base, crossed: CrossJudged | None = None
     ) -> Trained:
         """Mine, train, and choose how far to go from the base; after cross-fitting that is known."""
         from ragadapt.encoder import Encoder
 
-        config, corpus = self.config, encoded.corpus
+        config = self.config
         settings = self.settings(plan)
         settings["strengths"] = (  # all of the gate that this stage looks at
             sorted(config.gate.interpolation) if crossed is None else crossed.strength
         )
         ids = [query.id for query in plan.train]
         with self.stage(
-            "train", ("queries",), settings=settings, encoder=base.fingerprint, queries=ids, portable=self.portable
-        ) as stage:
+            "train", ("queries",), settings=settings, encoder=base.encoder.fingerprint, queries=ids,
+            portable=self.portable,
+        ) as stage:  # fmt: skip
             if not stage.finished:
-                examples, suspects = self.examples(plan, queries, base, searcher, encoded)
-                pool = None if crossed else self.dev_pool(plan, queries, base, encoded)
-                with self.frozen_layers(base):
-                    result = self.train_on(base, examples, plan, pool, stage.scratch / "checkpoint")
+                examples, suspects = self.examples(plan, queries, base)
+                pool = None if crossed else self.dev_pool(plan, queries, base)
+                with self.frozen_layers(base.encoder):
+                    result = self.train_on(base.encoder, examples, plan, pool, stage.scratch / "checkpoint")
                     if crossed is None:
                         strength, strengths = choose_strength(result.encoder, pool, config, self.progress)
                     else:
@@ -631,7 +557,9 @@ class _FitSteps:
                     "history": [asdict(point) for point in result.history],
                     "examples": len(examples),
                     "suspects": suspects,
-                    "negatives": None if crossed else held_out_negatives(examples, plan, corpus, config.training.loss),
+                    "negatives": None
+                    if crossed
+                    else held_out_negatives(examples, plan, base.encoded.corpus, config.training.loss),
                     "checks": proof(effect, saved),
                 }
                 (stage.path / "trained.json").write_text(json.dumps(record), encoding="utf-8")
@@ -649,12 +577,10 @@ class _FitSteps:
             tuple(record["checks"]),
         )
 
-    def dev_pool(
-        self, plan: gate.Plan, queries: DividedQueries, base: Encoder, encoded: EncodedCorpus
-    ) -> DevPool | None:
+    def dev_pool(self, plan: gate.Plan, queries: DividedQueries, base: Base) -> DevPool | None:
         """The pool of the best dev queries of which there are enough."""
         for judges in dev_judges(queries.dev, plan):
-            arena = self.arena(judges, base, encoded, queries.grades)
+            arena = self.arena(judges, base.encoder, base.encoded, queries.grades)
             pool = dev_pool(arena, seed=self.config.seed)
             if pool is not None:
                 log.info("%d dev queries (%s) steer the training", len(pool.judged), judges[0].evidence.value)
@@ -680,29 +606,23 @@ class _FitSteps:
             encoder.release_prefix_cache()
 
     def judge(
-        self,
-        trained: Trained,
-        plan: gate.Plan,
-        queries: DividedQueries,
-        encoded: EncodedCorpus,
-        base: Encoder,
-        base_fusion: LearntFusion,
+        self, trained: Trained, plan: gate.Plan, queries: DividedQueries, base: Base
     ) -> tuple[gate.Decision, Trained, EncodedCorpus]:
         """Compare with the base on held-out queries; the decision, the trained side with its fusion, its vectors."""
         config = self.config
-        adapted = self.adapted(trained, encoded)
+        adapted = self.adapted(trained, base.encoded)
         rank, chosen = one_rank([q for q in queries.dev if q.evidence is plan.evidence], ENOUGH, MOST)
         grades = queries.grades
         with self.clock("gate"):
-            fusion = base_fusion
+            fusion = base.fusion
             if chosen:
                 arena = self.arena(chosen, trained.encoder, adapted, grades)
-                neutral = self.moved(base_fusion, queries, trained.encoder, adapted)
+                neutral = self.moved(base.fusion, queries, trained.encoder, adapted)
                 fusion = learn_fusion(arena, config.fusion, evidence=rank, neutral=neutral)
-            before = self.arena(plan.judge, base, encoded, grades).with_fusion(base_fusion.fusion)
+            before = self.arena(plan.judge, base.encoder, base.encoded, grades).with_fusion(base.fusion.fusion)
             after = self.arena(plan.judge, trained.encoder, adapted, grades)
             after = after.with_fusion(fusion.fusion)
-            moved = drift(encoded.vectors, adapted.vectors, seed=config.seed)
+            moved = drift(base.encoded.vectors, adapted.vectors, seed=config.seed)
             met = answer_was_trained(plan, queries.grades)
             decision = gate.decide(
                 strength=trained.strength,
@@ -722,29 +642,28 @@ class _FitSteps:
         self,
         documents: Sequence[Document],
         skipped: Sequence[Any],
-        corpus: Corpus,
         queries: DividedQueries,
         plan: gate.Plan,
         decision: gate.Decision,
         trained: Trained | None,
         crossed: CrossJudged | None,
-        base: tuple[Encoder, EncodedCorpus, LearntFusion],
+        base: Base,
         shipped: tuple[Encoder, EncodedCorpus, LearntFusion],
     ) -> Report:
-        """Measure what ships beside the baselines on the held-out queries of the best rank."""
-        config = self.config
+        """Measure what ships beside the baselines on the queries that judged, or the held-out ones of the best rank."""
+        config, corpus = self.config, base.encoded.corpus
         with self.clock("report"):
             rank, chosen = one_rank(queries.heldout, dict.fromkeys(Evidence, 1), MOST)
             if rank is Evidence.CROP:
                 chosen = chosen[:: -(-len(chosen) // _CROPS)]
             if plan.judge:
                 rank, chosen = plan.evidence, list(plan.judge)
-            arena, after = None, None
+            arena, before, after = None, None, None
             if chosen:
-                arena = self.arena(chosen, base[0], base[1], queries.grades).with_fusion(base[2].fusion)
+                arena = self.arena(chosen, base.encoder, base.encoded, queries.grades).with_fusion(base.fusion.fusion)
+                before = runs_of_base(arena, None if crossed is None else crossed.base_fusions)
                 if decision.adapted and crossed is not None:
-                    side = crossed.found.adapted[crossed.strength]
-                    after = AfterTraining.out_of_fold(arena, side, shipped[2].fusion)
+                    after = AfterTraining.out_of_fold(arena, crossed.found.adapted[crossed.strength], crossed.fusions)
                 elif decision.adapted:
                     encoder, encoded, learnt = shipped
                     adapted = self.arena(chosen, encoder, encoded, queries.grades).with_fusion(learnt.fusion)
@@ -780,10 +699,10 @@ class _FitSteps:
                 profile=self.clock.profile,
                 configuration=config.model_dump(mode="json"),
                 seed=config.seed,
-                base_model=base[0].spec.model,
-                licences=_licences(base[0], config),
+                base_model=base.encoder.spec.model,
+                licences=_licences(base.encoder, config),
             )
-            return build_report(facts, arena, after)
+            return build_report(facts, arena, before, after)
 
     def commit(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -39,6 +39,7 @@ ENOUGH = {Evidence.LABELLED: 10, Evidence.HUMAN: 40, Evidence.PARAPHRASE: 40, Ev
 
 _TOLERANCE = 2.0  # standard errors; what was found in the documents is asked otherwise than users ask
 _UNBIASED = (Evidence.LABELLED, Evidence.HUMAN)  # the rest repeat their passage's words: they favour the lexical side
+DEPTH = 100  # of the rankings that are measured
 MOST = 1000  # queries looked at; the curve is smooth long before
 
 # Kinds of queries by which the shape of the scores is told, the likest to what users ask first.
@@ -70,7 +71,7 @@ class LearntFusion:
     neutral: float = NEUTRAL_WEIGHT  # where it started
 
 
-def ranking(arena: Arena, system: System, *, k: int = 100) -> list[NDArray[np.int64]]:
+def ranking(arena: Arena, system: System, *, k: int = DEPTH) -> list[NDArray[np.int64]]:
     """Ranked positions per query."""
     searcher, texts = arena.searcher, [item.query.text for item in arena.judged]
     if system in ("dense", "lexical"):
@@ -201,41 +202,37 @@ def learn_by_folds(
     config: FusionConfig,
     *,
     evidence: Evidence,
-) -> tuple[LearntFusion, NDArray[np.float64]]:
-    """The fusion learnt from all queries, and nDCG@10 (Q,) of each under a weight learnt without its fold.
+) -> tuple[LearntFusion, tuple[Fusion, ...]]:
+    """The fusion learnt from all queries, and for each query the one that was learnt without its fold.
 
     found: their candidates, out of fold. start: what the base learnt; the weight moves away from it only for a gain
     that shows. Queries that were written from the passages can't say what a trained model's weight should be, so with
     those `start` stays.
     """
-
-    def under(fusion: Fusion, queries: Iterable[int]) -> dict[int, float]:
-        return {at: judged[at].ndcg(found[at].ranked(fusion, 100)[0]) for at in queries}
-
-    everyone = range(len(judged))
     if config.weight is not None or evidence is not Evidence.LABELLED:
-        values = under(start.fusion, everyone)
-        return start, np.array([values[at] for at in everyone])
-    judges = [item.ndcg for item in judged]
+        return start, (start.fusion,) * len(judged)
 
-    def learnt(queries: Sequence[int]) -> FusionCurve:
+    def learnt(rows: NDArray[np.int64]) -> FusionCurve:
         return learn_weight(
-            [found[at] for at in queries],
-            [judges[at] for at in queries],
+            [found[at] for at in rows],
+            [judged[at].ndcg for at in rows],
             start=start.fusion,
             neutral=start.fusion.weight,
         )
 
-    values = {}
-    for fold in sorted(set(folds.tolist())):
-        curve = learnt(np.flatnonzero(folds != fold).tolist())
-        values |= under(replace(start.fusion, weight=curve.chosen), np.flatnonzero(folds == fold).tolist())
-    curve = learnt(everyone)
-    reason = f"learnt from {len(judged)} queries ({evidence.value}), each searched by a model that had not seen it"
-    fusion = replace(start.fusion, weight=curve.chosen)
-    return LearntFusion(fusion, evidence, len(judged), curve, reason, start.neutral), np.array(
-        [values[at] for at in everyone]
+    without = {
+        fold: replace(start.fusion, weight=learnt(np.flatnonzero(folds != fold)).chosen) for fold in set(folds.tolist())
+    }
+    curve = learnt(np.arange(len(judged)))
+    fusion = LearntFusion(
+        replace(start.fusion, weight=curve.chosen),
+        evidence,
+        len(judged),
+        curve,
+        f"learnt from {len(judged)} queries ({evidence.value}), each searched by a model that had not seen it",
+        start.neutral,
     )
+    return fusion, tuple(without[fold] for fold in folds.tolist())
 
 
 def _without_harmful_feedback(arena: Arena, fusion: Fusion) -> Fusion:

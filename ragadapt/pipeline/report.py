@@ -19,11 +19,12 @@ from ragadapt.evaluation.judging import JudgedQuery
 from ragadapt.evaluation.metrics import Run
 from ragadapt.pipeline.arena import Arena, dense_scores
 from ragadapt.pipeline.corpus import Corpus
-from ragadapt.pipeline.crossfit import Rankings
-from ragadapt.pipeline.fusion import LearntFusion, System, ranking
+from ragadapt.pipeline.crossfit import Rankings, fused
+from ragadapt.pipeline.fusion import DEPTH, LearntFusion, System, ranking
 from ragadapt.profiling import Profile
 from ragadapt.report import build
 from ragadapt.report.build import library_versions
+from ragadapt.report.words import judges
 from ragadapt.search.fusion import Floats, Fusion, Positions
 from ragadapt.text import printable
 from ragadapt.values import Chunk, Document, Evidence
@@ -39,7 +40,6 @@ _LABELS = {
     "fitted-dense": "fitted model, dense",
     "shipped": "fitted retriever (default search)",
 }
-_DEPTH = 100  # of the runs that are measured
 _FLATTERING = "cut from the passages themselves, so BM25 looks better here than with users' own questions"
 
 
@@ -91,15 +91,24 @@ class AfterTraining:
         return cls(runs(arena, {"fitted-dense": "dense", "shipped": "hybrid"}), *dense_scores(arena))
 
     @classmethod
-    def out_of_fold(cls, arena: Arena, found: Rankings, fusion: Fusion) -> AfterTraining:
-        """Of queries that all train, each searched by a model that did not see it."""
-        fused = [candidates.ranked(fusion, _DEPTH)[0] for candidates in found.candidates[fusion.feedback]]
+    def out_of_fold(cls, arena: Arena, found: Rankings, fusions: Sequence[Fusion]) -> AfterTraining:
+        """Of queries that all train, each searched by a model and under a mix that did not see it."""
+        hybrid = fused(found.candidates[fusions[0].feedback], fusions)
         return cls(
-            {"fitted-dense": run_of(arena, found.dense), "shipped": run_of(arena, fused)}, found.answers, found.others
+            {"fitted-dense": run_of(arena, found.dense), "shipped": run_of(arena, hybrid)}, found.answers, found.others
         )
 
 
-def runs(arena: Arena, systems: Mapping[str, System], *, k: int = _DEPTH) -> dict[str, Run]:
+def runs_of_base(arena: Arena, fusions: Sequence[Fusion] | None) -> dict[str, Run]:
+    """What the untuned baselines and the base's tuned search find. fusions: one for each query, where the mix was
+    learnt from these very queries; None = the arena's."""
+    made = runs(arena, {"base-dense": "dense", "bm25": "lexical", "base-hybrid": "rrf"})
+    if fusions is None:
+        return made | runs(arena, {"base-fused": "hybrid"})
+    return made | {"base-fused": run_of(arena, fused(arena.candidates(fusions[0]), fusions))}
+
+
+def runs(arena: Arena, systems: Mapping[str, System], *, k: int = DEPTH) -> dict[str, Run]:
     """Name → run over unit ids (documents where documents were judged)."""
     return {name: run_of(arena, ranking(arena, system, k=k)) for name, system in systems.items()}
 
@@ -128,12 +137,14 @@ def unit_name(item: JudgedQuery, unit: int, arena: Arena) -> str:
     return arena.searcher.ids_of([unit])[0]
 
 
-def build_report(facts: Facts, base: Arena | None, after: AfterTraining | None) -> reports.Report:
-    """The report. base: the judging queries, None where nothing is judged; after: what an adapted model that ships
-    finds for them."""
+def build_report(
+    facts: Facts, base: Arena | None, before: Mapping[str, Run] | None, after: AfterTraining | None
+) -> reports.Report:
+    """The report. base: the judging queries, None where nothing is judged; before: the baselines' runs of them; after:
+    what an adapted model that ships finds."""
     measured: dict[str, Any] = {}
-    if base is not None and base.judged:
-        measured = _measure(facts, base, after)
+    if base is not None and before is not None and base.judged:
+        measured = _measure(facts, base, before, after)
     decision = facts.decision
     warnings = list(facts.warnings)
     if facts.evidence is Evidence.CROP:
@@ -158,6 +169,7 @@ def build_report(facts: Facts, base: Arena | None, after: AfterTraining | None) 
         else reports.EvidenceUsed(
             tier=facts.evidence.value,
             queries=facts.judged,
+            crossed=bool(facts.plan.crossed),
             note=_FLATTERING if facts.evidence is Evidence.CROP else "",
         ),
         fusion=_fusion_curve(facts.fusion),
@@ -220,9 +232,8 @@ def _timings(facts: Facts) -> tuple[reports.Timing, ...]:
     return tuple(made)
 
 
-def _measure(facts: Facts, base: Arena, after: AfterTraining | None) -> dict[str, Any]:
-    corpus = facts.corpus
-    found = runs(base, {"base-dense": "dense", "bm25": "lexical", "base-hybrid": "rrf", "base-fused": "hybrid"})
+def _measure(facts: Facts, base: Arena, before: Mapping[str, Run], after: AfterTraining | None) -> dict[str, Any]:
+    corpus, found = facts.corpus, dict(before)
     if after is not None:
         found |= after.runs
     else:
@@ -442,7 +453,7 @@ def model_card(report: reports.Report) -> str:
             lines.append(f"| {_plain(system.label)} | {value.value:.3f}{interval} |")
         lines.append("")
     if report.evidence is not None:
-        lines += [f"Measured on {report.evidence.queries} held-out queries ({report.evidence.tier}).", ""]
+        lines += [f"Measured on {judges(report.evidence)} ({report.evidence.tier}).", ""]
     lines += ["Licences: " + "; ".join(_plain(f"{item.what}: {item.licence}") for item in report.licences) + ".", ""]
     lines += [f"- {_plain(warning)}" for warning in report.warnings]
     return "\n".join(lines).rstrip() + "\n"

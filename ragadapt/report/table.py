@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ragadapt.report.values import Report
-from ragadapt.report.words import EVIDENCE, cautions, headline, score, signed
+from ragadapt.report.words import EVIDENCE, cautions, headline, judges, score, signed
 from ragadapt.text import printable
 
 
@@ -43,12 +43,8 @@ def table(report: Report) -> str:
             lines.append("* ships")
         lines.append("")
     if report.evidence is not None:
-        many = "question" if report.evidence.queries == 1 else "questions"
         words = EVIDENCE.get(report.evidence.tier, "")
-        lines.append(
-            f"Judged by {report.evidence.queries} held-out {many}: {report.evidence.tier}"
-            + (f" ({words})" if words else "")
-        )
+        lines.append(f"Judged by {judges(report.evidence)}: {report.evidence.tier}" + (f" ({words})" if words else ""))
     lines.append(f"{report.verdict.outcome}: {headline(report)}" if report.verdict else headline(report))
     lines.extend(f"Warning: {warning}" for warning in cautions(report))
     return "\n".join(map(printable, lines))

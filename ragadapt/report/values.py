@@ -113,11 +113,15 @@ class VerdictFacts(Part):
 
 
 class EvidenceUsed(Part):
-    """The questions that decided. tier: a ragadapt.values.Evidence; queries and documents: how many stood behind it."""
+    """The questions that decided. tier: a ragadapt.values.Evidence; queries and documents: how many stood behind it.
+
+    crossed: all of them train, too, and each judged a model that did not see it; else they were held out.
+    """
 
     tier: Text
     queries: int
     documents: int | None = None
+    crossed: bool = False
     note: Text = ""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ragadapt.evaluation.significance import FEW_QUERIES
-from ragadapt.report.values import MeasuredSystem, Report
+from ragadapt.report.values import EvidenceUsed, MeasuredSystem, Report
 
 METRICS = {
     "nDCG@10": "how well the first ten results are ordered; 1 is perfect",
@@ -62,6 +62,14 @@ def headline(report: Report) -> str:
     if gain and delta is not None and delta.better:
         return f"{found}. What ships ({name}) is still better than the untuned model alone{gain}."
     return f"{found}. What ships: {name}."
+
+
+def judges(evidence: EvidenceUsed) -> str:
+    """How many questions judged, and how."""
+    many = f"{count(evidence.queries)} {{}}question{'s' * (evidence.queries != 1)}"
+    if evidence.crossed:
+        return many.format("") + ", each by a model that had not seen it"
+    return many.format("held-out ")
 
 
 def _gain(metric: str, base: MeasuredSystem | None, shipped: MeasuredSystem | None) -> str:
