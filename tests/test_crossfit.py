@@ -19,18 +19,19 @@ from ragadapt.encoder import Encoder
 from ragadapt.errors import InvalidInput
 from ragadapt.evaluation import gate
 from ragadapt.evaluation.forecast import forecast
+from ragadapt.evaluation.judging import JudgedQuery
 from ragadapt.pipeline import crossfit
 from ragadapt.pipeline.adapt import gentlest
 from ragadapt.pipeline.arena import Arena, build_arena
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
 from ragadapt.pipeline.crossfit import CrossFitted, Rankings
 from ragadapt.pipeline.fit import FitResult, fit
-from ragadapt.pipeline.fusion import quality
+from ragadapt.pipeline.fusion import LearntFusion, learn_by_folds, quality
 from ragadapt.pipeline.queries import Labels, with_folds
 from ragadapt.pipeline.stages import save_lexical
 from ragadapt.queries import deal_folds
 from ragadapt.retriever import Retriever
-from ragadapt.search.fusion import Fusion
+from ragadapt.search.fusion import Candidates, Fusion
 from ragadapt.values import Chunk, Evidence, Query
 
 PAGES = 24
@@ -233,6 +234,27 @@ def test_the_gentlest_strength_that_cannot_be_told_from_the_best_is_chosen() -> 
     assert gentlest({0.5: np.full(100, 0.6) + noise, 1.0: np.full(100, 0.601)}) == 0.5
     assert gentlest({0.5: np.full(100, 0.6), 1.0: np.full(100, 0.7)}) == 1.0
     assert gentlest({1.0: np.array([0.5])}) == 1.0
+
+
+def test_a_mix_is_never_judged_by_the_queries_that_it_was_learnt_from() -> None:
+    """Ten queries whose answer stands out by words in one fold, ten by meaning in the other."""
+    best, worst = np.float32(5), np.float32(0)
+    positions = np.array([0, 1])
+
+    def found(dense_is_right: bool) -> Candidates:
+        right, wrong = np.array([best, worst]), np.array([worst, best])
+        return Candidates(positions, *((right, wrong) if dense_is_right else (wrong, right)))
+
+    queries = [JudgedQuery(label(number), {0: 1}) for number in range(20)]
+    folds = np.repeat([0, 1], 10)
+    candidates = [found(dense_is_right=fold == 0) for fold in folds]
+    start = LearntFusion(Fusion(), None, 0, None, "")
+    learnt, fusions = learn_by_folds(candidates, queries, folds, start, FitConfig().fusion, evidence=Evidence.LABELLED)
+    assert all(fusion.weight < 0.3 for fusion in fusions[:10])  # the other fold trusts words
+    assert all(fusion.weight == 0.5 for fusion in fusions[10:])
+    assert fusions[0] != fusions[-1] and learnt.queries == 20
+    stays, same = learn_by_folds(candidates, queries, folds, start, FitConfig().fusion, evidence=Evidence.PARAPHRASE)
+    assert stays is start and set(same) == {start.fusion}
 
 
 # A fit

@@ -387,6 +387,12 @@ def small(outcome: str, low: float = 0.01) -> Report:
     )
 
 
+def test_the_table_says_how_questions_judged_that_all_train() -> None:
+    crossed = EvidenceUsed(tier="labelled", queries=36, crossed=True)
+    report = small("WIN").model_copy(update={"evidence": crossed})
+    assert "Judged by 36 questions, each by a model that had not seen it: labelled" in table(report)
+
+
 def test_the_table_is_aligned_and_marks_what_ships() -> None:
     assert table(small("WIN")) == (
         "                           nDCG@10   R@10       against base dense\n"
