@@ -199,7 +199,7 @@ class GateConfig(Settings):
     most_dense: float = Field(0.5, ge=0, le=1)  # neutral weight up to which a language model's questions may train
     fold_strengths: tuple[Strength, ...] = Field((0.5, 1.0), min_length=1)  # tried by cross-fitting
     folds: int = Field(3, ge=2)  # of cross-fitting: each query is judged by a model that saw only the other folds
-    cross_fit_below: int = Field(150, ge=0)  # labelled queries; of more, a held-out part judges well enough
+    cross_fit_below: int = Field(200, ge=0)  # labelled queries; of more, a held-out part judges well enough
     interpolation: tuple[Strength, ...] = (0.75, 0.5, 0.25)  # strengths tried between base (0) and adapted (1)
 
     def strengths(self, evidence: Evidence) -> tuple[float, ...]:
