@@ -230,8 +230,9 @@ def _if_enough_train(queries: _Queries, plan: Plan) -> Plan:
     """The plan, or one that says that too little is left to train on."""
     if len(plan.train) >= FEWEST_TO_TRAIN or plan.evidence is None:
         return plan
+    judges = "queries" if plan.crossed else "held-out queries"
     reason = (
-        f"{len(plan.judge)} queries ({plan.evidence.value}) could judge a trained model, but only {len(plan.train)} "
+        f"{len(plan.judge)} {judges} ({plan.evidence.value}) could judge a trained model, but only {len(plan.train)} "
         "are left to train on that are not text cut from the passages (which teaches a pre-trained encoder little or "
         f"does harm); at least {FEWEST_TO_TRAIN} are needed. {queries.advice()}."
     )
