@@ -6,6 +6,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from ragadapt.evaluation import gate
 from ragadapt.evaluation.forecast import forecast
 from ragadapt.evaluation.judging import JudgedQuery
 from ragadapt.pipeline import crossfit
+from ragadapt.pipeline import fit as module
 from ragadapt.pipeline.adapt import gentlest
 from ragadapt.pipeline.arena import Arena, build_arena
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
-from ragadapt.pipeline.crossfit import CrossFitted, Rankings
+from ragadapt.pipeline.crossfit import CrossFitted, CrossJudged, Rankings
 from ragadapt.pipeline.fit import FitResult, fit
 from ragadapt.pipeline.fusion import LearntFusion, learn_by_folds, quality
 from ragadapt.pipeline.queries import Labels, with_folds
@@ -403,6 +405,44 @@ def test_a_killed_cross_fitting_goes_on_from_its_last_fold(
         assert one.encoder.fingerprint == other.encoder.fingerprint
 
 
+def test_a_language_models_questions_ship_with_the_mix_by_which_they_were_judged(
+    docs: Path, model: Path, tmp_path: Path, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ragadapt.pipeline import queries as asking
+
+    def asked(chunks: Sequence[Chunk], *_: Any, **__: Any) -> list[Query]:
+        rng = random.Random(1)
+        made = []
+        for at, chunk in enumerate(chunks):
+            for turn, kind in enumerate(("question", "search", "claim")):
+                text = " ".join(rng.sample(chunk.text.split(), 5))
+                made.append(Query(f"m{at} {turn}", text, f"lm-{kind}", Evidence.PARAPHRASE, (chunk.id,)))
+        return made
+
+    monkeypatch.setattr(asking, "generate_queries", asked)
+    monkeypatch.setitem(gate.MINIMUM, Evidence.PARAPHRASE, 80)
+    decide = gate.decide
+    monkeypatch.setattr(
+        gate, "decide", lambda **given: replace(decide(**given), verdict=gate.Verdict.WIN, strength=given["strength"])
+    )
+    judged: list[CrossJudged] = []
+    real = module.judge_folds
+    monkeypatch.setattr(module, "judge_folds", lambda *given: judged.append(real(*given)) or judged[-1])
+    generator = {
+        "generator_url": "http://localhost:1/v1",
+        "generator_model": "m",
+        "round_trip_k": 50,
+        "max_overlap": 1.0,
+    }
+    config = settings(model, query=generator, training={"epochs": 1}, gate={"most_dense": 1.0})
+    result = fit([docs], tmp_path / "r", config)
+    first, second, last = watched.queries
+    assert len(first | second) == len(last) >= 80 and not (last - first) & (last - second)
+    assert {query.evidence for query in (item.query for item in judged[0].found.judged)} == {Evidence.PARAPHRASE}
+    with Retriever.open(result.path) as retriever:
+        assert retriever.fusion == judged[0].fusions[0] == judged[0].base_fusions[0]
+
+
 def test_with_the_query_side_alone_the_passages_stay(
     docs: Path, model: Path, labels: Labels, tmp_path: Path, watched: Watched
 ) -> None:
@@ -413,8 +453,6 @@ def test_with_the_query_side_alone_the_passages_stay(
 def test_a_model_trained_on_all_that_moved_too_far_does_not_ship(
     docs: Path, model: Path, labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ragadapt.pipeline import fit as module
-
     monkeypatch.setattr(module, "drift", lambda *_, **__: 3.0)
     result = fit([docs], tmp_path / "r", settings(model), labels=[labels])
     assert not result.decision.adapted

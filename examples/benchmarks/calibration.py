@@ -40,14 +40,13 @@ from ragadapt.evaluation import gate, paired_bootstrap
 from ragadapt.evaluation.significance import Interval
 from ragadapt.pipeline.adapt import drift
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
-from ragadapt.pipeline.crossfit import CrossFitted, CrossJudged, judge_folds
+from ragadapt.pipeline.crossfit import CrossFitted, judge_folds
 from ragadapt.pipeline.fit import Base, _FitSteps
 from ragadapt.pipeline.fusion import quality
 from ragadapt.pipeline.queries import DividedQueries, _round_trip, answer_was_trained, with_folds
 from ragadapt.pipeline.stages import searcher_of
 from ragadapt.profiling import Clock
 from ragadapt.queries import clean_queries, structural_queries
-from ragadapt.search.fusion import Fusion
 from ragadapt.store.workspace import Workspace
 from ragadapt.training.processes import Processes
 from ragadapt.values import Document, Evidence, Query, no_progress
@@ -171,8 +170,7 @@ def cases(part: Part, signal: str, size: int, config: FitConfig) -> list[dict[st
         result.encoder.scale(strength)
         model = result.encoder.merged()
         adapted = EncodedCorpus(part.corpus, model.encode_passages(part.corpus.passages))
-        fusion = _shipped_fusion(steps, judged, queries, model, adapted, evidence)
-        after = steps.arena(part.test, model, adapted, part.grades).with_fusion(fusion)
+        after = steps.arena(part.test, model, adapted, part.grades).with_fusion(judged.fusion.fusion)
         dense, search = (
             paired_bootstrap(quality(after, system), quality(before, system), seed=config.seed)
             for system in ("dense", "hybrid")
@@ -200,21 +198,6 @@ def cases(part: Part, signal: str, size: int, config: FitConfig) -> list[dict[st
         )
     seconds = round(time.perf_counter() - started)
     return [{**case, "documents": len(part.corpus.documents), "seconds of all strengths": seconds} for case in made]
-
-
-def _shipped_fusion(
-    steps: _FitSteps,
-    judged: CrossJudged,
-    queries: DividedQueries,
-    model: Encoder,
-    adapted: EncodedCorpus,
-    evidence: Evidence,
-) -> Fusion:
-    """The mix with which this model would ship."""
-    if evidence is Evidence.LABELLED:
-        return judged.fusion.fusion
-    start = steps.moved(judged.fusion, queries, model, adapted)
-    return replace(judged.fusion.fusion, weight=start.weight)
 
 
 def _at(found: CrossFitted, strength: float) -> CrossFitted:

@@ -1,8 +1,10 @@
-"""How sure a difference is: percentile bootstrap over queries.
+"""How sure a difference is: percentile bootstrap over queries, and Fisher's randomization test beside it.
 
 Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13; for retrieval, Smucker, Allan and
 Carterette, CIKM 2007. Paired: both systems are resampled with the same queries, so the spread between easy
-and hard queries cancels.
+and hard queries cancels. Where few queries differ at all the bootstrap is too sure: four of 36 that gain, and none
+that loses, lie above 0 in 98 % of the resamples, and four coins fall all alike one time in eight. A difference is
+beyond doubt where both say so.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ class Interval:
 
     delta: the observed mean or mean difference, never a bootstrap average. p_better: share of the
     resamples in which the difference is above 0, ties counted half; None for a single system. n: queries.
-    clusters: groups of queries that were drawn together, n where each was drawn alone.
+    clusters: groups of queries that were drawn together, n where each was drawn alone. p_value: two-sided, by the
+    randomization test; None for a single system.
     """
 
     delta: float
@@ -37,6 +40,7 @@ class Interval:
     n: int
     clusters: int
     confidence: float = 0.95
+    p_value: float | None = None
 
     @property
     def few(self) -> bool:
@@ -45,13 +49,17 @@ class Interval:
 
     @property
     def better(self) -> bool:
-        """The whole interval lies above 0."""
-        return self.low > 0
+        """The whole interval lies above 0, and chance does not explain that."""
+        return self.low > 0 and self._no_chance
 
     @property
     def worse(self) -> bool:
-        """The whole interval lies below 0."""
-        return self.high < 0
+        """The whole interval lies below 0, and chance does not explain that."""
+        return self.high < 0 and self._no_chance
+
+    @property
+    def _no_chance(self) -> bool:
+        return self.p_value is None or self.p_value <= 1 - self.confidence
 
 
 def paired_bootstrap(
@@ -123,8 +131,27 @@ def _bootstrap(
         # The ratio of sums is the mean over the queries that were drawn: clusters differ in size.
         means[start:stop] = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    better = float((means > 0).mean() + (means == 0).mean() / 2) if compare else None
-    return Interval(float(values.mean()), float(low), float(high), better, n, groups, confidence)
+    if not compare:
+        return Interval(float(values.mean()), float(low), float(high), None, n, groups, confidence)
+    better = float((means > 0).mean() + (means == 0).mean() / 2)
+    p_value = _randomized(sums, samples, rng)
+    return Interval(float(values.mean()), float(low), float(high), better, n, groups, confidence, p_value)
+
+
+def _randomized(sums: npt.NDArray[np.float64], samples: int, rng: np.random.Generator) -> float:
+    """Share of the ways to swap the two systems, query by query, that differ at least as much as they do: of all ways
+    where there are few, else of as many as the bootstrap draws."""
+    differing = sums[sums != 0]
+    observed = abs(float(differing.sum())) * (1 - 1e-12)
+    if 2 ** len(differing) <= samples:
+        signs = 1.0 - 2.0 * (np.arange(2 ** len(differing))[:, None] >> np.arange(len(differing)) & 1)
+        return float((np.abs(signs @ differing) >= observed).mean())
+    count = 0
+    block = max(1, 2_000_000 // len(differing))
+    for start in range(0, samples, block):
+        drawn = rng.integers(0, 2, size=(min(block, samples - start), len(differing)), dtype=np.int8)
+        count += int((np.abs((1.0 - 2.0 * drawn) @ differing) >= observed).sum())
+    return (count + 1) / (samples + 1)
 
 
 def _array(values: Values, name: str) -> npt.NDArray[np.float64]:

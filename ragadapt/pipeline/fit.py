@@ -206,7 +206,7 @@ def _fit(
             if crossed is None:
                 decision, trained, adapted = steps.judge(trained, plan, queries, base)
             else:
-                decision, trained, adapted = steps.confirm(trained, crossed, plan, queries, base)
+                decision, trained, adapted = steps.confirm(trained, crossed, encoded)
             if decision.adapted:
                 shipped, shipped_encoded = trained.encoder, adapted
                 fusion = trained.fusion or base.fusion
@@ -497,24 +497,14 @@ class _FitSteps:
             return CrossFitted.load(stage.path / "folds.npz", arena.judged)
 
     def confirm(
-        self,
-        trained: Trained,
-        crossed: CrossJudged,
-        plan: gate.Plan,
-        queries: DividedQueries,
-        base: Base,
+        self, trained: Trained, crossed: CrossJudged, encoded: EncodedCorpus
     ) -> tuple[gate.Decision, Trained, EncodedCorpus]:
-        """What ships after cross-fitting: the model trained on all, unless it moved too far from the base."""
-        adapted = self.adapted(trained, base.encoded)
-        moved = drift(base.encoded.vectors, adapted.vectors, seed=self.config.seed)
+        """What ships after cross-fitting: the model trained on all, with the mix by which the folds were judged, unless
+        it moved too far from the base."""
+        adapted = self.adapted(trained, encoded)
+        moved = drift(encoded.vectors, adapted.vectors, seed=self.config.seed)
         decision = gate.within_drift(crossed.decision, moved, self.config.gate)
-        fusion = crossed.fusion
-        if plan.evidence is not Evidence.LABELLED and self.config.fusion.weight is None:
-            start = self.moved(fusion, queries, trained.encoder, adapted)
-            fusion = replace(
-                fusion, fusion=replace(fusion.fusion, weight=start.weight), curve=None, reason=start.reason
-            )
-        return decision, replace(trained, fusion=fusion, drift=moved), adapted
+        return decision, replace(trained, fusion=crossed.fusion, drift=moved), adapted
 
     def adapted(self, trained: Trained, encoded: EncodedCorpus) -> EncodedCorpus:
         """The passages by the trained model; where only queries are adapted, as they are."""
