@@ -375,6 +375,23 @@ def test_where_nothing_is_gained_the_report_says_how_many_questions_would_show_i
     assert len(result.report.curves) == 2
 
 
+def test_held_out_labels_say_how_many_in_all_would_show_a_gain(
+    docs: Path, model: Path, labels: Labels, tmp_path: Path
+) -> None:
+    config = settings(
+        model, training={"learning_rate": 1e-7}, gate={"cross_fit_below": 0}, split={"heldout": 0.4, "dev": 0.2}
+    )
+    result = fit([docs], tmp_path / "r", config, labels=[labels])
+    assert not result.decision.adapted and result.report.verdict is not None
+    step = next(step for step in result.report.verdict.steps if step.name == "What would change the verdict?")
+    assert "labelled questions that judge show" in step.detail
+    gains = [curve for curve in result.report.curves if curve.title.startswith("Gain of")]
+    assert len(gains) == 2
+    at = [point.x for point in gains[0].points]
+    assert at == [round(times * at[0]) for times in (1, 1.5, 2, 3, 4)]
+    assert ASKED / 3 < at[0] < ASKED * 0.6
+
+
 def test_questions_that_all_say_the_same_train_nothing(docs: Path, model: Path, tmp_path: Path) -> None:
     with (tmp_path / "queries.jsonl").open("w") as queries, (tmp_path / "qrels.tsv").open("w") as qrels:
         qrels.write("query-id\tcorpus-id\tscore\n")
@@ -485,6 +502,13 @@ def test_how_many_would_prove_it_grows_as_the_gain_falls() -> None:
     assert forecast([50, 100], [noise - 0.1, noise - 0.1], seed=1).needed is None
 
 
+def test_what_only_trains_counts_among_those_that_are_needed() -> None:
+    gains = np.random.default_rng(0).normal(0.02, 0.2, 100)
+    alone, shared = (forecast([200], [gains], seed=1, total=total).needed for total in (None, 300))
+    assert alone is not None and shared is not None
+    assert shared[0] == pytest.approx(3 * alone[0], abs=3)
+
+
 def test_a_forecast_from_one_size_is_wide_and_faulty_shapes_are_refused() -> None:
     gains = np.random.default_rng(0).normal(0.05, 0.1, 200)
     one = forecast([100], [gains], seed=1)
@@ -493,3 +517,5 @@ def test_a_forecast_from_one_size_is_wide_and_faulty_shapes_are_refused() -> Non
     for sizes, rows in (([], []), ([1, 2, 3], [[0.1]] * 3), ([2, 1], [[0.1], [0.1]]), ([1, 2], [[0.1]])):
         with pytest.raises(InvalidInput):
             forecast(sizes, rows, seed=1)
+    with pytest.raises(InvalidInput, match="equal length"):
+        forecast([4, 8], [[0.1], [0.1, 0.2]], seed=1)

@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from ragadapt.config import FitConfig, TrainingConfig
 from ragadapt.corpus.sources import describe_sources, listed_sources, read_sources
 from ragadapt.errors import InvalidConfiguration, InvalidInput
 from ragadapt.evaluation import gate
+from ragadapt.evaluation.forecast import Forecast, forecast
 from ragadapt.index import check_index, chosen
 from ragadapt.lexical import LexicalIndex
 from ragadapt.pipeline.adapt import (
@@ -258,6 +259,7 @@ class Trained:
     checks: tuple[dict[str, Any], ...]
     fusion: LearntFusion | None = None
     drift: float | None = None
+    outlook: Mapping[str, Forecast] = field(default_factory=dict)  # by kind of search; empty where it ships
 
 
 @dataclass(frozen=True, eq=False)
@@ -614,17 +616,23 @@ class _FitSteps:
             after = after.with_fusion(fusion.fusion)
             moved = drift(base.encoded.vectors, adapted.vectors, seed=config.seed)
             met = answer_was_trained(plan, queries.grades)
+            dense, search = ((quality(after, system), quality(before, system)) for system in ("dense", "hybrid"))
             decision = gate.decide(
                 strength=trained.strength,
-                dense=(quality(after, "dense"), quality(before, "dense")),
-                search=(quality(after, "hybrid"), quality(before, "hybrid")),
+                dense=dense,
+                search=search,
                 drift=moved,
                 config=config.gate,
                 seed=config.seed,
                 met=[met[item.query.id] for item in before.judged],
             )
+            seen: dict[str, Forecast] = {}
+            if not decision.adapted and plan.evidence is Evidence.LABELLED:  # of other kinds nobody can give more
+                sizes, every = (len(plan.train),), len(plan.train) + len(plan.judge)
+                for name, (ours, theirs) in (("dense search", dense), ("default search", search)):
+                    seen[name] = forecast(sizes, [ours - theirs], seed=config.seed, total=every)
         log.info("gate: %s", "; ".join(decision.reasons))
-        return decision, replace(trained, fusion=fusion, drift=moved), adapted
+        return decision, replace(trained, fusion=fusion, drift=moved, outlook=seen), adapted
 
     # The folder
 
@@ -682,7 +690,7 @@ class _FitSteps:
                 history=trained.history if trained else (),
                 strengths=outcome.strengths if outcome else {},
                 strength=outcome.strength if outcome else None,
-                outlook=crossed.outlook if crossed else {},
+                outlook=outcome.outlook if outcome else {},
                 checks=trained.checks if trained else (),
                 precision=shipped[0].precision,
                 timings=self.clock.seconds,

@@ -368,17 +368,17 @@ def _strength_curve(facts: Facts) -> reports.Curve | None:
 def _outlook_words(facts: Facts) -> str:
     """How many queries would prove a gain, of the kind of search that needs fewer."""
     asked = "labelled questions" if facts.plan.evidence is Evidence.LABELLED else "questions by the language model"
+    judges = f"{len(facts.plan.judge)} {asked} that judge"
     seen = [(one.needed, name) for name, one in facts.outlook.items() if one.needed is not None]
+    curve = all(len(one.measured) > 1 for one in facts.outlook.values())
+    so_far = "it did so far" if curve else "such gains mostly do"
     if not seen:
-        return (
-            f"Not more of the same: {len(facts.plan.judge)} {asked} show no gain that grows. Another base model may "
-            "bring more."
-        )
+        return f"Not more of the same: the {judges} show no gain that grows. Another base model may bring more."
     (middle, low, high), name = min(seen)
     most = f"{high:,}" if high is not None else "more than can be said"
     return (
-        f"About {middle:,} {asked} in all would prove the gain of {name} that these {len(facts.plan.judge)} show "
-        f"(80 % of the forecasts lie between {low:,} and {most}), if it grows as it did so far."
+        f"About {middle:,} {asked} in all would prove the gain of {name} that the {judges} show "
+        f"(80 % of the forecasts lie between {low:,} and {most}), if it grows as {so_far}."
     )
 
 
