@@ -150,14 +150,13 @@ def _choose(
     fit_to_ship = {method.name for method in methods if (method.mean("drift") or 0.0) <= max_drift}
     over_base = [name for name in fit_to_ship if gain[name, BASE]]
     over_both = [name for name in over_base if name != reference and gain[name, reference]]
-    others = len(methods) - 1
     if over_both:
         chosen = best(over_both)
         delta = gain[chosen.name, reference]
         assert delta is not None
         return _Choice(
             chosen.name,
-            f"On your documents {_sized(chosen)} is better than {first.label} by {_by(delta, others)}. "
+            f"On your documents {_sized(chosen)} is better than {first.label} by {_by(delta)}. "
             f"Train it with {_command(chosen)}.",
         )
     told = [d for d in deltas if d.against == reference and d.p is not None and d.p < level]
@@ -172,7 +171,7 @@ def _choose(
         return _Choice(
             reference,
             f"{none} on your documents, and {first.label} is better than the untuned model by "
-            f"{_by(delta, len(methods))}. Train it with {_command(first)}.",
+            f"{_by(delta)}. Train it with {_command(first)}.",
         )
     if over_base:
         chosen = best(over_base)
@@ -181,7 +180,7 @@ def _choose(
         return _Choice(
             chosen.name,
             f"{none} on your documents, but {_sized(chosen)} is better than the untuned model by "
-            f"{_by(delta, len(methods))}, which {first.label} is not beyond doubt. Train it with {_command(chosen)}.",
+            f"{_by(delta)}, which {first.label} is not beyond doubt. Train it with {_command(chosen)}.",
         )
     return _Choice(
         "",
@@ -199,9 +198,9 @@ def _proved(of: Mapping[tuple[str, str, str], Delta], name: str, against: str, l
     return None
 
 
-def _by(delta: Delta, among: int) -> str:
+def _by(delta: Delta) -> str:
     found = delta.interval
-    corrected = f", p = {delta.p:.2g} among {among} methods (Holm)" if delta.p is not None else ""
+    corrected = f", p = {delta.p:.2g} after Holm's correction" if delta.p is not None else ""
     return (
         f"{score(found.delta)} nDCG@10 in {_KINDS[delta.metric]} "
         f"({found.confidence:.0%} interval {signed(found.low)} to {signed(found.high)}{corrected})"
