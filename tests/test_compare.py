@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cell_work
@@ -39,10 +41,11 @@ from ragadapt.evaluation.significance import (
 from ragadapt.pipeline import compare
 from ragadapt.pipeline.cells import Cells, peak_memory_bytes
 from ragadapt.pipeline.compare import Budget, MethodComparison, compare_methods, parse_parameters, sweep
-from ragadapt.pipeline.queries import Labels
+from ragadapt.pipeline.queries import DividedQueries, Labels
 from ragadapt.report import CurvePoint, MethodMeasured, MethodRun, Report, read_report, table, write_report
 from ragadapt.report.methods import BASE, DENSE, SEARCH, Judged, compared
 from ragadapt.report.page import page
+from ragadapt.values import Evidence, Query
 
 STEPS, SEEDS, RATES = 6, 2, 2
 LINES = sentences(80, words=12, seed=5)
@@ -420,7 +423,7 @@ def test_a_budget_of_parameters_counts_what_is_trained(task: Mapping[str, Path],
     assert sorted(record["parameters"] for record in records(found.path)) == [lora.parameters, full.parameters]
     assert full.meets is False
     assert "! no size of this method comes near the budget" in table(found.report)
-    assert "Not within 10 % of the budget" in page(found.report)
+    assert "Not within 10% of the budget" in page(found.report)
 
 
 def test_all_leaves_out_what_cannot_run_here_and_says_why(
@@ -474,6 +477,20 @@ def test_a_rate_at_which_the_loss_leaves_the_numbers_is_one_of_those_tried(
         assert [point.y == -1 for point in method.rates] == [False, False, True]
         assert method.rate < 1e-3
     assert "diverged" in page(found.report)
+
+
+def test_a_language_models_questions_judge_where_they_were_held_out() -> None:
+    def written(part: str, count: int) -> tuple[Query, ...]:
+        return tuple(Query(f"{part}{at}", "what", "lm-question", Evidence.PARAPHRASE, ("c",)) for at in range(count))
+
+    parts = {"train": written("t", 90), "dev": written("d", 10), "heldout": written("h", 25)}
+    queries = DividedQueries(**parts, grades={}, made={}, kept={}, documents={}, notes=(), only_judge=("t0", "h0"))
+    steps: Any = SimpleNamespace(config=FitConfig())
+    plan = compare._Steps.plan(steps, queries, None, None)  # type: ignore[arg-type]
+    assert plan.crossed == 0
+    assert {query.id for query in plan.train} == {f"t{at}" for at in range(1, 90)}
+    assert {query.id for query in plan.judge} == {f"h{at}" for at in range(25)}
+    assert plan.evidence is Evidence.PARAPHRASE
 
 
 # What is refused
@@ -584,7 +601,7 @@ def judged(gains: Mapping[str, tuple[float, float]], drift: float = 0.1) -> Repo
         pytest.param(
             {"lora": (0.03, 0.03), "iaa-l": (0.06, 0.06), "full": (0.05, 0.05)},
             "iaa-l",
-            r"^On your documents iaa-l at 0\.5 % of the parameters is better than LoRA by 0\.0\d\d nDCG@10 in default "
+            r"^On your documents iaa-l at 0\.5% of the parameters is better than LoRA by 0\.0\d\d nDCG@10 in default "
             r"search \(95% interval \+0\.0\d\d to \+0\.0\d\d, p = 0\.\d+ after Holm's correction\)\. Train it with "
             r"--method iaa-l --set adapter\.rank=8 --lr 0\.001\.$",
             id="a method is better",
@@ -611,7 +628,7 @@ def judged(gains: Mapping[str, tuple[float, float]], drift: float = 0.1) -> Repo
         pytest.param(
             {"lora": (0.004, 0.004), "iaa-l": (0.008, 0.008)},
             "iaa-l",
-            r"^No method can be told from LoRA on your documents, but iaa-l at 0\.5 % of the parameters is better than "
+            r"^No method can be told from LoRA on your documents, but iaa-l at 0\.5% of the parameters is better than "
             r"the untuned model by .*, which LoRA is not beyond doubt\. Train it with --method iaa-l",
             id="only another is better than the base",
         ),
@@ -716,6 +733,17 @@ def test_errors_and_ends_of_a_process_arrive() -> None:
             cells.run(cell_work.break_down)
     with pytest.raises(TrainingFailed, match="stopped"):
         cells.run(cell_work.nothing)
+
+
+def test_whoever_waits_for_a_process_that_is_stopped_learns_of_it(tmp_path: Path) -> None:
+    mark = tmp_path / "pid"
+    with Cells(2) as cells, ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(cells.run, cell_work.wait, str(mark))
+        pid = int(until(lambda: mark.exists() and mark.read_text()))
+        cells.stop()
+        with pytest.raises(TrainingFailed, match="broke down"):
+            waiting.result(timeout=60)
+        until(lambda: not alive(pid))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="kills a process by its number")

@@ -57,7 +57,7 @@ def peak_memory_bytes() -> int | None:
 
 class Cells:
     """Runs functions, at most `jobs` at a time, each in a process of its own; jobs = 0: in this one. A context manager:
-    leaving it by an error ends what still runs."""
+    leaving it ends what still runs."""
 
     def __init__(self, jobs: int) -> None:
         self.jobs = jobs
@@ -72,6 +72,10 @@ class Cells:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End what runs, and start nothing any more; whoever waits for an answer gets TrainingFailed."""
         with self._lock:
             self._closed = True
             left = list(self._running)

@@ -515,7 +515,11 @@ class _Comparison:
         if self.cells.jobs < 2 or len(items) < 2:
             return [function(item) for item in items]
         with ThreadPoolExecutor(len(items)) as threads:
-            return list(threads.map(function, items))
+            try:
+                return list(threads.map(function, items))
+            except BaseException:
+                self.cells.stop()  # else leaving the block would wait for hours of training
+                raise
 
     def method(self, size: Size) -> Judged | None:
         """A method's learning rate, its trainings from every seed, and what they find."""
@@ -533,7 +537,7 @@ class _Comparison:
             if broken := next((run for run in runs if run.failed), None):
                 raise TrainingFailed(broken.failed)
             judged = self._each(self.judge, runs)
-        except TrainingFailed as error:
+        except (TrainingFailed, InvalidInput) as error:
             log.warning("method %s is left out: %s", name, error)
             self.failed.append(SkippedSource(source=name, reason=str(error)))
             return None
@@ -753,7 +757,7 @@ def _alike(run: _Comparison) -> str:
         length = f"steps for {budget.minutes:g} minutes"
     size = "each at its own size"
     if budget.parameters is not None:
-        wanted = f"{100 * budget.parameters:g} %" if budget.parameters < 1 else f"{int(budget.parameters):,}"
+        wanted = f"{100 * budget.parameters:g}%" if budget.parameters < 1 else f"{int(budget.parameters):,}"
         size = f"as near to {wanted} of the parameters as it can come"
     many = f"{run.rates} learning rates tried on the dev part" if run.rates > 1 else "one learning rate"
     return (

@@ -213,7 +213,7 @@ def _sized(method: MethodMeasured) -> str:
 
 def percent_of(share: float) -> str:
     """A share of the parameters as a percentage, with two digits that count."""
-    return f"{float(f'{100 * share:.2g}'):g} %"
+    return f"{float(f'{100 * share:.2g}'):g}%"
 
 
 def _command(method: MethodMeasured) -> str:

@@ -119,6 +119,8 @@ def page(report: Report) -> str:
 def _header(report: Report) -> Markup:
     verdict = report.verdict
     look, sign = _LOOKS[verdict.outcome] if verdict else ("none", "–")
+    if report.methods is not None and report.methods.ships:
+        look = "win"
     about = " · ".join(part for part in (report.base_model, _when(report.created)) if part)
     return tag(
         "header",
@@ -192,7 +194,7 @@ def _quality(report: Report) -> Markup | None:
                 "The diamond is what ships. Bars are bootstrap intervals over the questions.",
                 title=f"{report.metric} of every system",
             ),
-            _change_figure(report),
+            _change_figure(report) if report.methods is None else None,  # there each method has one
             cls="pair",
         ),
         _table(
@@ -253,7 +255,7 @@ def _methods(report: Report) -> Markup | None:
     return tag(
         "div",
         tag("p", f"All alike: {found.alike}."),
-        tag("p", tag("strong", "Not within 10 % of the budget: "), f"{', '.join(missed)}. No size of theirs is nearer.")
+        tag("p", tag("strong", "Not within 10% of the budget: "), f"{', '.join(missed)}. No size of theirs is nearer.")
         if missed
         else None,
         tag(
@@ -297,7 +299,7 @@ def _methods(report: Report) -> Markup | None:
         ),
         tag("div", [_learning_figure(method, first) for method in found.measured], cls="pair"),
         _table(
-            ["method", "mean over the run", "steps to 90 % of its gain", "best step", "between seeds"],
+            ["method", "mean over the run", "steps to 90% of its gain", "best step", "between seeds"],
             [
                 [
                     method.label,
