@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import get_type_hints
 
 from ragadapt.adapters.attached import attach
-from ragadapt.adapters.method import method_named
+from ragadapt.adapters.method import method_named, options_of
 from ragadapt.config import AdapterConfig
 from ragadapt.encoder import Encoder
 from ragadapt.errors import InvalidConfiguration
@@ -65,18 +65,19 @@ def nearest_size(encoder: Encoder, config: AdapterConfig, wanted: int) -> Size:
     options = _deciding(encoder, config, start.parameters)
     if not options:
         return start
-    first = max(options, key=lambda name: int(getattr(config, name)))
+    values = spelled(config, options)
+    first = max(options, key=lambda name: values[name])
     known: dict[int, Size | None] = {}
 
     def at(value: int) -> Size | None:
         """The size with the first option at this value; None where the method refuses it."""
         if value not in known:
-            factor = value / getattr(config, first)
-            values = {name: max(1, round(factor * getattr(config, name))) for name in options}
-            known[value] = _attempt(encoder, config, values)
+            factor = value / values[first]
+            scaled = {name: max(1, round(factor * own)) for name, own in values.items()}
+            known[value] = _attempt(encoder, config, scaled)
         return known[value]
 
-    _search(at, wanted, int(getattr(config, first)))
+    _search(at, wanted, values[first])
     found = [size for size in known.values() if size is not None]
     best = min(found, key=lambda size: (abs(size.parameters - wanted), size.parameters))
     return Size(best.config, best.parameters, best.whole, tuple(options))
@@ -89,11 +90,9 @@ def _deciding(encoder: Encoder, config: AdapterConfig, parameters: int) -> list[
     if method.SIZES:
         return list(method.SIZES)
     hints = get_type_hints(method.OPTIONS)
+    numbers = [name for name in method.OPTIONS.names() if hints[name] is int]
     found = []
-    for name in method.OPTIONS.names():
-        if hints[name] is not int:
-            continue
-        value = getattr(config, name)
+    for name, value in spelled(config, numbers).items():
         tried = (_attempt(encoder, config, {name: other}) for other in (2 * value, max(1, value // 2)))
         other = next((size for size in tried if size is not None), None)
         if other is not None and other.parameters != parameters:
@@ -152,5 +151,6 @@ def _count(size: Size | None) -> int:
 
 
 def spelled(config: AdapterConfig, options: Sequence[str]) -> dict[str, int]:
-    """Option → value, of those that decided the size."""
-    return {name: int(getattr(config, name)) for name in options}
+    """Option → value, as the method reads them; one that is no option of its own, as `layers`, as it is set."""
+    read = options_of(config)
+    return {name: int(getattr(read if name in read.names() else config, name)) for name in options}

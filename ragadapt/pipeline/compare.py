@@ -359,6 +359,7 @@ def train_cell(task: Task, folder: Path, scratch: Path, *, progress: Progress = 
     result.encoder.state().write(folder / "adapter")
     curve = [(0, result.dev_before), *((point.step, point.dev) for point in result.history if point.dev is not None)]
     record = {
+        "seed": task.seed,
         "steps": result.steps,
         "best_step": result.best_step,
         "best_dev": result.best_dev,
@@ -382,25 +383,28 @@ def pace_cell(task: Task, *, progress: Progress = no_progress) -> float:
 
 def encode_cell(
     base: EncoderConfig,
-    adapter: Path,
+    folder: Path,
     passages: Sequence[str],
     file: Path,
     *,
     progress: Progress = no_progress,
 ) -> None:
-    """The passages by a trained model, as (N, d) in a file."""
+    """The passages by the model that a training left in the folder, as (N, d) in a file."""
     from ragadapt.encoder import Encoder
 
-    _adapted(Encoder.load(base), adapter).encode_to(passages, file, progress=progress)
+    _adapted(Encoder.load(base), folder).encode_to(passages, file, progress=progress)
 
 
 def _adapted(base: Encoder, folder: Path) -> Encoder:
     """The encoder that a training left in the folder."""
     from ragadapt.adapters import AdapterState, attach
 
-    state = AdapterState.read(folder)
-    encoder = attach(base, state.config, seed=0)
-    encoder.set_tensors(state.tensors)
+    state = AdapterState.read(folder / "adapter")
+    seed = json.loads((folder / "trained.json").read_text(encoding="utf-8"))["seed"]
+    encoder = attach(base, state.config, seed=seed)  # methods may fix by it what they do not learn
+    # What is learnt outside the method, a strength of the re-weighting, stands in the configuration.
+    beside = {name: p.detach() for name, p in encoder.trainable().items() if name not in encoder.method.parameters()}
+    encoder.set_tensors({**beside, **state.tensors})
     return encoder.merged()
 
 
@@ -523,6 +527,8 @@ class _Comparison:
 
     def method(self, size: Size) -> Judged | None:
         """A method's learning rate, its trainings from every seed, and what they find."""
+        from ragadapt.adapters.budget import spelled
+
         name = size.config.method
         try:
             steps = self.steps_of(size)
@@ -546,7 +552,7 @@ class _Comparison:
         about = MethodMeasured(
             name=name,
             label=label_of(name),
-            options={option: int(getattr(size.config, option)) for option in size.options},
+            options=spelled(size.config, size.options),
             parameters=size.parameters,
             share=size.share,
             meets=None if whole is False else size.meets(whole),
@@ -649,13 +655,13 @@ class _Comparison:
         with self._stage("judged", key) as stage:
             file = stage.path / "judged.json"
             if not stage.finished:
-                encoder = _adapted(base.encoder, trained.stage.path / "adapter")
+                encoder = _adapted(base.encoder, trained.stage.path)
                 encoded = base.encoded
                 if self.config.adapter.adapt == "both":
                     vectors = stage.scratch / "vectors.npy"
                     passages = list(base.encoded.corpus.passages)
                     if self.cells.jobs > 1:
-                        place = trained.stage.path / "adapter"
+                        place = trained.stage.path
                         self.cells.run(
                             encode_cell, self.config.encoder, place, passages, vectors, progress=steps.progress
                         )
