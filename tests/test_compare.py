@@ -269,7 +269,7 @@ def test_the_size_is_the_nearest_of_all(
     assert found.options == ("rank",)
     assert abs(found.parameters - wanted) == min(abs(count - wanted) for count in every.values())
     assert every[found.config.rank] == found.parameters
-    assert found.meets(wanted) == (abs(found.parameters - wanted) <= 0.1 * wanted)
+    assert found.meets(wanted) == (abs(found.parameters - wanted) <= 0.15 * wanted)
 
 
 def test_options_that_decide_together_keep_their_proportions(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,7 +423,7 @@ def test_a_budget_of_parameters_counts_what_is_trained(task: Mapping[str, Path],
     assert sorted(record["parameters"] for record in records(found.path)) == [lora.parameters, full.parameters]
     assert full.meets is False
     assert "! no size of this method comes near the budget" in table(found.report)
-    assert "Not within 10% of the budget" in page(found.report)
+    assert "Not within 15% of the budget" in page(found.report)
 
 
 def test_all_leaves_out_what_cannot_run_here_and_says_why(

@@ -1,7 +1,7 @@
 """Methods of training on collections with human judgements, at equal budgets: which of them finds more.
 
     python examples/benchmarks/methods.py --data DATA --folder FOLDER [--methods all] [--budgets 0.5%,6.7%]
-        [--collections scifact,stackfaq,cosqa] [--seeds 3] [--rates 4] [--steps N] [--questions N]
+        [--collections scifact,stackfaq,cosqa] [--seeds 3] [--rates 4] [--steps N] [--questions N] [--looks 8]
 
 Trains on judged queries that are not the test's (stackfaq and scifact: train, cosqa: dev); a tenth of them chooses each
 method's learning rate and is its dev part, and nothing of the test split is read before the end. Full tuning has no
@@ -133,6 +133,7 @@ def main() -> None:
     parser.add_argument("--rates", type=int, default=4)
     parser.add_argument("--steps", type=int, help="of every training; default: three epochs")
     parser.add_argument("--questions", type=int, help="training queries; default: all")
+    parser.add_argument("--looks", type=int, default=8, help="at the dev part in a training: the points of its curve")
     parser.add_argument("--jobs", type=int, help="trainings at a time")
     arguments = parser.parse_args()
     names = arguments.collections.split(",")
@@ -147,7 +148,7 @@ def main() -> None:
                 [corpus],
                 arguments.folder / name,  # one for all budgets: they share vectors, queries and negatives
                 arguments.methods.split(","),
-                FitConfig.build({**BASE, "seed": SEED}),
+                FitConfig.build({**BASE, "seed": SEED, "training": {"evaluations": arguments.looks}}),
                 labels=labels,
                 budget=Budget.of(None if budget == "own" else budget, arguments.steps),
                 seeds=arguments.seeds,

@@ -12,7 +12,7 @@ from ragadapt.config import AdapterConfig
 from ragadapt.encoder import Encoder
 from ragadapt.errors import InvalidConfiguration
 
-NEAR = 0.1  # share of the budget by which a size may miss it: sizes are whole numbers
+NEAR = 0.15  # share of the budget by which a size may miss it: sizes are whole numbers
 
 _MOST = 4096  # beyond, an option is no size that anybody means
 

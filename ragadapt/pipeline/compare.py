@@ -710,7 +710,7 @@ def _report(
     clock: profiling.Clock,
     skipped: Sequence[Any],
 ) -> Report:
-    config, plan, queries = run.config, run.plan, run.queries
+    config, plan, queries, corpus = run.config, run.plan, run.queries, run.base.encoded.corpus
     names = [each.about.name for each in judged]
     found: MethodFigures = compared(
         run.before,
@@ -722,7 +722,7 @@ def _report(
         confidence=config.gate.confidence,
         seed=config.seed,
     )
-    notes = [*run.base.encoded.corpus.notes, *queries.notes]
+    notes = [*corpus.notes, *queries.notes]
     if plan.evidence is Evidence.PARAPHRASE:
         notes.append(
             "A language model's questions judge, and they flatter whatever was trained on its like. What they say of "
@@ -738,12 +738,12 @@ def _report(
         systems=found.systems,
         deltas=found.deltas,
         methods=found.methods,
-        corpus=corpus_facts(run.base.encoded.corpus, skipped),
+        corpus=corpus_facts(corpus.documents, corpus, skipped),
         split=SplitSizes(
             train=len(plan.train),
             dev=len(run.pool.judged),
             heldout=len(run.before[DENSE]),
-            leaked=leaked(plan, run.base.encoded.corpus),
+            leaked=leaked(plan, corpus),
             documents=dict(queries.documents),
         ),
         timings=tuple(Timing(stage=stage, seconds=round(seconds, 3)) for stage, seconds in clock.seconds.items()),

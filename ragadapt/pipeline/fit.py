@@ -201,7 +201,7 @@ def _fit(
                 fusion = trained.fusion or base.fusion
 
         report = steps.report(
-            skipped, queries, plan, decision, trained, crossed, base, (shipped, shipped_encoded, fusion)
+            documents, skipped, queries, plan, decision, trained, crossed, base, (shipped, shipped_encoded, fusion)
         )
         path = steps.commit(report, encoder, shipped, shipped_encoded, fusion, adapted=decision.adapted)
         return FitResult(path, report, decision, tuple(steps.reused))
@@ -659,6 +659,7 @@ class FitSteps:
 
     def report(
         self,
+        documents: Sequence[Document],
         skipped: Sequence[Any],
         queries: DividedQueries,
         plan: gate.Plan,
@@ -688,6 +689,7 @@ class FitSteps:
                     after = AfterTraining.by(adapted)
             outcome = crossed or trained
             facts = Facts(
+                documents=documents,
                 skipped=skipped,
                 corpus=corpus,
                 evidence=rank,

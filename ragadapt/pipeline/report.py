@@ -27,7 +27,7 @@ from ragadapt.report.build import library_versions
 from ragadapt.report.words import judges
 from ragadapt.search.fusion import Floats, Fusion, Positions
 from ragadapt.text import printable
-from ragadapt.values import Chunk, Evidence
+from ragadapt.values import Chunk, Document, Evidence
 
 if TYPE_CHECKING:
     from ragadapt.encoder import Precision
@@ -47,6 +47,7 @@ _FLATTERING = "cut from the passages themselves, so BM25 looks better here than 
 class Facts:
     """All that the stages of a fit know and a report shows."""
 
+    documents: Sequence[Document]
     skipped: Sequence[Any]
     corpus: Corpus
     evidence: Evidence | None
@@ -179,7 +180,7 @@ def build_report(
             for point in facts.history
         ),
         checks=tuple(reports.AdapterCheck(**check) for check in facts.checks),
-        corpus=corpus_facts(facts.corpus, facts.skipped),
+        corpus=corpus_facts(facts.documents, facts.corpus, facts.skipped),
         queries=tuple(
             reports.QueryYield(kind=kind, evidence=_evidence_of(kind), made=count, kept=facts.kept.get(kind, 0))
             for kind, count in sorted({**dict.fromkeys(facts.kept, 0), **facts.made}.items())
@@ -397,13 +398,13 @@ def _outlook_curve(name: str, seen: Forecast) -> reports.Curve:
     )
 
 
-def corpus_facts(corpus: Corpus, skipped: Sequence[Any]) -> reports.CorpusFacts:
+def corpus_facts(documents: Sequence[Document], corpus: Corpus, skipped: Sequence[Any]) -> reports.CorpusFacts:
     """What was read, and what of it was not."""
-    notes = notes_of(corpus.documents)
+    notes = notes_of(documents)
     return reports.CorpusFacts(
-        documents=len(corpus.documents),
+        documents=len(documents),
         chunks=len(corpus.chunks),
-        characters=sum(len(document.text) for document in corpus.documents),
+        characters=sum(len(document.text) for document in documents),
         near_duplicates=len(corpus.chunks) - len(set(corpus.groups)),
         skipped=tuple(reports.SkippedSource(source=item.source, reason=item.reason) for item in skipped[:200]),
         skipped_total=len(skipped),

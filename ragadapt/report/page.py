@@ -255,7 +255,7 @@ def _methods(report: Report) -> Markup | None:
     return tag(
         "div",
         tag("p", f"All alike: {found.alike}."),
-        tag("p", tag("strong", "Not within 10% of the budget: "), f"{', '.join(missed)}. No size of theirs is nearer.")
+        tag("p", tag("strong", "Not within 15% of the budget: "), f"{', '.join(missed)}. No size of theirs is nearer.")
         if missed
         else None,
         tag(
