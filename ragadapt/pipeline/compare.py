@@ -30,7 +30,7 @@ from ragadapt import profiling
 from ragadapt.checks import checked_list, checked_path
 from ragadapt.config import AdapterConfig, EncoderConfig, FitConfig, TrainingConfig
 from ragadapt.corpus.sources import listed_sources, read_sources
-from ragadapt.errors import InvalidConfiguration, InvalidInput, RagadaptError, TrainingFailed
+from ragadapt.errors import InvalidConfiguration, InvalidInput, LossDiverged, RagadaptError, TrainingFailed
 from ragadapt.evaluation import gate
 from ragadapt.evaluation.learning import area_under, steps_to_gain
 from ragadapt.files import json_digest
@@ -96,6 +96,12 @@ class Budget:
         for name, value in (("steps", self.steps), ("minutes", self.minutes), ("parameters", self.parameters)):
             if value is not None and not value > 0:
                 raise InvalidInput(f"budget: {name} = {value}; it must be above 0.")
+
+    def wanted(self, whole: int) -> int | None:
+        """How many of a transformer's `whole` parameters are to be trained; None where nobody said."""
+        if self.parameters is None:
+            return None
+        return round(self.parameters * whole) if self.parameters < 1 else int(self.parameters)
 
     @classmethod
     def of(cls, parameters: str | None = None, steps: int | None = None, minutes: float | None = None) -> Self:
@@ -194,7 +200,7 @@ def compare_methods(
             run = _Comparison(steps, cells, base, plan, queries, pool, examples, budget, seeds, rates)
             with clock("methods"):
                 found = run.all(sizes)
-        left_out += run.failed
+        left_out += sorted(run.failed, key=lambda each: names.index(each.source))  # threads end in any order
         report = _report(run, found, left_out, clock, skipped)
     write_report(folder, report)
     return MethodComparison(folder, report, run.trained_now, run.reused)
@@ -222,14 +228,12 @@ def _sizes(
     from ragadapt.adapters.budget import nearest_size, size_of, whole_size
     from ragadapt.adapters.method import settings_for
 
-    whole, found, left_out = whole_size(encoder), list[Any](), list[SkippedSource]()
-    wanted = budget.parameters
-    if wanted is not None and wanted < 1:
-        wanted = round(wanted * whole)
+    found, left_out = list[Any](), list[SkippedSource]()
+    wanted = budget.wanted(whole_size(encoder))
     for name in names:
         try:
             settings = settings_for(name, config.adapter)
-            found.append(size_of(encoder, settings) if wanted is None else nearest_size(encoder, settings, int(wanted)))
+            found.append(size_of(encoder, settings) if wanted is None else nearest_size(encoder, settings, wanted))
         except (RagadaptError, ImportError) as error:
             if chosen:
                 raise
@@ -330,7 +334,7 @@ class Task:
 
 @dataclass(frozen=True)
 class _Trained:
-    """A finished training. best: its dev score, −1 where it came to nothing, and why."""
+    """A finished training. best: its dev score, −1 where the loss diverged. failed: what was said of that."""
 
     stage: Stage
     best: float
@@ -342,7 +346,7 @@ class _Trained:
 
 
 def train_cell(task: Task, folder: Path, scratch: Path, *, progress: Progress = no_progress) -> None:
-    """Train, and write the adapter and trained.json into the folder. A loss that left the numbers is a result, too."""
+    """Train, and write the adapter and trained.json into the folder. That the loss diverged is a result, too."""
     from ragadapt.training import train
 
     encoder = task.encoder()
@@ -353,7 +357,7 @@ def train_cell(task: Task, folder: Path, scratch: Path, *, progress: Progress = 
             encoder, task.examples, dev, task.adapter, task.training, seed=task.seed,
             checkpoint=scratch / "checkpoint", progress=progress,
         )  # fmt: skip
-    except TrainingFailed as error:
+    except LossDiverged as error:
         (folder / "trained.json").write_text(json.dumps({"failed": str(error)}), encoding="utf-8")
         return
     result.encoder.state().write(folder / "adapter")
@@ -547,19 +551,18 @@ class _Comparison:
             log.warning("method %s is left out: %s", name, error)
             self.failed.append(SkippedSource(source=name, reason=str(error)))
             return None
-        wanted = self.budget.parameters
-        whole = wanted is not None and (round(wanted * size.whole) if wanted < 1 else int(wanted))
+        wanted = self.budget.wanted(size.whole)
         about = MethodMeasured(
             name=name,
             label=label_of(name),
             options=spelled(size.config, size.options),
             parameters=size.parameters,
             share=size.share,
-            meets=None if whole is False else size.meets(whole),
+            meets=None if wanted is None else size.meets(wanted),
             rate=rate,
             rates=tuple(CurvePoint(x=x, y=y) for x, y in sorted(tried.items())),
             steps=steps,
-            runs=tuple(_run(*each) for each in zip(self.seeds, runs, judged, strict=True)),
+            runs=tuple(_run_of(*each) for each in zip(self.seeds, runs, judged, strict=True)),
         )
         rows = {kind: np.array([found[kind] for found in judged]) for kind in ("search", "dense")}
         return Judged(about, rows["search"], rows["dense"])
@@ -576,7 +579,7 @@ class _Comparison:
             file = stage.path / "pace.json"
             if not stage.finished:
                 task = self._task(size, self._training(_PACE_STEPS), self.seeds[0], None)
-                file.write_text(json.dumps(self._run(size, pace_cell, task)), encoding="utf-8")
+                file.write_text(json.dumps(self._in_cell(size, pace_cell, task)), encoding="utf-8")
             seconds = float(json.loads(file.read_text(encoding="utf-8")))
         return max(1, round(60 * self.budget.minutes / seconds))
 
@@ -617,7 +620,7 @@ class _Comparison:
         base = self.config.encoder if alone else self.base.encoder
         return Task(base, size.config, training, seed, self.examples, pool, alone)
 
-    def _run(self, size: Size, function: Callable[..., Any], *arguments: Any) -> Any:
+    def _in_cell(self, size: Size, function: Callable[..., Any], *arguments: Any) -> Any:
         name = label_of(size.config.method)
 
         def told(stage: str, done: int, total: int) -> None:
@@ -632,7 +635,7 @@ class _Comparison:
             finished = stage.finished
             if not finished:
                 task = self._task(size, training, seed, self.pool)
-                self._run(size, train_cell, task, stage.path, stage.scratch)
+                self._in_cell(size, train_cell, task, stage.path, stage.scratch)
             with self._one:
                 new = stage.name not in self._met
                 self._met.add(stage.name)
@@ -682,7 +685,7 @@ class _Comparison:
         return found
 
 
-def _run(seed: int, trained: _Trained, judged: Mapping[str, Any]) -> MethodRun:
+def _run_of(seed: int, trained: _Trained, judged: Mapping[str, Any]) -> MethodRun:
     record = trained.record
     curve = [(float(step), float(score)) for step, score in record["curve"]]
     return MethodRun(

@@ -23,7 +23,7 @@ from ragadapt.encoder import Encoder
 from ragadapt.encoder.batches import Ids, lacks_memory
 from ragadapt.encoder.loading import tensors_sha256
 from ragadapt.encoder.prefix import Prefix, PrefixCache
-from ragadapt.errors import InvalidConfiguration, InvalidInput, TrainingFailed
+from ragadapt.errors import InvalidConfiguration, InvalidInput, LossDiverged, TrainingFailed
 from ragadapt.profiling import work
 from ragadapt.training import losses
 from ragadapt.training.checkpoint import load_checkpoint, save_checkpoint
@@ -112,7 +112,7 @@ def train(
             loss = run.step(plan[step - 1], step, rate)
             state.step_seconds += time.perf_counter() - began
             if not np.isfinite(loss):
-                raise TrainingFailed(
+                raise LossDiverged(
                     f"The loss became {loss} at step {step} (learning rate {rate:.1e}). Lower the learning rate, or "
                     "train with precision = 'float32'."
                 )
