@@ -403,8 +403,8 @@ def test_the_plan_is_the_one_that_fit_makes_whatever_the_labels_are_for(
         plans.append(gate.plan(asked.train, asked.heldout, dev=asked.dev, **only))
         return plan(run, asked, *rest)
 
-    plan = pipeline._FitSteps.plan
-    monkeypatch.setattr(pipeline._FitSteps, "plan", note)
+    plan = pipeline.FitSteps.plan
+    monkeypatch.setattr(pipeline.FitSteps, "plan", note)
     labels = [Labels(*write_questions(tmp_path, range(6), 10), use)]
     config = FitConfig.build({**config.model_dump(), "query": {"round_trip_k": 0}})
     found = survey([documents], config, labels=labels)

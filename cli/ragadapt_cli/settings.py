@@ -72,6 +72,7 @@ SEED = Flag("--seed", "seed", "Everything random follows from it.")
 
 FIT_FLAGS = (*MODEL, *READING, *QUERIES, *TRAINING, *INDEXING, SEED)
 DOCTOR_FLAGS = (*MODEL, *READING, *QUERIES, SEED)
+COMPARE_FLAGS = (*MODEL, *READING, *QUERIES, *(flag for flag in TRAINING if flag.name in ("--adapt", "--epochs")), SEED)
 
 
 def settings_options(flags: Sequence[Flag]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -41,7 +41,7 @@ from ragadapt.evaluation.significance import Interval
 from ragadapt.pipeline.adapt import drift
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
 from ragadapt.pipeline.crossfit import CrossFitted, judge_folds
-from ragadapt.pipeline.fit import Base, _FitSteps
+from ragadapt.pipeline.fit import Base, FitSteps
 from ragadapt.pipeline.fusion import quality
 from ragadapt.pipeline.queries import DividedQueries, _round_trip, answer_was_trained, with_folds
 from ragadapt.pipeline.stages import searcher_of
@@ -68,7 +68,7 @@ _BELOW = 0.003  # a loss that would be worth telling
 class Part:
     """A part of a collection, its base model and its questions by signal."""
 
-    steps: _FitSteps
+    steps: FitSteps
     corpus: Corpus
     encoder: Encoder
     encoded: EncodedCorpus
@@ -78,7 +78,7 @@ class Part:
     cut: list[Query]
 
 
-def part_of(collection: Collection, documents: int, config: FitConfig, encoder: Encoder, steps: _FitSteps) -> Part:
+def part_of(collection: Collection, documents: int, config: FitConfig, encoder: Encoder, steps: FitSteps) -> Part:
     """Choose the documents, cut and encode them, and gather the questions."""
     draw = random.Random(config.seed)
     rows = [json.loads(line) for line in collection.corpus.open(encoding="utf-8")]
@@ -313,7 +313,7 @@ def main() -> None:
         if not todo:
             continue
         with Workspace.open(folder / name, {"command": "calibration"}) as work:
-            steps = _FitSteps(work, config, Clock(), Processes.join("cpu"), no_progress, False, {})
+            steps = FitSteps(work, config, Clock(), Processes.join("cpu"), no_progress, False, {})
             part = part_of(load(arguments.data, name), arguments.documents, config, encoder, steps)
             for signal, size in todo:
                 steps._mined = None

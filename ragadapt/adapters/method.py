@@ -113,6 +113,7 @@ class Method(ABC):
 
     OPTIONS: ClassVar[type[Options]] = Options
     PAIRS: ClassVar[bool] = False  # has low-rank pairs: the vector can be re-weighted by one
+    SIZES: ClassVar[tuple[str, ...]] = ()  # options that say how much is trained; empty = each whole number that does
     MASTERS: ClassVar[bool] = False  # trains the model's own weights: float32 among those of another precision
 
     @abstractmethod
@@ -230,6 +231,14 @@ def options_of(config: AdapterConfig) -> Options:
                 f"adapter.{name} = {value!r}, but method {config.method!r} has no {name}. {others} Leave it out."
             )
     return method.OPTIONS(**{name: getattr(config, name) for name in method.OPTIONS.names()})
+
+
+def settings_for(name: str, config: AdapterConfig) -> AdapterConfig:
+    """The same settings with another method: what it has not is left out. Raises InvalidConfiguration."""
+    method = method_named(name)
+    known = {*method.OPTIONS.names(), *(_OF_PAIRS if method.PAIRS else ()), "adapt", "layers"}
+    kept = {key: getattr(config, key) for key in config.model_fields_set & known}
+    return AdapterConfig(**kept).model_copy(update={"method": name})
 
 
 def attach_method(model: nn.Module, config: AdapterConfig, *, seed: int, weights: Weights) -> tuple[Method, Scope]:

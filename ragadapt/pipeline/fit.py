@@ -127,7 +127,7 @@ def fit(
     does the rest.
     Raises EmptyCorpus, InvalidInput, StoreLocked, ModelNotFound, TrainingFailed.
     """
-    _check_arguments(config, labels)
+    check_arguments(config, labels)
     from ragadapt.encoder.precision import choose_device
     from ragadapt.training.processes import Processes
 
@@ -176,7 +176,7 @@ def _fit(
     with clock("read"), profiling.work("read"):
         documents, skipped, chunks = read_sources(sources, config.read, chunked, progress, label_files)
     with Workspace.open(target, {"command": "fit"}) as work:
-        steps = _FitSteps(
+        steps = FitSteps(
             work, config, clock, processes, progress, bool(portable), describe_sources(sources, chunked, label_files)
         )
         with clock("load model"), profiling.work("load model"):
@@ -184,19 +184,8 @@ def _fit(
         if config.adapter.trains and encoder.query_tower is not None:
             Scope.of(encoder.query_tower.model, config.adapter.layers)  # say now that there are not so many
 
-        corpus = steps.chunks(documents, chunks, encoder)
-        may_train = any(label.use != "eval" for label in labels) or config.query.generator or config.query.generator_url
-        # Half of the room: training has the other for what the first half does not hold.
-        with steps.frozen_layers(encoder, room=0.5) if may_train and config.adapter.adapt == "both" else nullcontext():
-            encoded = steps.encode("base-vectors", corpus, encoder)
-        lexical = steps.lexical(corpus)
-        searcher = searcher_of(encoded, lexical)
-
-        queries = steps.queries(corpus, encoder, searcher, labels)
-        neutral = steps.neutral(queries, encoder, searcher)
-        plan = steps.plan(queries, corpus, neutral)
-        fusion = steps.fusion(plan, queries, encoder, encoded, neutral)
-        base = Base(encoder, encoded, searcher, fusion)
+        queries, plan, base = steps.prepare(documents, chunks, encoder, labels)
+        encoded, fusion = base.encoded, base.fusion
         shipped, shipped_encoded, trained, crossed = encoder, encoded, None, None
         decision = gate.not_trained(plan.reason)
         if plan.crossed:
@@ -272,7 +261,7 @@ class Base:
     fusion: LearntFusion
 
 
-class _FitSteps:
+class FitSteps:
     """One fit at work: the workspace and its stages, in the order in which they are called."""
 
     def __init__(
@@ -307,6 +296,30 @@ class _FitSteps:
             yield stage
         self.digests[name] = stage.digest
         self.paths[name] = stage.path
+
+    def prepare(
+        self,
+        documents: Sequence[Document],
+        chunks: Sequence[Chunk] | None,
+        encoder: Encoder,
+        labels: Sequence[Labels],
+    ) -> tuple[DividedQueries, gate.Plan, Base]:
+        """Everything before training: passages, the base's vectors of them, queries, who judges whom, the fusion.
+
+        chunks: None = they are cut from the documents.
+        """
+        config = self.config
+        corpus = self.chunks(documents, chunks, encoder)
+        may_train = any(label.use != "eval" for label in labels) or config.query.generator or config.query.generator_url
+        # Half of the room: training has the other for what the first half does not hold.
+        with self.frozen_layers(encoder, room=0.5) if may_train and config.adapter.adapt == "both" else nullcontext():
+            encoded = self.encode("base-vectors", corpus, encoder)
+        searcher = searcher_of(encoded, self.lexical(corpus))
+        queries = self.queries(corpus, encoder, searcher, labels)
+        neutral = self.neutral(queries, encoder, searcher)
+        plan = self.plan(queries, corpus, neutral)
+        fusion = self.fusion(plan, queries, encoder, encoded, neutral)
+        return queries, plan, Base(encoder, encoded, searcher, fusion)
 
     def chunks(self, documents: Sequence[Document], given: Sequence[Chunk] | None, encoder: Encoder) -> Corpus:
         content = [document_hash(document) for document in documents]
@@ -508,6 +521,17 @@ class _FitSteps:
         decision = gate.within_drift(crossed.decision, moved, self.config.gate)
         return decision, replace(trained, fusion=crossed.fusion, drift=moved), adapted
 
+    def own_fusion(
+        self, encoder: Encoder, adapted: EncodedCorpus, plan: gate.Plan, queries: DividedQueries, base: Base
+    ) -> LearntFusion:
+        """The fusion for a trained model, from the dev queries like those that judge; the base's where they are few."""
+        rank, chosen = one_rank([q for q in queries.dev if q.evidence is plan.evidence], ENOUGH, MOST)
+        if not chosen:
+            return base.fusion
+        arena = self.arena(chosen, encoder, adapted, queries.grades)
+        neutral = self.moved(base.fusion, queries, encoder, adapted)
+        return learn_fusion(arena, self.config.fusion, evidence=rank, neutral=neutral)
+
     def adapted(self, trained: Trained, encoded: EncodedCorpus) -> EncodedCorpus:
         """The passages by the trained model; where only queries are adapted, as they are."""
         if self.config.adapter.adapt == "query":
@@ -603,14 +627,9 @@ class _FitSteps:
         """Compare with the base on held-out queries; the decision, the trained side with its fusion, its vectors."""
         config = self.config
         adapted = self.adapted(trained, base.encoded)
-        rank, chosen = one_rank([q for q in queries.dev if q.evidence is plan.evidence], ENOUGH, MOST)
         grades = queries.grades
         with self.clock("gate"):
-            fusion = base.fusion
-            if chosen:
-                arena = self.arena(chosen, trained.encoder, adapted, grades)
-                neutral = self.moved(base.fusion, queries, trained.encoder, adapted)
-                fusion = learn_fusion(arena, config.fusion, evidence=rank, neutral=neutral)
+            fusion = self.own_fusion(trained.encoder, adapted, plan, queries, base)
             before = self.arena(plan.judge, base.encoder, base.encoded, grades).with_fusion(base.fusion.fusion)
             after = self.arena(plan.judge, trained.encoder, adapted, grades)
             after = after.with_fusion(fusion.fusion)
@@ -762,7 +781,7 @@ class _FitSteps:
         return self.work.target
 
 
-def _check_arguments(config: FitConfig, labels: Sequence[Labels]) -> None:
+def check_arguments(config: FitConfig, labels: Sequence[Labels]) -> None:
     """Raises InvalidInput for what is of another type: settings are not merged, nor paths taken for labels."""
     if not isinstance(config, FitConfig):
         raise InvalidInput(f"config is {type(config).__name__} ({shown(config)}); build one with FitConfig.build(…).")

@@ -23,7 +23,7 @@ from ragadapt.encoder import Encoder
 from ragadapt.encoder.batches import Ids, lacks_memory
 from ragadapt.encoder.loading import tensors_sha256
 from ragadapt.encoder.prefix import Prefix, PrefixCache
-from ragadapt.errors import InvalidConfiguration, InvalidInput, TrainingFailed
+from ragadapt.errors import InvalidConfiguration, InvalidInput, LossDiverged, TrainingFailed
 from ragadapt.profiling import work
 from ragadapt.training import losses
 from ragadapt.training.checkpoint import load_checkpoint, save_checkpoint
@@ -59,7 +59,7 @@ class TrainingResult:
 
     best_step: the step whose weights were kept: of the best dev score, or the last without a dev part.
     dev_before: dev score of the base; None without a dev part. seconds: over all sittings, dev looks included;
-    examples_per_second: without them. held_tokens: whose activations memory allowed to keep.
+    step_seconds and examples_per_second: without them. held_tokens: whose activations memory allowed to keep.
     """
 
     encoder: AdaptedEncoder
@@ -72,6 +72,7 @@ class TrainingResult:
     stopped_early: bool
     resumed_from: int
     seconds: float
+    step_seconds: float
     examples_per_second: float
     held_tokens: int
 
@@ -111,7 +112,7 @@ def train(
             loss = run.step(plan[step - 1], step, rate)
             state.step_seconds += time.perf_counter() - began
             if not np.isfinite(loss):
-                raise TrainingFailed(
+                raise LossDiverged(
                     f"The loss became {loss} at step {step} (learning rate {rate:.1e}). Lower the learning rate, or "
                     "train with precision = 'float32'."
                 )
@@ -142,6 +143,7 @@ def train(
         stopped_early=state.step < len(plan),
         resumed_from=state.resumed_from,
         seconds=state.seconds,
+        step_seconds=state.step_seconds,
         examples_per_second=state.examples / max(state.step_seconds, 1e-9),
         held_tokens=run.held_tokens,
     )
