@@ -134,9 +134,9 @@ def paired_bootstrap_over_runs(
 
 
 def p_value(found: Interval, samples: int) -> float:
-    """Two-sided, of no difference: the larger of the randomization test's and of that from the share of the resamples on
-    the other side of 0 (Davison and Hinkley, Bootstrap Methods, 1997, chapter 4); never below 2 / (samples + 1). Raises
-    InvalidInput for a single system's."""
+    """Two-sided, of no difference: the larger of the randomization test's and of that by the share of the resamples on
+    the other side of 0 (Davison and Hinkley, Bootstrap Methods, 1997, chapter 4), never below 2 / (samples + 1).
+    Raises InvalidInput for a single system's."""
     if found.p_better is None:
         raise InvalidInput("This is the interval of one system; a p-value belongs to a difference.")
     other = min(found.p_better, 1 - found.p_better) * samples
