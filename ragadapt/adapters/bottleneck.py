@@ -31,7 +31,7 @@ class Houlsby(Inserting):
     def place(self) -> None:
         assert isinstance(self.options, HoulsbyOptions)
         for layer in self.layers:
-            for sublayer in sublayers(self.model, self.scope):
+            for sublayer in sublayers(self.model):
                 host = f"{layer}.{sublayer.writes}"
                 part = Bottleneck(self.width, self.options.rank, self.generator, bias=True)
                 self.after(host, self.put(host, "inside", part).on_result)
@@ -62,7 +62,7 @@ class Mam(Inserting):
 
     def place(self) -> None:
         assert isinstance(self.options, MamOptions)
-        attention, network = sublayers(self.model, self.scope)
+        attention, network = sublayers(self.model)
         for layer in self.layers:
             put_prefix(self, layer, attention, self.options.prefix_length)
             host = f"{layer}.{network.writes}"

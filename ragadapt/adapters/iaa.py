@@ -60,7 +60,7 @@ class Iaa(Inserting):
         assert isinstance(self.options, IaaOptions)
         if self.options.rank:
             for layer in self.layers:
-                for sublayer in sublayers(self.model, self.scope):
+                for sublayer in sublayers(self.model):
                     host = f"{layer}.{sublayer.writes}"
                     part = Bottleneck(self.width, self.options.rank, self.generator)
                     self.after(host, self.put(host, "inside", part).on_result)
@@ -85,7 +85,7 @@ class IaaS(Iaa):
 
     def place_aside(self) -> None:
         for layer in self.layers:
-            for sublayer in sublayers(self.model, self.scope):
+            for sublayer in sublayers(self.model):
                 host = f"{layer}.{sublayer.after}"
                 part = self.aside(host)
                 self.before(f"{layer}.{sublayer.stream}", part.remember)

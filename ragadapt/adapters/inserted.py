@@ -65,19 +65,26 @@ _QWEN3 = (
     Sublayer("post_attention_layernorm", "mlp.gate_proj", "mlp.down_proj", "mlp.down_proj"),
 )
 
+# By model type, and not by names alone: others have the same names and norms in other places.
+_BUILDS = {
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert"), _BERT),
+    "mpnet": _MPNET,
+    "distilbert": _DISTILBERT,
+    "modernbert": _MODERNBERT,
+    "qwen3": _QWEN3,
+}
 
-def sublayers(model: nn.Module, scope: Scope) -> tuple[Sublayer, Sublayer]:
-    """(self-attention, feed-forward network) of every layer in scope. Raises InvalidConfiguration for another build."""
-    layers = model.get_submodule(scope.stack)
-    names = [{name for name, _ in layers.get_submodule(str(index)).named_modules()} for index in scope.indices]
-    for build in (_BERT, _MPNET, _DISTILBERT, _MODERNBERT, _QWEN3):
-        needed = {name for part in build for name in (part.stream, part.reads, part.writes, part.after)}
-        if all(needed <= each for each in names):
-            return build
-    raise InvalidConfiguration(
-        f"{type(model).__name__} has layers in which ragadapt does not know attention and feed-forward network, so no "
-        "modules can be put beside them. Choose method 'lora' or 'full', or another base model."
-    )
+
+def sublayers(model: nn.Module) -> tuple[Sublayer, Sublayer]:
+    """(self-attention, feed-forward network) of every layer. Raises InvalidConfiguration for models of other types."""
+    config: Any = model.config
+    if config.model_type not in _BUILDS:
+        raise InvalidConfiguration(
+            f"Models of type {config.model_type!r} have layers in which ragadapt does not know attention and "
+            "feed-forward network, so no modules can be put beside them. Choose method 'lora' or 'full', or a base "
+            f"model of another type: {', '.join(_BUILDS)}."
+        )
+    return _BUILDS[config.model_type]
 
 
 class Part(nn.Module, ABC):

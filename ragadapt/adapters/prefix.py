@@ -87,6 +87,6 @@ class LearntPrefix(Inserting):
 
     def place(self) -> None:
         assert isinstance(self.options, PrefixOptions)
-        attention, _ = sublayers(self.model, self.scope)
+        attention, _ = sublayers(self.model)
         for layer in self.layers:
             put_prefix(self, layer, attention, self.options.prefix_length)

@@ -100,6 +100,7 @@ class Trf(Inserting):
     def detach(self) -> None:
         if self.lora is not None:
             self.lora.detach()
+            self.model.__dict__.pop("peft_config", None)  # PEFT warns where it finds one and adds a second time
         super().detach()
 
     def pairs(self) -> Mapping[str, Pair]:
