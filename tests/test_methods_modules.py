@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
+from tiny_models import sentences, write_tiny_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
+from ragadapt.adapters import attach
 from ragadapt.adapters.inserted import Inserting
 from ragadapt.adapters.method import Method, attach_method, options_of, replace_module
-from ragadapt.config import AdapterConfig
+from ragadapt.config import AdapterConfig, EncoderConfig
+from ragadapt.encoder import Encoder
 from ragadapt.encoder.architectures import Transformer, of_library
 from ragadapt.encoder.prefix import split
 from ragadapt.errors import InvalidConfiguration
@@ -37,6 +44,7 @@ IDS = torch.tensor([[5, 9, 4, 17, 8, 3, 2], [11, 6, 19, 7, 0, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0, 0]])
 LENGTHS = (7, 4)
 STRENGTH = 0.7
+TEXTS = sentences(6)
 
 every_method = pytest.mark.parametrize("method", METHODS)
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -347,6 +355,43 @@ def test_the_part_above_a_cut_is_the_whole(kind: str, method: str) -> None:
     above = parts[1](inputs_embeds=below, attention_mask=MASK).last_hidden_state
     got = torch.cat([row[:length] for row, length in zip(above, LENGTHS, strict=True)])
     assert torch.equal(got, run(model))
+
+
+# Saved and opened
+
+
+@every_kind
+@every_method
+def test_what_is_saved_opens_in_our_own_forward_and_in_the_library(kind: str, method: str, tmp_path: Path) -> None:
+    wide = {"modernbert": {"local_attention": 16}, "qwen3": {"head_dim": 16}}.get(kind, {})
+    folder = write_tiny_model(tmp_path / "base", kind=kind, **{**KINDS[kind], **wide})
+    base = Encoder.load(EncoderConfig(model=str(folder), device="cpu", precision="float32"))
+    config = AdapterConfig.model_validate({"method": method, **METHODS[method]})
+    adapted = attach(base, config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in adapted.trainable().values():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    expected = adapted.encode_queries(TEXTS)
+    merged = adapted.merged()
+    assert np.allclose(merged.encode_queries(TEXTS), expected, atol=1e-6)
+    before = base.encode_queries(TEXTS)
+    assert np.max(np.abs(before - expected)) > 1e-2
+    merged.save(tmp_path / "model")
+    again = Encoder.open(tmp_path / "model", device="cpu", precision="float32")
+    for encoder in (merged, again):
+        assert encoder.query_tower is not None and isinstance(encoder.query_tower.model, Transformer)
+        assert encoder.query_tower.path == "ragadapt's own forward"
+    assert np.allclose(again.encode_queries(TEXTS), expected, atol=1e-5)
+    rounded = Encoder.open(tmp_path / "model", device="cpu", precision="bfloat16")
+    assert np.sum(rounded.encode_queries(TEXTS) * expected, axis=1).min() > 0.98
+    library = SentenceTransformer(str(tmp_path / "model"), device="cpu", trust_remote_code=True)
+    assert np.allclose(library.encode_query(TEXTS), expected, atol=1e-5)
+    twin = copy.deepcopy(library)
+    with torch.no_grad():  # a copy is whole: nothing of it leads back
+        for parameter in library.parameters():
+            parameter.zero_()
+    assert np.allclose(twin.encode_query(TEXTS), expected, atol=1e-5)
 
 
 # Other builds

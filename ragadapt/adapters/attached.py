@@ -214,7 +214,7 @@ class AdaptedEncoder(Encoder):
         fresh, _ = sides(made)
         twin = base_tower.clone()
         if changed is None:
-            twin.model = fresh[0].get_submodule("model").to(twin.device, twin.dtype)
+            state.attach(twin.model, self._float32_weights)
         else:
             weights = dict(fresh[0].get_submodule("model").named_parameters())
             for name in changed:

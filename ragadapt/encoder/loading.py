@@ -223,8 +223,12 @@ def build_tower(chain: list[nn.Module], max_length: int, own: bool = False) -> T
         return None
     model, path = inner, "transformers' forward"
     if own:
+        kept = getattr(first, "without_adapter", None)  # of a module whose adapter is no change of its weights
         try:
-            model, path = runs_on(of_library(inner), next(inner.parameters()).device), "ragadapt's own forward"
+            with kept() if kept is not None else nullcontext() as adapter:
+                model, path = runs_on(of_library(inner), next(inner.parameters()).device), "ragadapt's own forward"
+                if adapter is not None:
+                    adapter.attach(model)
         except NotCovered as reason:
             path = f"transformers' forward, as ragadapt's own does not cover {reason}"
     tower = Tower(model, chain[1:], first.tokenizer, max_length)
