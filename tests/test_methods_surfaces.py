@@ -38,7 +38,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("method", ["iaa-s", "mam", "trf-linear"])
+@pytest.mark.parametrize("method", ["iaa-s", "trf-linear"])
 def test_a_fit_ships_searches_exports_and_refreshes(
     corpus: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
