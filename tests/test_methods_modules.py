@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +21,9 @@ from ragadapt.adapters import attach
 from ragadapt.adapters.inserted import Inserting
 from ragadapt.adapters.method import Method, attach_method, options_of, replace_module
 from ragadapt.config import AdapterConfig, EncoderConfig
-from ragadapt.encoder import Encoder
+from ragadapt.encoder import Encoder, layout
 from ragadapt.encoder.architectures import Transformer, of_library
+from ragadapt.encoder.attention import ALL
 from ragadapt.encoder.prefix import split
 from ragadapt.errors import InvalidConfiguration
 
@@ -342,6 +344,40 @@ def test_both_forwards_give_the_same(kind: str, method: str) -> None:
     puts = [put(model, method, strength=STRENGTH, layers=2) for model in (theirs, mine)]
     assert list(puts[0].parameters()) == list(puts[1].parameters())
     assert torch.allclose(run(theirs), run(mine), atol=1e-4, rtol=1e-4)
+
+
+def attend_packed(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ends: Tensor,
+    *_: Any,
+    scale: float,
+    window_size: Any = ALL,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """PyTorch's attention over texts that lie back to back, which it has on GPUs alone; (tokens, H, d)."""
+    made = []
+    for start, end in itertools.pairwise(ends.tolist()):
+        mine, keys, values = (side[start:end].transpose(0, 1) for side in (q, k, v))
+        if enable_gqa:
+            keys, values = (side.repeat_interleave(len(mine) // len(side), 0) for side in (keys, values))
+        far = torch.arange(end - start)[None] - torch.arange(end - start)[:, None]
+        left, right = (bound if bound >= 0 else end for bound in window_size)
+        scores = (mine @ keys.transpose(1, 2) * scale).masked_fill((far < -left) | (far > right), float("-inf"))
+        made.append((scores.softmax(-1) @ values).transpose(0, 1))
+    return torch.cat(made)
+
+
+@every_kind
+@every_method
+def test_tokens_may_lie_back_to_back(kind: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = of_library(library(kind))
+    put(model, method, strength=STRENGTH, layers=2)
+    padded = run(model)
+    monkeypatch.setattr(layout, "_packs", lambda *_: True)
+    monkeypatch.setattr(layout, "variable_length_attention", lambda *_: attend_packed)
+    assert torch.allclose(run(model), padded, atol=1e-5)
 
 
 @every_kind
