@@ -517,6 +517,13 @@ def test_filters_alone_have_no_pairs() -> None:
     assert isinstance(made, Inserting)
 
 
+def test_re_weighting_by_a_pair_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    base = Encoder.load(EncoderConfig(model=str(write_tiny_model(tmp_path)), device="cpu", precision="float32"))
+    with pytest.raises(InvalidConfiguration, match="rank = 0 leaves method 'trf' none"):
+        attach(base, AdapterConfig(method="trf", rank=0, reweight="vector"))
+    assert set(attach(base, AdapterConfig(method="trf", rank=0)).trainable())
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [

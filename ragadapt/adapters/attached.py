@@ -109,6 +109,11 @@ class AdaptedEncoder(Encoder):
         self._tied: str | None = None
         self._strength = 1.0
         pairs = self.method.pairs()
+        if not pairs and "reweight" in config.model_fields_set and config.reweight != "none":
+            raise InvalidConfiguration(
+                f"reweight = {config.reweight!r} needs a low-rank pair, and rank = {config.rank} leaves method "
+                f"{config.method!r} none. Choose a rank of 1 or more, or reweight = 'none'."
+            )
         if pairs and config.reweight != "none":
             width = int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]
             self._tied = tied_layer(pairs, width)

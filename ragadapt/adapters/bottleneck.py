@@ -23,10 +23,14 @@ class HoulsbyOptions(Options):
 
 
 class Houlsby(Inserting):
-    """y + W_up gelu(W_down y + b) + b' of the result y of self-attention and of the feed-forward network, before it is
-    added to the stream and normalised (Houlsby et al. 2019). The norms stay frozen; theirs are trained."""
+    """A bottleneck behind self-attention and another behind the feed-forward network of every layer.
+
+    y + W_up gelu(W_down y + b) + b' of the result y, before it is added to the stream and normalised. The norms stay
+    frozen; the paper's are trained.
+    """
 
     OPTIONS = HoulsbyOptions
+    SOURCE = "Houlsby et al. 2019, arXiv 1902.00751"
 
     def place(self) -> None:
         assert isinstance(self.options, HoulsbyOptions)
@@ -55,10 +59,13 @@ class MamOptions(Options):
 
 
 class Mam(Inserting):
-    """Mix-and-match (He et al. 2022): a prefix at self-attention, and FFN(x) + s W_up relu(W_down x + b) + s b' beside
-    the feed-forward network, where x is what its first linear layer reads."""
+    """Mix-and-match: learnt keys and values at self-attention, a scaled bottleneck beside the feed-forward network.
+
+    FFN(x) + s (W_up relu(W_down x + b) + b'), where x is what the first linear layer of the network reads.
+    """
 
     OPTIONS = MamOptions
+    SOURCE = "He et al. 2022, arXiv 2110.04366"
 
     def place(self) -> None:
         assert isinstance(self.options, MamOptions)

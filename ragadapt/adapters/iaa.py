@@ -55,6 +55,7 @@ class Iaa(Inserting):
     """The modules inside; a subclass adds those aside, which see what those inside have done."""
 
     OPTIONS = IaaOptions
+    SOURCE = "Ma et al. 2022, arXiv 2208.09847"
 
     def place(self) -> None:
         assert isinstance(self.options, IaaOptions)
@@ -79,7 +80,8 @@ class Iaa(Inserting):
 
 
 class IaaS(Iaa):
-    """One aside for every sub-layer: from the stream that it starts from to the stream behind it."""
+    """Connected adapters: bottlenecks inside every layer, and one aside for every sub-layer, from the stream that it
+    starts from to the stream behind it."""
 
     OPTIONS = IaaSOptions
 
@@ -93,7 +95,8 @@ class IaaS(Iaa):
 
 
 class IaaL(Iaa):
-    """One aside for every layer."""
+    """Connected adapters: bottlenecks inside every layer, and one aside for every layer, from what it reads to what it
+    gives."""
 
     def place_aside(self) -> None:
         for layer in self.layers:
@@ -101,7 +104,8 @@ class IaaL(Iaa):
 
 
 class IaaM(Iaa):
-    """One aside for all layers that are trained together: from what the lowest reads to what the highest gives."""
+    """Connected adapters: bottlenecks inside every layer, and one aside for all layers that are trained, from what the
+    lowest reads to what the highest gives."""
 
     OPTIONS = IaaMOptions
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -172,6 +172,9 @@ def drawn(rows: int, columns: int, generator: torch.Generator) -> nn.Parameter:
 
 class Inserting(Method):
     """A method that puts parts in. A subclass puts them in `place`, in order of name."""
+
+    FOLDS: ClassVar[bool] = False
+    SOURCE: ClassVar[str]  # who described it, where
 
     def __init__(self, model: nn.Module, options: Options, scope: Scope, *, seed: int, weights: Weights) -> None:
         self.model, self.options, self.scope = model, options, scope

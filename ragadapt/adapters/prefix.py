@@ -84,6 +84,7 @@ class LearntPrefix(Inserting):
     """Learnt keys and values at every self-attention, gated from zero; no network in front of them."""
 
     OPTIONS = PrefixOptions
+    SOURCE = "Li and Liang 2021, arXiv 2101.00190; gate of Zhang et al. 2023, arXiv 2303.16199"
 
     def place(self) -> None:
         assert isinstance(self.options, PrefixOptions)

@@ -53,9 +53,10 @@ class TrfOptions(LowRankOptions):
 
 
 class Trf(Inserting):
-    """LoRA, and a filter on the output of every layer."""
+    """LoRA, and a filter for task-relevant features on the output of every layer."""
 
     OPTIONS = TrfOptions
+    SOURCE = "LoRATRF, arXiv 2412.09827"
     PAIRS = True
 
     def __init__(self, model: nn.Module, options: Options, scope: Scope, *, seed: int, weights: Weights) -> None:
@@ -112,7 +113,10 @@ class Trf(Inserting):
 
 
 class TrfLinear(Trf):
-    """LoRA, and a filter on the output of every linear layer that LoRA changes, before LoRA's own is added."""
+    """LoRA, and a filter for task-relevant features on the output of every linear layer that LoRA changes.
+
+    It filters W x, before LoRA's own is added.
+    """
 
     def hosts(self) -> Sequence[str]:
         assert isinstance(self.options, TrfOptions)
