@@ -127,15 +127,20 @@ class EncoderConfig(Settings):
 class AdapterConfig(Settings):
     """What is trained."""
 
-    method: Literal["lora", "full", "none"] = "lora"  # lora; all weights of the layers; or nothing
+    method: Literal[
+        "lora", "full", "houlsby", "prefix", "mam", "iaa-s", "iaa-l", "iaa-m", "trf", "trf-linear", "none"
+    ] = "lora"  # docs/methods.md; full = all weights of the layers, none = nothing
     adapt: Literal["both", "query"] = "both"  # query leaves passage vectors as they are: an existing index stays valid
-    rank: int = Field(16, ge=1)  # of the LoRA matrices
+    rank: int | None = Field(None, ge=0)  # of the LoRA matrices, or width of the bottlenecks; None = the method's own
     alpha: float | None = Field(None, gt=0)  # None = 2 * rank
     dropout: float = Field(0.0, ge=0, lt=1)  # on the adapter's input; early stopping guards better
     layers: int | None = Field(None, ge=1)  # top N transformer layers; None = all of them
     targets: tuple[str, ...] = ()  # names of linear layers; empty = all of a layer
-    reweight: Literal["none", "vector", "tokens", "dims"] = "vector"  # of the text vector, by the LoRA pair
-    gamma: float = 1.0  # strength of the re-weighting; 0 = ablation
+    aside_rank: int | None = Field(None, ge=1)  # iaa: width of the modules aside; None = 8, 12 or 24 (s, l, m)
+    prefix_length: int | None = Field(None, ge=1)  # learnt keys and values of a layer; None = 32, with mam 16
+    filter_rank: int | None = Field(None, ge=1)  # trf: of the filters; None = 8
+    reweight: Literal["none", "vector", "vector-learnt", "tokens", "dims"] = "vector"  # of the vector, by a LoRA pair
+    gamma: float = 1.0  # strength of the re-weighting; 0 = ablation; vector-learnt begins with it
 
     @property
     def trains(self) -> bool:

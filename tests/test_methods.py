@@ -131,7 +131,11 @@ class Gate(Method):
         return norm([layer.gate.detach() for layer in self.layers.values()])
 
 
-ROWS = ("lora", "full", "gate")
+ROWS = (
+    "lora", "full", "gate",
+    "houlsby", "prefix", "mam", "iaa-s", "iaa-l", "iaa-m", "trf", "trf-linear",
+)  # fmt: skip
+PAIRED = ("lora", "trf", "trf-linear")  # with low-rank pairs, and so with their rank and dropout
 
 
 @pytest.fixture(autouse=True)
@@ -164,7 +168,7 @@ def load(folders: Callable[[str], Path]) -> Loader:
 
 
 def settings(method: str, **values: Any) -> AdapterConfig:
-    own = {"rank": 4} if method == "lora" else {}
+    own = {"rank": 4} if method in PAIRED else {}
     made = AdapterConfig.model_validate({**own, "layers": 1, **values})
     return made.model_copy(update={"method": method})  # the type of the setting knows only what ships
 
@@ -186,7 +190,7 @@ def examples(count: int = 24) -> list[Example]:
 def learn(encoder: Encoder, method: str, **options: Any) -> TrainingResult:
     training = TrainingConfig(epochs=2, batch_size=8, learning_rate=2e-3, **options.pop("training", {}))
     dropout = options.pop("dropout", 0.1)
-    values = {"dropout": dropout} if method == "lora" else {}
+    values = {"dropout": dropout} if method in PAIRED else {}
     return train(encoder, examples(), None, settings(method, **values), training, seed=1, **options)
 
 
@@ -300,7 +304,7 @@ def test_the_cached_gradient_is_autograds_on_the_whole_batch(
 
 @every_row
 def test_a_second_pass_draws_what_the_first_one_drew(load: Loader, method: str) -> None:
-    run = run_of(load("bert"), method, **({"dropout": 0.3} if method == "lora" else {}))
+    run = run_of(load("bert"), method, **({"dropout": 0.3} if method in PAIRED else {}))
     items = list(range(12))
     kept, cached = (gradient_of(run, items, held_tokens=tokens) for tokens in (100_000, 0))
     assert close(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ragadapt.adapters.method import attach_method, check_strength
-from ragadapt.adapters.reweight import Reweighting, TiedTokenPooling, insert_tied, tied_layer
+from ragadapt.adapters.reweight import Reweighting, TiedReweighting, TiedTokenPooling, insert_tied, tied_layer
 from ragadapt.adapters.state import FOLDER, PEFT_WEIGHTS, AdapterState
 from ragadapt.config import AdapterConfig
 from ragadapt.encoder import Encoder, EncoderSpec, Tower
@@ -25,6 +25,7 @@ from ragadapt.errors import InvalidConfiguration, TrainingFailed
 
 log = logging.getLogger(__name__)
 
+_GAMMA = "reweight.gamma"
 _MOVED = 1e-5  # mean 1 - cosine below this is rounding, not learning
 _SAME = 0.999  # least cosine of merged with unmerged vectors; bfloat16 rounds the merged weights once more
 
@@ -108,6 +109,11 @@ class AdaptedEncoder(Encoder):
         self._tied: str | None = None
         self._strength = 1.0
         pairs = self.method.pairs()
+        if not pairs and "reweight" in config.model_fields_set and config.reweight != "none":
+            raise InvalidConfiguration(
+                f"reweight = {config.reweight!r} needs a low-rank pair, and rank = {config.rank} leaves method "
+                f"{config.method!r} none. Choose a rank of 1 or more, or reweight = 'none'."
+            )
         if pairs and config.reweight != "none":
             width = int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]
             self._tied = tied_layer(pairs, width)
@@ -146,11 +152,19 @@ class AdaptedEncoder(Encoder):
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name; float32."""
-        return self.method.parameters()
+        learnt = self._learnt_gamma
+        return self.method.parameters() if learnt is None else {**self.method.parameters(), _GAMMA: learnt}
 
+    @property
+    def _learnt_gamma(self) -> nn.Parameter | None:
+        return self._reweighting.learnt if isinstance(self._reweighting, TiedReweighting) else None
+
+    @torch.no_grad()
     def set_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Set the trainable parameters, as `trainable` names them."""
-        self.method.load(tensors)
+        if (learnt := self._learnt_gamma) is not None:
+            learnt.copy_(tensors[_GAMMA])
+        self.method.load({name: tensor for name, tensor in tensors.items() if name != _GAMMA})
 
     @property
     def watches_layers(self) -> bool:
@@ -158,9 +172,11 @@ class AdaptedEncoder(Encoder):
         return isinstance(self._reweighting, TiedTokenPooling)
 
     def state(self) -> AdapterState:
-        """A copy of what was learnt, at the present scale."""
+        """A copy of what was learnt, at the present scale; a learnt gamma stands in its configuration."""
+        learnt = self._learnt_gamma
+        gamma = {} if learnt is None else {"gamma": float(learnt.detach())}
         return AdapterState(
-            config=self.adapter_config,
+            config=self.adapter_config.model_copy(update=gamma),
             layers=self.layers,
             tied=self._tied,
             tensors=self.method.tensors(),
@@ -203,7 +219,7 @@ class AdaptedEncoder(Encoder):
         fresh, _ = sides(made)
         twin = base_tower.clone()
         if changed is None:
-            twin.model = fresh[0].get_submodule("model").to(twin.device, twin.dtype)
+            state.attach(twin.model, self._float32_weights)
         else:
             weights = dict(fresh[0].get_submodule("model").named_parameters())
             for name in changed:

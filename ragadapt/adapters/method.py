@@ -23,10 +23,20 @@ from ragadapt.errors import InvalidConfiguration, InvalidInput
 METHODS: dict[str, str] = {
     "lora": "ragadapt.adapters.peft:LoRA",
     "full": "ragadapt.adapters.full:Full",
+    "houlsby": "ragadapt.adapters.bottleneck:Houlsby",
+    "prefix": "ragadapt.adapters.prefix:LearntPrefix",
+    "mam": "ragadapt.adapters.bottleneck:Mam",
+    "iaa-s": "ragadapt.adapters.iaa:IaaS",
+    "iaa-l": "ragadapt.adapters.iaa:IaaL",
+    "iaa-m": "ragadapt.adapters.iaa:IaaM",
+    "trf": "ragadapt.adapters.trf:Trf",
+    "trf-linear": "ragadapt.adapters.trf:TrfLinear",
 }
 """Name → module:class, imported when it is first used."""
 
-_SETTINGS = ("rank", "alpha", "dropout", "targets", "reweight", "gamma")  # of AdapterConfig; a method may lack some
+_SETTINGS = (  # of AdapterConfig; a method may lack some
+    "rank", "alpha", "dropout", "targets", "reweight", "gamma", "aside_rank", "prefix_length", "filter_rank",
+)  # fmt: skip
 _OF_PAIRS = ("reweight", "gamma")
 _WITHOUT = ("none", 0, None, ())  # asks for nothing that a method could lack
 
@@ -94,6 +104,11 @@ class Options:
     @classmethod
     def names(cls) -> tuple[str, ...]:
         return tuple(field.name for field in fields(cls))
+
+    @classmethod
+    def may_be_zero(cls) -> tuple[str, ...]:
+        """Sizes that may be 0, which leaves out what they are the size of."""
+        return ()
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -230,7 +245,12 @@ def options_of(config: AdapterConfig) -> Options:
             raise InvalidConfiguration(
                 f"adapter.{name} = {value!r}, but method {config.method!r} has no {name}. {others} Leave it out."
             )
-    return method.OPTIONS(**{name: getattr(config, name) for name in method.OPTIONS.names()})
+    given = {name: value for name in method.OPTIONS.names() if (value := getattr(config, name)) is not None}
+    if given.get("rank") == 0 and "rank" not in method.OPTIONS.may_be_zero():
+        raise InvalidConfiguration(
+            f"adapter.rank = 0: method {config.method!r} is nothing without it. Choose 1 or more."
+        )
+    return method.OPTIONS(**given)
 
 
 def settings_for(name: str, config: AdapterConfig) -> AdapterConfig:
