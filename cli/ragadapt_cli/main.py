@@ -29,6 +29,7 @@ COMMANDS = {
     "encode": "Encode files of texts into shards of vectors, on one machine or on many.",
     "report": "Show the report of a retriever.",
     "doctor": "Before a fit: will tuning pay? After one: is the retriever sound?",
+    "methods": "List the methods of training that fit --method takes.",
     "completion": "Print the shell's completion script.",
 }
 """Name → first line of its help, so that `ragadapt --help` needs no command's module. Modules: commands/<name>.py."""

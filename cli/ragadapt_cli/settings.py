@@ -56,9 +56,17 @@ QUERIES = (
     Flag("--generator-model", "query.generator_model", "The model's name at that endpoint."),
 )
 TRAINING = (
-    Flag("--method", "adapter.method", "What is trained; none learns only how to mix dense and lexical search."),
+    Flag(
+        "--method",
+        "adapter.method",
+        "What is trained (see `ragadapt methods`); none learns only how to mix dense and lexical search.",
+    ),
     Flag("--adapt", "adapter.adapt", "query leaves the passages' vectors as the base made them."),
-    Flag("--rank", "adapter.rank", "Rank of the LoRA matrices (16), or width of what another method puts in."),
+    Flag(
+        "--rank",
+        "adapter.rank",
+        "Rank of the low-rank matrices, or width of what is put in; left open, the method's own.",
+    ),
     Flag("--reweight", "adapter.reweight", "How the LoRA matrices re-weight the text vector."),
     Flag("--gamma", "adapter.gamma", "Strength of the re-weighting; 0 switches it off."),
     Flag("--epochs", "training.epochs", "Passes over the training queries."),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ragadapt.adapters.method import attach_method, check_strength
+from ragadapt.adapters.method import attach_method, check_strength, method_named
 from ragadapt.adapters.reweight import Reweighting, TiedReweighting, TiedTokenPooling, insert_tied, tied_layer
 from ragadapt.adapters.state import FOLDER, PEFT_WEIGHTS, AdapterState
 from ragadapt.config import AdapterConfig
@@ -28,6 +28,17 @@ log = logging.getLogger(__name__)
 _GAMMA = "reweight.gamma"
 _MOVED = 1e-5  # mean 1 - cosine below this is rounding, not learning
 _SAME = 0.999  # least cosine of merged with unmerged vectors; bfloat16 rounds the merged weights once more
+
+
+@dataclass(frozen=True, slots=True)
+class TrainableShare:
+    """Parameters that are trained, and those that the transformer has."""
+
+    trained: int
+    whole: int
+
+    def __str__(self) -> str:
+        return f"{self.trained:,} parameters, {self.trained / self.whole:.2%} of the model's {self.whole:,}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +96,7 @@ def attach(encoder: Encoder, config: AdapterConfig, *, seed: int = 0) -> Adapted
         raise InvalidConfiguration(
             f"Model {encoder.spec.model!r} {reason} and cannot be adapted (again). Start from another base model."
         )
+    method_named(config.method).check_device(tower.device.type)
     return AdaptedEncoder(encoder, tower, config, seed)
 
 
@@ -98,6 +110,7 @@ class AdaptedEncoder(Encoder):
     def __init__(self, base: Encoder, tower: Tower, config: AdapterConfig, seed: int) -> None:
         self.base = base
         self.adapter_config = config
+        self.seed = seed
         self.tower = tower.clone()  # the adapted side
         model = self.tower.model
         model.requires_grad_(False)
@@ -159,6 +172,13 @@ class AdaptedEncoder(Encoder):
     def _learnt_gamma(self) -> nn.Parameter | None:
         return self._reweighting.learnt if isinstance(self._reweighting, TiedReweighting) else None
 
+    @property
+    def share(self) -> TrainableShare:
+        """How much of the transformer is trained."""
+        model = self.base.query_tower.model if self.base.query_tower is not None else self.tower.model
+        trained = sum(parameter.numel() for parameter in self.trainable().values())
+        return TrainableShare(trained, sum(parameter.numel() for parameter in model.parameters()))
+
     @torch.no_grad()
     def set_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Set the trainable parameters, as `trainable` names them."""
@@ -184,6 +204,7 @@ class AdaptedEncoder(Encoder):
             change=self.method.change(),
             base=self.base._spec.base,
             model=self.base._spec.model,
+            seed=self.seed,
         )
 
     @property

@@ -38,7 +38,7 @@ class AdapterState:
     layers: how many top layers it changes; one more than there are where it changes the embeddings. tied: the layer
     whose pair re-weights the vector; None without re-weighting. tensors: float32, on the CPU, by the method's names.
     scale: 1 = as trained, 0 = the base. change: norm of what was learnt. base, model: identity and name of the model
-    that it belongs to.
+    that it belongs to. seed: with which it was made.
     """
 
     config: AdapterConfig
@@ -49,11 +49,14 @@ class AdapterState:
     change: float
     base: str
     model: str
+    seed: int = 0
 
     @property
     def spec(self) -> AdapterSpec:
         """What of it decides the vectors."""
         options = options_of(self.config).deciding()
+        if method_named(self.config.method).SEEDED:
+            options["seed"] = self.seed
         return AdapterSpec(
             method=self.config.method,
             adapt=self.config.adapt,
@@ -70,7 +73,7 @@ class AdapterState:
     def attach(self, model: nn.Module, weights: Weights | None = None) -> Method:
         """The adapter on a transformer, in place, at its strength. weights: its own in float32, if it has them not."""
         own = dict(model.named_parameters())
-        method, _ = attach_method(model, self.config, seed=0, weights=weights or (lambda: own))
+        method, _ = attach_method(model, self.config, seed=self.seed, weights=weights or (lambda: own))
         method.load(self.tensors)
         method.set_strength(self.scale)
         return method
@@ -136,6 +139,7 @@ class AdapterState:
             "gamma": self.config.gamma if self.tied else 0.0,
             "tied": self.tied,
             "scale": self.scale,
+            "seed": self.seed,
             "change": self.change,
             "base": self.base,
             "model": self.model,
@@ -191,6 +195,7 @@ class AdapterState:
                 change=float(about["change"]),
                 base=str(about["base"]),
                 model=str(about["model"]),
+                seed=int(about.get("seed", 0)),
             )
         except FormatTooNew:
             raise

@@ -139,9 +139,10 @@ def fit(
         check_generator(config.query)
         _check_cache_folder(config)
         if config.adapter.trains:
-            from ragadapt.adapters.method import options_of
+            from ragadapt.adapters.method import method_named, options_of
 
             options_of(config.adapter)
+            method_named(config.adapter.method).check_device(choose_device(config.encoder.device).split(":")[0])
         target = checked_path(target, "The target")
         sources = checked_list(sources, "sources") if chunked else listed_sources(sources)
         if processes.index > 0:
@@ -576,7 +577,7 @@ class FitSteps:
                     "negatives": None
                     if crossed
                     else held_out_negatives(examples, plan, base.encoded.corpus, config.training.loss),
-                    "checks": proof(effect, saved),
+                    "checks": proof(effect, saved, result.encoder.share),
                 }
                 (stage.path / "trained.json").write_text(json.dumps(record), encoding="utf-8")
             record = json.loads((stage.path / "trained.json").read_text(encoding="utf-8"))
