@@ -23,6 +23,7 @@ import pytest
 from ragadapt_cli.main import run
 from tiny_models import sentences, write_tiny_model
 
+from ragadapt.adapters import attach
 from ragadapt.adapters.budget import nearest_size, size_of, whole_size
 from ragadapt.adapters.method import METHODS, settings_for
 from ragadapt.adapters.peft import LoRA
@@ -288,6 +289,15 @@ def test_a_method_without_a_size_has_one_and_says_that_it_misses(encoder: Encode
     assert found.parameters == sum(parameter.numel() for parameter in layers)
     assert found.whole == whole_size(encoder) > found.parameters
     assert not found.meets(1000)
+
+
+@pytest.mark.parametrize("method", ["pissa", "loftq"])
+def test_a_method_is_counted_by_a_quicker_one_of_its_shape(encoder: Encoder, method: str) -> None:
+    settings = settings_for(method, AdapterConfig(rank=4))
+    real = sum(parameter.numel() for parameter in attach(encoder, settings).trainable().values())
+    assert size_of(encoder, settings).parameters == real
+    found = nearest_size(encoder, settings, 2 * real)
+    assert (found.config.method, found.config.rank, found.parameters) == (method, 8, 2 * real)
 
 
 def test_the_encoder_is_left_as_it_was(encoder: Encoder) -> None:

@@ -51,7 +51,9 @@ def whole_size(encoder: Encoder) -> int:
 
 def size_of(encoder: Encoder, config: AdapterConfig) -> Size:
     """Counted on a fresh adapter, which is dropped again. Raises InvalidConfiguration where it cannot be attached."""
-    parameters = sum(parameter.numel() for parameter in attach(encoder, config).trainable().values())
+    options_of(config)
+    quick = config.model_copy(update={"method": method_named(config.method).SHAPED_LIKE or config.method})
+    parameters = sum(parameter.numel() for parameter in attach(encoder, quick).trainable().values())
     return Size(config, parameters, whole_size(encoder))
 
 

@@ -198,6 +198,7 @@ class MELoRA(Adding):
 
     OPTIONS = SliceOptions
     PAIRS = True
+    SIZES = ("rank",)
     SOURCE = "Ren et al. 2024, arXiv 2402.17263"
 
     def make(self, base: nn.Linear, name: str) -> MeloraLinear:
@@ -267,6 +268,7 @@ class MTLLoRA(Adding):
 
     OPTIONS = TaskOptions
     PAIRS = True
+    SIZES = ("rank",)
     TASKS = True
     SOURCE = "Yang et al. 2024, arXiv 2410.09437"
     numbers: dict[str, int]

@@ -148,6 +148,7 @@ class Method(ABC):
     OPTIONS: ClassVar[type[Options]] = Options
     PAIRS: ClassVar[bool] = False  # has low-rank pairs: the vector can be re-weighted by one
     SIZES: ClassVar[tuple[str, ...]] = ()  # options that say how much is trained; empty = each whole number that does
+    SHAPED_LIKE: ClassVar[str] = ""  # a method whose parameters have the same shapes and a start that costs less
     MASTERS: ClassVar[bool] = False  # trains the model's own weights: float32 among those of another precision
     SEEDED: ClassVar[bool] = False  # the seed decides what is not saved: fixed projections, frozen parameters
     TASKS: ClassVar[bool] = False  # learns by task, and is told that of every text it trains on

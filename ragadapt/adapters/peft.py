@@ -327,6 +327,7 @@ class PiSSA(LoRA):
 
     OPTIONS = PissaOptions
     SOURCE = "Meng et al. 2024, arXiv 2404.02948"
+    SHAPED_LIKE = "lora"
     LAYER = PissaLinear
     layers: dict[str, PissaLinear]  # type: ignore[assignment]
 
