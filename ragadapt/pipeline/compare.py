@@ -449,8 +449,6 @@ def sweep(trial: Callable[[float], float], start: float, count: int) -> dict[flo
     for direction in (1, -1):
         while len(tried) < count and best() + direction not in tried:
             attempt(best() + direction)
-        if best() > 0:
-            break  # up helped: down is worse
     gap = 0.5
     while len(tried) < count:
         sides = sorted((tried.get(best() + 2 * side * gap, _DIVERGED), side) for side in (-1, 1))
