@@ -509,7 +509,17 @@ class _Comparison:
 
     def all(self, sizes: Sequence[Size]) -> list[Judged]:
         """Every method, measured; those whose trainings came to nothing are in `failed`."""
-        found = [each for each in self._each(self.method, sizes) if each is not None]
+        many = len(sizes) * (self.rates + len(self.seeds) - 1)
+        log.info("%d methods, %d trainings, %d at a time", len(sizes), many, max(1, self.cells.jobs))
+        done: list[str] = []
+
+        def method(size: Size) -> Judged | None:
+            judged = self.method(size)
+            done.append(size.config.method)
+            self.steps.progress("methods", len(done), len(sizes))
+            return judged
+
+        found = [each for each in self._each(method, sizes) if each is not None]
         if len(found) < 2:
             reasons = "; ".join(f"{each.source}: {each.reason}" for each in self.failed)
             raise TrainingFailed(f"{len(found)} method could be trained, too few to compare. {reasons}")
