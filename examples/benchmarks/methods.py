@@ -6,8 +6,9 @@
 Trains on judged queries that are not the test's (stackfaq and scifact: train, cosqa: dev); a tenth of them chooses each
 method's learning rate and is its dev part, and nothing of the test split is read before the end. Full tuning has no
 size to choose and takes part in every budget as the reference above. The comparisons are those of `ragadapt compare`:
-each leaves its page in FOLDER, and a run that was killed goes on. --questions takes only so many training queries,
-drawn by the seed. Results go to FOLDER/methods.json as they come, a table to stdout.
+each leaves its page in FOLDER, and a run that was killed goes on. --questions takes only so many queries of either
+split, drawn by the seed: a small run, to see that all is in place. Results go to FOLDER/methods.json as they come, a
+table to stdout.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def labels_of(data: Path, name: str, folder: Path, questions: int | None) -> tup
     made = []
     for split, use in ((LABELS[name], "train"), ("test", "eval")):
         ids = sorted(collection.qrels[split])
-        if use == "train" and questions is not None:
+        if questions is not None:
             ids = sorted(random.Random(SEED).sample(ids, min(questions, len(ids))))
         made.append(Labels(*write_labels(collection, split, ids, folder / split), use=use))
     return collection.corpus, made
@@ -132,7 +133,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rates", type=int, default=4)
     parser.add_argument("--steps", type=int, help="of every training; default: three epochs")
-    parser.add_argument("--questions", type=int, help="training queries; default: all")
+    parser.add_argument("--questions", type=int, help="queries of either split; default: all")
     parser.add_argument("--looks", type=int, default=8, help="at the dev part in a training: the points of its curve")
     parser.add_argument("--jobs", type=int, help="trainings at a time")
     arguments = parser.parse_args()

@@ -449,8 +449,6 @@ def sweep(trial: Callable[[float], float], start: float, count: int) -> dict[flo
     for direction in (1, -1):
         while len(tried) < count and best() + direction not in tried:
             attempt(best() + direction)
-        if best() > 0:
-            break  # up helped: down is worse
     gap = 0.5
     while len(tried) < count:
         sides = sorted((tried.get(best() + 2 * side * gap, _DIVERGED), side) for side in (-1, 1))
@@ -511,7 +509,17 @@ class _Comparison:
 
     def all(self, sizes: Sequence[Size]) -> list[Judged]:
         """Every method, measured; those whose trainings came to nothing are in `failed`."""
-        found = [each for each in self._each(self.method, sizes) if each is not None]
+        many = len(sizes) * (self.rates + len(self.seeds) - 1)
+        log.info("%d methods, %d trainings, %d at a time", len(sizes), many, max(1, self.cells.jobs))
+        done: list[str] = []
+
+        def method(size: Size) -> Judged | None:
+            judged = self.method(size)
+            done.append(size.config.method)
+            self.steps.progress("methods", len(done), len(sizes))
+            return judged
+
+        found = [each for each in self._each(method, sizes) if each is not None]
         if len(found) < 2:
             reasons = "; ".join(f"{each.source}: {each.reason}" for each in self.failed)
             raise TrainingFailed(f"{len(found)} method could be trained, too few to compare. {reasons}")
