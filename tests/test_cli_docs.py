@@ -76,5 +76,5 @@ def test_every_flag_is_for_a_setting_that_exists() -> None:
 
 def test_comments_are_those_of_their_own_setting(generate: ModuleType) -> None:
     reasons = generate.comments()
-    assert reasons["adapter.alpha"] == "None = 2 * rank"
+    assert reasons["adapter.alpha"] == "scales what they add; None = the method's own, 2 * rank for lora"
     assert reasons["chunk.min_tokens"] == "smaller pieces join a neighbour under the same heading"

@@ -21,6 +21,7 @@ from ragadapt_cli.settings import COMPARE_FLAGS, DOCTOR_FLAGS, FIT_FLAGS, build_
 from ragadapt_cli.terminal import Terminal
 
 import ragadapt
+from ragadapt.adapters.peft import LowRankOptions
 from ragadapt.config import EncoderConfig, FitConfig, load_config
 from ragadapt.corpus import chunk_documents, read_documents
 from ragadapt.encoder.presets import PRESETS
@@ -408,7 +409,7 @@ def figures() -> list[str]:
     config, fusion, enough = FitConfig(), Fusion(), ENOUGH
     rest = {enough[rank] for rank in Evidence if rank is not Evidence.LABELLED}
     assert len(rest) == 1
-    assert config.adapter.alpha is None  # twice the rank, so s = 2
+    assert (config.adapter.rank, config.adapter.alpha) == (None, None)  # the method's own
     strengths = ", ".join(f"{value:g}" for value in sorted(config.gate.interpolation))
     return [
         f"{enough[Evidence.LABELLED]} labelled, or {rest.pop()} of another rank",
@@ -428,7 +429,7 @@ def figures() -> list[str]:
         f"q' = Π(q + {fusion.feedback:g}·mean)",
         f"above {100 * config.mining.margin:.0f} % of the answer's score",
         f"with temperature {config.training.temperature:g}",
-        f"r = {config.adapter.rank} and s = 2",
+        f"r = {LowRankOptions().rank} and s = {LowRankOptions().scale / LowRankOptions().rank:g}",
         f"strengths {strengths} and 1",
         f"({config.gate.bootstrap_samples:,} resamples",
         f"gives {100 * config.gate.confidence:.0f} % intervals",

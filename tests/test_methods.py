@@ -72,6 +72,8 @@ class Gated(nn.Module):
 class Gate(Method):
     """Gates on the linear layers of the trained layers, with everything that the contract offers."""
 
+    FOLDS = False
+
     def __init__(self, model: nn.Module, options: Options, scope: Scope, *, seed: int, weights: Weights) -> None:
         self.model, self.scope = model, scope
         self.steps = torch.zeros(())
@@ -618,6 +620,7 @@ def test_a_method_describes_itself() -> None:
     }  # fmt: skip
     assert found["lora+"].options["lr_ratio"] == 16.0 and found["flat-lora"].options["noise"] == 0.05
     assert [name for name, method in found.items() if method.cuda] == ["qlora"]
+    assert [name for name, method in found.items() if not method.folds] == ["gate"]
     assert found["ia3"].what.startswith("Learnt factors") and not found["ia3"].reweights
 
 

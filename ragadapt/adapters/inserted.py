@@ -87,7 +87,7 @@ def sublayers(model: nn.Module) -> tuple[Sublayer, Sublayer]:
     return _BUILDS[config.model_type]
 
 
-class Part(nn.Module, ABC):
+class Inserted(nn.Module, ABC):
     """One module that is put in. It changes a result out, given x, which hooks bring from where the part looks."""
 
     strength: float = 1.0
@@ -130,7 +130,7 @@ class Part(nn.Module, ABC):
         return self.changed(x, output)
 
 
-class Bottleneck(Part):
+class Bottleneck(Inserted):
     """out + s (W_up activation(W_down x + b) + b'), with W_up and both biases zero at the start."""
 
     def __init__(
@@ -179,7 +179,7 @@ class Inserting(Method):
     def __init__(self, model: nn.Module, options: Options, scope: Scope, *, seed: int, weights: Weights) -> None:
         self.model, self.options, self.scope = model, options, scope
         self.generator = torch.Generator().manual_seed(seed)  # on the CPU: one start on every device and precision
-        self.parts: dict[str, Part] = {}
+        self.parts: dict[str, Inserted] = {}
         self._handles: list[RemovableHandle] = []
         self.place()
 
@@ -197,7 +197,7 @@ class Inserting(Method):
         """Names of the layers in scope, lowest first."""
         return tuple(f"{self.scope.stack}.{index}" for index in self.scope.indices)
 
-    def put(self, host: str, name: str, part: Part) -> Part:
+    def put(self, host: str, name: str, part: Inserted) -> Inserted:
         """Make the part a child of a module, so that it moves and is copied with it."""
         device = next(self.model.parameters()).device
         self.model.get_submodule(host).add_module(name, part.to(device).eval().requires_grad_(True))

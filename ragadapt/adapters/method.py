@@ -151,6 +151,7 @@ class Method(ABC):
     SHAPED_LIKE: ClassVar[str] = ""  # a method whose parameters have the same shapes and a start that costs less
     MASTERS: ClassVar[bool] = False  # trains the model's own weights: float32 among those of another precision
     SEEDED: ClassVar[bool] = False  # the seed decides what is not saved: fixed projections, frozen parameters
+    STARTS_SAVED: ClassVar[bool] = False  # what is saved says where it began: at rest, W is not asked
     TASKS: ClassVar[bool] = False  # learns by task, and is told that of every text it trains on
     FOLDS: ClassVar[bool] = True  # whether `fold` gives weights
     CUDA: ClassVar[bool] = False  # trains on a CUDA device alone

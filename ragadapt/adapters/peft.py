@@ -328,6 +328,7 @@ class PiSSA(LoRA):
     OPTIONS = PissaOptions
     SOURCE = "Meng et al. 2024, arXiv 2404.02948"
     SHAPED_LIKE = "lora"
+    STARTS_SAVED = True
     LAYER = PissaLinear
     layers: dict[str, PissaLinear]  # type: ignore[assignment]
 
@@ -335,7 +336,11 @@ class PiSSA(LoRA):
     def begin(self, weights: Weights) -> None:
         whole = weights()
         for name, layer in self.layers.items():
-            layer.begin_at(*self.start(layer, whole[f"{name}.weight"].detach().float().cpu()))
+            weight = whole.get(f"{name}.weight")
+            if weight is None:  # at rest: what is loaded says it
+                layer.begin_at(torch.zeros(layer.r[ADAPTER], layer.in_features), torch.zeros(1))
+            else:
+                layer.begin_at(*self.start(layer, weight.detach().float().cpu()))
 
     def start(self, layer: PissaLinear, weight: Tensor) -> tuple[Tensor, Tensor]:
         """A₀ (r, in) and B₀ (out, r) for W (out, in), float32: by PEFT, on a layer that nobody else has."""

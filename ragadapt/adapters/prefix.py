@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ragadapt.adapters.inserted import Inserting, Part, Sublayer, sublayers
+from ragadapt.adapters.inserted import Inserted, Inserting, Sublayer, sublayers
 from ragadapt.adapters.method import Options
 
 
@@ -23,7 +23,7 @@ class PrefixOptions(Options):
         return {"prefix_length": self.prefix_length}
 
 
-class Attended(Part):
+class Attended(Inserted):
     """out + s g softmax(q K' / sqrt(d)) V, head by head, from queries q before they are turned by their position.
 
     A prefix that shares the softmax of the text (Li and Liang 2021) takes weight from the text whatever its values are,

@@ -72,7 +72,7 @@ class AdapterState:
 
     def attach(self, model: nn.Module, weights: Weights | None = None) -> Method:
         """The adapter on a transformer, in place, at its strength. weights: its own in float32, if it has them not."""
-        own = dict(model.named_parameters())
+        own = {} if method_named(self.config.method).STARTS_SAVED else dict(model.named_parameters())
         method, _ = attach_method(model, self.config, seed=self.seed, weights=weights or (lambda: own))
         method.load(self.tensors)
         method.set_strength(self.scale)
@@ -158,7 +158,8 @@ class AdapterState:
         settings.save_pretrained(str(folder))
         config_path = folder / "adapter_config.json"
         values = json.loads(config_path.read_text(encoding="utf-8"))
-        values["target_modules"] = sorted(values["target_modules"])  # a set there, whose order changes from run to run
+        for name in {"target_modules", "feedforward_modules"} & set(values):
+            values[name] = sorted(values[name])  # a set there, whose order changes from run to run
         config_path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         save_file(
             {f"{_PEFT_PREFIX}{name}": tensor for name, tensor in tensors.items()},

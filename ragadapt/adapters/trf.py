@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ragadapt.adapters.inserted import Inserting, Part, drawn
+from ragadapt.adapters.inserted import Inserted, Inserting, drawn
 from ragadapt.adapters.method import Options, Pair, Scope, Weights, norm
 from ragadapt.adapters.peft import LoRA, LowRankOptions, target_names
 
 
-class TaskFilter(Part):
+class TaskFilter(Inserted):
     """out + s D C (clamp(cos(x, t), 0, 1) x) for every token x; t is drawn from N(0, 1), D is zero at the start."""
 
     def __init__(self, width: int, rank: int, generator: torch.Generator) -> None:

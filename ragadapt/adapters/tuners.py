@@ -23,7 +23,7 @@ from ragadapt.adapters.peft import ADAPTER, LowRankOptions, merged_weights, targ
 from ragadapt.errors import InvalidConfiguration
 
 
-class Tuned(Adapted):
+class TunedLinear(Adapted):
     """A linear layer with PEFT's layer on it."""
 
     def __init__(self, layer: Any) -> None:
@@ -53,7 +53,7 @@ class Tuner(OnLinear):
     """A method whose layers are PEFT's. START: the function of such a layer that sets its first values."""
 
     START: ClassVar[str]
-    LAYER: ClassVar[type[Tuned]] = Tuned
+    LAYER: ClassVar[type[TunedLinear]] = TunedLinear
 
     def __init__(self, model: nn.Module, options: Options, scope: Scope, *, seed: int, weights: Weights) -> None:
         self.model, self.options, self.scope, self.seed = model, options, scope, seed
@@ -115,7 +115,7 @@ class Tuner(OnLinear):
 # Low-rank pairs of another make
 
 
-class TunedPair(Tuned):
+class TunedPair(TunedLinear):
     """One whose change is a low-rank pair, which may re-weight the vector."""
 
     @property
