@@ -104,7 +104,7 @@ class MiningConfig(Settings):
 
     negatives: int = Field(2, ge=0)  # for each query
     candidates: int = Field(20, ge=2)  # list length of the distillation loss
-    teacher: str | None = None  # a sentence-transformers CrossEncoder, by name or folder; None = BM25 with the base
+    teacher: str | None = None  # a re-ranker, by preset, name or folder; None = BM25 with the base
     depth: int = Field(100, ge=2)  # how far down the rankings negatives are looked for
     skip_top: int = Field(0, ge=0)  # best candidates passed over; the margin already keeps out likely answers
     margin: float = Field(0.95, gt=0, le=1)  # a negative's score stays below this share of the positive's

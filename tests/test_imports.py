@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PARTS = (
     "version", "text", "secrets", "errors", "checks", "values", "config", "files", "threads", "profiling", "corpus",
-    "queries", "lexical", "index", "store", "search", "encoder", "adapters", "training", "evaluation", "report", "pefa",
-    "retriever", "collection", "feedback", "pipeline", "export", "doctor",
+    "queries", "lexical", "index", "store", "search", "encoder", "rerank", "adapters", "training", "evaluation",
+    "report", "pefa", "retriever", "collection", "feedback", "pipeline", "export", "doctor",
 )  # fmt: skip
 """The modules and packages of ragadapt. Each may import those before it, never those behind it."""
 
