@@ -249,6 +249,15 @@ class FusionConfig(Settings):
     depth: int = Field(200, ge=1)  # candidates taken from each side
 
 
+class RerankConfig(Settings):
+    """The second stage of a search."""
+
+    model: str | None = None  # a re-ranker by preset, hub name or folder; None = no second stage
+    weight: float | None = Field(None, ge=0, le=1)  # its share of the score; None = learnt per corpus, 0 = it stays out
+    depth: int | None = Field(None, ge=1)  # passages that it reads of a query; None = 20 on a CPU, 50 elsewhere
+    max_length: int | None = Field(None, ge=8)  # tokens read of a pair; None = the model's own
+
+
 class PefaConfig(Settings):
     """What feedback does to search. `ragadapt refresh --tune` sets method, lam, k and the fusion weight anew."""
 
@@ -277,6 +286,7 @@ class FitConfig(Settings):
     gate: GateConfig = GateConfig()
     index: IndexConfig = IndexConfig()
     fusion: FusionConfig = FusionConfig()
+    rerank: RerankConfig = RerankConfig()
     pefa: PefaConfig = PefaConfig()
 
     @classmethod

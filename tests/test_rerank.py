@@ -5,18 +5,42 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small_retriever import fit_pages
 from tiny_models import sentences, write_modular_cross_encoder, write_tiny_cross_encoder, write_tiny_model
 
-from ragadapt.errors import FormatTooNew, InvalidInput, ModelNotFound, NotARetriever, StoreCorrupt
+from ragadapt.config import FitConfig
+from ragadapt.errors import (
+    FingerprintMismatch,
+    FormatTooNew,
+    InvalidInput,
+    ModelNotFound,
+    NotARetriever,
+    StoreCorrupt,
+)
+from ragadapt.evaluation import gate
+from ragadapt.pipeline import fit as fit_module
+from ragadapt.pipeline.fit import FitResult, fit
+from ragadapt.pipeline.queries import Labels
+from ragadapt.pipeline.refresh import refresh_documents
+from ragadapt.pipeline.rerank import rerank_judges
+from ragadapt.queries.kinds import evidence_of
 from ragadapt.rerank import PRESETS, Reranker
 from ragadapt.rerank import reranker as module
 from ragadapt.rerank.presets import source_of
+from ragadapt.retriever import Retriever
+from ragadapt.search.fusion import ReadCandidates, learn_rerank_weight, with_reranker
+from ragadapt.search.reranking import Rerank, rerank_all
+from ragadapt.search.searcher import Ranked
+from ragadapt.values import Evidence, Query
 
 TEXTS = sentences(40, words=20, seed=3)
 QUERY = "how do i open a file"
@@ -228,8 +252,6 @@ def test_a_changed_or_newer_note_is_refused(tmp_path: Path) -> None:
 
 
 def test_other_weights_under_the_same_note_are_refused(tmp_path: Path) -> None:
-    from ragadapt.errors import FingerprintMismatch
-
     load(write_tiny_cross_encoder(tmp_path / "model")).save(tmp_path / "saved")
     other = write_tiny_cross_encoder(tmp_path / "other", seed=4)
     shutil.copyfile(other / "model.safetensors", tmp_path / "saved" / "model.safetensors")
@@ -289,3 +311,339 @@ def test_presets_are_these() -> None:
         "bge": "BAAI/bge-reranker-v2-m3",
     }
     assert source_of("bge").location == "BAAI/bge-reranker-v2-m3"
+
+
+# The fusion
+
+
+def test_the_mix_is_of_both_sides_standardised_over_what_was_read() -> None:
+    first, read = np.array([9.0, 7.0, 4.0, 3.0, 1.0]), np.array([0.0, 1.0, 5.0])
+    own = (first - first[:3].mean()) / first[:3].std()
+    theirs = (read - 2) / read.std()
+    mixed = with_reranker(first, read, 0.4)
+    assert np.allclose(mixed[:3], 0.6 * own[:3] + 0.4 * theirs, atol=1e-6)
+    assert np.allclose(mixed[3:], 0.6 * own[3:] + 0.4 * theirs.min(), atol=1e-6)
+    assert np.argsort(-with_reranker(first, read, 0.0)).tolist() == [0, 1, 2, 3, 4]
+    assert np.argsort(-with_reranker(first, read, 1.0), kind="stable").tolist() == [2, 1, 0, 3, 4]
+    assert np.array_equal(with_reranker(first, np.zeros(0), 0.7), first.astype(np.float32))
+    assert np.allclose(with_reranker(first, read * 30 - 4, 0.4), mixed, atol=1e-5)  # the scale does not matter
+
+
+@given(
+    st.lists(st.floats(-50, 50), min_size=2, max_size=12, unique=True),
+    st.lists(st.floats(-9, 9), min_size=1, max_size=12),
+    st.floats(0, 1),
+)
+def test_what_was_not_read_never_passes_what_was(first: list[float], read: list[float], weight: float) -> None:
+    ranked = np.sort(np.array(first))[::-1]
+    count = min(len(read), len(ranked))
+    mixed = with_reranker(ranked, np.array(read[:count]), weight)
+    assert np.all(mixed[:count].min() >= mixed[count:] - 1e-4)
+    assert np.all(np.diff(mixed[count:]) <= 1e-5)
+
+
+def judged_by(answer: int) -> Callable[[np.ndarray], float]:
+    return lambda positions: float(1 / np.log2(2 + positions.tolist().index(answer)))
+
+
+def candidates_of(read: list[float]) -> ReadCandidates:
+    return ReadCandidates(np.arange(5), np.array([5, 4, 3, 2, 1], np.float32), np.array(read, np.float32))
+
+
+def test_a_reranker_that_finds_the_answers_gets_a_share_and_one_that_loses_them_none() -> None:
+    good = [candidates_of([0, 0, 9, 0, 0])] * 20
+    curve = learn_rerank_weight(good, [judged_by(2)] * 20)
+    assert curve.best >= curve.chosen > 0 and max(curve.quality) == 1.0
+    assert good[0].ranked(curve.chosen)[0] == 2
+    bad = learn_rerank_weight(good, [judged_by(0)] * 20)
+    assert bad.chosen == 0
+    assert learn_rerank_weight([], []).chosen == 0
+
+
+def test_noise_leaves_the_first_stage_alone() -> None:
+    generator = np.random.default_rng(0)
+    noise = [candidates_of(generator.normal(size=5).tolist()) for _ in range(8)]
+    answers = [judged_by(int(answer)) for answer in generator.integers(0, 3, 8)]
+    assert learn_rerank_weight(noise, answers).chosen == 0
+
+
+# The search
+
+
+class Liker:
+    """Reads pairs for the tests: likes the passages that hold a word."""
+
+    depth = 4
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+        self.read: list[int] = []
+
+    def affordable(self, query: str, passages: Sequence[str], milliseconds: float) -> int:
+        return min(len(passages), int(milliseconds))
+
+    def logits_of(self, lists: Sequence[tuple[str, Sequence[str]]]) -> list[np.ndarray]:
+        self.read += [len(passages) for _, passages in lists]
+        return [np.array([float(self.word in text) for text in passages], np.float32) for _, passages in lists]
+
+
+def test_reranking_moves_what_the_reader_likes_within_its_depth() -> None:
+    first = Ranked(list("abcdef"), np.array([6, 5, 4, 3, 2, 1], np.float32), {"dense": np.arange(6, dtype=np.float32)})
+    texts = {"a": "x", "b": "x", "c": "cat", "d": "x", "e": "cat", "f": "x"}
+    reader = Liker("cat")
+    (found,) = rerank_all([first], ["q"], lambda ids: {id: texts[id] for id in ids}, reader, 1.0, 4, 5)
+    assert found.ids == ["c", "a", "b", "d", "e"] and reader.read == [4]
+    assert found.parts["dense"].tolist() == [2, 0, 1, 3, 4]
+    assert found.parts["rerank"][:4].tolist() == [1, 0, 0, 0] and np.isnan(found.parts["rerank"][4])
+    assert np.all(np.diff(found.scores) <= 0)
+    (brief,) = rerank_all([first], ["q"], lambda ids: {id: texts[id] for id in ids}, reader, 1.0, 4, 5, 2.0)
+    assert brief.ids == ["a", "b", "c", "d", "e"] and reader.read[-1] == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"depth": 0}, "rerank depth = 0"),
+        ({"depth": 2.5}, r"rerank depth = 2\.5"),
+        ({"weight": 1.5}, r"rerank weight = 1\.5"),
+        ({"milliseconds": -1}, "rerank milliseconds = -1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        Rerank(**values)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fit_pages(tmp_path_factory.mktemp("pages"))
+
+
+@pytest.fixture(scope="module")
+def cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_cross_encoder(tmp_path_factory.mktemp("reranker"))
+
+
+def test_search_reranks_by_a_model_that_is_named(folder: Path, cross_encoder: Path) -> None:
+    with Retriever.open(folder, precision="float32") as retriever:
+        plain = retriever.search("old stone bridge", k=30)
+        asked = Rerank(model=cross_encoder, weight=1.0, depth=10)
+        hits = retriever.search("old stone bridge", k=10, rerank=asked)
+        logits = load(cross_encoder).logits("old stone bridge", [hit.chunk.passage for hit in plain[:10]])
+        expected = [plain[at].chunk.id for at in np.argsort(-logits, kind="stable")]
+        assert [hit.chunk.id for hit in hits] == expected != [hit.chunk.id for hit in plain[:10]]
+        assert sorted(hits[0].parts) == ["dense", "lexical", "rerank"]
+        assert hits[0].parts["rerank"] == pytest.approx(logits.max(), abs=1e-4)
+        half = retriever.search("old stone bridge", k=10, rerank=Rerank(model=cross_encoder, depth=10))
+        mixed = with_reranker(np.array([hit.score for hit in plain]), logits, 0.5)
+        assert [hit.chunk.id for hit in half] == [plain[at].chunk.id for at in np.argsort(-mixed, kind="stable")[:10]]
+        more = retriever.search("old stone bridge", k=24, rerank=Rerank(model=cross_encoder))
+        assert [hit.chunk.id for hit in more[20:]] == [hit.chunk.id for hit in plain[20:24]]
+        assert "rerank" in more[19].parts and "rerank" not in more[20].parts
+        none = retriever.search("old stone bridge", k=10, rerank=Rerank(model=cross_encoder, weight=0))
+        assert none == plain[:10]
+
+
+def test_many_queries_and_runs_are_reranked_as_each_alone(folder: Path, cross_encoder: Path) -> None:
+    asked = Rerank(model=cross_encoder, weight=0.6)
+    queries = {"1": "old stone bridge", "2": "bake bread", "3": "price of a flight"}
+    with Retriever.open(folder, precision="float32") as retriever:
+        alone = [retriever.search(text, k=8, rerank=asked) for text in queries.values()]
+        together = retriever.search_many(list(queries.values()), 8, rerank=asked)
+        assert [[hit.chunk.id for hit in hits] for hits in together] == [
+            [hit.chunk.id for hit in hits] for hits in alone
+        ]
+        run = retriever.run(queries, 24, level="chunk", rerank=asked)
+        assert [list(run[id])[:8] for id in queries] == [[hit.chunk.id for hit in hits] for hits in alone]
+        assert len(run["1"]) == 24
+        only = retriever.search("old stone bridge", k=3, filter={"lang": "en"}, rerank=asked)
+        assert {hit.chunk.metadata["lang"] for hit in only} == {"en"}
+
+
+def test_a_second_stage_that_cannot_be_is_refused(folder: Path, cross_encoder: Path) -> None:
+    with Retriever.open(folder) as retriever:
+        with pytest.raises(InvalidInput, match=r"has no re-ranker\. Fit it with one"):
+            retriever.search("a bridge", rerank=True)
+        with pytest.raises(InvalidInput, match="k = 30, but only 10 passages would be re-ranked"):
+            retriever.search("a bridge", k=30, rerank=Rerank(model=cross_encoder, depth=10))
+        with pytest.raises(InvalidInput, match="goes with mode 'hybrid'"):
+            retriever.search("a bridge", mode="dense", rerank=Rerank(model=cross_encoder))
+        with pytest.raises(InvalidInput, match="it is True, False or a Rerank"):
+            retriever.search("a bridge", rerank="minilm")  # type: ignore[arg-type]
+        with pytest.raises(InvalidInput, match="at least one word"):
+            retriever.search(" ", rerank=Rerank(model=cross_encoder))
+        with pytest.raises(InvalidInput, match="trained to give"):
+            retriever.search("a bridge", rerank=Rerank(model=folder.parent / "base" / "model"))
+        with pytest.raises(ModelNotFound):
+            retriever.search("a bridge", rerank=Rerank(model="nobody/nothing"))
+
+
+# What a fit makes of it
+
+
+def labelled(folder: Path, hits: Mapping[str, str]) -> Labels:
+    """Questions, each with the document that answers it."""
+    queries, qrels = folder / "queries.jsonl", folder / "qrels.tsv"
+    queries.write_text("".join(json.dumps({"_id": f"q{at}", "text": text}) + "\n" for at, text in enumerate(hits)))
+    qrels.write_text(
+        "query-id\tcorpus-id\tscore\n" + "".join(f"q{at}\t{document}\t1\n" for at, document in enumerate(hits.values()))
+    )
+    return Labels(queries, qrels)
+
+
+def fitted(folder: Path, pages: Path, reranker: Path, labels: Sequence[Labels] = (), **settings: Any) -> FitResult:
+    values = {
+        "encoder": {"model": str(pages.parent / "base" / "model"), "precision": "float32"},
+        "chunk": {"max_tokens": 40, "min_tokens": 4},
+        "adapter": {"method": "none"},
+        "index": {"kind": "exact"},
+        "rerank": {"model": str(reranker), "depth": 10, **settings},
+    }
+    return fit([pages], folder / "retriever", FitConfig.build(values), labels=labels)
+
+
+def liked(folder: Path, cross_encoder: Path, best: bool) -> dict[str, str]:
+    """Questions whose answers are what the re-ranker finds best (or least) among the first ten."""
+    made: dict[str, str] = {}
+    reader = load(cross_encoder)
+    with Retriever.open(folder, precision="float32") as retriever:
+        for text in sentences(60, words=8, seed=77):
+            hits = retriever.search(text, k=10)
+            logits = reader.logits(text, [hit.chunk.passage for hit in hits])
+            made[text] = hits[int(np.argmax(logits) if best else np.argmin(logits))].chunk.document_id
+    return made
+
+
+def test_a_reranker_that_helps_is_kept_with_its_weight(folder: Path, cross_encoder: Path, tmp_path: Path) -> None:
+    labels = labelled(tmp_path, liked(folder, cross_encoder, True))
+    copy = shutil.copytree(cross_encoder, tmp_path / "reranker")
+    made = fitted(tmp_path, folder.parent / "docs", copy, [labels])
+    shutil.rmtree(copy)
+    with Retriever.open(made.path, precision="float32") as retriever:
+        section = retriever.manifest.sections["rerank"]
+        assert 0.1 <= section["weight"] <= 1 and section["depth"] == 10
+        assert "better beyond doubt" in section["reason"] and "60 questions (labelled)" in section["reason"]
+        assert (made.path / "reranker" / "model.safetensors").is_file() and retriever.rerank_refused == ""
+        text = next(iter(liked(folder, cross_encoder, True)))
+        own = retriever.search(text, k=5, rerank=True)
+        asked = Rerank(model=cross_encoder, weight=section["weight"], depth=10)
+        assert [hit.chunk.id for hit in own] == [hit.chunk.id for hit in retriever.search(text, k=5, rerank=asked)]
+        measured = retriever.evaluate(labels.queries, labels.qrels, modes=["hybrid"], rerank=True)
+        assert measured["reranked"]["nDCG@10"] > measured["hybrid"]["nDCG@10"] + 0.02
+    step = next(step for step in made.report.verdict.steps if step.name == "Re-ranker")  # type: ignore[union-attr]
+    assert step.passed is True and "better beyond doubt" in step.detail
+    curve = next(curve for curve in made.report.curves if curve.title == "Share of the re-ranker")
+    assert curve.chosen == section["weight"]
+    assert any(licence.what == "re-ranker" for licence in made.report.licences)
+    moved = made.path.rename(tmp_path / "elsewhere")
+    with Retriever.open(moved) as retriever:
+        assert retriever.search(text, k=5, rerank=True)
+    refresh_documents(moved, [folder.parent / "docs"])
+    with Retriever.open(moved, precision="float32") as retriever:
+        assert [hit.chunk.id for hit in retriever.search(text, k=5, rerank=True)] == [hit.chunk.id for hit in own]
+
+
+def test_after_cross_fitting_each_question_is_reranked_for_a_model_that_did_not_see_it(
+    folder: Path, cross_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ragadapt.pipeline import crossfit
+
+    def win(**values: Any) -> gate.Decision:
+        return gate.Decision(gate.Verdict.WIN, values["strength"], ("for the test",))
+
+    monkeypatch.setattr(crossfit.gate, "decide", win)
+    seen: dict[str, Any] = {}
+    learn = fit_module.learn_reranking
+    monkeypatch.setattr(
+        fit_module, "learn_reranking", lambda *values, **more: seen.update(values=values) or learn(*values, **more)
+    )
+    found: list[Any] = []
+    judge = fit_module.judge_folds
+    monkeypatch.setattr(fit_module, "judge_folds", lambda *values: found.append(judge(*values)) or found[-1])
+    labels = labelled(tmp_path, liked(folder, cross_encoder, True))
+    values = {
+        "encoder": {"model": str(folder.parent / "base" / "model"), "precision": "float32"},
+        "chunk": {"max_tokens": 40, "min_tokens": 4},
+        "adapter": {"method": "lora", "rank": 2},
+        "training": {"max_steps": 2},
+        "gate": {"max_drift": 2.0},
+        "index": {"kind": "exact"},
+        "rerank": {"model": str(cross_encoder), "depth": 10},
+    }
+    made = fit([folder.parent / "docs"], tmp_path / "retriever", FitConfig.build(values), labels=[labels])
+    assert made.decision.adapted
+    _, depth, read, judged, *_ = seen["values"]
+    (crossed,) = found
+    out_of_fold = crossed.found.adapted[crossed.strength].candidates[crossed.fusions[0].feedback]
+    assert depth == 10 and [item.query.id for item in judged] == [item.query.id for item in crossed.found.judged]
+    for one, candidates, fusion in zip(read, out_of_fold, crossed.fusions, strict=True):
+        positions, scores = candidates.ranked(fusion, 100)
+        assert np.array_equal(one.positions, positions) and np.array_equal(one.first, scores)
+    chunks = Retriever.open(made.path, precision="float32").chunks
+    texts = {id: chunk.passage for id, chunk in chunks.find(chunks.ids()).items()}
+    ids = chunks.ids()
+    reader = load(cross_encoder)
+    logits = reader.logits(judged[0].query.text, [texts[ids[at]] for at in read[0].positions[:10]])
+    assert np.allclose(read[0].read, logits, atol=1e-5)
+
+
+def test_a_reranker_that_harms_stays_out(folder: Path, cross_encoder: Path, tmp_path: Path) -> None:
+    made = fitted(
+        tmp_path, folder.parent / "docs", cross_encoder, [labelled(tmp_path, liked(folder, cross_encoder, False))]
+    )
+    with Retriever.open(made.path) as retriever:
+        assert retriever.manifest.sections["rerank"]["weight"] == 0
+        assert "the first stage stays alone" in retriever.rerank_refused
+        assert not (made.path / "reranker").exists()
+        assert retriever.search("a bridge", rerank=True) == retriever.search("a bridge")
+        assert retriever.search("a bridge", rerank=Rerank(model=cross_encoder, weight=1)) != retriever.search(
+            "a bridge"
+        )
+        with pytest.raises(InvalidInput, match="was not kept"):
+            retriever.search("a bridge", rerank=Rerank(weight=0.5))
+    step = next(step for step in made.report.verdict.steps if step.name == "Re-ranker")  # type: ignore[union-attr]
+    assert step.passed is False
+
+
+def test_without_answers_it_stays_out_unless_its_weight_is_given(
+    folder: Path, cross_encoder: Path, tmp_path: Path
+) -> None:
+    made = fitted(tmp_path, folder.parent / "docs", cross_encoder)
+    section = Retriever.open(made.path).manifest.sections["rerank"]
+    assert section["weight"] == 0 and "no questions with known answers" in section["reason"]
+    given = fitted(tmp_path, folder.parent / "docs", cross_encoder, weight=0.3)
+    with Retriever.open(given.path) as retriever:
+        assert retriever.manifest.sections["rerank"]["weight"] == 0.3
+        assert "rerank" in retriever.search("a bridge", rerank=True)[0].parts
+
+
+def test_a_wrong_name_is_told_before_anything_is_read(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="trained to give"):
+        fitted(tmp_path, folder.parent / "docs", folder.parent / "base" / "model")
+    assert not (tmp_path / "retriever").exists()
+
+
+def test_a_reranker_that_was_exchanged_is_refused(folder: Path, cross_encoder: Path, tmp_path: Path) -> None:
+    made = fitted(tmp_path, folder.parent / "docs", cross_encoder, weight=0.3)
+    weights = made.path / "reranker" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 64
+    weights.write_bytes(data)
+    with pytest.raises(StoreCorrupt), Retriever.open(made.path) as retriever:
+        retriever.search("a bridge", rerank=True)
+
+
+def test_what_judges_is_never_cut_from_the_passages() -> None:
+    def query(kind: str, at: int) -> Query:
+        return Query(f"{kind}{at}", f"{kind} {at}", kind, evidence_of(kind), ("c",))
+
+    none = gate.Plan((), (), None, "")
+    crops = [query("title", at) for at in range(300)]
+    assert rerank_judges(none, crops) == (None, [])
+    few = [query("label", at) for at in range(9)]
+    human = [query("question", at) for at in range(40)]
+    assert rerank_judges(none, [*crops, *few, *human]) == (Evidence.HUMAN, human)
+    plan = gate.Plan((), tuple(few), Evidence.LABELLED, "")
+    assert rerank_judges(plan, [*human]) == (Evidence.LABELLED, few)
+    rank, found = rerank_judges(none, [query("label", at) for at in range(700)])
+    assert rank is Evidence.LABELLED and len(found) == 234
