@@ -49,7 +49,6 @@ log = logging.getLogger(__name__)
 
 _RECENT = 1024  # queries whose vectors are remembered: feedback mostly follows a search
 _LOOK_SECONDS = 1.0  # between two looks whether the folder was replaced
-_RERANKED = "reranked"  # what `evaluate` calls hybrid search with its second stage
 _INHERITED: list[Snapshot] = []  # of a forked process: what its parent has open
 
 
@@ -704,33 +703,37 @@ class Retriever:
         lam = checked_lam(lam)
 
         second = checked_rerank(rerank, 1, "hybrid")
+        systems: list[tuple[str, Mode, Rerank | None]] = [(mode, mode, None) for mode in modes]
+        if second is not None:
+            systems.append(("reranked", "hybrid", second))
 
-        def run(texts: Mapping[str, str], k: int, name: str, level: str) -> dict[str, dict[str, float]]:
-            mode, stage = ("hybrid", second) if name == _RERANKED else (name, None)
-            return (
-                self._run(now, list(texts), list(texts.values()), k, mode, level, lam, tenant, stage) if texts else {}
-            )
+        def run(
+            texts: Mapping[str, str], k: int, mode: Mode, level: str, stage: Rerank | None
+        ) -> dict[str, dict[str, float]]:
+            if not texts:
+                return {}
+            return self._run(now, list(texts), list(texts.values()), k, mode, level, lam, tenant, stage)
 
         quoted = {id: text for id, text in asked.items() if id in labels.evidence}
         results: dict[str, dict[str, float]] = {}
         for mode in modes:
             checked_choice("mode", mode, MODES)
-        for mode in (*modes, *([_RERANKED] if second is not None else [])):
-            found_ids = run(asked, 100, mode, "document" if whole else "chunk")
-            results[mode] = dict(evaluate(found_ids, judged).mean)
+        for system, mode, stage in systems:
+            found_ids = run(asked, 100, mode, "document" if whole else "chunk", stage)
+            results[system] = dict(evaluate(found_ids, judged).mean)
             if labels.evidence:
-                by_chunk = run(quoted, 10, mode, "chunk") if whole else found_ids
+                by_chunk = run(quoted, 10, mode, "chunk", stage) if whole else found_ids
                 for k in (5, 10):
                     found = [
                         evidence_recall([by_id[id] for id in list(by_chunk.get(query, ()))[:k]], quotes, k)
                         for query, quotes in labels.evidence.items()
                     ]
-                    results[mode][f"evidence recall@{k}"] = float(np.mean(found))
-                results[mode]["evidence questions"] = len(labels.evidence)
-                results[mode]["quotes not found"] = labels.quotes_not_found
+                    results[system][f"evidence recall@{k}"] = float(np.mean(found))
+                results[system]["evidence questions"] = len(labels.evidence)
+                results[system]["quotes not found"] = labels.quotes_not_found
             for name, count in (("labels left out", len(labels.unmatched)), ("lines not read", labels.unread)):
                 if count:
-                    results[mode][name] = count
+                    results[system][name] = count
         return results
 
     def _best(self, now: Snapshot, ranked: Ranked, k: int, level: str) -> dict[str, float]:

@@ -14,9 +14,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from ragadapt_cli.main import run
 from small_retriever import fit_pages
 from tiny_models import sentences, write_modular_cross_encoder, write_tiny_cross_encoder, write_tiny_model
 
+from ragadapt import export as export_module
 from ragadapt.config import FitConfig
 from ragadapt.errors import (
     FingerprintMismatch,
@@ -27,6 +29,7 @@ from ragadapt.errors import (
     StoreCorrupt,
 )
 from ragadapt.evaluation import gate
+from ragadapt.export import export_reranker
 from ragadapt.pipeline import fit as fit_module
 from ragadapt.pipeline.fit import FitResult, fit
 from ragadapt.pipeline.queries import Labels
@@ -647,3 +650,77 @@ def test_what_judges_is_never_cut_from_the_passages() -> None:
     assert rerank_judges(plan, [*human]) == (Evidence.LABELLED, few)
     rank, found = rerank_judges(none, [query("label", at) for at in range(700)])
     assert rank is Evidence.LABELLED and len(found) == 234
+
+
+# Export
+
+
+@pytest.mark.parametrize("build", ["bert", "modernbert", "roberta", "modules"])
+def test_an_exported_reranker_gives_the_same_scores(tmp_path: Path, build: str) -> None:
+    folder = BUILDS[build](tmp_path / "model")
+    reranker = Reranker.load(folder, device="cpu", precision="float32", max_length=40)
+    reranker.save(tmp_path / "saved")
+    long = " ".join(TEXTS[:12])
+    expected = reranker.logits(QUERY, [*TEXTS, long])
+    plain = export_reranker(tmp_path / "saved", tmp_path / "plain")
+    assert plain.difference < 1e-5 and "model.safetensors" in " ".join(plain.files)
+    scores = 1 / (1 + np.exp(-expected))
+    assert np.abs(by_library(plain.folder, QUERY, [*TEXTS, long]) - scores).max() < 1e-5
+    pytest.importorskip("onnxruntime")
+    made = export_reranker(tmp_path / "saved", tmp_path / "onnx", "onnx")
+    settings = json.loads((made.folder / "ragadapt_onnx.json").read_text())
+    assert settings["max_length"] == 40 and settings["activation"].endswith("Sigmoid")
+    assert build != "bert" or "token_type_ids" in settings["inputs"]
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(made.folder)
+    pairs = [(QUERY, text) for text in [*TEXTS, long]]
+    found = export_module._run_pair_onnx(made.folder / settings["file"], tokenizer, pairs, settings["inputs"], 40)
+    assert np.abs(found - expected).max() < 1e-4 * max(1, expected.std())
+
+
+def test_export_of_a_reranker_refuses_what_it_cannot_do(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(NotARetriever, match="has no re-ranker"):
+        export_reranker(folder, tmp_path / "out")
+    with pytest.raises(InvalidInput, match="format = 'gguf'"):
+        export_reranker(folder, tmp_path / "out", "gguf")  # type: ignore[arg-type]
+    cross_encoder = write_tiny_cross_encoder(tmp_path / "model")
+    with pytest.raises(InvalidInput, match="exists already"):
+        export_reranker(cross_encoder, folder)
+    assert not (tmp_path / "out").exists()
+
+
+# The command line
+
+
+def test_command_line_reranks_measures_and_exports(
+    folder: Path, cross_encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(*arguments: str) -> Any:
+        exact = ["--precision", "float32"] if arguments[0] != "export" else []
+        code = run([*arguments, *exact, "--json", "--quiet"])
+        captured = capsys.readouterr()
+        return json.loads(captured.out if code == 0 else captured.err), code
+
+    made = fitted(tmp_path, folder.parent / "docs", cross_encoder, weight=0.8)
+    with Retriever.open(made.path) as retriever:
+        expected = [hit.chunk.id for hit in retriever.search("old stone bridge", k=5, rerank=True)]
+        plain = [hit.chunk.id for hit in retriever.search("old stone bridge", k=5)]
+    found, _ = told("search", str(made.path), "old stone bridge", "--rerank")
+    assert [hit["id"] for hit in found["hits"]] == expected != plain
+    named, _ = told(
+        "search", str(folder), "old stone bridge", "--rerank-model", str(cross_encoder), "--rerank-weight", "0"
+    )
+    assert [hit["id"] for hit in named["hits"]] == plain
+    module.forget_scores()
+    brief, _ = told("search", str(made.path), "old stone bridge", "--rerank-ms", "0")
+    assert [hit["id"] for hit in brief["hits"]] == plain
+    refused, code = told("search", str(folder), "old stone bridge", "--rerank")
+    assert code != 0 and "has no re-ranker" in json.dumps(refused)
+    labels = labelled(tmp_path, liked(folder, cross_encoder, True))
+    measured, _ = told(
+        "eval", str(made.path), "--queries", str(labels.queries), "--qrels", str(labels.qrels), "--rerank"
+    )
+    assert measured["systems"]["reranked"]["nDCG@10"] > measured["systems"]["hybrid"]["nDCG@10"]
+    exported, _ = told("export", str(made.path), str(tmp_path / "out"), "--part", "reranker")
+    assert exported["difference"] < 1e-5 and (tmp_path / "out" / "config.json").is_file()

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ragadapt.config import GateConfig, RerankConfig
 from ragadapt.evaluation import gate
@@ -101,7 +100,7 @@ def read_candidates(
 
 def save_read(file: Path, read: Sequence[ReadCandidates]) -> None:
     """As flat arrays with the ends of the lists that they hold."""
-    arrays: dict[str, NDArray[Any]] = {}
+    arrays: dict[str, Any] = {}
     for name in ("positions", "first", "read"):
         parts = [getattr(one, name) for one in read]
         arrays[name] = np.concatenate(parts) if parts else np.zeros(0)
@@ -147,7 +146,7 @@ def learn_reranking(
     folds = np.array([dealt[item.query.id] for item in judged])
     weights = np.zeros(len(judged))
     for fold in sorted(set(folds.tolist())):
-        others = np.flatnonzero(folds != fold)
+        others = np.flatnonzero(folds != fold).tolist()
         curve = learn_rerank_weight([read[at] for at in others], [judges[at] for at in others], tolerance=tolerance)
         weights[folds == fold] = curve.chosen
     curve = learn_rerank_weight(read, judges, tolerance=tolerance)

@@ -43,6 +43,7 @@ from ragadapt.errors import (
 from ragadapt.profiling import work
 from ragadapt.rerank.pairs import PairTower
 from ragadapt.rerank.presets import source_of
+from ragadapt.store.workspace import MANIFEST, RERANKER
 from ragadapt.threads import follow_forks
 from ragadapt.values import Progress, no_progress
 
@@ -65,9 +66,9 @@ _MIN_CORRELATION, _MIN_RANK_AGREEMENT = 0.999, 0.98  # of bfloat16 with float32,
 _TIE = 0.05  # of the spread: pairs of passages closer than this may swap
 _REMEMBERED = 200_000  # scores; some 30 MB
 
-_PROBE = tuple((query, passage) for query in PROBE_QUERIES for passage in PROBE_PASSAGES[:8])
+PROBE_PAIRS = tuple((query, passage) for query in PROBE_QUERIES for passage in PROBE_PASSAGES[:8])
 _LONG = (PROBE_QUERIES[0], " ".join(PROBE_PASSAGES))
-_ALL = (*_PROBE, _LONG)
+_ALL = (*PROBE_PAIRS, _LONG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ class Reranker:
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> Self:
-        """The cross-encoder of a preset, a hub name, or a folder in sentence-transformers' format or of `save`.
+        """The cross-encoder of a preset, a hub name, a folder (of sentence-transformers, `save` or `fit`).
 
         max_length: tokens of a pair that are read; None = the model's own. trust_remote_code: run code that comes with
         the model. Raises ModelNotFound, and InvalidInput for a model that gives no single score for a pair.
@@ -148,6 +149,10 @@ class Reranker:
         checked_path(model, "The re-ranker")
         name = str(model)
         folder = Path(name).expanduser()
+        if (folder / MANIFEST).is_file():
+            folder = folder / RERANKER
+            if not (folder / SPEC_FILE).is_file():
+                raise NotARetriever(f"The retriever in {name} has no re-ranker. Fit it with one: --rerank MODEL.")
         if (folder / SPEC_FILE).is_file():
             if max_length is not None or revision is not None:
                 raise InvalidInput(f"{name} was saved with its own maximal length and revision: leave both out.")
@@ -222,7 +227,7 @@ class Reranker:
 
     def _settle(self, model: CrossEncoder, wanted: Precision) -> None:
         """Take the quickest way that gives the library's scores, then the wanted precision if it agrees."""
-        reference = _by_library(model, _ALL)
+        reference = by_library(model, _ALL)
         for own in (True, False):
             tower = PairTower.of(model, self.spec.max_length, own=own)
             if tower is None:
@@ -380,7 +385,7 @@ class Reranker:
             with self._lock, work("rerank", len(window)):
                 if self._tower is None:
                     assert self._generic is not None
-                    scores[start : start + len(window)] = _by_library(self._generic, window)
+                    scores[start : start + len(window)] = by_library(self._generic, window)
                 else:
                     scores[start : start + len(window)] = self._window(self._tower, window)
             progress("rerank", start + len(window), len(pairs))
@@ -396,6 +401,10 @@ class Reranker:
 
     # ------------------------------------------------------------------ saving
 
+    def library_model(self) -> CrossEncoder:
+        """The whole model anew, in float32, on the CPU."""
+        return self._restore()
+
     def save(self, folder: str | Path, *, portable: bool = True) -> bool:
         """Write a CrossEncoder folder that gives the same scores without ragadapt, and prove it.
 
@@ -409,10 +418,10 @@ class Reranker:
             model = self._restore()
             with loading.quiet():
                 model.save_pretrained(str(folder), create_model_card=False, safe_serialization=True)
-            before = _by_library(model, _PROBE)
+            before = by_library(model, PROBE_PAIRS)
             del model
             again = _open_model(self.spec.model, Source(str(folder), None, None, True), "cpu", False)
-            difference = float(np.abs(_by_library(again, _PROBE) - before).max())
+            difference = float(np.abs(by_library(again, PROBE_PAIRS) - before).max())
             if difference > _SAME * max(1.0, float(before.std())) or again.max_seq_length != self.spec.max_length:
                 raise StoreError(
                     f"The re-ranker saved in {folder} differs from the one in memory (by {difference:.2g}). It must "
@@ -548,7 +557,7 @@ def _length(model: CrossEncoder, wanted: int | None, name: str) -> int:
     return wanted or own
 
 
-def _by_library(model: CrossEncoder, pairs: Sequence[tuple[str, str]]) -> Scores:
+def by_library(model: CrossEncoder, pairs: Sequence[tuple[str, str]]) -> Scores:
     """(n,) logits by sentence-transformers itself, of the texts as encoders read them."""
     from ragadapt.text import searchable
 
@@ -564,7 +573,7 @@ def _agreement(reference: Scores, other: Scores) -> tuple[float, float]:
         return 1.0, 1.0
     correlation = float(np.corrcoef(reference, other)[0, 1])
     shape = (len(PROBE_QUERIES), -1)
-    mine, theirs = (side[: len(_PROBE)].reshape(shape) for side in (reference, other))
+    mine, theirs = (side[: len(PROBE_PAIRS)].reshape(shape) for side in (reference, other))
     gaps, others = (side[:, :, None] - side[:, None, :] for side in (mine, theirs))
     clear = gaps > _TIE * spread
     return correlation, float((others[clear] > 0).mean()) if clear.any() else 1.0

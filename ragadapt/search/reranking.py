@@ -11,7 +11,7 @@ import numpy as np
 
 from ragadapt.checks import checked_k, checked_number, shown
 from ragadapt.errors import InvalidInput
-from ragadapt.search.fusion import Floats, with_reranker
+from ragadapt.search.fusion import RRF_K, Floats, with_reranker
 from ragadapt.search.searcher import Ranked
 
 PLAIN_WEIGHT = 0.5  # the plain sum, for a re-ranker that was named by hand and of whose worth nothing is known
@@ -29,6 +29,9 @@ class PairReader(Protocol):
 
     def logits_of(self, lists: Sequence[tuple[str, Sequence[str]]]) -> list[Floats]:
         """For every (query, passages) one number a passage, larger is better."""
+
+    def scores(self, query: str, passages: Sequence[str]) -> Floats:
+        """The same for one query, as the model was trained to give them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,3 +110,29 @@ def rerank_all(
             Ranked([ranked.ids[at] for at in order], scores[order], {name: part[order] for name, part in parts.items()})
         )
     return made
+
+
+def rerank_given(
+    query: str,
+    passages: Sequence[str],
+    reader: PairReader,
+    *,
+    scores: Sequence[float] | None = None,
+    weight: float = 1.0,
+) -> list[tuple[int, float]]:
+    """(position, score) of another search's passages, best first.
+
+    scores: theirs; None = by their order, 1 / (60 + rank) as in reciprocal-rank fusion. weight: the reader's share;
+    1 = its own scores alone.
+    """
+    if not len(passages):
+        return []
+    if weight == 1:
+        mixed = reader.scores(query, passages)
+    else:
+        ranks = np.arange(1, len(passages) + 1)
+        first = 1 / (RRF_K + ranks) if scores is None else np.asarray(scores, dtype=np.float64)
+        (read,) = reader.logits_of([(query, passages)])
+        mixed = with_reranker(first, read, weight)
+    order = np.argsort(-mixed, kind="stable").tolist()
+    return [(at, float(mixed[at])) for at in order]
