@@ -620,7 +620,9 @@ def test_without_answers_it_stays_out_unless_its_weight_is_given(
         assert "rerank" in retriever.search("a bridge", rerank=True)[0].parts
 
 
-def test_a_wrong_name_is_told_before_anything_is_read(folder: Path, tmp_path: Path) -> None:
+def test_a_wrong_model_is_told_before_anything_is_encoded(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match="Presets: ettin-17m"):
+        fitted(tmp_path, tmp_path / "no such documents", Path("no/such/model"))
     with pytest.raises(InvalidInput, match="trained to give"):
         fitted(tmp_path, folder.parent / "docs", folder.parent / "base" / "model")
     assert not (tmp_path / "retriever").exists()

@@ -146,6 +146,10 @@ def fit(
         config = config.model_copy(update={"index": chosen(config.index)})
         check_index(config.index)
         check_teacher(config)
+        if config.rerank.model is not None:
+            from ragadapt.rerank.presets import source_of
+
+            source_of(config.rerank.model)  # a name that cannot be one is told before anything is read
         check_generator(config.query)
         _check_cache_folder(config)
         if config.adapter.trains:
@@ -191,7 +195,7 @@ def _fit(
         )
         with clock("load model"), profiling.work("load model"):
             encoder = Encoder.load(config.encoder)
-            reranker = load_reranker(config)  # now, so that a wrong name shows before anything is read
+            reranker = load_reranker(config)  # now, so that a wrong model shows before hours of encoding
         if config.adapter.trains and encoder.query_tower is not None:
             Scope.of(encoder.query_tower.model, config.adapter.layers)  # say now that there are not so many
 

@@ -104,19 +104,18 @@ class Reranker:
         self,
         spec: RerankerSpec,
         source: Source,
-        tower: PairTower | None,
+        model: CrossEncoder,
         precision: Precision,
         activation: Callable[[torch.Tensor], torch.Tensor],
         restore: Callable[[], CrossEncoder],
-        generic: CrossEncoder | None = None,
     ) -> None:
-        """restore: makes the whole model anew in float32, on the CPU; saving starts from it. generic: reads the pairs
-        where the model has no tower."""
+        """model: in float32, on the precision's device; its weights are shared and brought to the precision. restore:
+        makes the whole model anew in float32, on the CPU; saving starts from it."""
         self.spec = spec
         self.source = source
-        self.precision = precision
-        self._tower = tower
-        self._generic = generic
+        self.precision = replace(precision, dtype="float32")
+        self._tower: PairTower | None = None
+        self._generic: CrossEncoder | None = None  # reads the pairs where there is no tower
         self._activation = activation
         self._restore = restore
         self._lock = threading.RLock()
@@ -124,6 +123,7 @@ class Reranker:
         self._tokens_per_second = 0.0
         self._how: tuple[Any, ...] = ()
         follow_forks(self, encoder=True)
+        self._settle(model, precision)
 
     # ------------------------------------------------------------------ making one
 
@@ -221,9 +221,7 @@ class Reranker:
                     f"The re-ranker {spec.model!r} is {found[:60]} here, but {spec.base[:60]} is what was saved: its "
                     "scores would not be those that were judged. Fit again, or fetch that revision."
                 )
-        made = cls(spec, source, PairTower.of(model, length), replace(wanted, dtype="float32"), activation, restore)
-        made._settle(model, wanted)
-        return made
+        return cls(spec, source, model, wanted, activation, restore)
 
     def _settle(self, model: CrossEncoder, wanted: Precision) -> None:
         """Take the quickest way that gives the library's scores, then the wanted precision if it agrees."""
