@@ -9,7 +9,7 @@ collection's train labels and the passages that the first stage puts beside thei
 which learns the weight from it and judges; nothing of the test split is looked at before the end.
 
 `speed` and `search` alternate between the sides and count medians; `speed` by the processor's time, so that others at
-work on the machine count less: set OMP_NUM_THREADS=1, or waiting threads count, too. Results go to FOLDER/rerank.json as
+work on the machine count less: set OMP_NUM_THREADS=1, or waiting threads count. Results go to FOLDER/rerank.json as
 they come, and to stdout; rows that are there are not measured again.
 """
 
