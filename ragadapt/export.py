@@ -60,13 +60,15 @@ class Cost:
 @dataclass(frozen=True, slots=True)
 class Exported:
     """What was written. cosine: least similarity of an exported probe vector with the retriever's own, before any
-    quantisation. int8: what that cost, where it was asked for."""
+    quantisation. int8: what that cost, where it was asked for. needs_ragadapt: a module of it is of ragadapt, which has
+    to be installed where sentence-transformers opens the folder, with trust_remote_code=True."""
 
     folder: Path
     format: ExportFormat
     files: tuple[str, ...]
     cosine: float
     int8: Cost | None = None
+    needs_ragadapt: bool = False
 
 
 def export(
@@ -86,6 +88,7 @@ def export(
     something, NotARetriever, MissingExtra, StoreError.
     """
     from ragadapt.encoder import Encoder
+    from ragadapt.encoder.loading import own_modules
 
     if format not in FORMATS:
         raise InvalidInput(f"format = {format!r}: it is one of {', '.join(FORMATS)}.")
@@ -93,12 +96,13 @@ def export(
         raise InvalidInput("int8 is for format 'onnx'; other formats are written in float32.")
     if format == "onnx":
         _need_onnx()
+    target = _free(target)
     opened = open_store(retriever)
     opened.check("model", *(["chunks.sqlite"] if int8 else []))
     model = opened.path / "model"
     encoder = Encoder.open(model, device="cpu", precision="float32")
     cost = None
-    with _beside(target, progress) as (target, folder):
+    with _beside(target, progress) as folder:
         if format == "onnx":
             cosine = write_onnx(encoder, model, folder)
             if int8:
@@ -108,7 +112,8 @@ def export(
         for name in ("README.md", "LICENSE"):
             if (model / name).is_file() and not (folder / name).exists():
                 shutil.copyfile(model / name, folder / name)
-    return Exported(target, format, _files(target), cosine, cost)
+    needs = format == "sentence-transformers" and bool(own_modules(target))
+    return Exported(target, format, _files(target), cosine, cost, needs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +147,11 @@ def export_reranker(
         raise InvalidInput(f"format = {format!r}: it is one of {', '.join(FORMATS)}.")
     if format == "onnx":
         _need_onnx()
+    target = _free(target)
     reranker = Reranker.load(retriever, device="cpu", precision="float32")
     model = reranker.library_model()
     scores = by_library(model, PROBE_PAIRS)
-    with _beside(target, progress) as (target, folder):
+    with _beside(target, progress) as folder:
         if format == "onnx":
             difference = _write_pair_onnx(model, reranker, folder, scores)
         else:
@@ -156,19 +162,24 @@ def export_reranker(
     return ExportedReranker(target, format, _files(target), difference)
 
 
-@contextmanager
-def _beside(target: str | Path, progress: Progress) -> Iterator[tuple[Path, Path]]:
-    """(the target, a folder beside it that takes its place when the block is done). Raises InvalidInput."""
+def _free(target: str | Path) -> Path:
+    """The target, in which nothing stands. Raises InvalidInput."""
     target = checked_path(target, "The target").resolve()
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise InvalidInput(f"{target} exists already. Name a folder that does not, or an empty one.")
+    return target
+
+
+@contextmanager
+def _beside(target: Path, progress: Progress) -> Iterator[Path]:
+    """A folder beside the target that takes its place when the block is done."""
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.partial")
     remove(beside)
     beside.mkdir()
     try:
         progress("export", 0, 1)
-        yield target, beside
+        yield beside
         sync_tree(beside)
         if target.exists():
             target.rmdir()

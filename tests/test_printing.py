@@ -196,6 +196,7 @@ CALLS = {
         ["doctor", "{retriever}", "--json"],
         ["doctor", "{tmp}/{name}"],
     ],
+    "methods": [["methods"], ["methods", "--json"], ["methods", "{evil}"]],
     "completion": [["completion", "bash"], ["completion", "{evil}"]],
 }
 
