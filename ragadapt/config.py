@@ -104,7 +104,7 @@ class MiningConfig(Settings):
 
     negatives: int = Field(2, ge=0)  # for each query
     candidates: int = Field(20, ge=2)  # list length of the distillation loss
-    teacher: str | None = None  # a sentence-transformers CrossEncoder, by name or folder; None = BM25 with the base
+    teacher: str | None = None  # a re-ranker, by preset, name or folder; None = BM25 with the base
     depth: int = Field(100, ge=2)  # how far down the rankings negatives are looked for
     skip_top: int = Field(0, ge=0)  # best candidates passed over; the margin already keeps out likely answers
     margin: float = Field(0.95, gt=0, le=1)  # a negative's score stays below this share of the positive's
@@ -261,6 +261,15 @@ class FusionConfig(Settings):
     depth: int = Field(200, ge=1)  # candidates taken from each side
 
 
+class RerankConfig(Settings):
+    """The second stage of a search."""
+
+    model: str | None = None  # a re-ranker by preset, hub name or folder; None = no second stage
+    weight: float | None = Field(None, ge=0, le=1)  # its share of the score; None = learnt per corpus, 0 = it stays out
+    depth: int | None = Field(None, ge=1)  # passages that it reads of a query; None = 20 on a CPU, 50 elsewhere
+    max_length: int | None = Field(None, ge=8)  # tokens read of a pair; None = the model's own
+
+
 class PefaConfig(Settings):
     """What feedback does to search. `ragadapt refresh --tune` sets method, lam, k and the fusion weight anew."""
 
@@ -289,6 +298,7 @@ class FitConfig(Settings):
     gate: GateConfig = GateConfig()
     index: IndexConfig = IndexConfig()
     fusion: FusionConfig = FusionConfig()
+    rerank: RerankConfig = RerankConfig()
     pefa: PefaConfig = PefaConfig()
 
     @classmethod

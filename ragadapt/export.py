@@ -1,4 +1,4 @@
-"""The fitted model for other programs: a merged sentence-transformers folder, or ONNX files."""
+"""The fitted model, and its re-ranker, for other programs: a sentence-transformers folder, or ONNX files."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ from ragadapt.text import searchable
 from ragadapt.values import Progress, no_progress
 
 if TYPE_CHECKING:
+    from sentence_transformers import CrossEncoder
     from torch import nn
 
     from ragadapt.encoder import Encoder
+    from ragadapt.rerank import Reranker
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ _SAME = 0.9999  # least cosine with the retriever's own float32 vectors
 _PASSAGES = 256  # of the retriever, on which the cost of int8 is measured
 _QUERIES = 64
 _OPSET = 17
+_SAME_SCORE = 1e-3  # most difference of a re-ranker's logits, against their spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,29 +96,90 @@ def export(
         raise InvalidInput("int8 is for format 'onnx'; other formats are written in float32.")
     if format == "onnx":
         _need_onnx()
-    target = checked_path(target, "The target").resolve()
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise InvalidInput(f"{target} exists already. Name a folder that does not, or an empty one.")
+    target = _free(target)
     opened = open_store(retriever)
     opened.check("model", *(["chunks.sqlite"] if int8 else []))
     model = opened.path / "model"
     encoder = Encoder.open(model, device="cpu", precision="float32")
+    cost = None
+    with _beside(target, progress) as folder:
+        if format == "onnx":
+            cosine = write_onnx(encoder, model, folder)
+            if int8:
+                cost = _quantise(encoder, folder, opened.path)
+        else:
+            cosine = encoder.save(folder, portable=True).reload_cosine
+        for name in ("README.md", "LICENSE"):
+            if (model / name).is_file() and not (folder / name).exists():
+                shutil.copyfile(model / name, folder / name)
+    needs = format == "sentence-transformers" and bool(own_modules(target))
+    return Exported(target, format, _files(target), cosine, cost, needs)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedReranker:
+    """What was written. difference: the most by which an exported probe score differs from the re-ranker's own."""
+
+    folder: Path
+    format: ExportFormat
+    files: tuple[str, ...]
+    difference: float
+
+
+def export_reranker(
+    retriever: str | Path,
+    target: str | Path,
+    format: ExportFormat = "sentence-transformers",
+    *,
+    progress: Progress = no_progress,
+) -> ExportedReranker:
+    """Write a retriever's re-ranker to `target` in float32, and prove that it gives the same scores.
+
+    retriever: also a re-ranker's own folder, hub name or preset. sentence-transformers: `CrossEncoder(target)` opens
+    it. onnx: model.onnx; input_ids, attention_mask and, where the model tells the two texts apart, token_type_ids in,
+    logits (n, 1) out; ragadapt_onnx.json says the activation and the maximal length. Raises InvalidInput if target
+    holds something, NotARetriever where there is no re-ranker, MissingExtra, StoreError.
+    """
+    from ragadapt.rerank import Reranker
+    from ragadapt.rerank.reranker import PROBE_PAIRS, by_library
+
+    if format not in FORMATS:
+        raise InvalidInput(f"format = {format!r}: it is one of {', '.join(FORMATS)}.")
+    if format == "onnx":
+        _need_onnx()
+    target = _free(target)
+    reranker = Reranker.load(retriever, device="cpu", precision="float32")
+    model = reranker.library_model()
+    scores = by_library(model, PROBE_PAIRS)
+    with _beside(target, progress) as folder:
+        if format == "onnx":
+            difference = _write_pair_onnx(model, reranker, folder, scores)
+        else:
+            from sentence_transformers import CrossEncoder
+
+            reranker.save(folder, portable=True)
+            difference = float(np.abs(by_library(CrossEncoder(str(folder), device="cpu"), PROBE_PAIRS) - scores).max())
+    return ExportedReranker(target, format, _files(target), difference)
+
+
+def _free(target: str | Path) -> Path:
+    """The target, in which nothing stands. Raises InvalidInput."""
+    target = checked_path(target, "The target").resolve()
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise InvalidInput(f"{target} exists already. Name a folder that does not, or an empty one.")
+    return target
+
+
+@contextmanager
+def _beside(target: Path, progress: Progress) -> Iterator[Path]:
+    """A folder beside the target that takes its place when the block is done."""
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.partial")
     remove(beside)
     beside.mkdir()
-    cost = None
     try:
         progress("export", 0, 1)
-        if format == "onnx":
-            cosine = write_onnx(encoder, model, beside)
-            if int8:
-                cost = _quantise(encoder, beside, opened.path)
-        else:
-            cosine = encoder.save(beside, portable=True).reload_cosine
-        for name in ("README.md", "LICENSE"):
-            if (model / name).is_file() and not (beside / name).exists():
-                shutil.copyfile(model / name, beside / name)
+        yield beside
         sync_tree(beside)
         if target.exists():
             target.rmdir()
@@ -123,9 +187,58 @@ def export(
         progress("export", 1, 1)
     finally:
         remove(beside)
-    files = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
-    needs = format == "sentence-transformers" and bool(own_modules(target))
-    return Exported(target, format, tuple(files), cosine, cost, needs)
+
+
+def _files(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
+
+
+def _write_pair_onnx(model: CrossEncoder, reranker: Reranker, folder: Path, scores: Any) -> float:
+    """model.onnx with its tokenizer; the most by which its logits differ from `scores`. Raises as `export_reranker`."""
+    from ragadapt.rerank.reranker import PROBE_PAIRS
+
+    chain: list[Any] = list(model.children())
+    tokenizer = getattr(chain[0], "tokenizer", None)
+    if not callable(tokenizer) or chain[0].modality_config.keys() != {"text"}:
+        raise InvalidInput(
+            f"Re-ranker {reranker.spec.model!r} is no plain transformer; ONNX export knows only those. "
+            "Use --format sentence-transformers."
+        )
+    tokenizer.save_pretrained(str(folder))
+    example = tokenizer(["a few words"] * 2, ["some more", "than that, some more words"], padding=True)
+    names = ["input_ids", "attention_mask", *(["token_type_ids"] if "token_type_ids" in example else [])]
+    _trace(chain, tokenizer, folder / "model.onnx", names, "scores", "logits", pairs=True)
+    settings = {
+        "format": 1,
+        "fingerprint": reranker.fingerprint,
+        "max_length": reranker.spec.max_length,
+        "file": "model.onnx",
+        "inputs": names,
+        "output": "logits",
+        "activation": reranker.spec.activation,
+        "base": reranker.spec.base,
+    }
+    (folder / "ragadapt_onnx.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    found = _run_pair_onnx(folder / "model.onnx", tokenizer, PROBE_PAIRS, names, reranker.spec.max_length)
+    difference = float(np.abs(found - scores).max())
+    if not difference <= _SAME_SCORE * max(1.0, float(scores.std())):
+        raise StoreError(
+            f"The ONNX file gives other scores than the re-ranker (by {difference:.2g}). Nothing was written; use "
+            "--format sentence-transformers, and please report this."
+        )
+    return difference
+
+
+def _run_pair_onnx(
+    file: Path, tokenizer: Any, pairs: Sequence[tuple[str, str]], names: Sequence[str], max_length: int
+) -> Any:
+    """(n,) logits."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    queries, passages = ([searchable(pair[side]) for pair in pairs] for side in (0, 1))
+    batch = tokenizer(queries, passages, padding=True, truncation=True, max_length=max_length, return_tensors="np")
+    return session.run(None, {name: batch[name].astype(np.int64) for name in names})[0].reshape(len(pairs))
 
 
 def _need_onnx() -> None:
@@ -262,38 +375,48 @@ def _quiet_root_log() -> Iterator[None]:
         root.setLevel(level)
 
 
-def _trace(chain: Sequence[nn.Module], tokenizer: Any, file: Path) -> None:
+def _trace(
+    chain: Sequence[nn.Module],
+    tokenizer: Any,
+    file: Path,
+    inputs: Sequence[str] = ("input_ids", "attention_mask"),
+    made: str = "sentence_embedding",
+    output: str = "sentence_embedding",
+    pairs: bool = False,
+) -> None:
+    """made: what the modules leave their result under; output: its name in the file. pairs: they read two texts."""
     import warnings
 
     import torch
 
     class Chain(torch.nn.Module):
-        """(B, T) ids and mask → (B, d) unit vectors."""
+        """(B, T) each → (B, d) unit vectors, or (B, 1) scores."""
 
         def __init__(self) -> None:
             super().__init__()
             self.chain = torch.nn.ModuleList(chain)
 
-        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
-            features: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+        def forward(self, *given: Any) -> Any:
+            features: dict[str, Any] = dict(zip(inputs, given, strict=True))
             for module in self.chain:
                 features = module(features)
-            return features["sentence_embedding"]
+            return features[made]
 
     inner: Any = chain[0].get_submodule("model")
     if hasattr(inner, "set_attn_implementation"):
         inner.set_attn_implementation("eager")  # the fused kernels cannot be traced
-    example = tokenizer(["a few words", "some more words than that"], padding=True, return_tensors="pt")
+    texts = [["a few words", "some more words than that"], *([["one", "or the other"]] if pairs else [])]
+    example = tokenizer(*texts, padding=True, return_tensors="pt")
     axes = {0: "batch", 1: "tokens"}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # notes on traced constants; the result is compared below
         torch.onnx.export(
             Chain().eval(),
-            (example["input_ids"], example["attention_mask"]),
+            tuple(example[name] for name in inputs),
             str(file),
-            input_names=["input_ids", "attention_mask"],
-            output_names=["sentence_embedding"],
-            dynamic_axes={"input_ids": axes, "attention_mask": axes, "sentence_embedding": {0: "batch"}},
+            input_names=list(inputs),
+            output_names=[output],
+            dynamic_axes={**dict.fromkeys(inputs, axes), output: {0: "batch"}},
             opset_version=_OPSET,
             dynamo=False,
         )

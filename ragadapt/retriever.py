@@ -32,16 +32,18 @@ from ragadapt.index.filters import given
 from ragadapt.pefa import Feedback, Ledger, Pefa, checked_feedback, named_tenant
 from ragadapt.pefa.passages import StoredPassages
 from ragadapt.search.fusion import Floats, Fusion
+from ragadapt.search.reranking import PLAIN_WEIGHT, Rerank, checked_rerank, rerank_all
 from ragadapt.search.saved import open_searcher
 from ragadapt.search.searcher import Dense, Mask, Mode, Plain, Ranked, Searcher
 from ragadapt.store.chunks import ChunkFilters, ChunkStore
-from ragadapt.store.workspace import LEDGER, MANIFEST, Manifest, OpenedStore, ledger_lock, load_store
+from ragadapt.store.workspace import LEDGER, MANIFEST, RERANKER, Manifest, OpenedStore, ledger_lock, load_store
 from ragadapt.text import encodable
 from ragadapt.threads import follow_forks
 from ragadapt.values import Chunk, Hit
 
 if TYPE_CHECKING:
     from ragadapt.encoder import Encoder
+    from ragadapt.rerank import Reranker
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +68,8 @@ class Snapshot:
         chunks: ChunkStore,
         hashes: Hashes | None = None,
         seen: tuple[int, int] | None = None,
+        device: str = "auto",
+        precision: str = "auto",
     ) -> None:
         """hashes: what must be whole before anything is served. seen: of the manifest file that this is a build of."""
         self.path = path
@@ -81,6 +85,8 @@ class Snapshot:
         self.closed = False
         self._hashes = hashes
         self._document_of: list[str] | None = None
+        self._rerankers: dict[str | None, Reranker] = {}  # by what they were asked for; None = the folder's own
+        self._how = device, precision
 
     @classmethod
     def load(cls, opened: OpenedStore, device: str, precision: str, old: Snapshot | None = None) -> Self:
@@ -100,7 +106,11 @@ class Snapshot:
         if opened.hashes is not None:  # FAISS takes the sizes in a damaged file at their word
             opened.hashes.wait([name for name in manifest.files if name.endswith(".faiss")])
         searcher = open_searcher(path, manifest)
-        return cls(path, manifest, encoder, searcher, ChunkStore.open(path / "chunks.sqlite"), opened.hashes, seen)
+        chunks = ChunkStore.open(path / "chunks.sqlite")
+        made = cls(path, manifest, encoder, searcher, chunks, opened.hashes, seen, device, precision)
+        if old is not None and old.manifest.sections.get("rerank") == manifest.sections.get("rerank"):
+            made._rerankers = old._rerankers
+        return made
 
     def whole(self) -> None:
         """Return once every file has been compared with its hash. Raises StoreCorrupt, InvalidInput if closed."""
@@ -142,6 +152,49 @@ class Snapshot:
     def has_feedback(self) -> bool:
         """Whether there is a ledger."""
         return self.pefa is not None or Ledger.is_at(self.path / LEDGER)
+
+    def second_stage(self, asked: Rerank) -> tuple[Reranker, float, int | None] | None:
+        """(the re-ranker, its weight, the depth that it was fitted with); None where it counts for nothing here.
+
+        Raises InvalidInput where this retriever has none, and as `Reranker.load` and `Reranker.open`.
+        """
+        own: Mapping[str, Any] = self.manifest.sections.get("rerank") or {}
+        weight, depth = asked.weight, None
+        if asked.model is None:
+            if not own:
+                raise InvalidInput(
+                    f"{self.path} has no re-ranker. Fit it with one (--rerank MODEL), or name one for this search."
+                )
+            weight, depth = own["weight"] if weight is None else weight, int(own["depth"])
+            if weight > 0 and not (self.path / RERANKER).is_dir():
+                raise InvalidInput(
+                    f"The re-ranker of {self.path} was not kept ({own['reason']}). Name it for this search: "
+                    f"{own['model']}."
+                )
+        elif weight is None:
+            weight = PLAIN_WEIGHT
+        if weight == 0:
+            return None
+        return self._reranker(asked), float(weight), depth
+
+    def _reranker(self, asked: Rerank) -> Reranker:
+        from ragadapt.rerank import Reranker
+
+        device, precision = self._how
+        name = None if asked.model is None else str(asked.model)
+        with self.lock:
+            if name not in self._rerankers:
+                self._rerankers[name] = (
+                    Reranker.open(self.path / RERANKER, device=device, precision=precision)
+                    if name is None
+                    else Reranker.load(name, device=device, precision=precision)
+                )
+            found = self._rerankers[name]
+        if name is None and found.fingerprint != self.manifest.sections["rerank"]["fingerprint"]:
+            raise FingerprintMismatch(
+                f"The re-ranker in {self.path / RERANKER} is not the one that was judged here. Fit again."
+            )
+        return found
 
     def find(self, ids: Sequence[str]) -> dict[str, Chunk]:
         """The chunks of ids that this build's own search gave. Raises StoreCorrupt where one is not there."""
@@ -286,6 +339,12 @@ class Retriever:
         """The mix that hybrid search uses."""
         return self.searcher.fusion
 
+    @property
+    def rerank_refused(self) -> str:
+        """Why the re-ranker that was fitted stays out of the search; "" where it counts, or where there is none."""
+        own = self.manifest.sections.get("rerank")
+        return f"{own['model']}, {own['reason']}" if own and own["weight"] == 0 else ""
+
     def __len__(self) -> int:
         return len(self.chunks)
 
@@ -310,18 +369,20 @@ class Retriever:
         filter: Mapping[str, Any] | None = None,
         lam: float | None = None,
         tenant: str | None = None,
+        rerank: bool | Rerank = False,
     ) -> list[Hit]:
         """The best k chunks, best first. mode: "hybrid" (the learnt fusion), "dense" or "lexical".
 
         filter: on the chunks' metadata, e.g. {"lang": "en"} or {"year": {"$gte": 2024}}, and like one of them on id,
         document_id, source and heading where the metadata have no such field. lam: λ of the feedback, None
-        = as tuned, 1 = without feedback. tenant: whose feedback counts beside that for all. Raises InvalidInput.
+        = as tuned, 1 = without feedback. tenant: whose feedback counts beside that for all. rerank: True = let the
+        re-ranker that was fitted read the best passages; a Rerank says which one and how deep. Raises InvalidInput.
         """
         if not isinstance(query, str):
             raise InvalidInput(
                 f"query is {type(query).__name__} ({shown(query)}); pass one string, or use search_many for a list."
             )
-        return self.search_many([query], k, mode=mode, filter=filter, lam=lam, tenant=tenant)[0]
+        return self.search_many([query], k, mode=mode, filter=filter, lam=lam, tenant=tenant, rerank=rerank)[0]
 
     def search_many(
         self,
@@ -333,17 +394,19 @@ class Retriever:
         vectors: Floats | None = None,
         lam: float | None = None,
         tenant: str | None = None,
+        rerank: bool | Rerank = False,
     ) -> list[list[Hit]]:
         """`search` for many queries at once, encoded in one batch. vectors: (Q, d) to use instead of encoding."""
         queries, k, lam = _checked_search(queries, k, mode, lam, vectors)
+        second = checked_rerank(rerank, k, mode)
         if not queries:
             return []
         with self._using() as now:
-            rankings = self._rank(now, queries, vectors, k, mode, lam, tenant, filter)
+            rankings = self._rank(now, queries, vectors, k, mode, lam, tenant, filter, second)
             chunks = now.find(list(dict.fromkeys(id for ranked in rankings for id in ranked.ids)))
         return [
             [
-                Hit(chunks[id], float(score), {name: float(values[at]) for name, values in ranked.parts.items()})
+                Hit(chunks[id], float(score), _parts(ranked, at))
                 for at, (id, score) in enumerate(zip(ranked.ids, ranked.scores, strict=True))
             ]
             for ranked in rankings
@@ -359,13 +422,15 @@ class Retriever:
         vectors: Floats | None = None,
         lam: float | None = None,
         tenant: str | None = None,
+        rerank: bool | Rerank = False,
     ) -> list[Ranked]:
         """Chunk ids and scores without the texts. vectors: (Q, d) to use instead of encoding the queries."""
         queries, k, lam = _checked_search(queries, k, mode, lam, vectors)
+        second = checked_rerank(rerank, k, mode)
         if not queries:
             return []
         with self._using() as now:
-            return self._rank(now, queries, vectors, k, mode, lam, tenant, filter)
+            return self._rank(now, queries, vectors, k, mode, lam, tenant, filter, second)
 
     def _rank(
         self,
@@ -377,8 +442,15 @@ class Retriever:
         lam: float | None,
         tenant: str | None,
         filter: Mapping[str, Any] | None = None,
+        rerank: Rerank | None = None,
     ) -> list[Ranked]:
         """`rank` in one build, whose lock is held."""
+        second = None if rerank is None else now.second_stage(rerank)
+        wanted = k
+        if rerank is not None and second is not None:
+            reader, weight, fitted = second
+            depth = rerank.depth or fitted or reader.depth
+            k = max(k, depth)
         if vectors is None:
             vectors = self._encode(now, queries, mode)
         vectors = check_vectors(vectors, now.encoder.dim, "query vectors")
@@ -386,7 +458,14 @@ class Retriever:
             raise InvalidInput(f"{len(queries)} queries but {len(vectors)} vectors: one each is needed.")
         asked, allowed = self._allowed(now, filter) if given(filter) is not None else (None, None)
         dense, fusion = self._with_feedback(now, lam, tenant)
-        return now.searcher.rank(queries, vectors, k, mode, filter=asked, allowed=allowed, fusion=fusion, dense=dense)
+        found = now.searcher.rank(queries, vectors, k, mode, filter=asked, allowed=allowed, fusion=fusion, dense=dense)
+        if rerank is None or second is None:
+            return found
+
+        def passages(ids: Sequence[str]) -> dict[str, str]:
+            return {id: chunk.passage for id, chunk in now.find(ids).items()}
+
+        return rerank_all(found, queries, passages, reader, weight, depth, wanted, rerank.milliseconds)
 
     def _encode(self, now: Snapshot, queries: Sequence[str], mode: Mode) -> Floats:
         if mode == "lexical":  # needs no vectors
@@ -526,10 +605,12 @@ class Retriever:
         level: str = "document",
         lam: float | None = None,
         tenant: str | None = None,
+        rerank: bool | Rerank = False,
     ) -> dict[str, dict[str, float]]:
         """A run as TREC tools read it: query id → id → score; documents score as their best chunk.
 
-        level: "document" or "chunk". k ids per query where the search finds so many. lam, tenant: as for `search`.
+        level: "document" or "chunk". k ids per query where the search finds so many. lam, tenant, rerank: as for
+        `search`, but k may be larger than the depth: what was not read follows in the order of the first stage.
         """
         checked_choice("level", level, ("document", "chunk"))
         checked_choice("mode", mode, MODES)
@@ -537,9 +618,10 @@ class Retriever:
             raise InvalidInput(f"queries is {type(queries).__name__}; a dict of query id → query is needed.")
         ids, texts = list(queries), checked_queries(queries.values())
         k, lam = checked_k(k), checked_lam(lam)
+        second = checked_rerank(rerank, 1, mode)
         if not ids:
             return {}
-        return self._run(self.snapshot(), ids, texts, k, mode, level, lam, tenant)
+        return self._run(self.snapshot(), ids, texts, k, mode, level, lam, tenant, second)
 
     def _run(
         self,
@@ -551,6 +633,7 @@ class Retriever:
         level: str,
         lam: float | None,
         tenant: str | None,
+        rerank: Rerank | None = None,
     ) -> dict[str, dict[str, float]]:
         """`run` in one build."""
         found: dict[str, dict[str, float]] = {}
@@ -561,7 +644,8 @@ class Retriever:
             deep = max(k if level == "chunk" else min(count, 4 * k), 1)
             short = list(range(len(ids)))
             while short:
-                rankings = self._rank(now, [texts[at] for at in short], vectors[short], deep, mode, lam, tenant)
+                asked = [texts[at] for at in short]
+                rankings = self._rank(now, asked, vectors[short], deep, mode, lam, tenant, rerank=rerank)
                 for at, ranked in zip(short, rankings, strict=True):
                     found[ids[at]] = self._best(now, ranked, k, level)
                 if level == "chunk" or deep >= count:
@@ -584,14 +668,15 @@ class Retriever:
         modes: Sequence[Mode] = ("hybrid", "dense", "lexical"),
         lam: float | None = None,
         tenant: str | None = None,
+        rerank: bool | Rerank = False,
     ) -> dict[str, dict[str, float]]:
-        """Mode → metric → mean over the judged queries.
+        """Mode → metric → mean over the judged queries; "reranked" is hybrid search with its second stage.
 
         queries and qrels: as for `fit --queries --qrels`. Labels that name documents are judged by document; chunk
         labels and quotes by chunk, quotes with evidence recall@5 and @10 besides: over all questions with quotes
         ("evidence questions"), where quotes that no passage holds ("quotes not found") count as missed. Where some are,
         "labels left out" counts what names nothing here or cannot be read, "lines not read" the latter alone. lam,
-        tenant: as for `search`. Raises InvalidLabels.
+        tenant, rerank: as for `search`. Raises InvalidLabels.
         """
         from ragadapt.evaluation import evaluate
         from ragadapt.queries import evidence_recall, load_labels
@@ -617,28 +702,38 @@ class Retriever:
         asked = dict(zip(asked, checked_queries(asked.values()), strict=True))
         lam = checked_lam(lam)
 
-        def run(texts: Mapping[str, str], k: int, mode: Mode, level: str) -> dict[str, dict[str, float]]:
-            return self._run(now, list(texts), list(texts.values()), k, mode, level, lam, tenant) if texts else {}
+        second = checked_rerank(rerank, 1, "hybrid")
+        systems: list[tuple[str, Mode, Rerank | None]] = [(mode, mode, None) for mode in modes]
+        if second is not None:
+            systems.append(("reranked", "hybrid", second))
+
+        def run(
+            texts: Mapping[str, str], k: int, mode: Mode, level: str, stage: Rerank | None
+        ) -> dict[str, dict[str, float]]:
+            if not texts:
+                return {}
+            return self._run(now, list(texts), list(texts.values()), k, mode, level, lam, tenant, stage)
 
         quoted = {id: text for id, text in asked.items() if id in labels.evidence}
         results: dict[str, dict[str, float]] = {}
         for mode in modes:
             checked_choice("mode", mode, MODES)
-            found_ids = run(asked, 100, mode, "document" if whole else "chunk")
-            results[mode] = dict(evaluate(found_ids, judged).mean)
+        for system, mode, stage in systems:
+            found_ids = run(asked, 100, mode, "document" if whole else "chunk", stage)
+            results[system] = dict(evaluate(found_ids, judged).mean)
             if labels.evidence:
-                by_chunk = run(quoted, 10, mode, "chunk") if whole else found_ids
+                by_chunk = run(quoted, 10, mode, "chunk", stage) if whole else found_ids
                 for k in (5, 10):
                     found = [
                         evidence_recall([by_id[id] for id in list(by_chunk.get(query, ()))[:k]], quotes, k)
                         for query, quotes in labels.evidence.items()
                     ]
-                    results[mode][f"evidence recall@{k}"] = float(np.mean(found))
-                results[mode]["evidence questions"] = len(labels.evidence)
-                results[mode]["quotes not found"] = labels.quotes_not_found
+                    results[system][f"evidence recall@{k}"] = float(np.mean(found))
+                results[system]["evidence questions"] = len(labels.evidence)
+                results[system]["quotes not found"] = labels.quotes_not_found
             for name, count in (("labels left out", len(labels.unmatched)), ("lines not read", labels.unread)):
                 if count:
-                    results[mode][name] = count
+                    results[system][name] = count
         return results
 
     def _best(self, now: Snapshot, ranked: Ranked, k: int, level: str) -> dict[str, float]:
@@ -665,6 +760,14 @@ class Retriever:
         mask = np.zeros(len(now.chunks), np.bool_)  # the index engine's own: only the engine knows what passes
         mask[now.searcher.positions(now.searcher.index.ids(filter))] = True
         return filter, mask
+
+
+def _parts(ranked: Ranked, at: int) -> dict[str, float]:
+    """The raw scores of one hit; without the re-ranker's where it did not read that passage."""
+    parts = {name: float(values[at]) for name, values in ranked.parts.items()}
+    if np.isnan(parts.get("rerank", 0.0)):
+        del parts["rerank"]
+    return parts
 
 
 def _model_files(manifest: Manifest) -> dict[str, FileRecord]:

@@ -21,10 +21,11 @@ from ragadapt_cli.terminal import ProgressLines, Stages, Terminal, clock, times
 from ragadapt.config import FitConfig
 from ragadapt.errors import GeneratorFailed, MissingExtra, NotARetriever
 from ragadapt.report import Measure, MeasuredSystem, Report, VerdictFacts
+from ragadapt.search.reranking import Rerank
 from ragadapt.values import Chunk, Hit
 from ragadapt.version import __version__
 
-TUNED = {"lam": None, "tenant": None}  # feedback as it was tuned, for all
+TUNED = {"lam": None, "tenant": None, "rerank": False}  # feedback as it was tuned, for all; no second stage
 
 
 class Result:
@@ -505,8 +506,16 @@ def test_search_passes_mode_and_filter_on(opened: Opened) -> None:
     condition = {"year": {"$gte": 2024}}
     arguments = ["--mode", "dense", "--filter", json.dumps(condition), "-k", "3", "--lam", "0.25", "--tenant", "acme"]
     assert run(["search", "r", "x y", *arguments]) == 0
-    expected = {"mode": "dense", "filter": condition, "lam": 0.25, "tenant": "acme"}
+    expected = {"mode": "dense", "filter": condition, "lam": 0.25, "tenant": "acme", "rerank": False}
     assert opened.asked[0] == (["x y"], 3, expected)
+
+
+def test_search_passes_the_second_stage_on(opened: Opened) -> None:
+    by_hand = ["--rerank-model", "minilm", "--rerank-depth", "30", "--rerank-ms", "150", "--rerank-weight", "0.4"]
+    assert run(["search", "r", "x y", *by_hand]) == 0
+    assert opened.asked[0][2]["rerank"] == Rerank("minilm", 30, 150.0, 0.4)
+    assert run(["search", "r", "x y", "--rerank-depth", "0"]) == 2
+    assert run(["search", "r", "x y", "--rerank-weight", "2"]) == 2
 
 
 def test_search_writes_a_run_that_reads_back(

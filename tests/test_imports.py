@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PARTS = (
     "version", "text", "secrets", "errors", "checks", "values", "config", "files", "threads", "profiling", "corpus",
-    "queries", "lexical", "index", "store", "search", "encoder", "adapters", "training", "evaluation", "report", "pefa",
-    "retriever", "collection", "feedback", "pipeline", "export", "doctor",
+    "queries", "lexical", "index", "store", "search", "encoder", "rerank", "adapters", "training", "evaluation",
+    "report", "pefa", "retriever", "collection", "feedback", "pipeline", "export", "doctor",
 )  # fmt: skip
 """The modules and packages of ragadapt. Each may import those before it, never those behind it."""
 
@@ -252,8 +252,14 @@ def test_integrations_are_imported_by_nothing_in_the_core_and_not_by_each_other(
 @pytest.mark.parametrize(
     ("name", "public"),
     [
-        ("langchain_ragadapt", {"LoRAEmbeddings", "LoRARetriever", "RagAdaptVectorStore", "SQLiteRecordManager"}),
-        ("llama_index_ragadapt", {"LoRAEmbedding", "LoRAFinetuneEngine", "LoRARetriever", "RagAdaptVectorStore"}),
+        (
+            "langchain_ragadapt",
+            {"LoRAEmbeddings", "LoRARetriever", "RagAdaptReranker", "RagAdaptVectorStore", "SQLiteRecordManager"},
+        ),
+        (
+            "llama_index_ragadapt",
+            {"LoRAEmbedding", "LoRAFinetuneEngine", "LoRARetriever", "RagAdaptRerank", "RagAdaptVectorStore"},
+        ),
     ],
 )
 def test_public_names_of_the_integrations_load_lazily_and_are_typed(name: str, public: set[str]) -> None:

@@ -23,7 +23,13 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnablePassthrough
 from langchain_core.vectorstores import VectorStore
-from langchain_ragadapt import LoRAEmbeddings, LoRARetriever, RagAdaptVectorStore, SQLiteRecordManager
+from langchain_ragadapt import (
+    LoRAEmbeddings,
+    LoRARetriever,
+    RagAdaptReranker,
+    RagAdaptVectorStore,
+    SQLiteRecordManager,
+)
 from langchain_tests.integration_tests import (
     EmbeddingsIntegrationTests,
     RetrieversIntegrationTests,
@@ -31,6 +37,7 @@ from langchain_tests.integration_tests import (
 )
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 from small_retriever import fit_pages
+from tiny_models import sentences, write_tiny_cross_encoder
 
 from ragadapt.collection import FittedPassages, diversify
 from ragadapt.errors import (
@@ -45,6 +52,7 @@ from ragadapt.errors import (
     StoreCorrupt,
 )
 from ragadapt.retriever import Retriever
+from ragadapt.search.reranking import Rerank
 
 KINDS = ("exact", "faiss", "qdrant-memory", "qdrant-folder", "qdrant-edge")
 
@@ -1046,3 +1054,84 @@ def test_payloads_hold_json_only(opened: Retriever) -> None:
     store = RagAdaptVectorStore(LoRAEmbeddings(encoder=opened.encoder))
     store.add_texts(TEXTS, METADATA, ids=IDS)
     json.dumps(store.passages.index.payloads(IDS))  # type: ignore[attr-defined]
+
+
+# Re-ranking
+
+
+@pytest.fixture(scope="module")
+def reranker(tmp_path_factory: pytest.TempPathFactory) -> RagAdaptReranker:
+    folder = write_tiny_cross_encoder(tmp_path_factory.mktemp("reranker") / "model")
+    return RagAdaptReranker.from_pretrained(folder, device="cpu", precision="float32", top_n=3)
+
+
+QUESTION = "how do i open a file"
+
+
+def test_reranker_orders_any_documents_by_the_models_score(reranker: RagAdaptReranker) -> None:
+    documents = [Document(page_content=text, metadata={"n": at}) for at, text in enumerate(sentences(12, words=20))]
+    scores = reranker.reranker.scores(QUESTION, [document.page_content for document in documents])
+    found = reranker.compress_documents(documents, QUESTION)
+    assert [document.metadata["n"] for document in found] == np.argsort(-scores, kind="stable")[:3].tolist()
+    assert [document.metadata["relevance_score"] for document in found] == pytest.approx(sorted(scores)[::-1][:3])
+    assert all("relevance_score" not in document.metadata for document in documents)
+    assert asyncio.run(reranker.acompress_documents(documents, QUESTION)) == found
+    assert reranker.compress_documents([], QUESTION) == []
+    every = reranker.model_copy(update={"top_n": None, "score_key": None})
+    assert len(every.compress_documents(documents, QUESTION)) == 12
+    middle = float(np.median(scores))
+    cut = reranker.model_copy(update={"top_n": None, "score_threshold": middle})
+    assert len(cut.compress_documents(documents, QUESTION)) == 6
+
+
+def test_reranker_counts_beside_the_order_that_documents_came_in(reranker: RagAdaptReranker) -> None:
+    documents = [Document(page_content=text, metadata={"n": at}) for at, text in enumerate(sentences(6, words=20))]
+    first = reranker.model_copy(update={"weight": 0.0, "top_n": None}).compress_documents(documents, QUESTION)
+    assert [document.metadata["n"] for document in first] == list(range(6))
+    half = reranker.model_copy(update={"weight": 0.5, "top_n": None}).compress_documents(documents, QUESTION)
+    logits = reranker.reranker.logits(QUESTION, [document.page_content for document in documents])
+    ranks = 1 / (60 + np.arange(1, 7))
+    mixed = sum(0.5 * (side - side.mean()) / side.std() for side in (ranks, logits))
+    assert [document.metadata["n"] for document in half] == np.argsort(-mixed, kind="stable").tolist()
+
+
+def test_reranker_works_in_a_chain_behind_another_retriever(opened: Retriever, reranker: RagAdaptReranker) -> None:
+    from langchain_core.runnables import RunnableLambda
+
+    retriever = LoRARetriever(retriever=opened, k=8, search_type="lexical")
+    chain = {"documents": retriever, "query": RunnablePassthrough()} | RunnableLambda(
+        lambda given: reranker.compress_documents(given["documents"], given["query"])
+    )
+    found = chain.invoke("old stone bridge")
+    assert found == reranker.compress_documents(retriever.invoke("old stone bridge"), "old stone bridge")
+    assert len(found) == 3
+
+
+def test_retriever_reranks_where_it_is_asked_to(opened: Retriever, folder: Path, tmp_path: Path) -> None:
+    model = write_tiny_cross_encoder(tmp_path / "model")
+    asked = Rerank(model=model, weight=1.0, depth=10)
+    retriever = LoRARetriever(retriever=opened, k=4, rerank=asked)
+    expected = [hit.chunk.id for hit in opened.search("old stone bridge", k=4, rerank=asked)]
+    assert [document.id for document in retriever.invoke("old stone bridge")] == expected
+    assert [document.id for document in retriever.batch(["old stone bridge"])[0]] == expected
+    plain = [hit.chunk.id for hit in opened.search("old stone bridge", k=4)]
+    assert [document.id for document in retriever.invoke("old stone bridge", rerank=False)] == plain != expected
+    with pytest.raises(InvalidInput, match="has no re-ranker"):
+        LoRARetriever(retriever=opened, rerank=True).invoke("old stone bridge")
+    with pytest.raises(InvalidInput, match="does not go with search_type 'mmr'"):
+        retriever.invoke("old stone bridge", search_type="mmr")
+    with pytest.raises(InvalidInput, match="goes with mode 'hybrid'"):
+        retriever.invoke("old stone bridge", search_type="dense")
+
+
+def test_reranker_refuses_what_it_cannot_read(reranker: RagAdaptReranker, folder: Path) -> None:
+    with pytest.raises(InvalidInput, match="at least one word"):
+        reranker.compress_documents([Document(page_content="a")], " ")
+    with pytest.raises(InvalidInput, match=r"documents\[0\] is 'a'"):
+        reranker.compress_documents(["a"], QUESTION)  # type: ignore[list-item]
+    with pytest.raises(InvalidInput, match="reranker is str"):
+        RagAdaptReranker(reranker="minilm")
+    with pytest.raises(NotARetriever, match="has no re-ranker"):
+        RagAdaptReranker.from_pretrained(folder)
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        RagAdaptReranker(reranker=reranker.reranker, top_n=0)

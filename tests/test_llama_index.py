@@ -24,7 +24,7 @@ from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.llms import MockLLM
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.query_engine import RetrieverQueryEngine
-from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, RelatedNodeInfo, TextNode
+from llama_index.core.schema import BaseNode, MetadataMode, NodeRelationship, NodeWithScore, RelatedNodeInfo, TextNode
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.storage.kvstore import SimpleKVStore
 from llama_index.core.vector_stores.types import (
@@ -37,10 +37,16 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryMode,
 )
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
-from llama_index_ragadapt import LoRAEmbedding, LoRAFinetuneEngine, LoRARetriever, RagAdaptVectorStore
+from llama_index_ragadapt import (
+    LoRAEmbedding,
+    LoRAFinetuneEngine,
+    LoRARetriever,
+    RagAdaptRerank,
+    RagAdaptVectorStore,
+)
 from llama_index_ragadapt.filters import to_filter
 from small_retriever import fit_pages
-from tiny_models import sentences, write_tiny_model
+from tiny_models import sentences, write_tiny_cross_encoder, write_tiny_model
 
 from ragadapt.collection import FittedPassages
 from ragadapt.config import FitConfig
@@ -55,6 +61,7 @@ from ragadapt.errors import (
 )
 from ragadapt.index import compile_filter
 from ragadapt.retriever import Retriever
+from ragadapt.search.reranking import Rerank
 
 KINDS = ("exact", "faiss", "qdrant-memory", "qdrant-folder", "qdrant-edge")
 
@@ -879,3 +886,75 @@ def test_a_passage_that_two_retrievers_find_is_one_node(opened: Retriever) -> No
     ).retrieve(query)
     wanted = {hit.chunk.id for mode in ("hybrid", "dense") for hit in opened.search(query, 6, mode=mode)}
     assert sorted(node.node_id for node in fused) == sorted(wanted)
+
+
+# Re-ranking
+
+
+@pytest.fixture(scope="module")
+def rerank(tmp_path_factory: pytest.TempPathFactory) -> RagAdaptRerank:
+    folder = write_tiny_cross_encoder(tmp_path_factory.mktemp("reranker") / "model")
+    return RagAdaptRerank.from_pretrained(folder, device="cpu", precision="float32", top_n=3)
+
+
+QUESTION = "how do i open a file"
+
+
+def scored_nodes(count: int) -> list[NodeWithScore]:
+    texts = sentences(count, words=20)
+    return [NodeWithScore(node=TextNode(id_=str(at), text=text), score=1.0 - at / 10) for at, text in enumerate(texts)]
+
+
+def test_rerank_orders_any_nodes_by_the_models_score(rerank: RagAdaptRerank) -> None:
+    nodes = scored_nodes(9)
+    scores = rerank.reranker.scores(QUESTION, [one.node.get_content() for one in nodes])
+    found = rerank.postprocess_nodes(nodes, query_str=QUESTION)
+    assert [one.node.node_id for one in found] == [str(at) for at in np.argsort(-scores, kind="stable")[:3]]
+    assert [one.score for one in found] == pytest.approx(sorted(scores)[::-1][:3])
+    assert nodes[0].score == 1.0
+    again = asyncio.run(rerank.apostprocess_nodes(nodes, query_bundle=QueryBundle(QUESTION)))
+    assert [one.node.node_id for one in again] == [one.node.node_id for one in found]
+    assert rerank.postprocess_nodes([], query_str=QUESTION) == []
+
+
+def test_rerank_counts_beside_the_nodes_own_scores(rerank: RagAdaptRerank) -> None:
+    nodes = scored_nodes(6)
+    half = rerank.model_copy(update={"weight": 0.5, "top_n": None})
+    logits = rerank.reranker.logits(QUESTION, [one.node.get_content() for one in nodes])
+    for own in (np.array([one.score for one in nodes]), 1 / (60 + np.arange(1, 7))):
+        mixed = sum(0.5 * (side - side.mean()) / side.std() for side in (own, logits))
+        found = half.postprocess_nodes(nodes, query_str=QUESTION)
+        assert [one.node.node_id for one in found] == [str(at) for at in np.argsort(-mixed, kind="stable")]
+        assert [one.score for one in found] == pytest.approx(np.sort(mixed)[::-1], abs=1e-4)
+        nodes[2].score = None  # one without a score: their order counts
+
+
+def test_rerank_stands_in_a_query_engine(opened: Retriever, rerank: RagAdaptRerank) -> None:
+    retriever = LoRARetriever(opened, 8, search_type="lexical")
+    engine = RetrieverQueryEngine.from_args(retriever, llm=MockLLM(), node_postprocessors=[rerank])
+    nodes = engine.query("old stone bridge").source_nodes
+    expected = rerank.postprocess_nodes(retriever.retrieve("old stone bridge"), query_str="old stone bridge")
+    assert [one.node.node_id for one in nodes] == [one.node.node_id for one in expected]
+    assert len(nodes) == 3
+
+
+def test_retriever_reranks_where_it_is_asked_to(opened: Retriever, tmp_path: Path) -> None:
+    asked = Rerank(model=write_tiny_cross_encoder(tmp_path / "model"), weight=1.0, depth=10)
+    expected = [hit.chunk.id for hit in opened.search("old stone bridge", k=4, rerank=asked)]
+    retriever = LoRARetriever(opened, 4, rerank=asked)
+    assert [one.node.node_id for one in retriever.retrieve("old stone bridge")] == expected
+    retriever.rerank = False
+    assert [one.node.node_id for one in retriever.retrieve("old stone bridge")] != expected
+    with pytest.raises(InvalidInput, match="has no re-ranker"):
+        LoRARetriever(opened, rerank=True).retrieve("old stone bridge")
+
+
+def test_rerank_refuses_what_it_cannot_read(rerank: RagAdaptRerank, folder: Path) -> None:
+    with pytest.raises(InvalidInput, match="give query_str or query_bundle"):
+        rerank.postprocess_nodes(scored_nodes(2))
+    with pytest.raises(InvalidInput, match="at least one word"):
+        rerank.postprocess_nodes(scored_nodes(2), query_str=" ")
+    with pytest.raises(InvalidInput, match="reranker is NoneType"):
+        RagAdaptRerank()
+    with pytest.raises(NotARetriever, match="has no re-ranker"):
+        RagAdaptRerank.from_pretrained(folder)

@@ -100,25 +100,51 @@ def write_tiny_model(
     return target
 
 
-def write_tiny_cross_encoder(folder: Path, seed: int = 0) -> Path:
-    """A sentence-transformers CrossEncoder folder with a random two-layer BERT that gives one score for a pair."""
-    from transformers import BertConfig, BertForSequenceClassification
+def write_tiny_cross_encoder(folder: Path, seed: int = 0, kind: str = "bert", labels: int = 1, **settings: Any) -> Path:
+    """A folder with a random two-layer transformer that gives one score for a pair. kind: a transformers model type."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
     write_tokenizer(folder)
     torch.manual_seed(seed)
-    config = BertConfig(
-        vocab_size=160,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=66,
-        num_labels=1,
-    )
-    model = BertForSequenceClassification(config)
+    names: dict[str, Any] = {
+        "vocab_size": 160,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 66,
+        "pad_token_id": 0,
+        "num_labels": labels,
+    }
+    if kind == "distilbert":
+        renamed = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
+        names = {renamed.get(name, name): value for name, value in names.items()}
+    config = AutoConfig.for_model(kind, **{**names, **KINDS.get(kind, {}), **settings})
+    model = AutoModelForSequenceClassification.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(8.0)
     model.save_pretrained(folder)
     return folder
+
+
+def write_modular_cross_encoder(folder: Path, kind: str = "modernbert", seed: int = 0) -> Path:
+    """One of modules, as the ettin re-rankers are: a plain transformer, its first token, two layers, one score."""
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.cross_encoder.modules import Dense, Transformer
+    from sentence_transformers.models import Pooling
+
+    base = write_tiny_model(folder / "base", kind, seed=seed, **KINDS[kind])
+    torch.manual_seed(seed)
+    modules = [
+        Transformer(str(base), max_seq_length=48),
+        Pooling(32, "cls"),
+        Dense(32, 16, activation_function=torch.nn.GELU()),
+        Dense(16, 1, activation_function=torch.nn.Identity(), module_output_name="scores"),
+    ]
+    with torch.no_grad():
+        modules[-1].linear.weight.mul_(8.0)
+    model = CrossEncoder(modules=modules, device="cpu")
+    model.save_pretrained(str(folder / "model"), create_model_card=False)
+    return folder / "model"

@@ -62,6 +62,44 @@ def feedback_options(function: Function) -> Function:
     return function
 
 
+def rerank_options(function: Function) -> Function:
+    """The second stage of a search; the function gets it as `rerank`."""
+
+    @functools.wraps(function)
+    def call(
+        *args: Any,
+        rerank: bool,
+        rerank_model: str | None,
+        rerank_depth: int | None,
+        rerank_ms: float | None,
+        rerank_weight: float | None,
+        **values: Any,
+    ) -> Any:
+        from ragadapt.search.reranking import Rerank
+
+        asked: bool | Rerank = rerank
+        if any(one is not None for one in (rerank_model, rerank_depth, rerank_ms, rerank_weight)):
+            asked = Rerank(rerank_model, rerank_depth, rerank_ms, rerank_weight)
+        return function(*args, rerank=asked, **values)
+
+    made: Function = call
+    for option in (
+        click.option(
+            "--rerank-weight", type=click.FloatRange(0, 1), help="Its share of the score.  [default: as learnt]"
+        ),
+        click.option("--rerank-ms", type=click.FloatRange(0), help="Read only what these milliseconds allow."),
+        click.option(
+            "--rerank-depth", type=click.IntRange(1), help="Passages that it reads of a query.  [default: as fitted]"
+        ),
+        click.option(
+            "--rerank-model", help="Another re-ranker: ettin-17m, minilm, bge, a hub name, or a folder; it counts half."
+        ),
+        click.option("--rerank", is_flag=True, help="Let the retriever's re-ranker read the best passages."),
+    ):
+        made = option(made)
+    return made
+
+
 def device_option(function: Function) -> Function:
     """Where the encoder runs, for commands that open a saved retriever: what it was made on is no demand."""
     return click.option(

@@ -76,9 +76,12 @@ INDEXING = (
     Flag("--index", "index.kind", "Where the vectors live."),
     Flag("--index-url", "index.url", "A Qdrant server, as http://localhost:6333; else --index qdrant is a folder."),
 )
+RERANKING = (
+    Flag("--rerank", "rerank.model", "A re-ranker to judge and keep: ettin-17m, minilm, bge, a hub name, or a folder."),
+)
 SEED = Flag("--seed", "seed", "Everything random follows from it.")
 
-FIT_FLAGS = (*MODEL, *READING, *QUERIES, *TRAINING, *INDEXING, SEED)
+FIT_FLAGS = (*MODEL, *READING, *QUERIES, *TRAINING, *INDEXING, *RERANKING, SEED)
 DOCTOR_FLAGS = (*MODEL, *READING, *QUERIES, SEED)
 COMPARE_FLAGS = (*MODEL, *READING, *QUERIES, *(flag for flag in TRAINING if flag.name in ("--adapt", "--epochs")), SEED)
 

@@ -1,4 +1,4 @@
-"""ragadapt for LangChain: an adapted retriever, its embeddings, a vector store, and a durable record manager.
+"""ragadapt for LangChain: an adapted retriever, its embeddings, a vector store, a re-ranker, and a record manager.
 
     from langchain_ragadapt import LoRARetriever
 
@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from langchain_ragadapt.embeddings import LoRAEmbeddings
     from langchain_ragadapt.records import SQLiteRecordManager
+    from langchain_ragadapt.reranker import RagAdaptReranker
     from langchain_ragadapt.retriever import LoRARetriever
     from langchain_ragadapt.vectorstore import RagAdaptVectorStore
 
-__all__ = ["LoRAEmbeddings", "LoRARetriever", "RagAdaptVectorStore", "SQLiteRecordManager"]
+__all__ = ["LoRAEmbeddings", "LoRARetriever", "RagAdaptReranker", "RagAdaptVectorStore", "SQLiteRecordManager"]
 
 _HOMES = {
     "LoRAEmbeddings": "langchain_ragadapt.embeddings",
     "LoRARetriever": "langchain_ragadapt.retriever",
+    "RagAdaptReranker": "langchain_ragadapt.reranker",
     "RagAdaptVectorStore": "langchain_ragadapt.vectorstore",
     "SQLiteRecordManager": "langchain_ragadapt.records",
 }

@@ -25,6 +25,7 @@ from ragadapt.collection import FittedPassages, diverse_hits
 from ragadapt.errors import InvalidInput
 from ragadapt.pefa import named_tenant
 from ragadapt.retriever import Retriever
+from ragadapt.search.reranking import Rerank
 from ragadapt.search.searcher import Mode
 from ragadapt.values import Hit
 
@@ -79,6 +80,8 @@ class LoRARetriever(BaseRetriever):
     """For mmr: how many are looked at."""
     lambda_mult: float = Field(default=0.5, ge=0, le=1)
     """For mmr: 1 = relevance alone, 0 = difference alone."""
+    rerank: bool | Rerank = False
+    """True = the re-ranker that was fitted reads the best passages; a Rerank says which one, how deep, how long."""
     score_key: str | None = None
     """Where the score stands in a document's metadata, too; None = nowhere. With it, one passage that two questions
     found is two documents for what merges results."""
@@ -199,18 +202,22 @@ class LoRARetriever(BaseRetriever):
         lambda_mult: float | None = None,
         lam: float | None = None,
         tenant: str | None = None,
+        rerank: bool | Rerank | None = None,
         **unknown: Any,
     ) -> list[list[Hit]]:
         if unknown:
             raise InvalidInput(
                 f"{', '.join(sorted(unknown))}: not known here. A call takes k, filter, score_threshold, search_type, "
-                "fetch_k, lambda_mult, lam, tenant."
+                "fetch_k, lambda_mult, lam, tenant, rerank."
             )
         least = checked_threshold(self.score_threshold if score_threshold is None else score_threshold)
         kind = checked_choice("search_type", search_type or self.search_type, tuple(SEARCH_TYPES))
         if kind == "similarity_score_threshold" and least is None:
             raise InvalidInput("search_type 'similarity_score_threshold' needs a score_threshold, a cosine.")
         wanted, diverse = checked_k(self.k if k is None else k), kind == "mmr"
+        second = self.rerank if rerank is None else rerank
+        if diverse and second:
+            raise InvalidInput("rerank does not go with search_type 'mmr', which has an order of its own.")
         fetched = checked_k(self.fetch_k if fetch_k is None else fetch_k, "fetch_k") if diverse else wanted
         looked_at = max(wanted, fetched)
         vectors = self.retriever.encoder.encode_queries(list(queries)) if diverse else None
@@ -222,6 +229,7 @@ class LoRARetriever(BaseRetriever):
             filter=self.filter if filter is None else filter,
             lam=self.lam if lam is None else lam,
             tenant=self.tenant if tenant is None else tenant,
+            rerank=second,
         )
         if least is not None:
             found = [[hit for hit in hits if hit.score >= least] for hits in found]

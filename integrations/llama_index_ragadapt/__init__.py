@@ -1,4 +1,4 @@
-"""ragadapt for LlamaIndex: an adapted retriever, its embedding, a vector store, and fine-tuning.
+"""ragadapt for LlamaIndex: an adapted retriever, its embedding, a vector store, a re-ranker, and fine-tuning.
 
     from llama_index_ragadapt import LoRARetriever
 
@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llama_index_ragadapt.embedding import LoRAEmbedding
     from llama_index_ragadapt.finetuning import LoRAFinetuneEngine
+    from llama_index_ragadapt.reranker import RagAdaptRerank
     from llama_index_ragadapt.retriever import LoRARetriever
     from llama_index_ragadapt.store import RagAdaptVectorStore
 
-__all__ = ["LoRAEmbedding", "LoRAFinetuneEngine", "LoRARetriever", "RagAdaptVectorStore"]
+__all__ = ["LoRAEmbedding", "LoRAFinetuneEngine", "LoRARetriever", "RagAdaptRerank", "RagAdaptVectorStore"]
 
 _HOMES = {
     "LoRAEmbedding": "llama_index_ragadapt.embedding",
     "LoRAFinetuneEngine": "llama_index_ragadapt.finetuning",
     "LoRARetriever": "llama_index_ragadapt.retriever",
+    "RagAdaptRerank": "llama_index_ragadapt.reranker",
     "RagAdaptVectorStore": "llama_index_ragadapt.store",
 }
 

@@ -21,6 +21,7 @@ from ragadapt.index.contract import check_vectors
 from ragadapt.pefa import named_tenant
 from ragadapt.retriever import Retriever
 from ragadapt.search.fusion import Floats
+from ragadapt.search.reranking import Rerank
 from ragadapt.search.searcher import Mode
 
 
@@ -44,13 +45,15 @@ class LoRARetriever(BaseRetriever):
         score_threshold: float | None = None,
         lam: float | None = None,
         tenant: str | None = None,
+        rerank: bool | Rerank = False,
         callback_manager: CallbackManager | None = None,
         verbose: bool = False,
     ) -> None:
         """filters: MetadataFilters, a dict of ours, or the index engine's own filter. search_type: hybrid = the learnt
         mix, dense, lexical. score_threshold: leave out what scores less, on the search type's scale. lam: λ, the share
         of the retriever without feedback, None = as it was tuned, 1 = feedback off. tenant: whose feedback counts,
-        beside the feedback that is for all. All but the first may be changed on the object.
+        beside the feedback that is for all. rerank: True = the re-ranker that was fitted reads the best passages; a
+        Rerank says which one, how deep, how long. All but the first may be changed on the object.
         """
         if not isinstance(retriever, Retriever):
             raise InvalidInput(
@@ -65,6 +68,7 @@ class LoRARetriever(BaseRetriever):
         self.lam = lam
         named_tenant(tenant)
         self.tenant = tenant
+        self.rerank = rerank
         super().__init__(callback_manager=callback_manager, verbose=verbose)
 
     @classmethod
@@ -172,5 +176,6 @@ class LoRARetriever(BaseRetriever):
             filter=filter,
             lam=self.lam,
             tenant=self.tenant,
+            rerank=self.rerank,
         )
         return [as_scored([hit for hit in hits if least is None or hit.score >= least]) for hits in found]

@@ -114,8 +114,11 @@ class Transformer(nn.Module, ABC):
     packs = True  # leaves padding out by itself, so it is told where there is some even if it reads backwards only
 
     @abstractmethod
-    def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        """(B, T) ids, or what stands for their embeddings → (B, T, h): what the first layer reads."""
+    def embed(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """(B, T) ids, or what stands for their embeddings → (B, T, h): what the first layer reads. token_type_ids
+        (B, T): which text of a pair a token is of, for the architectures that tell it; None = all of the first."""
 
     @abstractmethod
     def stack(self) -> Iterable[nn.Module]:
@@ -130,8 +133,9 @@ class Transformer(nn.Module, ABC):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
     ) -> SimpleNamespace:
-        hidden = self.embed(input_ids, inputs_embeds)  # (B, T, h)
+        hidden = self.embed(input_ids, inputs_embeds, token_type_ids)  # (B, T, h)
         layout = Layout(attention_mask, hidden, self.head_width, self.bounded)
         hidden = layout.pack(hidden)
         for layer in self.stack():
@@ -194,14 +198,18 @@ class _BertEmbeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.pad_id = config.pad_token_id if config.model_type != "bert" else None
 
-    def forward(self, input_ids: Tensor, inputs_embeds: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, inputs_embeds: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
         words = self.word_embeddings(input_ids)  # (B, T, h)
         positions = torch.arange(words.shape[1], device=words.device)
         if self.pad_id is not None:  # the RoBERTa line counts from behind the pad id, and a pad in the text not at all
             real = input_ids.ne(self.pad_id).long()
             positions = real.cumsum(1) * real + self.pad_id
         # The library's order of addition: sums in bfloat16 depend on it.
-        total = words + self.token_type_embeddings.weight[0] + self.position_embeddings(positions)
+        types = self.token_type_embeddings
+        kinds = types.weight[0] if token_type_ids is None else types(token_type_ids)
+        total = words + kinds + self.position_embeddings(positions)
         out: Tensor = self.LayerNorm(total)
         return out
 
@@ -226,8 +234,11 @@ class Bert(Transformer):
                 raise NotCovered(key)
         _known_activation(values.get("hidden_act"))
 
-    def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        made: Tensor = self.embeddings(input_ids=input_ids, inputs_embeds=inputs_embeds)
+    def embed(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        given = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        made: Tensor = self.embeddings(input_ids=input_ids, inputs_embeds=inputs_embeds, **given)
         return made
 
     def stack(self) -> Iterable[nn.Module]:
@@ -300,7 +311,9 @@ class ModernBert(Transformer):
         for kind in _known_layer_types(values, "full_attention", "sliding_attention"):
             _theta(values, kind)
 
-    def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    def embed(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
         made: Tensor = self.embeddings(input_ids=input_ids, inputs_embeds=inputs_embeds)
         return made
 
@@ -377,7 +390,9 @@ class Qwen3(Transformer):
             raise NotCovered("a sliding window or two-sided attention")
         _theta(values, None)
 
-    def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    def embed(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
         made: Tensor = inputs_embeds if inputs_embeds is not None else self.embed_tokens(input_ids)
         return made
 

@@ -245,7 +245,7 @@ def max_length(model: SentenceTransformer, config: EncoderConfig, source: Source
     own = int(declared) if declared and math.isfinite(declared) and declared < 1_000_000 else 512
     if config.max_length is None:
         return min(own, source.max_length) if source.max_length else own
-    limit = _positions(model)
+    limit = positions(model)
     if limit is not None and config.max_length > limit:
         raise InvalidConfiguration(
             f"max_length = {config.max_length}: {config.model} has positions for at most {limit} tokens."
@@ -253,7 +253,7 @@ def max_length(model: SentenceTransformer, config: EncoderConfig, source: Source
     return config.max_length
 
 
-def _positions(model: SentenceTransformer) -> int | None:
+def positions(model: nn.Module) -> int | None:
     for module in model.modules():
         settings = getattr(module, "config", None)
         positions = getattr(settings, "max_position_embeddings", None)
@@ -264,7 +264,7 @@ def _positions(model: SentenceTransformer) -> int | None:
     return None
 
 
-def identity(model: SentenceTransformer, source: Source) -> tuple[str, str | None]:
+def identity(model: nn.Module, source: Source) -> tuple[str, str | None]:
     """(identity of the weights, revision): hub name and commit where known, else a hash of all tensors."""
     if not source.is_folder:
         for module in model.modules():

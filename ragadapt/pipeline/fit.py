@@ -1,6 +1,7 @@
 """fit(): documents in, a retriever out that is shown to be better, or shown not to need training.
 
-documents → chunks → vectors, lexical index → queries → split → fusion → plan → training → gate → index → folder
+documents → chunks → vectors, lexical index → queries → split → fusion → plan → training → gate → re-ranker → index →
+folder
 
 Every stage is kept until the folder is written, so a killed run goes on from its last finished stage.
 """
@@ -58,6 +59,15 @@ from ragadapt.pipeline.queries import (
     with_folds,
 )
 from ragadapt.pipeline.report import AfterTraining, Facts, build_report, model_card, runs_of_base
+from ragadapt.pipeline.rerank import (
+    LearntReranking,
+    given_reranking,
+    learn_reranking,
+    load_read,
+    read_candidates,
+    rerank_judges,
+    save_read,
+)
 from ragadapt.pipeline.stages import (
     build_chunks,
     build_index,
@@ -77,13 +87,14 @@ from ragadapt.queries.filters import chance
 from ragadapt.report import Report, write_report
 from ragadapt.search.searcher import Searcher
 from ragadapt.store.chunks import document_hash
-from ragadapt.store.workspace import Manifest, Stage, Workspace, answers_file
+from ragadapt.store.workspace import RERANKER, Manifest, Stage, Workspace, answers_file
 from ragadapt.values import Chunk, Document, Evidence, Progress, Query, no_progress
 from ragadapt.version import __version__
 
 if TYPE_CHECKING:
     from ragadapt.adapters import AdaptedEncoder
     from ragadapt.encoder import Encoder
+    from ragadapt.rerank import Reranker
     from ragadapt.training import Example, TrainingResult
     from ragadapt.training.processes import Processes
 
@@ -136,6 +147,10 @@ def fit(
         config = config.model_copy(update={"index": chosen(config.index)})
         check_index(config.index)
         check_teacher(config)
+        if config.rerank.model is not None:
+            from ragadapt.rerank.presets import source_of
+
+            source_of(config.rerank.model)  # a name that cannot be one is told before anything is read
         check_generator(config.query)
         _check_cache_folder(config)
         if config.adapter.trains:
@@ -182,6 +197,7 @@ def _fit(
         )
         with clock("load model"), profiling.work("load model"):
             encoder = Encoder.load(config.encoder)
+            reranker = load_reranker(config)  # now, so that a wrong model shows before hours of encoding
         if config.adapter.trains and encoder.query_tower is not None:
             Scope.of(encoder.query_tower.model, config.adapter.layers)  # say now that there are not so many
 
@@ -202,11 +218,32 @@ def _fit(
                 shipped, shipped_encoded = trained.encoder, adapted
                 fusion = trained.fusion or base.fusion
 
+        second = None
+        if reranker is not None:
+            out_of_fold = crossed if decision.adapted else None
+            second = steps.rerank(reranker, plan, queries, (shipped, shipped_encoded, fusion), out_of_fold)
         report = steps.report(
-            documents, skipped, queries, plan, decision, trained, crossed, base, (shipped, shipped_encoded, fusion)
-        )
-        path = steps.commit(report, encoder, shipped, shipped_encoded, fusion, adapted=decision.adapted)
+            documents, skipped, queries, plan, decision, trained, crossed, base, (shipped, shipped_encoded, fusion),
+            second,
+        )  # fmt: skip
+        path = steps.commit(
+            report, encoder, shipped, shipped_encoded, fusion, adapted=decision.adapted,
+            second=second, reranker=reranker,
+        )  # fmt: skip
         return FitResult(path, report, decision, tuple(steps.reused))
+
+
+def load_reranker(config: FitConfig) -> Reranker | None:
+    """The second stage that the configuration names, if it names one. Raises as `Reranker.load`."""
+    settings, encoder = config.rerank, config.encoder
+    if settings.model is None:
+        return None
+    from ragadapt.rerank import Reranker
+
+    return Reranker.load(
+        settings.model, device=encoder.device, precision=encoder.precision, max_length=settings.max_length,
+        trust_remote_code=encoder.trust_remote_code,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -654,6 +691,51 @@ class FitSteps:
         log.info("gate: %s", "; ".join(decision.reasons))
         return decision, replace(trained, fusion=fusion, drift=moved, outlook=seen), adapted
 
+    def rerank(
+        self,
+        reranker: Reranker,
+        plan: gate.Plan,
+        queries: DividedQueries,
+        shipped: tuple[Encoder, EncodedCorpus, LearntFusion],
+        crossed: CrossJudged | None,
+    ) -> LearntReranking:
+        """The second stage on what ships; crossed: where that was trained on all questions, what its folds found."""
+        config, (encoder, encoded, learnt) = self.config, shipped
+        depth = config.rerank.depth or reranker.depth
+        if (given := given_reranking(reranker, depth, config.rerank)) is not None:
+            return given
+        rank, chosen = rerank_judges(plan, (*queries.train, *queries.dev, *queries.heldout))
+        ids = {query.id for query in chosen}
+        arena = self.arena(plan.judge if crossed else chosen, encoder, encoded, queries.grades) if chosen else None
+        every = () if arena is None else arena.judged if crossed is None else crossed.found.judged
+        rows = [at for at, item in enumerate(every) if item.query.id in ids]
+        judged = [every[at] for at in rows]
+        with self.stage(
+            "rerank", ("queries",), reranker=reranker.fingerprint, precision=reranker.precision.dtype, depth=depth,
+            encoder=encoder.fingerprint, fusion=learnt.fusion.as_dict(), queries=sorted(ids),
+            crossed=crossed is not None,
+        ) as stage:  # fmt: skip
+            if not stage.finished:
+                read = []
+                if arena is not None:
+                    fusions = [learnt.fusion] * len(every) if crossed is None else list(crossed.fusions)
+                    found = (
+                        arena.candidates(learnt.fusion)
+                        if crossed is None
+                        else crossed.found.adapted[crossed.strength].candidates[fusions[0].feedback]
+                    )
+                    read = read_candidates(
+                        [found[at] for at in rows], [fusions[at] for at in rows], judged, arena.passages, reranker,
+                        depth, self.progress,
+                    )  # fmt: skip
+                save_read(stage.path / "read.npz", read)
+            read = load_read(stage.path / "read.npz")
+        with self.clock("gate"):
+            return learn_reranking(
+                reranker, depth, read, judged, encoded.corpus.chunks, encoded.corpus.groups, evidence=rank,
+                config=config.gate, seed=config.seed,
+            )  # fmt: skip
+
     # The folder
 
     def report(
@@ -667,6 +749,7 @@ class FitSteps:
         crossed: CrossJudged | None,
         base: Base,
         shipped: tuple[Encoder, EncodedCorpus, LearntFusion],
+        second: LearntReranking | None = None,
     ) -> Report:
         """Measure what ships beside the baselines on the queries that judged, or the held-out ones of the best rank."""
         config, corpus = self.config, base.encoded.corpus
@@ -719,6 +802,7 @@ class FitSteps:
                 seed=config.seed,
                 base_model=base.encoder.spec.model,
                 licences=_licences(base.encoder, config),
+                second=second,
             )
             return build_report(facts, arena, before, after)
 
@@ -731,6 +815,8 @@ class FitSteps:
         learnt: LearntFusion,
         *,
         adapted: bool,
+        second: LearntReranking | None = None,
+        reranker: Reranker | None = None,
     ) -> Path:
         """Save the model, build the index, write the report, and replace the target in one move."""
         config, corpus, progress = self.config, encoded.corpus, self.progress
@@ -745,6 +831,10 @@ class FitSteps:
             if not stage.finished:
                 write_report(stage.path, report)
                 (stage.path / "README.md").write_text(model_card(report), encoding="utf-8")
+        if reranker is not None and second is not None and second.ships:
+            with self.stage("reranker", model=reranker.fingerprint, portable=self.portable) as stage:
+                if not stage.finished:
+                    reranker.save(stage.path / RERANKER, portable=self.portable)
         parts = {
             "chunks.sqlite": self.paths["chunks"] / "chunks.sqlite",
             "lexical": self.lexical_folder,
@@ -753,6 +843,8 @@ class FitSteps:
             "report": self.paths["report"],
             "report/queries.jsonl": self.paths["queries"] / "heldout.jsonl",
         }
+        if "reranker" in self.paths:
+            parts[RERANKER] = self.paths["reranker"] / RERANKER
         manifest = Manifest(
             fingerprint=encoder.fingerprint,
             configuration=config.model_dump(mode="json"),
@@ -761,6 +853,7 @@ class FitSteps:
             sections={
                 "fusion": learnt.fusion.as_dict(),
                 "depth": config.fusion.depth,
+                **({} if second is None else {"rerank": second.section()}),
                 "verdict": report.verdict.outcome if report.verdict else None,
                 "chunks": len(corpus.chunks),
                 "documents": len(corpus.documents),
@@ -815,4 +908,9 @@ def _licences(encoder: Encoder, config: FitConfig) -> dict[str, str]:
         licences["generator"] = f"unknown: see {query.generator_model or query.generator_url}"
     if config.mining.teacher is not None:
         licences["teacher"] = licence_of(config.mining.teacher) or f"unknown: see {config.mining.teacher}"
+    if config.rerank.model is not None:
+        from ragadapt.rerank import PRESETS
+
+        name = PRESETS.get(config.rerank.model, config.rerank.model)
+        licences["re-ranker"] = licence_of(name) or f"unknown: see {name}"
     return licences

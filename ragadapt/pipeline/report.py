@@ -21,6 +21,7 @@ from ragadapt.pipeline.arena import Arena, dense_scores
 from ragadapt.pipeline.corpus import Corpus
 from ragadapt.pipeline.crossfit import Rankings, fused
 from ragadapt.pipeline.fusion import DEPTH, LearntFusion, System, ranking
+from ragadapt.pipeline.rerank import LearntReranking
 from ragadapt.profiling import Profile
 from ragadapt.report import build
 from ragadapt.report.build import library_versions
@@ -74,6 +75,7 @@ class Facts:
     precision: Precision | None = None  # of the encoder that ships
     profile: Profile | None = None
     outlook: Mapping[str, Forecast] = field(default_factory=dict)
+    second: LearntReranking | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +163,7 @@ def build_report(
             outcome=decision.verdict.value,
             reasons=decision.reasons,
             steps=_steps(facts),
-            shipped=_shipped_words(decision, facts.fusion.fusion),
+            shipped=_shipped_words(decision, facts.fusion.fusion, facts.second),
             untrained="" if facts.plan.train else facts.plan.reason,
         ),
         evidence=None
@@ -174,7 +176,10 @@ def build_report(
         ),
         fusion=_fusion_curve(facts.fusion),
         interpolation=_strength_curve(facts),
-        curves=tuple(_outlook_curve(name, seen) for name, seen in facts.outlook.items()),
+        curves=(
+            *(_outlook_curve(name, seen) for name, seen in facts.outlook.items()),
+            *_rerank_curves(facts.second),
+        ),
         learning=tuple(
             reports.LearningPoint(step=point["step"], loss=point.get("loss"), dev=point.get("dev"))
             for point in facts.history
@@ -327,16 +332,35 @@ def _steps(facts: Facts) -> tuple[reports.Step, ...]:
     steps.append(
         reports.Step(name="Fusion", detail=f"dense share {facts.fusion.fusion.weight:g}: {facts.fusion.reason}")
     )
+    if facts.second is not None:
+        second = facts.second
+        passed = None if second.interval is None else second.ships
+        detail = f"{second.model}, share {second.weight:g}, {second.depth} passages a query: {second.reason}"
+        steps.append(reports.Step(name="Re-ranker", passed=passed, detail=detail))
     return tuple(steps)
 
 
-def _shipped_words(decision: gate.Decision, fusion: Fusion) -> str:
+def _rerank_curves(second: LearntReranking | None) -> tuple[reports.Curve, ...]:
+    if second is None or second.curve is None:
+        return ()
+    curve = reports.Curve.through(
+        zip(second.curve.weights, second.curve.quality, strict=True),
+        title="Share of the re-ranker",
+        x_label="share of the re-ranker (0 = the first stage alone)",
+        chosen=second.weight,
+        note=second.reason,
+    )
+    return (curve,)
+
+
+def _shipped_words(decision: gate.Decision, fusion: Fusion, second: LearntReranking | None = None) -> str:
     model = "the base model"
     if decision.adapted:
         model = (
             "the adapted model" if decision.strength == 1 else f"the adapted model at strength {decision.strength:g}"
         )
-    return f"{model} with learnt hybrid search (dense share {fusion.weight:g})"
+    words = f"{model} with learnt hybrid search (dense share {fusion.weight:g})"
+    return words if second is None or not second.ships else f"{words}, and {second.model} as the re-ranker"
 
 
 def _fusion_curve(learnt: LearntFusion) -> reports.Curve | None:

@@ -39,7 +39,7 @@ from ragadapt.profiling import work
 from ragadapt.search.fusion import Floats, Fusion
 from ragadapt.search.searcher import Searcher
 from ragadapt.store.chunks import ChunkStore
-from ragadapt.store.workspace import LEDGER, Manifest, OpenedStore, Stage, Workspace, kept_build, open_store
+from ragadapt.store.workspace import LEDGER, RERANKER, Manifest, OpenedStore, Stage, Workspace, kept_build, open_store
 from ragadapt.values import Chunk, Document, Evidence, Progress, Query, no_progress
 from ragadapt.version import __version__
 
@@ -364,7 +364,8 @@ def index_parts(built: Path) -> dict[str, Path]:
 
 def parts_of(path: Path) -> dict[str, Path]:
     """The parts of a saved retriever that a build on top of it starts from."""
-    return {name: path / name for name in ("chunks.sqlite", "lexical", "model", "report")}
+    names = ["chunks.sqlite", "lexical", "model", "report"]
+    return {name: path / name for name in (*names, *([RERANKER] if (path / RERANKER).is_dir() else []))}
 
 
 def commit_build(work: Workspace, manifest: Manifest, parts: Mapping[str, Path]) -> Manifest:

@@ -256,12 +256,19 @@ def learn_weight(
     if not len(candidates):
         flat = (0.0,) * len(weights)
         return FusionCurve(weights, flat, neutral, neutral, 0)
+    best, chosen, quality = _one_standard_error(table, weights, neutral, tolerance, at_least)
+    return FusionCurve(weights, quality, best, chosen, len(candidates))
+
+
+def _one_standard_error(
+    table: NDArray[np.float64], weights: Sequence[float], neutral: float, tolerance: float, at_least: float | None
+) -> tuple[float, float, tuple[float, ...]]:
+    """(best weight, chosen weight, mean quality by weight) of a table (weights, queries) of quality."""
+    queries = table.shape[1]
     quality = table.mean(axis=1)
     best = int(quality.argmax())
     paired = table[best] - table
-    errors = (
-        paired.std(axis=1, ddof=1) / np.sqrt(len(candidates)) if len(candidates) > 1 else np.full(len(weights), np.inf)
-    )
+    errors = paired.std(axis=1, ddof=1) / np.sqrt(queries) if queries > 1 else np.full(len(weights), np.inf)
     allowed = [
         weight
         for row, weight in enumerate(weights)
@@ -269,4 +276,59 @@ def learn_weight(
         and (at_least is None or weight >= at_least)
     ]
     chosen = min(allowed, key=lambda weight: abs(weight - neutral)) if allowed else neutral
-    return FusionCurve(weights, tuple(quality.tolist()), weights[best], chosen, len(candidates))
+    return weights[best], chosen, tuple(quality.tolist())
+
+
+# The second stage
+
+
+def with_reranker(first: NDArray[Any], read: NDArray[Any], weight: float) -> Floats:
+    """(C,) scores of a query's candidates: (1 - weight) z(first) + weight z(read), z over the passages that were read.
+
+    first: (C,) fused scores of the first stage, best first. read: (R,) what a re-ranker says of the first R.
+    Standardised over the same passages, the two are on one scale, whatever the re-ranker's own. The rest was not read
+    and counts as the least of what was: it keeps its order and never passes what was read.
+    """
+    count = len(read)
+    if not count:
+        return np.asarray(first, dtype=np.float32)
+    own, theirs = (standardise(side, side[:count].mean(), side[:count].std()) for side in (first, read))
+    all_read = np.full(len(first), theirs.min(), dtype=np.float32)
+    all_read[:count] = theirs
+    mixed: Floats = ((1 - weight) * own + weight * all_read).astype(np.float32)
+    return mixed
+
+
+@dataclass(frozen=True, slots=True)
+class ReadCandidates:
+    """One query's ranking of the first stage, best first: positions (C,), fused scores (C,), and what a re-ranker says
+    of the first R (R,)."""
+
+    positions: Positions
+    first: Floats
+    read: Floats
+
+    def ranked(self, weight: float) -> Positions:
+        """Positions, best first, under this share of the re-ranker."""
+        return self.positions[np.argsort(-with_reranker(self.first, self.read, weight), kind="stable")]
+
+
+RERANK_WEIGHTS = (0.0, *WEIGHTS, 1.0)
+
+
+def learn_rerank_weight(
+    candidates: Sequence[ReadCandidates], judges: Sequence[Judge], *, tolerance: float = 1.0
+) -> FusionCurve:
+    """The re-ranker's share, by the rule of `learn_weight`; neutral is 0, for a second stage has to earn its time."""
+    if len(candidates) != len(judges):
+        raise InvalidInput(f"{len(candidates)} candidate lists but {len(judges)} judges: one each is needed.")
+    if not len(candidates):
+        return FusionCurve(RERANK_WEIGHTS, (0.0,) * len(RERANK_WEIGHTS), 0.0, 0.0, 0)
+    table = np.array(
+        [
+            [judge(found.ranked(weight)) for found, judge in zip(candidates, judges, strict=True)]
+            for weight in RERANK_WEIGHTS
+        ]
+    )
+    best, chosen, quality = _one_standard_error(table, RERANK_WEIGHTS, 0.0, tolerance, None)
+    return FusionCurve(RERANK_WEIGHTS, quality, best, chosen, len(candidates))

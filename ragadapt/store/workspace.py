@@ -73,6 +73,7 @@ log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 MANIFEST = "ragadapt.json"
+RERANKER = "reranker"  # folder of the re-ranker that was fitted with it
 LEDGER = "feedback.sqlite"  # of every folder that has feedback; each commit carries it over
 FEEDBACK_REPORT = "feedback-report"  # folder beside it: what tuning with the feedback found
 Verify = Literal["none", "quick", "full"]

@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
 
 from ragadapt.config import EncoderConfig
-from ragadapt.encoder.loading import quiet
-from ragadapt.encoder.precision import choose_device
-from ragadapt.errors import InvalidConfiguration, ModelNotFound, reason_of
-from ragadapt.profiling import work
+from ragadapt.errors import InvalidConfiguration, InvalidInput, ModelNotFound
+from ragadapt.rerank import Reranker
 from ragadapt.values import Progress, no_progress
-
-if TYPE_CHECKING:  # imported where it is used: it takes seconds
-    from sentence_transformers import CrossEncoder
-
-_PAIRS = 1024  # sorted by length and scored between two reports of progress
-_TRAINED_HEADS = ("ForSequenceClassification", "ForCausalLM")
 
 
 def cross_encoder_scores(
@@ -32,52 +20,22 @@ def cross_encoder_scores(
     """For every (query, passages) one score a passage: the cross-encoder's logit, larger is better.
 
     Logits, not the sigmoid of them that most cross-encoders give by themselves: near 0 and 1 it tells passages no
-    longer apart. name: on the hub, or a folder. The device is the encoder's, and so is the permission to run code that
-    comes with a model. Pairs that come twice are scored once. Raises ModelNotFound, InvalidConfiguration.
+    longer apart. name: a preset of the re-rankers, a name on the hub, or a folder. The device is the encoder's, and so
+    is the permission to run code that comes with a model. In float32: what is learnt should not depend on the machine.
+    Pairs that come twice are scored once. Raises ModelNotFound, InvalidConfiguration.
     """
-    pairs = list(dict.fromkeys((query, passage) for query, passages in lists for passage in passages))
-    if not pairs:
+    if not any(passages for _, passages in lists):
         return [() for _ in lists]
-    model = _open(name, config)
-    score_of: dict[tuple[str, str], float] = {}
-    for start in range(0, len(pairs), _PAIRS):
-        block = pairs[start : start + _PAIRS]
-        with work("teacher", len(block)):
-            scores = model.predict(block, activation_fn=torch.nn.Identity(), show_progress_bar=False)
-        score_of |= zip(block, scores.tolist(), strict=True)
-        progress("teacher", start + len(block), len(pairs))
-    return [tuple(score_of[query, passage] for passage in passages) for query, passages in lists]
-
-
-def _open(name: str, config: EncoderConfig) -> CrossEncoder:
-    from sentence_transformers import CrossEncoder
-
-    folder = Path(name).expanduser()
-    options: dict[str, Any] = {
-        "device": choose_device(config.device),
-        "trust_remote_code": config.trust_remote_code,
-        "model_kwargs": {"dtype": torch.float32},
-    }
     try:
-        with quiet():
-            model: CrossEncoder = CrossEncoder(str(folder) if folder.is_dir() else name, **options)
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
-        raise ModelNotFound(
-            f"The teacher {name!r} cannot be loaded: {reason_of(error)}. Check the name and the network, give "
-            "mining.teacher the folder of a sentence-transformers CrossEncoder, or leave it out: the hybrid of BM25 "
-            "and the base model then teaches and needs no network."
-        ) from error
-    if model.num_labels != 1 or not _has_trained_head(model):
-        raise InvalidConfiguration(
-            f"mining.teacher = {name!r}: this model gives no score for a pair of texts that it was trained to give "
-            f"({model.num_labels} numbers a pair). Name a cross-encoder, also called a re-ranker, with one score."
+        model = Reranker.load(
+            name, device=config.device, precision="float32", trust_remote_code=config.trust_remote_code
         )
-    return model
-
-
-def _has_trained_head(model: CrossEncoder) -> bool:
-    """False for an encoder of single texts, on which sentence-transformers puts a head of random weights."""
-    if len(list(model.children())) != 1:
-        return True  # modules of its own beside the transformer, saved with it
-    heads = getattr(model.config, "architectures", None) or ()
-    return not heads or any(head.endswith(_TRAINED_HEADS) for head in heads)
+    except ModelNotFound as error:
+        raise ModelNotFound(
+            f"mining.teacher: {error} Or leave it out: the hybrid of BM25 and the base model then teaches and needs no "
+            "network."
+        ) from error
+    except InvalidInput as error:
+        raise InvalidConfiguration(f"mining.teacher: {error}") from error
+    scores = model.logits_of(lists, progress=lambda _, done, total: progress("teacher", done, total))
+    return [tuple(scored.tolist()) for scored in scores]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ragadapt_cli.options import FILE, command, device_options, feedback_options, retriever_argument
+from ragadapt_cli.options import FILE, command, device_options, feedback_options, rerank_options, retriever_argument
 from ragadapt_cli.terminal import ERROR, Terminal
+
+if TYPE_CHECKING:
+    from ragadapt.search.reranking import Rerank
 
 MODES = ("hybrid", "dense", "lexical")
 
@@ -26,6 +29,7 @@ MODES = ("hybrid", "dense", "lexical")
     type=click.Choice(MODES),
     help="Which search to measure; may be repeated.  [default: all three]",
 )
+@rerank_options
 @feedback_options
 @device_options
 def eval_command(
@@ -35,6 +39,7 @@ def eval_command(
     qrels: Path | None,
     evidence: Path | None,
     modes: tuple[Any, ...],
+    rerank: bool | Rerank,
     lam: float | None,
     tenant: str | None,
     device: str,
@@ -58,7 +63,9 @@ def eval_command(
     from ragadapt.retriever import Retriever
 
     with terminal.progress(), Retriever.open(retriever, device=device, precision=precision) as opened:
-        found = opened.evaluate(file, qrels, modes=modes or MODES, lam=lam, tenant=tenant)
+        if rerank is True and (why := opened.rerank_refused):
+            terminal.note(f"Not re-ranked: {why}")
+        found = opened.evaluate(file, qrels, modes=modes or MODES, lam=lam, tenant=tenant, rerank=rerank)
         fingerprint = opened.fingerprint
     systems = {name: dict(metrics) for name, metrics in found.items()}
     if terminal.json:

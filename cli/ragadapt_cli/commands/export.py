@@ -22,8 +22,15 @@ from ragadapt_cli.terminal import Terminal
     show_default=True,
     help="onnx needs the extra of that name.",
 )
+@click.option(
+    "--part",
+    type=click.Choice(["model", "reranker"]),
+    default="model",
+    show_default=True,
+    help="The model that makes the vectors, or the re-ranker that was fitted with it.",
+)
 @click.option("--int8", is_flag=True, help="For onnx: weights in 8 bits; what that changes is measured and printed.")
-def export_command(terminal: Terminal, retriever: Path, output: Path, format: Any, int8: bool) -> None:
+def export_command(terminal: Terminal, retriever: Path, output: Path, format: Any, part: str, int8: bool) -> None:
     """Write the fitted model for other programs.
 
     The adapter is merged into the weights; what is written is opened again and must give the same vectors. A method
@@ -33,11 +40,23 @@ def export_command(terminal: Terminal, retriever: Path, output: Path, format: An
         ragadapt export ./retriever ./model
         ragadapt export ./retriever ./onnx --format onnx
         ragadapt export ./retriever ./small --format onnx --int8
+        ragadapt export ./retriever ./cross-encoder --part reranker
     """
     if int8 and format != "onnx":
         raise click.UsageError("--int8 is for --format onnx.")
-    from ragadapt.export import export
+    if int8 and part == "reranker":
+        raise click.UsageError("--int8 is for the model; a re-ranker is written in float32.")
+    from ragadapt.export import export, export_reranker
 
+    if part == "reranker":
+        with terminal.progress() as progress:
+            second = export_reranker(retriever, output, format, progress=progress)
+        if terminal.json:
+            terminal.write_json("export", {"output": second.folder, **asdict(second)})
+        else:
+            same = f"same scores as the retriever's re-ranker (they differ by {second.difference:.1e} at most)"
+            terminal.write(f"{second.folder}: {second.format}, {same}")
+        return
     with terminal.progress() as progress:
         made = export(retriever, output, format, int8=int8, progress=progress)
     if terminal.json:

@@ -15,10 +15,11 @@ from ragadapt.checks import shown
 from ragadapt.errors import InvalidInput
 from ragadapt.files import parse_object, read_lines
 from ragadapt.text import encodable, grouped
-from ragadapt_cli.options import command, device_options, feedback_options, retriever_argument
+from ragadapt_cli.options import command, device_options, feedback_options, rerank_options, retriever_argument
 from ragadapt_cli.terminal import ERROR, LinePart, Terminal
 
 if TYPE_CHECKING:
+    from ragadapt.search.reranking import Rerank
     from ragadapt.values import Hit
 
 _PIPE_WIDTH = 240  # characters of a snippet where there is no terminal to ask
@@ -49,6 +50,7 @@ _PIPE_WIDTH = 240  # characters of a snippet where there is no terminal to ask
     show_default=True,
     help="What the run file ranks; a document stands where its best chunk stands.",
 )
+@rerank_options
 @feedback_options
 @device_options
 def search_command(
@@ -61,6 +63,7 @@ def search_command(
     queries: Path | None,
     run_file: Path | None,
     level: str,
+    rerank: bool | Rerank,
     lam: float | None,
     tenant: str | None,
     device: str,
@@ -93,10 +96,12 @@ def search_command(
     from ragadapt.retriever import Retriever
 
     with terminal.progress(), Retriever.open(retriever, device=device, precision=precision) as opened:
+        if rerank is True and (why := opened.rerank_refused):
+            terminal.note(f"Not re-ranked: {why}")
         if run_file is not None:
             from ragadapt.evaluation import write_run
 
-            run = opened.run(asked, k or 100, mode=mode, level=level, lam=lam, tenant=tenant)
+            run = opened.run(asked, k or 100, mode=mode, level=level, lam=lam, tenant=tenant, rerank=rerank)
             write_run(run_file, run)
             lines = sum(len(found) for found in run.values())
             if terminal.json:
@@ -105,7 +110,9 @@ def search_command(
             else:
                 terminal.note(f"{lines} lines for {len(run)} queries in {run_file}")
             return code
-        found = opened.search_many(list(asked.values()), k or 5, mode=mode, filter=condition, lam=lam, tenant=tenant)
+        found = opened.search_many(
+            list(asked.values()), k or 5, mode=mode, filter=condition, lam=lam, tenant=tenant, rerank=rerank
+        )
         if terminal.json:
             results = [
                 {"query_id": id, "query": text, "hits": hits_as_json(hits)}

@@ -1,0 +1,321 @@
+"""The second stage: the same scores as sentence-transformers, how much faster, and what it is worth on real questions.
+
+    python examples/benchmarks/rerank.py --data DATA [--folder FOLDER] [--parts scores,speed,search,corpus]
+        [--model NAME] [--collections scifact] [--seeds 13] [--depth 20]
+
+With a network, any re-ranker: --model ettin-17m. Without --model, one of MiniLM's weights and a head of its own is
+used: with a random head for `scores`, `speed` and `search`; for `corpus` it is first trained here, on half of the
+collection's train labels and the passages that the first stage puts beside their answers. The other half goes to `fit`,
+which learns the weight from it and judges; nothing of the test split is looked at before the end.
+
+`speed` and `search` alternate between the sides and count medians; `speed` by the processor's time, so that others at
+work on the machine count less: set OMP_NUM_THREADS=1, or waiting threads count. Results go to FOLDER/rerank.json as
+they come, and to stdout; rows that are there are not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import torch
+from beir import Collection, check_data, load, write_labels
+from synthetic import mixed_lengths, shaped_model
+
+from ragadapt import FitConfig, Labels, Retriever, fit
+from ragadapt.encoder.presets import resolve
+from ragadapt.evaluation import evaluate, paired_bootstrap
+from ragadapt.rerank import Reranker
+from ragadapt.rerank.reranker import forget_scores
+from ragadapt.search.reranking import Rerank
+
+PARTS = ("scores", "speed", "search", "corpus")
+PAIRS = 64  # of a timed run
+REPEATS = 3
+SEARCHES = 40
+LENGTH = 256  # tokens of a pair
+ETTIN_17M = {"hidden_size": 256, "num_hidden_layers": 7, "num_attention_heads": 4, "intermediate_size": 384}
+
+
+class Bench:
+    """Where results go, and what the parts share."""
+
+    def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
+        self.data: Path = arguments.data
+        self.folder = folder
+        self.model: str | None = arguments.model
+        self.depth: int = arguments.depth
+        self.steps: int | None = arguments.steps
+        self.collections: list[str] = arguments.collections
+        self.seeds: list[int] = arguments.seeds
+        self.file = folder / "rerank.json"
+        self.rows: list[dict[str, Any]] = (
+            json.loads(self.file.read_text(encoding="utf-8"))["rows"] if self.file.is_file() else []
+        )
+
+    def known(self, **key: Any) -> bool:
+        return any(key.items() <= row.items() for row in self.rows)
+
+    def add(self, **row: Any) -> None:
+        """Keep one result, on disk at once."""
+        if hasattr(os, "getloadavg"):
+            row["load"] = os.getloadavg()[0]  # above the number of cores, others were at work too
+        self.rows.append(row)
+        about = {
+            "date": date.today().isoformat(),
+            "machine": f"{platform.machine()}, {platform.system()}, python {platform.python_version()}",
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        }
+        text = json.dumps({"about": about, "rows": self.rows}, indent=2, default=float)
+        self.file.write_text(text + "\n", encoding="utf-8")
+        print(json.dumps(row, default=float), flush=True)
+
+    def reranker(self) -> str:
+        """The model that is measured: the one that was named, or MiniLM's shape and weights with a random head."""
+        return self.model or str(fresh_cross_encoder(self.folder / "minilm-fresh"))
+
+
+def fresh_cross_encoder(folder: Path, seed: int = 0) -> Path:
+    """The weights of all-MiniLM-L6-v2 under a new head, in float32, as a cross-encoder."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils import logging
+
+    if not folder.is_dir():
+        from ragadapt.config import EncoderConfig
+
+        source = resolve(EncoderConfig(model="offline")).location
+        logging.set_verbosity_error()
+        torch.manual_seed(seed)
+        model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer.model_max_length = LENGTH
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def pairs_of(collection: Collection, count: int) -> list[tuple[str, str]]:
+    """Questions with passages of mixed lengths."""
+    rng = random.Random(13)
+    texts, asked = mixed_lengths(collection.texts, count), list(collection.queries.values())
+    return [(rng.choice(asked), text) for text in texts]
+
+
+def scores(bench: Bench) -> None:
+    """The largest difference from CrossEncoder.predict in float32: of the measured model and of a ModernBERT one."""
+    from sentence_transformers import CrossEncoder
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    pairs = pairs_of(load(bench.data, bench.collections[0]), PAIRS)
+    modern = bench.folder / "modernbert"
+    if not modern.is_dir():
+        base = shaped_model(bench.folder / "shape", "ModernBERT-base", max_length=LENGTH, **ETTIN_17M)
+        torch.manual_seed(0)
+        made = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
+        made.save_pretrained(modern)
+        AutoTokenizer.from_pretrained(base, model_max_length=LENGTH).save_pretrained(modern)
+    for name, model, some in (("measured", bench.reranker(), pairs), ("modernbert", str(modern), pairs[:24])):
+        if bench.known(part="scores", model=name):
+            continue
+        theirs = CrossEncoder(model, device="cpu", model_kwargs={"dtype": torch.float32})
+        reranker = Reranker.load(model, device="cpu", precision="float32", max_length=theirs.max_seq_length)
+        forget_scores()
+        ours = np.concatenate(reranker.logits_of([(query, [passage]) for query, passage in some]))
+        expected = theirs.predict(some, activation_fn=torch.nn.Identity(), show_progress_bar=False)
+        bench.add(
+            part="scores", model=name, path=reranker.path, pairs=len(some), difference=np.abs(ours - expected).max(),
+            spread=expected.std(),
+        )  # fmt: skip
+
+
+def speed(bench: Bench) -> None:
+    """Pairs a second of the processor's time, beside CrossEncoder.predict as it comes, in float32 and as chosen."""
+    if bench.known(part="speed"):
+        return
+    from sentence_transformers import CrossEncoder
+
+    pairs = pairs_of(load(bench.data, bench.collections[0]), PAIRS)
+    lists = [(query, [passage]) for query, passage in pairs]
+    theirs = CrossEncoder(bench.reranker(), device="cpu", model_kwargs={"dtype": torch.float32})
+    ours = {name: Reranker.load(bench.reranker(), device="cpu", precision=name) for name in ("float32", "auto")}
+    seconds: dict[str, list[float]] = {"predict": [], **{name: [] for name in ours}}
+    found: dict[str, Any] = {}
+    for _ in range(REPEATS):
+        started = time.process_time()
+        found["predict"] = theirs.predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False)
+        seconds["predict"].append(time.process_time() - started)
+        for name, reranker in ours.items():
+            forget_scores()
+            started = time.process_time()
+            found[name] = np.concatenate(reranker.logits_of(lists))
+            seconds[name].append(time.process_time() - started)
+    base = median(seconds["predict"])
+    for name, reranker in ours.items():
+        bench.add(
+            part="speed", precision=reranker.precision.dtype, asked=name,
+            pairs_per_second=PAIRS / median(seconds[name]), predict_pairs_per_second=PAIRS / base,
+            faster=median(theirs / mine for theirs, mine in zip(seconds["predict"], seconds[name], strict=True)),
+            correlation=np.corrcoef(found[name], found["predict"])[0, 1],
+            difference=np.abs(found[name] - found["predict"]).max(), spread=found["predict"].std(),
+        )  # fmt: skip
+
+
+def fitted(bench: Bench, collection: Collection, seed: int, name: str, **changes: Any) -> Path:
+    """A retriever of the untrained base; labels and re-ranker come with the changes."""
+    values: dict[str, Any] = {
+        "seed": seed,
+        "encoder": {"model": "offline"},
+        "index": {"kind": "exact"},
+        "adapter": {"method": "none"},
+        "rerank": changes.get("rerank", {}),
+    }
+    labels = changes.get("labels", ())
+    return fit([collection.corpus], bench.folder / name, FitConfig.build(values), labels=labels).path
+
+
+def search(bench: Bench) -> None:
+    """Milliseconds of one search, alone and with the second stage, nothing remembered."""
+    if bench.known(part="search"):
+        return
+    collection = load(bench.data, bench.collections[0])
+    path = fitted(bench, collection, bench.seeds[0], f"plain-{collection.name}-{bench.seeds[0]}")
+    asked = list(collection.asked("test").values())[:SEARCHES]
+    stages = {"first": False, "both": Rerank(model=bench.reranker(), depth=bench.depth)}
+    seconds: dict[str, list[float]] = {name: [] for name in stages}
+    with Retriever.open(path) as retriever:
+        for query in ("warm up", *asked):
+            for name, stage in stages.items():
+                forget_scores()
+                retriever.snapshot().query_vectors._recent.clear()
+                started = time.perf_counter()
+                retriever.search(query, k=5, rerank=stage)
+                seconds[name].append(time.perf_counter() - started)
+    for name, taken in seconds.items():
+        p50, p95 = np.percentile(np.array(taken[1:]) * 1000, [50, 95])
+        bench.add(part="search", stage=name, depth=bench.depth, searches=len(asked), p50_ms=p50, p95_ms=p95)
+
+
+def train_cross_encoder(
+    folder: Path, retriever: Retriever, collection: Collection, ids: Sequence[str], seed: int, steps: int | None
+) -> Path:
+    """List-wise softmax over an answer and seven passages that the first stage ranks high; all weights, one epoch."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    if (folder / "model.safetensors").is_file():
+        return folder
+    start = fresh_cross_encoder(folder.with_name(f"{folder.name}-start"), seed)
+    model = AutoModelForSequenceClassification.from_pretrained(start, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    text_of = dict(zip(collection.ids, collection.texts, strict=True))
+    found = retriever.search_many([collection.queries[id] for id in ids], 20)
+    lists = []
+    for id, hits in zip(ids, found, strict=True):
+        right = collection.qrels["train"][id]
+        wrong = [hit.chunk.passage for hit in hits if hit.chunk.document_id not in right][:7]
+        lists += [(collection.queries[id], [text_of[answer], *wrong]) for answer in right if len(wrong) == 7]
+    random.Random(seed).shuffle(lists)
+    size, rate = 4, 1e-4
+    count = min(steps or len(lists), len(lists) // size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=count, pct_start=0.1)
+    model.train()
+    torch.manual_seed(seed)
+    losses: list[float] = []
+    for step in range(count):
+        batch = lists[size * step : size * (step + 1)]
+        flat = [(query, passage) for query, passages in batch for passage in passages]
+        given = tokenizer(
+            [query for query, _ in flat], [passage for _, passage in flat],
+            padding=True, truncation=True, max_length=LENGTH, return_tensors="pt",
+        )  # fmt: skip
+        logits = model(**given).logits.view(len(batch), 8)  # the answer first
+        loss = torch.nn.functional.cross_entropy(logits, torch.zeros(len(batch), dtype=torch.long))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(float(loss))
+        if step % 10 == 9:
+            print(f"step {step + 1} of {count}: loss {np.mean(losses[-10:]):.3f}", flush=True)
+    tokenizer.save_pretrained(folder)
+    model.eval().save_pretrained(folder)
+    return folder
+
+
+def corpus(bench: Bench) -> None:
+    """nDCG@10 of the test questions: the first stage, the re-ranker alone over its best, what `fit` made of both."""
+    for name in bench.collections:
+        collection = load(bench.data, name)
+        for seed in bench.seeds:
+            if bench.known(part="corpus", collection=name, seed=seed):
+                continue
+            ids = sorted(collection.qrels["train"])
+            random.Random(seed).shuffle(ids)
+            half = len(ids) // 2
+            labels = [Labels(*write_labels(collection, "train", ids[half:], bench.folder / f"labels-{name}-{seed}"))]
+            model = bench.model
+            if model is None:
+                with Retriever.open(fitted(bench, collection, seed, f"plain-{name}-{seed}")) as retriever:
+                    target = bench.folder / f"trained-{name}-{seed}"
+                    model = str(train_cross_encoder(target, retriever, collection, ids[:half], seed, bench.steps))
+            stage = {"model": model, "depth": bench.depth, "max_length": LENGTH}
+            path = fitted(bench, collection, seed, f"reranked-{name}-{seed}", labels=labels, rerank=stage)
+            qrels, asked = collection.qrels["test"], collection.asked("test")
+            with Retriever.open(path) as retriever:
+                section = retriever.manifest.sections["rerank"]
+                runs = {
+                    "first": retriever.run(asked, 100),
+                    "alone": retriever.run(asked, 100, rerank=Rerank(model, depth=bench.depth, weight=1.0)),
+                    "half": retriever.run(asked, 100, rerank=Rerank(model, depth=bench.depth, weight=0.5)),
+                    "shipped": retriever.run(asked, 100, rerank=True),
+                }
+            found = {stage: evaluate(run, qrels) for stage, run in runs.items()}
+            quality = {stage: list(evaluation.per_query["nDCG@10"].values()) for stage, evaluation in found.items()}
+            gain = paired_bootstrap(quality["shipped"], quality["first"])
+            bench.add(
+                part="corpus", collection=name, seed=seed, model=bench.model or "trained here from MiniLM",
+                trained_on=0 if bench.model else half, depth=bench.depth, weight=section["weight"],
+                reason=section["reason"], gain=gain.delta, low=gain.low, high=gain.high,
+                **{stage: evaluation.mean["nDCG@10"] for stage, evaluation in found.items()},
+            )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="collections in BEIR layout")
+    parser.add_argument("--folder", type=Path, help="where results and models go (default: a temporary folder)")
+    parser.add_argument("--parts", default=",".join(PARTS), type=lambda text: text.split(","))
+    parser.add_argument("--model", help="a re-ranker: a preset, a hub name or a folder")
+    parser.add_argument("--collections", default="scifact", type=lambda text: text.split(","))
+    parser.add_argument("--seeds", default="13", type=lambda text: [int(seed) for seed in text.split(",")])
+    parser.add_argument("--depth", type=int, default=20)
+    parser.add_argument("--steps", type=int, help="of the training, 4 questions each (default: one epoch)")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - set(PARTS):
+        parser.error(f"unknown parts {sorted(unknown)}: they are {', '.join(PARTS)}")
+    check_data(parser, arguments.data, arguments.collections)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        bench = Bench(arguments, folder)
+        for part in arguments.parts:
+            {"scores": scores, "speed": speed, "search": search, "corpus": corpus}[part](bench)
+
+
+if __name__ == "__main__":
+    main()

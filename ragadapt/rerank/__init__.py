@@ -1,0 +1,6 @@
+"""The second stage: a cross-encoder reads query and passage together."""
+
+from ragadapt.rerank.presets import PRESETS
+from ragadapt.rerank.reranker import Reranker, RerankerSpec
+
+__all__ = ["PRESETS", "Reranker", "RerankerSpec"]
