@@ -395,15 +395,20 @@ class Encoder:
             size = len(tokenizer) if callable(tokenizer) else tokenizer.get_vocab_size()
             for number, row in enumerate(tokens):
                 own = [id for id in row if id not in special]
-                text = tokenizer.decode(own) if all(0 <= id < size for id in own) else ""
-                again = tokenizer.encode(text, add_special_tokens=False) if text else []
-                if not own or list(getattr(again, "ids", again)) != own:
+                text = str(tokenizer.decode(own)) if all(0 <= id < size for id in own) else ""
+                if not own or self._ids(text) != own:
                     raise InvalidInput(
-                        f"tokens[{number}] does not come from this model's tokenizer, so its ids stand for other words. "
+                        f"tokens[{number}] does not come from this model's tokenizer: its ids stand for other words. "
                         "Send the text itself (LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)."
                     )
                 texts.append(text)
         return texts
+
+    def _ids(self, text: str) -> list[int]:
+        tokenizer = self._tokenizer
+        if not callable(tokenizer):
+            return list(tokenizer.encode(text, add_special_tokens=False).ids)
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     # ------------------------------------------------------------------ encoding
 
