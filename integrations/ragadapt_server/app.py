@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -18,7 +19,7 @@ from ragadapt.version import __version__
 from ragadapt_server import dify_api, openai_api, pages, rerank_api, search_api
 from ragadapt_server.errors import Json, Refused, error_response, refusal_of
 from ragadapt_server.guard import Guard
-from ragadapt_server.mcp import mount_mcp
+from ragadapt_server.mcp_http import McpOverHttp
 from ragadapt_server.settings import ServerSettings
 from ragadapt_server.state import ServerState, server_of
 from ragadapt_server.tokens import Tokens
@@ -36,9 +37,12 @@ def make_app(settings: ServerSettings) -> ASGIApp:
             for engine in server.engines.values():
                 await engine.start()
                 stack.push_async_callback(engine.close)
-            for manager in managers:
-                await stack.enter_async_context(manager.run())
+            speaking = asyncio.create_task(mcp.run())
+            await asyncio.sleep(0)
             yield
+            speaking.cancel()
+            with suppress(asyncio.CancelledError):
+                await speaking
 
     app = FastAPI(
         title="ragadapt",
@@ -51,7 +55,7 @@ def make_app(settings: ServerSettings) -> ASGIApp:
     app.state.server = server
     for router in (openai_api.router, rerank_api.router, dify_api.router, search_api.router, pages.router):
         app.include_router(router)
-    managers = mount_mcp(app, server)
+    mcp = McpOverHttp(app, server)
     if settings.cors:
         app.add_middleware(
             CORSMiddleware,

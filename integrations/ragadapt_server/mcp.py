@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from fastapi import FastAPI
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
-from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp_types import ToolAnnotations
 from pydantic import BaseModel
-from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from ragadapt.errors import InvalidInput
 from ragadapt.values import Chunk
@@ -146,32 +141,3 @@ def _around(engine: Engine, id: str) -> tuple[Chunk, list[Chunk]]:
             size += len(all[last].text)
         if not before and not after:
             return chunk, all[first : last + 1]
-
-
-def mount_mcp(app: FastAPI, server: ServerState) -> list[StreamableHTTPSessionManager]:
-    """Put the tools of the first retriever at /mcp and those of each at /mcp/NAME; what must run for them.
-
-    Nothing is kept between two requests, so any of several processes may answer the next one.
-    """
-    managers = []
-    for number, (name, engine) in enumerate(server.engines.items()):
-        manager = StreamableHTTPSessionManager(
-            make_mcp(server, engine)._lowlevel_server,
-            json_response=True,
-            stateless=True,
-            max_request_body_size=server.settings.max_body_bytes,
-        )
-        for path in ("/mcp", f"/mcp/{name}") if number == 0 else (f"/mcp/{name}",):
-            app.router.routes.append(Route(path, _Endpoint(manager.handle_request)))
-        managers.append(manager)
-    return managers
-
-
-class _Endpoint:
-    """An ASGI application as the endpoint of a route; a function would be taken for one that gets a Request."""
-
-    def __init__(self, handle: Callable[[Scope, Receive, Send], Any]) -> None:
-        self._handle = handle
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._handle(scope, receive, send)

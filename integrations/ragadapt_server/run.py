@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from typing import Any
 
 import anyio
 
@@ -19,30 +20,24 @@ def serve(settings: ServerSettings, workers: int = 1, log_level: str = "warning"
     workers: processes that share the port and the files, which each maps into memory.
     """
     import uvicorn
-    from starlette.types import ASGIApp
 
-    app: str | ASGIApp
+    how: dict[str, Any] = {
+        "host": settings.host,
+        "port": settings.port,
+        "log_level": log_level,
+        "access_log": log_level in ("info", "debug"),
+        "server_header": False,
+        "timeout_graceful_shutdown": _GRACE_SECONDS,
+    }
+    if workers == 1:
+        from ragadapt_server.app import make_app
+
+        uvicorn.run(make_app(settings), **how)
+        return
     with tempfile.TemporaryDirectory(prefix="ragadapt-metrics-") as folder:
-        if workers == 1:
-            from ragadapt_server.app import make_app
-
-            app = make_app(settings)
-        else:
-            app = "ragadapt_server.run:app_of_worker"
-            os.environ[_SETTINGS] = settings.to_json()
-            os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # read when the client library is imported
-        uvicorn.run(
-            app,
-            factory=workers > 1,
-            workers=workers,
-            host=settings.host,
-            port=settings.port,
-            log_level=log_level,
-            access_log=log_level in ("info", "debug"),
-            server_header=False,
-            timeout_graceful_shutdown=_GRACE_SECONDS,
-            h11_max_incomplete_event_size=64_000,
-        )
+        os.environ[_SETTINGS] = settings.to_json()
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # read when the client library is imported
+        uvicorn.run("ragadapt_server.run:app_of_worker", factory=True, workers=workers, **how)
 
 
 def app_of_worker() -> object:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ragadapt_cli.options import FILE, command, device_options
+from ragadapt_cli.options import command, device_options
 from ragadapt_cli.terminal import Terminal
 
 
@@ -14,7 +14,11 @@ from ragadapt_cli.terminal import Terminal
 @click.argument("retrievers", nargs=-1, required=True, metavar="RETRIEVER...")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0: to other machines too.")
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0: one that is free.")
-@click.option("--auth-token-file", type=FILE, help="Let in only the tokens of this file; see `ragadapt token`.")
+@click.option(
+    "--auth-token-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Let in only the tokens of this file; see `ragadapt token`.",
+)
 @click.option("--no-auth", is_flag=True, help="Let other machines in without a token.")
 @click.option("--cors", multiple=True, metavar="ORIGIN", help="Pages of this origin may call; as often as needed.")
 @click.option(
