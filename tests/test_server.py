@@ -741,9 +741,10 @@ def test_serve_is_a_command_that_ends_when_told(made: Path, workers: str) -> Non
         port = free.getsockname()[1]
     arguments = [f"docs={made / 'retriever'}", "--port", str(port), "--workers", workers]
     command = [sys.executable, "-m", "ragadapt_cli", "serve", *arguments]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
         address = f"http://127.0.0.1:{port}"
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300  # on a machine that is busy
         while True:
             try:
                 assert httpx.get(f"{address}/readyz").status_code == 200
@@ -755,9 +756,10 @@ def test_serve_is_a_command_that_ends_when_told(made: Path, workers: str) -> Non
         text = httpx.get(f"{address}/metrics").text  # of both processes
         assert 'ragadapt_requests_total{method="POST",path="/search",status="200"} 1.0' in text
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) in (0, -signal.SIGTERM)
-        assert process.stderr is not None
-        said = process.stderr.read()
+        said = process.communicate(timeout=120)[1]
+    finally:
+        process.kill()
+    assert process.returncode in (0, -signal.SIGTERM)
     assert "Traceback" not in said, said
 
 
