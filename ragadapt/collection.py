@@ -38,7 +38,7 @@ from ragadapt.index.filters import given
 from ragadapt.lexical.ranking import Ranking
 from ragadapt.pefa import Feedback, Pefa, named_tenant
 from ragadapt.retriever import Retriever
-from ragadapt.search.fusion import Background, Floats, Fusion
+from ragadapt.search.fusion import UNLEARNT_WEIGHT, Background, Floats, Fusion
 from ragadapt.search.searcher import Dense, Mode, Plain, Searcher
 from ragadapt.values import Chunk, Hit
 
@@ -150,6 +150,7 @@ class Collection:
         self.index = index
         self._normalise = normalise
         self._searcher: Searcher | None = None
+        self._stopwords: tuple[int, frozenset[str]] = (0, frozenset())  # and of how many texts they are
         self._shared = bool(getattr(index, "shared", False))
         self._contents: dict[str, str] = {}  # of a shared index: id → hash of the text, when it was looked at
         self._look_again = 0.0
@@ -303,7 +304,7 @@ class Collection:
         """For each query up to k hits, best first.
 
         texts: the Q queries; needed unless mode is "dense". vectors: (Q, dim); needed unless mode is "lexical".
-        weight: share of the dense side in hybrid search, None = one half. lam: λ of the feedback, None = as tuned,
+        weight: share of the dense side in hybrid search, None = .4. lam: λ of the feedback, None = as tuned,
         1 = off. tenant: whose feedback counts beside that for all. Raises InvalidInput, InvalidFilter.
         """
         mode = mode or self.default_mode
@@ -326,7 +327,7 @@ class Collection:
             return [[] for _ in texts or ()]
         else:
             assert texts is not None
-            fusion = Fusion() if weight is None else Fusion(weight=weight)
+            fusion = Fusion(weight=UNLEARNT_WEIGHT if weight is None else weight)
             rows = rows if rows is not None else np.zeros((len(texts), self.dim), np.float32)
             with self._lock:
                 for _ in range(_ROUNDS):
@@ -420,10 +421,21 @@ class Collection:
                 if self._shared:
                     self._contents = {id: _text_hash(text) for id, text in zip(ids, texts, strict=True)}
                 background = Background.of(np.concatenate(blocks) if ids else np.zeros((1, self.dim), np.float32))
+                lexical = LexicalIndex.build(ids, texts, stopwords=self._left_out(texts))
                 self._searcher = Searcher(
-                    self.index, LexicalIndex.build(ids, texts), background, Fusion(), shared=self._shared
+                    self.index, lexical, background, Fusion(weight=UNLEARNT_WEIGHT), shared=self._shared
                 )
             return self._searcher
+
+    def _left_out(self, texts: Sequence[str]) -> frozenset[str]:
+        """The stop words of these texts; their language is looked at again when there are twice or half as many."""
+        from ragadapt.lexical.languages import languages_of
+        from ragadapt.lexical.stopwords import stopwords_for
+
+        count, _ = self._stopwords
+        if not count / 2 < len(texts) < count * 2:
+            self._stopwords = (len(texts), stopwords_for(languages_of(texts)))
+        return self._stopwords[1]
 
     def _differ(self, found: Sequence[Ranking]) -> bool:
         """Whether a passage that was found is gone, or has another text than the one that was searched."""

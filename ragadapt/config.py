@@ -127,15 +127,27 @@ class EncoderConfig(Settings):
 class AdapterConfig(Settings):
     """What is trained."""
 
-    method: Literal["lora", "full", "none"] = "lora"  # lora; all weights of the layers; or nothing
+    # fmt: off
+    method: Literal[
+        "lora", "rslora", "lora+", "dora", "pissa", "adalora", "vera", "randlora", "loha", "lokr", "miss", "ia3",
+        "loftq", "qlora", "mora", "melora", "mtl-lora", "flat-lora", "lora-sp", "full", "bitfit", "houlsby", "prefix",
+        "mam", "iaa-s", "iaa-l", "iaa-m", "trf", "trf-linear", "none",
+    ] = "lora"  # `ragadapt methods` tells what each is; none trains nothing
+    # fmt: on
     adapt: Literal["both", "query"] = "both"  # query leaves passage vectors as they are: an existing index stays valid
-    rank: int = Field(16, ge=1)  # of the LoRA matrices
-    alpha: float | None = Field(None, gt=0)  # None = 2 * rank
+    rank: int | None = Field(None, ge=0)  # of the low-rank matrices, or width of bottlenecks; None = the method's own
+    alpha: float | None = Field(None, gt=0)  # scales what they add; None = the method's own, 2 * rank for lora
     dropout: float = Field(0.0, ge=0, lt=1)  # on the adapter's input; early stopping guards better
     layers: int | None = Field(None, ge=1)  # top N transformer layers; None = all of them
     targets: tuple[str, ...] = ()  # names of linear layers; empty = all of a layer
-    reweight: Literal["none", "vector", "tokens", "dims"] = "vector"  # of the text vector, by the LoRA pair
-    gamma: float = 1.0  # strength of the re-weighting; 0 = ablation
+    lr_ratio: float | None = Field(None, gt=0)  # lora+: learning rate of B in units of A's; None = 16
+    parts: int | None = Field(None, ge=1)  # melora: slices of a layer, None = 4; mtl-lora: matrices B, None = 3
+    noise: float | None = Field(None, ge=0)  # flat-lora: of the weights, at the end, in units of theirs; None = .05
+    aside_rank: int | None = Field(None, ge=1)  # iaa: width of the modules aside; None = 8, 12 or 24 (s, l, m)
+    prefix_length: int | None = Field(None, ge=1)  # learnt keys and values of a layer; None = 32, with mam 16
+    filter_rank: int | None = Field(None, ge=1)  # trf: of the filters; None = 8
+    reweight: Literal["none", "vector", "vector-learnt", "tokens", "dims"] = "vector"  # of the vector, by a LoRA pair
+    gamma: float = 1.0  # strength of the re-weighting; 0 = ablation; vector-learnt begins with it
 
     @property
     def trains(self) -> bool:

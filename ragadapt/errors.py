@@ -9,7 +9,8 @@ RagadaptError
 ├── MissingExtra           an optional package is not installed (also an ImportError)
 ├── ModelNotFound          a base model or generator cannot be loaded
 ├── GeneratorFailed        the language model or endpoint that writes queries gave up
-├── TrainingFailed         training could not go on (memory, non-finite loss)
+├── TrainingFailed         training could not go on (memory, a lost process)
+│   └── LossDiverged           the loss is no finite number any more
 ├── IndexFault             the index family
 │   ├── DimensionMismatch      vectors and index differ in width
 │   ├── FingerprintMismatch    index and encoder do not belong together
@@ -89,6 +90,10 @@ class GeneratorFailed(RagadaptError):
 
 class TrainingFailed(RagadaptError):
     """Training could not go on."""
+
+
+class LossDiverged(TrainingFailed):
+    """The loss is no finite number any more: the same training ends so again."""
 
 
 class IndexFault(RagadaptError):

@@ -57,13 +57,15 @@ class Cost:
 @dataclass(frozen=True, slots=True)
 class Exported:
     """What was written. cosine: least similarity of an exported probe vector with the retriever's own, before any
-    quantisation. int8: what that cost, where it was asked for."""
+    quantisation. int8: what that cost, where it was asked for. needs_ragadapt: a module of it is of ragadapt, which has
+    to be installed where sentence-transformers opens the folder, with trust_remote_code=True."""
 
     folder: Path
     format: ExportFormat
     files: tuple[str, ...]
     cosine: float
     int8: Cost | None = None
+    needs_ragadapt: bool = False
 
 
 def export(
@@ -83,6 +85,7 @@ def export(
     something, NotARetriever, MissingExtra, StoreError.
     """
     from ragadapt.encoder import Encoder
+    from ragadapt.encoder.loading import own_modules
 
     if format not in FORMATS:
         raise InvalidInput(f"format = {format!r}: it is one of {', '.join(FORMATS)}.")
@@ -121,7 +124,8 @@ def export(
     finally:
         remove(beside)
     files = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
-    return Exported(target, format, tuple(files), cosine, cost)
+    needs = format == "sentence-transformers" and bool(own_modules(target))
+    return Exported(target, format, tuple(files), cosine, cost, needs)
 
 
 def _need_onnx() -> None:

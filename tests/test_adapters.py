@@ -10,13 +10,15 @@ import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from tiny_models import sentences, write_tiny_model
+from torch import Tensor
 
 from ragadapt.adapters import AdaptedEncoder, attach
 from ragadapt.adapters.reweight import dimension_weights, matrix
-from ragadapt.config import AdapterConfig, EncoderConfig
+from ragadapt.config import AdapterConfig, EncoderConfig, TrainingConfig
 from ragadapt.encoder import Encoder
 from ragadapt.encoder.pooling import weighted_mean
 from ragadapt.errors import InvalidConfiguration, InvalidInput, TrainingFailed
+from ragadapt.training import Example, train
 
 TEXTS = sentences(12)
 
@@ -44,7 +46,7 @@ def shake(encoder: AdaptedEncoder, seed: int = 0, size: float = 0.2) -> AdaptedE
     return encoder
 
 
-@pytest.mark.parametrize("reweight", ["none", "vector", "dims", "tokens"])
+@pytest.mark.parametrize("reweight", ["none", "vector", "vector-learnt", "dims", "tokens"])
 def test_a_fresh_adapter_changes_nothing(folder: Path, reweight: str) -> None:
     base = load(folder)
     fresh = attach(base, settings(reweight=reweight))
@@ -72,7 +74,7 @@ def test_frozen_weights_are_shared_with_the_base(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("adapt", ["both", "query"])
-@pytest.mark.parametrize("reweight", ["none", "vector", "dims", "tokens"])
+@pytest.mark.parametrize("reweight", ["none", "vector", "vector-learnt", "dims", "tokens"])
 def test_merged_saved_and_reopened_vectors_are_those_of_the_adapted(
     folder: Path, tmp_path: Path, reweight: str, adapt: str
 ) -> None:
@@ -181,6 +183,70 @@ def test_gamma_zero_is_the_ablation(folder: Path) -> None:
         assert np.allclose(ablated.encode_queries(TEXTS), plain, atol=1e-6)
         strong = shake(attach(base, settings(reweight=reweight, gamma=4.0)))
         assert not np.allclose(strong.encode_queries(TEXTS), plain, atol=1e-4)
+
+
+def test_a_learnt_gamma_is_one_parameter_more_and_part_of_the_state(folder: Path, tmp_path: Path) -> None:
+    base = load(folder)
+    plain = attach(base, settings(reweight="vector", gamma=0.5))
+    learnt = attach(base, settings(reweight="vector-learnt", gamma=0.5))
+    assert set(learnt.trainable()) - set(plain.trainable()) == {"reweight.gamma"}
+    assert learnt.trainable()["reweight.gamma"].shape == () and learnt.state().config.gamma == 0.5
+    shake(plain), shake(learnt)
+    with torch.no_grad():
+        learnt.trainable()["reweight.gamma"].fill_(0.5)
+    assert np.allclose(learnt.encode_queries(TEXTS), plain.encode_queries(TEXTS), atol=1e-6)
+    with torch.no_grad():
+        learnt.trainable()["reweight.gamma"].fill_(-1.5)
+    other = attach(base, settings(reweight="vector", gamma=-1.5))
+    other.set_tensors({name: value for name, value in learnt.trainable().items() if name != "reweight.gamma"})
+    expected = other.encode_queries(TEXTS)
+    assert np.allclose(learnt.encode_queries(TEXTS), expected, atol=1e-6)
+    assert learnt.state().config.gamma == -1.5 and learnt.fingerprint != plain.fingerprint
+    learnt.save(tmp_path / "model")
+    again = Encoder.open(tmp_path / "model", device="cpu", precision="float32")
+    assert again.fingerprint == learnt.fingerprint and np.allclose(again.encode_queries(TEXTS), expected, atol=1e-5)
+
+
+def test_a_learnt_gamma_gets_the_gradient_of_its_formula(folder: Path) -> None:
+    learnt = shake(attach(load(folder), settings(reweight="vector-learnt")))
+    gamma = learnt.trainable()["reweight.gamma"]
+    rows = learnt.tower.tokenize(TEXTS)[0]
+    pull = torch.randn(len(TEXTS), learnt.dim, generator=torch.Generator().manual_seed(0))
+
+    def value(step: float) -> Tensor:
+        with torch.no_grad():
+            gamma.add_(step)
+        made = (learnt.tower.vectors(rows) * pull).sum()
+        with torch.no_grad():
+            gamma.sub_(step)
+        return made
+
+    (mine,) = torch.autograd.grad(value(0.0), [gamma])
+    with torch.no_grad():
+        slope = (value(1e-2) - value(-1e-2)) / 2e-2
+    assert abs(float(mine)) > 1e-3 and torch.allclose(mine, slope, rtol=1e-2)
+
+
+def test_a_learnt_gamma_is_trained_and_resumed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = [Example(" ".join(text.split()[::2]), text) for text in sentences(24, words=16, seed=5)]
+    training = TrainingConfig(epochs=2, batch_size=8, learning_rate=2e-3)
+    monkeypatch.setattr("ragadapt.training.loop._CHECKPOINT_SECONDS", 0.0)
+
+    class Killed(Exception):
+        pass
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "training" and done == 3:
+            raise Killed
+
+    config = settings(reweight="vector-learnt")
+    whole = train(load(folder), examples, None, config, training, seed=1)
+    gamma = whole.encoder.state().config.gamma
+    assert gamma != 1.0 and abs(gamma - 1) < 0.1
+    with pytest.raises(Killed):
+        train(load(folder), examples, None, config, training, seed=1, checkpoint=tmp_path / "run", progress=stop)
+    resumed = train(load(folder), examples, None, config, training, seed=1, checkpoint=tmp_path / "run")
+    assert resumed.resumed_from == 3 and resumed.encoder.fingerprint == whole.encoder.fingerprint
 
 
 def test_effect_is_proved_after_training_and_missing_before(folder: Path) -> None:

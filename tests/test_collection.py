@@ -16,6 +16,7 @@ from qdrant_client import QdrantClient, models
 from ragadapt.collection import Collection, open_collection
 from ragadapt.errors import IndexFault, InvalidInput
 from ragadapt.index.foreign import ForeignQdrantIndex
+from ragadapt.search.fusion import UNLEARNT_WEIGHT
 
 WORDS = ("fox", "bridge", "bread", "river", "oven", "red")
 KINDS = ("exact", "faiss", "qdrant-edge", "qdrant")
@@ -280,3 +281,38 @@ def test_a_search_in_the_middle_of_changes_finds_what_is_there(
     for _ in range(4):
         ids = found(store, "fox bridge red oven")
         assert ids and set(ids) <= set(store.ids())
+
+
+# Words
+
+
+def lexical_hits(store: Collection, query: str) -> list[str]:
+    return [hit.chunk.id for hit in store.search([query], None, 10, mode="lexical")[0] if hit.score > 0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_that_only_ask_are_left_out_by_the_language_of_the_texts(kind: str) -> None:
+    store = opened(kind)
+    english = "The red fox runs over the bridge because the baker leaves fresh bread beside the river, and who could"
+    add(store, a=f"{english} blame it.", b=f"{english.replace('who could', 'nobody would')} say a word.")
+    assert lexical_hits(store, "who could") == []
+    assert set(lexical_hits(store, "which fox")) == {"a", "b"}
+
+    german = (
+        "Der Fuchs läuft über die Brücke, weil der Bäcker frisches Brot neben dem Fluss liegen lässt. Aus den Äpfeln "
+        "im Garten wird Must gepresst, und die Kinder trinken ihn mit großer Freude nach der Schule. "
+    )
+    store.delete(["a", "b"])
+    add(store, **{name: f"{german} Seite {name}" for name in "cdefgh"})
+    assert len(lexical_hits(store, "must")) == 6  # the juice, not a question word
+    assert lexical_hits(store, "der die und") == []
+
+
+def test_a_store_mixes_by_the_weight_that_every_fold_chose() -> None:
+    store = opened("exact")
+    add(store, a="red fox", b="bridge river", c="bread oven", d="fox bread")
+    [unset] = store.search(["red bread"], embed(["red bread"]), 4, mode="hybrid")
+    [given] = store.search(["red bread"], embed(["red bread"]), 4, mode="hybrid", weight=UNLEARNT_WEIGHT)
+    assert [(hit.chunk.id, hit.score) for hit in unset] == [(hit.chunk.id, hit.score) for hit in given]
+    [plain] = store.search(["red bread"], embed(["red bread"]), 4, mode="hybrid", weight=0.5)
+    assert [hit.score for hit in plain] != [hit.score for hit in unset]

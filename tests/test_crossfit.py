@@ -6,6 +6,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from ragadapt.evaluation import gate
 from ragadapt.evaluation.forecast import forecast
 from ragadapt.evaluation.judging import JudgedQuery
 from ragadapt.pipeline import crossfit
+from ragadapt.pipeline import fit as module
 from ragadapt.pipeline.adapt import gentlest
 from ragadapt.pipeline.arena import Arena, build_arena
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
-from ragadapt.pipeline.crossfit import CrossFitted, Rankings
+from ragadapt.pipeline.crossfit import CrossFitted, CrossJudged, Rankings
 from ragadapt.pipeline.fit import FitResult, fit
 from ragadapt.pipeline.fusion import LearntFusion, learn_by_folds, quality
 from ragadapt.pipeline.queries import Labels, with_folds
@@ -373,6 +375,23 @@ def test_where_nothing_is_gained_the_report_says_how_many_questions_would_show_i
     assert len(result.report.curves) == 2
 
 
+def test_held_out_labels_say_how_many_in_all_would_show_a_gain(
+    docs: Path, model: Path, labels: Labels, tmp_path: Path
+) -> None:
+    config = settings(
+        model, training={"learning_rate": 1e-7}, gate={"cross_fit_below": 0}, split={"heldout": 0.4, "dev": 0.2}
+    )
+    result = fit([docs], tmp_path / "r", config, labels=[labels])
+    assert not result.decision.adapted and result.report.verdict is not None
+    step = next(step for step in result.report.verdict.steps if step.name == "What would change the verdict?")
+    assert "labelled questions that judge show" in step.detail
+    gains = [curve for curve in result.report.curves if curve.title.startswith("Gain of")]
+    assert len(gains) == 2
+    at = [point.x for point in gains[0].points]
+    assert at == [round(times * at[0]) for times in (1, 1.5, 2, 3, 4)]
+    assert ASKED / 3 < at[0] < ASKED * 0.6
+
+
 def test_questions_that_all_say_the_same_train_nothing(docs: Path, model: Path, tmp_path: Path) -> None:
     with (tmp_path / "queries.jsonl").open("w") as queries, (tmp_path / "qrels.tsv").open("w") as qrels:
         qrels.write("query-id\tcorpus-id\tscore\n")
@@ -403,6 +422,44 @@ def test_a_killed_cross_fitting_goes_on_from_its_last_fold(
         assert one.encoder.fingerprint == other.encoder.fingerprint
 
 
+def test_a_language_models_questions_ship_with_the_mix_by_which_they_were_judged(
+    docs: Path, model: Path, tmp_path: Path, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ragadapt.pipeline import queries as asking
+
+    def asked(chunks: Sequence[Chunk], *_: Any, **__: Any) -> list[Query]:
+        rng = random.Random(1)
+        made = []
+        for at, chunk in enumerate(chunks):
+            for turn, kind in enumerate(("question", "search", "claim")):
+                text = " ".join(rng.sample(chunk.text.split(), 5))
+                made.append(Query(f"m{at} {turn}", text, f"lm-{kind}", Evidence.PARAPHRASE, (chunk.id,)))
+        return made
+
+    monkeypatch.setattr(asking, "generate_queries", asked)
+    monkeypatch.setitem(gate.MINIMUM, Evidence.PARAPHRASE, 80)
+    decide = gate.decide
+    monkeypatch.setattr(
+        gate, "decide", lambda **given: replace(decide(**given), verdict=gate.Verdict.WIN, strength=given["strength"])
+    )
+    judged: list[CrossJudged] = []
+    real = module.judge_folds
+    monkeypatch.setattr(module, "judge_folds", lambda *given: judged.append(real(*given)) or judged[-1])
+    generator = {
+        "generator_url": "http://localhost:1/v1",
+        "generator_model": "m",
+        "round_trip_k": 50,
+        "max_overlap": 1.0,
+    }
+    config = settings(model, query=generator, training={"epochs": 1}, gate={"most_dense": 1.0})
+    result = fit([docs], tmp_path / "r", config)
+    first, second, last = watched.queries
+    assert len(first | second) == len(last) >= 80 and not (last - first) & (last - second)
+    assert {query.evidence for query in (item.query for item in judged[0].found.judged)} == {Evidence.PARAPHRASE}
+    with Retriever.open(result.path) as retriever:
+        assert retriever.fusion == judged[0].fusions[0] == judged[0].base_fusions[0]
+
+
 def test_with_the_query_side_alone_the_passages_stay(
     docs: Path, model: Path, labels: Labels, tmp_path: Path, watched: Watched
 ) -> None:
@@ -413,8 +470,6 @@ def test_with_the_query_side_alone_the_passages_stay(
 def test_a_model_trained_on_all_that_moved_too_far_does_not_ship(
     docs: Path, model: Path, labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ragadapt.pipeline import fit as module
-
     monkeypatch.setattr(module, "drift", lambda *_, **__: 3.0)
     result = fit([docs], tmp_path / "r", settings(model), labels=[labels])
     assert not result.decision.adapted
@@ -447,6 +502,13 @@ def test_how_many_would_prove_it_grows_as_the_gain_falls() -> None:
     assert forecast([50, 100], [noise - 0.1, noise - 0.1], seed=1).needed is None
 
 
+def test_what_only_trains_counts_among_those_that_are_needed() -> None:
+    gains = np.random.default_rng(0).normal(0.02, 0.2, 100)
+    alone, shared = (forecast([200], [gains], seed=1, total=total).needed for total in (None, 300))
+    assert alone is not None and shared is not None
+    assert shared[0] == pytest.approx(3 * alone[0], abs=3)
+
+
 def test_a_forecast_from_one_size_is_wide_and_faulty_shapes_are_refused() -> None:
     gains = np.random.default_rng(0).normal(0.05, 0.1, 200)
     one = forecast([100], [gains], seed=1)
@@ -455,3 +517,5 @@ def test_a_forecast_from_one_size_is_wide_and_faulty_shapes_are_refused() -> Non
     for sizes, rows in (([], []), ([1, 2, 3], [[0.1]] * 3), ([2, 1], [[0.1], [0.1]]), ([1, 2], [[0.1]])):
         with pytest.raises(InvalidInput):
             forecast(sizes, rows, seed=1)
+    with pytest.raises(InvalidInput, match="equal length"):
+        forecast([4, 8], [[0.1], [0.1, 0.2]], seed=1)

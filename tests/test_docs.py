@@ -17,7 +17,7 @@ import click
 import pytest
 from click.core import ParameterSource
 from ragadapt_cli.main import COMMANDS, program
-from ragadapt_cli.settings import DOCTOR_FLAGS, FIT_FLAGS, build_config
+from ragadapt_cli.settings import COMPARE_FLAGS, DOCTOR_FLAGS, FIT_FLAGS, build_config
 from ragadapt_cli.terminal import Terminal
 
 import ragadapt
@@ -33,7 +33,7 @@ from ragadapt.values import Evidence
 ROOT = Path(__file__).resolve().parents[1]
 WRITTEN = (
     "README.md", "docs/getting-started.md", "docs/how-it-works.md", "docs/langchain.md", "docs/llama-index.md",
-    "docs/python.md", "docs/refresh.md", "docs/feedback.md", "docs/serving.md", "docs/speed.md",
+    "docs/python.md", "docs/refresh.md", "docs/feedback.md", "docs/serving.md", "docs/speed.md", "docs/comparing.md",
 )  # fmt: skip
 """Pages that people write; docs/cli.md and docs/configuration.md are generated and tested elsewhere."""
 
@@ -249,7 +249,7 @@ def parse(words: list[str]) -> None:
     if "assignments" in context.params:
         flags = {
             flag.key: context.params[flag.parameter]
-            for flag in (FIT_FLAGS if name == "fit" else DOCTOR_FLAGS)
+            for flag in {"fit": FIT_FLAGS, "compare": COMPARE_FLAGS}.get(name, DOCTOR_FLAGS)
             if context.get_parameter_source(flag.parameter) is ParameterSource.COMMANDLINE
         }
         build_config(context.params["config_file"], flags=flags, assignments=context.params["assignments"])

@@ -403,8 +403,8 @@ def test_the_plan_is_the_one_that_fit_makes_whatever_the_labels_are_for(
         plans.append(gate.plan(asked.train, asked.heldout, dev=asked.dev, **only))
         return plan(run, asked, *rest)
 
-    plan = pipeline._FitSteps.plan
-    monkeypatch.setattr(pipeline._FitSteps, "plan", note)
+    plan = pipeline.FitSteps.plan
+    monkeypatch.setattr(pipeline.FitSteps, "plan", note)
     labels = [Labels(*write_questions(tmp_path, range(6), 10), use)]
     config = FitConfig.build({**config.model_dump(), "query": {"round_trip_k": 0}})
     found = survey([documents], config, labels=labels)
@@ -434,6 +434,16 @@ def test_labels_that_only_judge_leave_the_training_to_the_language_model(
     found = survey([documents], FitConfig.build(values), labels=labels)
     assert found.plan == "Questions by the language model train; 60 held-out queries (labelled) judge."
     assert found.trainable
+
+
+def test_what_a_language_model_would_ask_is_estimated_with_its_folds(documents: Path, config: FitConfig) -> None:
+    values = {**config.model_dump(), "query": {"generator_url": "http://h/v1", "generator_model": "m"}, "adapter": {}}
+    written = FitConfig.build(values)
+    surveyed = survey_corpus([documents], written, [], no_progress)
+    assert surveyed.plan.crossed == gate.PARAPHRASE_FOLDS and not surveyed.plan.judge
+    once = replace(surveyed, plan=replace(surveyed.plan, crossed=0))
+    with_folds, without = (measure._estimate(one, written, 1000.0).training_seconds for one in (surveyed, once))
+    assert with_folds > 1.1 * without  # looks at the dev part fall away
 
 
 def test_the_requests_are_counted_with_the_users_examples_and_without_known_answers(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
+from statistics import NormalDist
 
 import ir_measures
 import numpy as np
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from ragadapt.errors import InvalidInput, InvalidLabels
 from ragadapt.evaluation import (
     METRICS,
+    Interval,
     escape_id,
     evaluate,
     interval,
@@ -187,6 +189,33 @@ def test_the_vectorised_bootstrap_equals_the_plain_loop() -> None:
     means = [sum(a[i] - b[i] for i in row) / 60 for row in drawn]
     assert (result.low, result.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
     assert result.p_better == np.mean(np.array(means) > 0)
+
+
+def test_a_few_queries_that_all_gain_may_be_chance() -> None:
+    def found(gains: int, of: int = 36) -> Interval:
+        return paired_bootstrap([0.5] * gains + [0.1] * (of - gains), [0.1] * of, seed=1)
+
+    four, six = found(4), found(6)
+    assert four.low > 0 and four.p_value == pytest.approx(2 / 2**4) and not four.better
+    assert six.low > 0 and six.p_value == pytest.approx(2 / 2**6) and six.better
+    turned = paired_bootstrap([0.1] * 36, [0.5] * 4 + [0.1] * 32, seed=1)
+    assert turned.high < 0 and not turned.worse
+    assert found(0).p_value == 1 and not found(0).better and not found(0).worse
+
+
+def test_chance_is_told_as_by_the_t_test_where_many_queries_differ() -> None:
+    rng = np.random.default_rng(3)
+    for shift in (0.0, 0.1, 0.2):
+        values = rng.normal(shift, 1, 200)
+        deviates = values.mean() / (values.std(ddof=1) / np.sqrt(200))
+        expected = 2 * (1 - NormalDist().cdf(abs(deviates)))
+        found = paired_bootstrap(values, np.zeros(200), seed=1, samples=20_000).p_value
+        assert found == pytest.approx(expected, abs=0.01)
+    gains = np.repeat([0.4, 0.3, -0.2, 0.5, 0.1, -0.1, 0.3, 0.2, -0.3, 0.2], 20)
+    alone = paired_bootstrap(gains, np.zeros(200), seed=1)
+    together = paired_bootstrap(gains, np.zeros(200), seed=1, clusters=[number // 20 for number in range(200)])
+    assert alone.p_value is not None and together.p_value is not None
+    assert alone.p_value < 0.001 < 0.05 < together.p_value
 
 
 def test_queries_of_one_document_drawn_together_widen_the_interval() -> None:

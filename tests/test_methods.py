@@ -10,7 +10,7 @@ import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -27,9 +27,12 @@ from ragadapt.adapters.method import (
     Weights,
     attach_method,
     check_strength,
+    descriptions,
     norm,
     options_of,
 )
+from ragadapt.adapters.peft import PiSSA
+from ragadapt.adapters.tuners import AdaLoRA
 from ragadapt.config import AdapterConfig, EncoderConfig, FitConfig, TrainingConfig
 from ragadapt.doctor.examine import examine
 from ragadapt.encoder import Encoder
@@ -131,12 +134,28 @@ class Gate(Method):
         return norm([layer.gate.detach() for layer in self.layers.values()])
 
 
-ROWS = ("lora", "full", "gate")
+PAIRED = (
+    "lora", "rslora", "lora+", "dora", "pissa", "loftq", "adalora", "vera",
+    "melora", "mtl-lora", "flat-lora", "lora-sp", "trf", "trf-linear",
+)  # fmt: skip
+WITH_RANK = (*PAIRED, "randlora", "loha", "lokr", "miss", "mora")
+WITHOUT_DROPOUT = ("loha", "lokr")
+INSERTED = ("houlsby", "prefix", "mam", "iaa-s", "iaa-l", "iaa-m")
+ROWS = (*WITH_RANK, "ia3", "bitfit", "full", "gate", *INSERTED)
+OWN = {"melora": {"parts": 2}, "randlora": {"alpha": 0.4}}  # PEFT's own alpha makes large numbers of what is shaken
+WITHOUT_BIASES = ("modernbert", "qwen3")
 
 
 @pytest.fixture(autouse=True)
 def gate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS, "gate", f"{__name__}:Gate")
+
+
+@pytest.fixture(autouse=True)
+def without_biases(request: pytest.FixtureRequest) -> None:
+    values = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if values.get("method") == "bitfit" and values.get("kind") in WITHOUT_BIASES:
+        pytest.skip("such models have no biases; test_bitfit_refuses_a_model_without_biases")
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +183,7 @@ def load(folders: Callable[[str], Path]) -> Loader:
 
 
 def settings(method: str, **values: Any) -> AdapterConfig:
-    own = {"rank": 4} if method == "lora" else {}
+    own: dict[str, Any] = {**({"rank": 4} if method in WITH_RANK else {}), **OWN.get(method, {})}
     made = AdapterConfig.model_validate({**own, "layers": 1, **values})
     return made.model_copy(update={"method": method})  # the type of the setting knows only what ships
 
@@ -180,14 +199,20 @@ def shake(encoder: AdaptedEncoder, size: float = 0.2) -> AdaptedEncoder:
 
 def examples(count: int = 24) -> list[Example]:
     texts = sentences(count, words=16, seed=5)
-    return [Example(" ".join(text.split()[::2]), text) for text in texts]
+    tasks = ("question", "title")
+    return [Example(" ".join(text.split()[::2]), text, task=tasks[number % 2]) for number, text in enumerate(texts)]
 
 
 def learn(encoder: Encoder, method: str, **options: Any) -> TrainingResult:
     training = TrainingConfig(epochs=2, batch_size=8, learning_rate=2e-3, **options.pop("training", {}))
     dropout = options.pop("dropout", 0.1)
-    values = {"dropout": dropout} if method == "lora" else {}
+    values = {"dropout": dropout} if drops(method) else {}
     return train(encoder, examples(), None, settings(method, **values), training, seed=1, **options)
+
+
+def drops(method: str) -> bool:
+    """Whether the method has a dropout of its own."""
+    return method in WITH_RANK and method not in WITHOUT_DROPOUT
 
 
 def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
@@ -199,7 +224,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def test_the_table_of_tests_has_every_method() -> None:
-    assert set(ROWS) == set(METHODS)
+    assert set(ROWS) | {"qlora"} == set(METHODS)  # qlora begins near its base, not at it: tests of its own
 
 
 @every_kind
@@ -287,7 +312,13 @@ def test_the_cached_gradient_is_autograds_on_the_whole_batch(
     cached = gradient_of(run, items, held_tokens=0)
     run.optimizer.zero_grad(set_to_none=True)
     batch, tower = run.data.batch(items), run.encoder.tower
-    queries = tower.vectors(tower.tokenize([run.data.queries[i] for i in batch.queries])[0])
+    queries = torch.empty(len(items), 32)
+    for task in {run.data.task_of[i] for i in batch.queries}:  # what methods that learn by task are told
+        rows = [row for row, i in enumerate(batch.queries) if run.data.task_of[i] == task]
+        run.method.tell(task)
+        texts = [run.data.queries[batch.queries[row]] for row in rows]
+        queries = queries.index_put((torch.tensor(rows),), tower.vectors(tower.tokenize(texts)[0]))
+    run.method.tell(None)
     passages = tower.vectors(tower.tokenize([run.data.passages[i] for i in batch.passages])[0])
     run.loss(queries, passages, batch).backward()
     whole = {name: p.grad for name, p in run.encoder.trainable().items() if p.grad is not None}
@@ -300,7 +331,7 @@ def test_the_cached_gradient_is_autograds_on_the_whole_batch(
 
 @every_row
 def test_a_second_pass_draws_what_the_first_one_drew(load: Loader, method: str) -> None:
-    run = run_of(load("bert"), method, **({"dropout": 0.3} if method == "lora" else {}))
+    run = run_of(load("bert"), method, **({"dropout": 0.3} if drops(method) else {}))
     items = list(range(12))
     kept, cached = (gradient_of(run, items, held_tokens=tokens) for tokens in (100_000, 0))
     assert close(
@@ -424,7 +455,8 @@ def test_a_cross_encoder_is_adapted_by_the_same_code(tmp_path: Path, method: str
     made, scope = attach_method(model.bert, settings(method), seed=0, weights=lambda: weights)
     assert scope.indices == (1,) and torch.equal(model(**pairs).logits, start)
     parameters = made.parameters()
-    optimizer = torch.optim.SGD(parameters.values(), lr=0.5)
+    # Where a step changes more than the pair of LoRA does, one so long jumps over the least.
+    optimizer = torch.optim.SGD(parameters.values(), lr={"dora": 0.05, "randlora": 1e-4}.get(method, 0.5))
     for _ in range(3):
         optimizer.zero_grad()
         (model(**pairs).logits - 1).square().mean().backward()
@@ -439,7 +471,154 @@ def test_a_cross_encoder_is_adapted_by_the_same_code(tmp_path: Path, method: str
         assert torch.allclose(model(**pairs).logits, learnt, atol=1e-5)
 
 
+# What single methods have of their own
+
+
+def test_b_learns_at_its_own_rate_with_lora_plus(load: Loader) -> None:
+    run = _Run(load("bert"), examples(), settings("lora+", lr_ratio=8.0), TrainingConfig(batch_size=8), seed=0)
+    start = run.weights()
+    run.steps = 4
+    with run.prepared(None, lambda *_: None):
+        for step in (1, 2):  # the gradient of A is zero in the first one, as B is
+            run.step(list(range(8)), step, 1e-3)
+    moved = {name: float((tensor - start[name]).abs().median()) for name, tensor in run.weights().items()}
+    ratios = [moved[name.replace("lora_A", "lora_B")] / size for name, size in moved.items() if "lora_A" in name]
+    # Two steps of Adam move B by twice its rate, and A, in the second one alone, by some two thirds of its own.
+    assert all(6 * 2 < ratio < 12 * 4 for ratio in ratios)
+    assert sorted(group["lr"] for group in run.optimizer.param_groups) == [1e-3, 8e-3]
+
+
+def test_adalora_leaves_the_rank_that_was_asked_for_on_average(load: Loader) -> None:
+    result = learn(load("bert"), "adalora")
+    method = result.encoder.method
+    assert isinstance(method, AdaLoRA)
+    ranks = method.ranks
+    assert sum(ranks.values()) <= 4 * len(ranks) < 6 * len(ranks) and len(set(ranks.values())) > 1
+    kept = method.memory()
+    assert {name.partition("/")[0] for name in kept} == {"ranks"}  # what it looked at is forgotten when it is done
+    again = attach(load("bert"), settings("adalora"), seed=1).method
+    again.remember(kept)
+    assert same(again.memory(), kept)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+def test_adalora_lasts_however_few_steps_there_are(load: Loader, steps: int) -> None:
+    result = learn(load("bert"), "adalora", training={"max_steps": steps})
+    method = result.encoder.method
+    assert isinstance(method, AdaLoRA) and result.steps == min(steps, 6)
+    assert sum(method.ranks.values()) <= 4 * len(method.ranks)
+
+
+@pytest.mark.parametrize("method", ["vera", "randlora", "lora-sp"])
+def test_what_the_seed_decides_comes_back_with_it_and_is_not_saved(load: Loader, tmp_path: Path, method: str) -> None:
+    base = load("bert")
+    one, other = (shake(attach(base, settings(method), seed=seed)) for seed in (5, 6))
+    assert np.abs(one.encode_queries(TEXTS) - other.encode_queries(TEXTS)).max() > 1e-3
+    assert one.state().spec.options["seed"] == 5 and one.fingerprint != other.fingerprint
+    one.merged().save(tmp_path / "model")
+    state = AdapterState.read(tmp_path / "model" / "adapter")
+    assert state.seed == 5 and np.allclose(
+        state.build(base._restore).encode(TEXTS), one.encode_queries(TEXTS), atol=1e-5
+    )
+    assert sum(tensor.numel() for tensor in state.tensors.values()) == one.share.trained
+    whole = attach(base, settings("lora")).share.trained
+    assert one.share.trained * 2 == whole if method == "lora-sp" else one.share.trained < whole
+
+
+def test_pissa_begins_at_the_principal_part_and_is_saved_as_a_pair_of_twice_the_rank(load: Loader) -> None:
+    adapted = attach(load("bert"), settings("pissa"))
+    method = adapted.method
+    assert isinstance(method, PiSSA)
+    for layer in method.layers.values():
+        weight = layer.base_layer.get_parameter("weight")
+        u, sizes, v = torch.linalg.svd(weight)
+        assert torch.allclose(layer.start_b @ layer.start_a, u[:, :4] * sizes[:4] @ v[:4], atol=1e-3)
+        assert torch.equal(layer.get_delta_weight("default"), torch.zeros_like(weight))
+    shake(adapted)
+    tensors = method.tensors()
+    again = attach(load("bert"), settings("pissa")).method
+    again.load(tensors)
+    assert {tensor.shape[0] for name, tensor in tensors.items() if "lora_A" in name} == {8}
+    kept = again.tensors()
+    assert all(torch.allclose(kept[name], tensor, atol=1e-5) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("kind", WITHOUT_BIASES)
+def test_bitfit_refuses_a_model_without_biases(load: Loader, kind: str) -> None:
+    with pytest.raises(InvalidConfiguration, match="has no biases"):
+        attach(load(kind), settings("bitfit"))
+
+
+def test_layers_that_do_not_suit_a_method_are_named(load: Loader) -> None:
+    with pytest.raises(InvalidConfiguration, match=r"parts = 5: layer .* has 32 inputs"):
+        attach(load("bert"), settings("melora", parts=5))
+    with pytest.raises(InvalidConfiguration, match=r"rank = 33: layer .* reads 32 numbers"):
+        attach(load("bert"), settings("miss", rank=33))
+
+
+OF_PEFT = ("lora", "rslora", "lora+", "dora", "pissa", "loftq", "flat-lora", "loha", "lokr", "miss", "ia3")
+
+
+@pytest.mark.parametrize("method", OF_PEFT)
+def test_peft_opens_what_was_saved(load: Loader, tmp_path: Path, method: str) -> None:
+    from peft import PeftModel
+
+    base = load("bert")
+    adapted = shake(attach(base, settings(method, reweight="none")), 0.1)
+    adapted.state().write(tmp_path)
+    fresh = base._restore()
+    model = fresh[0].model
+    fresh[0].model = PeftModel.from_pretrained(model, tmp_path).merge_and_unload()
+    assert np.allclose(fresh.encode(TEXTS), adapted.encode_queries(TEXTS), atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [name for name in PAIRED if name != "lora"])
+@pytest.mark.parametrize("reweight", ["vector", "tokens", "dims"])
+def test_pairs_of_every_make_re_weight_the_vector(load: Loader, method: str, reweight: str) -> None:
+    base = load("bert")
+    adapted = attach(base, settings(method, reweight=reweight, gamma=3.0))
+    assert np.allclose(adapted.encode_queries(TEXTS), base.encode_queries(TEXTS), atol=1e-5)
+    shake(adapted)
+    plain = shake(attach(base, settings(method, reweight="none")))
+    assert np.abs(adapted.encode_queries(TEXTS) - plain.encode_queries(TEXTS)).max() > 1e-4
+    for strength in (1.0, 0.5):
+        adapted.scale(strength)
+        assert np.allclose(adapted.merged().encode_queries(TEXTS), adapted.encode_queries(TEXTS), atol=1e-4)
+
+
+def test_the_share_is_counted_before_anything_is_learnt(load: Loader, caplog: pytest.LogCaptureFixture) -> None:
+    encoder = attach(load("bert"), settings("lora"))
+    layer = 4 * 4 * (32 + 32) + 2 * 4 * (32 + 64)
+    assert encoder.share.trained == layer
+    whole = sum(p.numel() for p in encoder.base.query_tower.model.parameters())  # type: ignore[union-attr]
+    assert str(encoder.share) == f"{layer:,} parameters, {layer / whole:.2%} of the model's {whole:,}"
+    with caplog.at_level("INFO", "ragadapt.training.loop"):
+        learn(load("bert"), "lora", training={"max_steps": 1})
+    assert f"method lora trains {layer:,} parameters" in caplog.messages[0]
+
+
 # What a method is told
+
+
+def test_the_setting_takes_every_method_of_the_table_and_no_other(load: Loader) -> None:
+    named = get_args(AdapterConfig.model_fields["method"].annotation)
+    assert set(named) == (set(METHODS) - {"gate"}) | {"none"}
+
+
+def test_who_may_re_weight_is_said_where_it_is_asked_of_another(load: Loader) -> None:
+    with pytest.raises(InvalidConfiguration, match=r"no reweight\. What re-weights is a low-rank pair") as error:
+        options_of(AdapterConfig(method="loha", reweight="dims"))
+    assert all(f"{name}," in f"{error.value}".replace(".", ",") for name in PAIRED)
+
+
+def test_a_method_describes_itself() -> None:
+    found = {method.name: method for method in descriptions()}
+    assert found["lora"].options == {
+        "rank": 16, "alpha": 32.0, "dropout": 0.0, "targets": [], "reweight": "vector", "gamma": 1.0,
+    }  # fmt: skip
+    assert found["lora+"].options["lr_ratio"] == 16.0 and found["flat-lora"].options["noise"] == 0.05
+    assert [name for name, method in found.items() if method.cuda] == ["qlora"]
+    assert found["ia3"].what.startswith("Learnt factors") and not found["ia3"].reweights
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_a_search_log_is_read_as_questions_without_answers(tmp_path: Path) -> No
     assert [query.text for found, _ in read.sets for query in found.queries] == ["where"]
     assert read.uses == ["both"]
     first, second = read.notes
-    assert first.startswith("The 2 questions of log.txt have no answers: they say how word and vector search are mixed")
+    assert first.startswith("log.txt holds 2 questions without answers. 30 or more would say how word and vector")
     assert "--qrels" in first
     assert "1 lines could not be read; the first: log.jsonl:3" in second
 
@@ -145,7 +145,16 @@ def test_evidence_that_cannot_be_read_is_no_search_log(tmp_path: Path) -> None:
         read_labels(CORPUS, [Labels(broken)], FitConfig())
 
 
-@pytest.mark.parametrize(("name", "text"), [("log.txt", " \n"), ("log.jsonl", '{"id": 1}')])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("log.txt", " \n"),
+        ("log.jsonl", '{"id": 1}'),
+        ("log.txt", "\0\1\2"),
+        ("log.txt", "??\n--"),
+        ("log.jsonl", '{"text": "…"}'),
+    ],
+)
 def test_an_empty_search_log_is_an_error(tmp_path: Path, name: str, text: str) -> None:
     with pytest.raises(InvalidLabels, match="holds no question"):
         read_labels(CORPUS, [Labels(write(tmp_path / name, text))], FitConfig())
@@ -196,7 +205,10 @@ def test_a_fit_starts_from_questions_without_answers_and_trains_on_none(tmp_path
     result = fit([tmp_path / "docs"], tmp_path / "out", config, labels=[Labels(log)])
     (step,) = [step for step in result.report.verdict.steps if step.name == "Fusion"]  # type: ignore[union-attr]
     assert "the shape of the scores of 40 questions, without their answers" in step.detail
-    assert any("The 40 questions of log.txt have no answers" in warning for warning in result.report.warnings)
+    assert any(
+        warning.startswith("log.txt holds 40 questions without answers. They say how")
+        for warning in result.report.warnings
+    )
     assert result.verdict == "NO GAIN"
     with Retriever.open(result.path) as retriever:
         assert retriever.fusion.weight != NEUTRAL_WEIGHT

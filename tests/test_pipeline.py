@@ -526,7 +526,7 @@ def test_only_what_changes_a_result_makes_a_finished_stage_start_anew(
         raise Stopped
 
     entered: list[str] = []
-    real = pipeline._FitSteps.stage
+    real = pipeline.FitSteps.stage
 
     @contextmanager
     def watch(self: Any, name: str, *rest: Any, **key: Any) -> Iterator[Any]:
@@ -536,7 +536,7 @@ def test_only_what_changes_a_result_makes_a_finished_stage_start_anew(
             yield stage
 
     monkeypatch.setattr(pipeline, "commit_build", stop)
-    monkeypatch.setattr(pipeline._FitSteps, "stage", watch)
+    monkeypatch.setattr(pipeline.FitSteps, "stage", watch)
     quick = {"epochs": 1, "evaluations": 1}
     with pytest.raises(Stopped):
         fit([docs], tmp_path / "r", settings(model, training=quick), labels=[labels])

@@ -19,6 +19,7 @@ from ragadapt_cli.terminal import INTERRUPTED, Terminal, report_error
 
 COMMANDS = {
     "fit": "Learn a corpus and save a retriever that is shown to be better on it.",
+    "compare": "Compare methods of training on your documents, with equal budgets.",
     "search": "Search a retriever: one query, or a file of queries into a TREC run.",
     "eval": "Measure a retriever on judged queries.",
     "refresh": "Bring a retriever up to date: documents, of which only what is new is encoded, and feedback.",
@@ -31,6 +32,7 @@ COMMANDS = {
     "encode": "Encode files of texts into shards of vectors, on one machine or on many.",
     "report": "Show the report of a retriever.",
     "doctor": "Before a fit: will tuning pay? After one: is the retriever sound?",
+    "methods": "List the methods of training that fit --method takes.",
     "completion": "Print the shell's completion script.",
 }
 """Name → first line of its help, so that `ragadapt --help` needs no command's module. Modules: commands/<name>.py."""

@@ -56,9 +56,17 @@ QUERIES = (
     Flag("--generator-model", "query.generator_model", "The model's name at that endpoint."),
 )
 TRAINING = (
-    Flag("--method", "adapter.method", "What is trained; none learns only how to mix dense and lexical search."),
+    Flag(
+        "--method",
+        "adapter.method",
+        "What is trained (see `ragadapt methods`); none learns only how to mix dense and lexical search.",
+    ),
     Flag("--adapt", "adapter.adapt", "query leaves the passages' vectors as the base made them."),
-    Flag("--rank", "adapter.rank", "Rank of the LoRA matrices."),
+    Flag(
+        "--rank",
+        "adapter.rank",
+        "Rank of the low-rank matrices, or width of what is put in; left open, the method's own.",
+    ),
     Flag("--reweight", "adapter.reweight", "How the LoRA matrices re-weight the text vector."),
     Flag("--gamma", "adapter.gamma", "Strength of the re-weighting; 0 switches it off."),
     Flag("--epochs", "training.epochs", "Passes over the training queries."),
@@ -72,6 +80,7 @@ SEED = Flag("--seed", "seed", "Everything random follows from it.")
 
 FIT_FLAGS = (*MODEL, *READING, *QUERIES, *TRAINING, *INDEXING, SEED)
 DOCTOR_FLAGS = (*MODEL, *READING, *QUERIES, SEED)
+COMPARE_FLAGS = (*MODEL, *READING, *QUERIES, *(flag for flag in TRAINING if flag.name in ("--adapt", "--epochs")), SEED)
 
 
 def settings_options(flags: Sequence[Flag]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ragadapt.adapters.method import attach_method, check_strength
-from ragadapt.adapters.reweight import Reweighting, TiedTokenPooling, insert_tied, tied_layer
+from ragadapt.adapters.method import attach_method, check_strength, method_named
+from ragadapt.adapters.reweight import Reweighting, TiedReweighting, TiedTokenPooling, insert_tied, tied_layer
 from ragadapt.adapters.state import FOLDER, PEFT_WEIGHTS, AdapterState
 from ragadapt.config import AdapterConfig
 from ragadapt.encoder import Encoder, EncoderSpec, Tower
@@ -25,8 +25,20 @@ from ragadapt.errors import InvalidConfiguration, TrainingFailed
 
 log = logging.getLogger(__name__)
 
+_GAMMA = "reweight.gamma"
 _MOVED = 1e-5  # mean 1 - cosine below this is rounding, not learning
 _SAME = 0.999  # least cosine of merged with unmerged vectors; bfloat16 rounds the merged weights once more
+
+
+@dataclass(frozen=True, slots=True)
+class TrainableShare:
+    """Parameters that are trained, and those that the transformer has."""
+
+    trained: int
+    whole: int
+
+    def __str__(self) -> str:
+        return f"{self.trained:,} parameters, {self.trained / self.whole:.2%} of the model's {self.whole:,}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +96,7 @@ def attach(encoder: Encoder, config: AdapterConfig, *, seed: int = 0) -> Adapted
         raise InvalidConfiguration(
             f"Model {encoder.spec.model!r} {reason} and cannot be adapted (again). Start from another base model."
         )
+    method_named(config.method).check_device(tower.device.type)
     return AdaptedEncoder(encoder, tower, config, seed)
 
 
@@ -97,6 +110,7 @@ class AdaptedEncoder(Encoder):
     def __init__(self, base: Encoder, tower: Tower, config: AdapterConfig, seed: int) -> None:
         self.base = base
         self.adapter_config = config
+        self.seed = seed
         self.tower = tower.clone()  # the adapted side
         model = self.tower.model
         model.requires_grad_(False)
@@ -108,6 +122,11 @@ class AdaptedEncoder(Encoder):
         self._tied: str | None = None
         self._strength = 1.0
         pairs = self.method.pairs()
+        if not pairs and "reweight" in config.model_fields_set and config.reweight != "none":
+            raise InvalidConfiguration(
+                f"reweight = {config.reweight!r} needs a low-rank pair, and rank = {config.rank} leaves method "
+                f"{config.method!r} none. Choose a rank of 1 or more, or reweight = 'none'."
+            )
         if pairs and config.reweight != "none":
             width = int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]
             self._tied = tied_layer(pairs, width)
@@ -146,11 +165,26 @@ class AdaptedEncoder(Encoder):
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name; float32."""
-        return self.method.parameters()
+        learnt = self._learnt_gamma
+        return self.method.parameters() if learnt is None else {**self.method.parameters(), _GAMMA: learnt}
 
+    @property
+    def _learnt_gamma(self) -> nn.Parameter | None:
+        return self._reweighting.learnt if isinstance(self._reweighting, TiedReweighting) else None
+
+    @property
+    def share(self) -> TrainableShare:
+        """How much of the transformer is trained."""
+        model = self.base.query_tower.model if self.base.query_tower is not None else self.tower.model
+        trained = sum(parameter.numel() for parameter in self.trainable().values())
+        return TrainableShare(trained, sum(parameter.numel() for parameter in model.parameters()))
+
+    @torch.no_grad()
     def set_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Set the trainable parameters, as `trainable` names them."""
-        self.method.load(tensors)
+        if (learnt := self._learnt_gamma) is not None:
+            learnt.copy_(tensors[_GAMMA])
+        self.method.load({name: tensor for name, tensor in tensors.items() if name != _GAMMA})
 
     @property
     def watches_layers(self) -> bool:
@@ -158,9 +192,11 @@ class AdaptedEncoder(Encoder):
         return isinstance(self._reweighting, TiedTokenPooling)
 
     def state(self) -> AdapterState:
-        """A copy of what was learnt, at the present scale."""
+        """A copy of what was learnt, at the present scale; a learnt gamma stands in its configuration."""
+        learnt = self._learnt_gamma
+        gamma = {} if learnt is None else {"gamma": float(learnt.detach())}
         return AdapterState(
-            config=self.adapter_config,
+            config=self.adapter_config.model_copy(update=gamma),
             layers=self.layers,
             tied=self._tied,
             tensors=self.method.tensors(),
@@ -168,6 +204,7 @@ class AdaptedEncoder(Encoder):
             change=self.method.change(),
             base=self.base._spec.base,
             model=self.base._spec.model,
+            seed=self.seed,
         )
 
     @property
@@ -203,7 +240,7 @@ class AdaptedEncoder(Encoder):
         fresh, _ = sides(made)
         twin = base_tower.clone()
         if changed is None:
-            twin.model = fresh[0].get_submodule("model").to(twin.device, twin.dtype)
+            state.attach(twin.model, self._float32_weights)
         else:
             weights = dict(fresh[0].get_submodule("model").named_parameters())
             for name in changed:

@@ -22,11 +22,40 @@ from ragadapt.errors import InvalidConfiguration, InvalidInput
 
 METHODS: dict[str, str] = {
     "lora": "ragadapt.adapters.peft:LoRA",
+    "rslora": "ragadapt.adapters.peft:RsLoRA",
+    "lora+": "ragadapt.adapters.peft:LoRAPlus",
+    "dora": "ragadapt.adapters.peft:DoRA",
+    "pissa": "ragadapt.adapters.peft:PiSSA",
+    "adalora": "ragadapt.adapters.tuners:AdaLoRA",
+    "vera": "ragadapt.adapters.tuners:VeRA",
+    "randlora": "ragadapt.adapters.tuners:RandLoRA",
+    "loha": "ragadapt.adapters.tuners:LoHa",
+    "lokr": "ragadapt.adapters.tuners:LoKr",
+    "miss": "ragadapt.adapters.tuners:MiSS",
+    "ia3": "ragadapt.adapters.tuners:IA3",
+    "loftq": "ragadapt.adapters.quantised:LoftQ",
+    "qlora": "ragadapt.adapters.quantised:QLoRA",
+    "mora": "ragadapt.adapters.lowrank:MoRA",
+    "melora": "ragadapt.adapters.lowrank:MELoRA",
+    "mtl-lora": "ragadapt.adapters.lowrank:MTLLoRA",
+    "flat-lora": "ragadapt.adapters.lowrank:FlatLoRA",
+    "lora-sp": "ragadapt.adapters.lowrank:LoRASP",
     "full": "ragadapt.adapters.full:Full",
+    "bitfit": "ragadapt.adapters.full:BitFit",
+    "houlsby": "ragadapt.adapters.bottleneck:Houlsby",
+    "prefix": "ragadapt.adapters.prefix:LearntPrefix",
+    "mam": "ragadapt.adapters.bottleneck:Mam",
+    "iaa-s": "ragadapt.adapters.iaa:IaaS",
+    "iaa-l": "ragadapt.adapters.iaa:IaaL",
+    "iaa-m": "ragadapt.adapters.iaa:IaaM",
+    "trf": "ragadapt.adapters.trf:Trf",
+    "trf-linear": "ragadapt.adapters.trf:TrfLinear",
 }
 """Name → module:class, imported when it is first used."""
 
-_SETTINGS = ("rank", "alpha", "dropout", "targets", "reweight", "gamma")  # of AdapterConfig; a method may lack some
+_SETTINGS = tuple(  # of AdapterConfig; a method may lack some
+    name for name in AdapterConfig.model_fields if name not in ("method", "adapt", "layers")
+)
 _OF_PAIRS = ("reweight", "gamma")
 _WITHOUT = ("none", 0, None, ())  # asks for nothing that a method could lack
 
@@ -95,6 +124,11 @@ class Options:
     def names(cls) -> tuple[str, ...]:
         return tuple(field.name for field in fields(cls))
 
+    @classmethod
+    def may_be_zero(cls) -> tuple[str, ...]:
+        """Sizes that may be 0, which leaves out what they are the size of."""
+        return ()
+
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
@@ -113,11 +147,21 @@ class Method(ABC):
 
     OPTIONS: ClassVar[type[Options]] = Options
     PAIRS: ClassVar[bool] = False  # has low-rank pairs: the vector can be re-weighted by one
+    SIZES: ClassVar[tuple[str, ...]] = ()  # options that say how much is trained; empty = each whole number that does
     MASTERS: ClassVar[bool] = False  # trains the model's own weights: float32 among those of another precision
+    SEEDED: ClassVar[bool] = False  # the seed decides what is not saved: fixed projections, frozen parameters
+    TASKS: ClassVar[bool] = False  # learns by task, and is told that of every text it trains on
+    FOLDS: ClassVar[bool] = True  # whether `fold` gives weights
+    CUDA: ClassVar[bool] = False  # trains on a CUDA device alone
+    SOURCE: ClassVar[str] = ""  # who described it, where; the first line of the class's docstring says what it is
 
     @abstractmethod
     def __init__(self, model: nn.Module, options: Options, scope: Scope, *, seed: int, weights: Weights) -> None:
         """Raises InvalidConfiguration where this model cannot be adapted so."""
+
+    @classmethod  # noqa: B027
+    def check_device(cls, device: str) -> None:
+        """Raises InvalidConfiguration or MissingExtra where it cannot train on such a device, and says what can."""
 
     # What is trained
 
@@ -129,6 +173,16 @@ class Method(ABC):
     @abstractmethod
     def lowest_layer(self) -> int | None:
         """The lowest layer that changes, from 0; what lies below it may be computed once. None = the embeddings."""
+
+    def learning_rates(self) -> dict[str, float]:
+        """Parameters that learn at another rate than the run's, by name: how many times that."""
+        return {}
+
+    def learn_tasks(self, tasks: Sequence[str]) -> None:  # noqa: B027
+        """Called before training, and before `parameters` are asked for: the tasks that the examples have."""
+
+    def tell(self, task: str | None) -> None:  # noqa: B027
+        """The task of the texts that come next; None, and what is no task of the training: unknown."""
 
     def training(self, on: bool) -> None:  # noqa: B027
         """Switch on or off what acts in training alone: dropout, noise. The model itself stays in eval mode."""
@@ -218,6 +272,40 @@ def method_named(name: str) -> type[Method]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A method for people. options: its own settings and their defaults, JSON values."""
+
+    name: str
+    what: str
+    options: Mapping[str, Any]
+    folds: bool
+    reweights: bool
+    cuda: bool
+    source: str
+
+
+def descriptions() -> list[Description]:
+    """Of every method, in the order of the table."""
+    found = []
+    for name in METHODS:
+        method = method_named(name)
+        defaults = method.OPTIONS()
+        options = {**defaults.as_dict(), **defaults.deciding()}
+        if method.PAIRS:
+            options |= {setting: AdapterConfig.model_fields[setting].default for setting in _OF_PAIRS}
+        what = (method.__doc__ or "").strip().partition("\n\n")[0]
+        found.append(
+            Description(name, " ".join(what.split()), options, method.FOLDS, method.PAIRS, method.CUDA, method.SOURCE)
+        )
+    return found
+
+
+def methods_with_pairs() -> list[str]:
+    """Those by which the vector can be re-weighted."""
+    return [name for name in METHODS if method_named(name).PAIRS]
+
+
 def options_of(config: AdapterConfig) -> Options:
     """What the method is told. Raises InvalidConfiguration for what was set and the method cannot use."""
     method = method_named(config.method)
@@ -226,10 +314,25 @@ def options_of(config: AdapterConfig) -> Options:
         value = getattr(config, name)
         if name in config.model_fields_set and name not in known and value not in _WITHOUT:
             others = f"It has: {', '.join(known)}." if known else "It has no settings of its own."
+            if name in _OF_PAIRS:
+                others = f"What re-weights is a low-rank pair, which these have: {', '.join(methods_with_pairs())}."
             raise InvalidConfiguration(
                 f"adapter.{name} = {value!r}, but method {config.method!r} has no {name}. {others} Leave it out."
             )
-    return method.OPTIONS(**{name: getattr(config, name) for name in method.OPTIONS.names()})
+    given = {name: value for name in method.OPTIONS.names() if (value := getattr(config, name)) is not None}
+    if given.get("rank") == 0 and "rank" not in method.OPTIONS.may_be_zero():
+        raise InvalidConfiguration(
+            f"adapter.rank = 0: method {config.method!r} is nothing without it. Choose 1 or more."
+        )
+    return method.OPTIONS(**given)
+
+
+def settings_for(name: str, config: AdapterConfig) -> AdapterConfig:
+    """The same settings with another method: what it has not is left out. Raises InvalidConfiguration."""
+    method = method_named(name)
+    known = {*method.OPTIONS.names(), *(_OF_PAIRS if method.PAIRS else ()), "adapt", "layers"}
+    kept = {key: getattr(config, key) for key in config.model_fields_set & known}
+    return AdapterConfig(**kept).model_copy(update={"method": name})
 
 
 def attach_method(model: nn.Module, config: AdapterConfig, *, seed: int, weights: Weights) -> tuple[Method, Scope]:

@@ -1,4 +1,4 @@
-"""Re-weighting of the sentence vector by a LoRA pair that is trained anyway: no further parameters.
+"""Re-weighting of the sentence vector by a LoRA pair that is trained anyway: no further parameters, or one.
 
 After I-Kai Wang (NCCU 2024), whose text is not public beyond the abstract; these are three readings of it.
 `pair` is (A, B) of the tied layer, s its scaling, gamma the strength (0 = none), e the pooled vector:
@@ -7,6 +7,7 @@ After I-Kai Wang (NCCU 2024), whose text is not public beyond the abstract; thes
     dims    e' = g * e,  g_j = 1 + gamma (|(BA)_j| / mean_j |(BA)_j| - 1)
     tokens  e' = sum_i w_i h_i,  w = softmax_i(gamma |s B A x_i|^2)
 
+`vector-learnt` is `vector` with gamma trained beside the pair, from the one that was set.
 With B = 0 the first two change nothing and the third is mean pooling.
 """
 
@@ -25,6 +26,7 @@ from ragadapt.encoder.pooling import weighted_mean
 from ragadapt.errors import InvalidConfiguration
 
 _ATTENTION_OUTPUT = r"attention\.output\.dense|attention\.out_lin|attn\.o|attn\.Wo|self_attn\.o_proj|\w*\.out_proj"
+VECTOR = ("vector", "vector-learnt")
 _EPSILON = 1e-24  # under the root of a squared norm: keeps the gradient finite where B = 0
 
 
@@ -59,19 +61,21 @@ def dimension_weights(a: Tensor, b: Tensor, gamma: float) -> Tensor:
 
 
 def matrix(kind: str, a: Tensor, b: Tensor, scaling: float, gamma: float, strength: float) -> Tensor:
-    """The (h, h) matrix that `vector` or `dims` multiplies the pooled vector with, in float32."""
-    if kind == "vector":
+    """The (h, h) matrix that `vector`, or `dims`, multiplies the pooled vector with, in float32."""
+    if kind in VECTOR:
         return torch.eye(b.shape[0]) + gamma * scaling * (b.float() @ a.float())
     return torch.diag(dimension_weights(a.float(), b.float(), gamma * strength))
 
 
 class TiedReweighting(nn.Module):
-    """The head module of the readings `vector` and `dims` while (A, B) are being trained."""
+    """The head module of the readings `vector`, learnt or not, and `dims` while (A, B) are being trained."""
 
     def __init__(self, kind: str, layer: Pair, gamma: float) -> None:
         super().__init__()
         self.kind = kind
-        self.gamma = gamma
+        start = torch.tensor(gamma, dtype=torch.float32, device=layer.a.device)
+        self.learnt = nn.Parameter(start) if kind == "vector-learnt" else None
+        self.fixed = gamma
         self.strength = 1.0  # of the interpolation with the base; the layer's own scaling holds it too
         self.__dict__["tied"] = layer  # not a child: its parameters belong to the transformer
 
@@ -79,12 +83,13 @@ class TiedReweighting(nn.Module):
         layer: Pair = self.__dict__["tied"]
         e = features["sentence_embedding"]  # (B, h)
         a, b = layer.a, layer.b  # (r, h), (h, r)
-        if self.strength == 0 or self.gamma == 0:
+        if self.strength == 0 or (self.learnt is None and self.fixed == 0):
             return features
-        if self.kind == "vector":
-            features["sentence_embedding"] = e + (self.gamma * layer.factor) * (e @ a.T) @ b.T
+        if self.kind in VECTOR:
+            gamma = self.fixed if self.learnt is None else self.learnt
+            features["sentence_embedding"] = e + (gamma * layer.factor) * (e @ a.T) @ b.T
         else:
-            features["sentence_embedding"] = e * dimension_weights(a, b, self.gamma * self.strength)
+            features["sentence_embedding"] = e * dimension_weights(a, b, self.fixed * self.strength)
         return features
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Self
@@ -15,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Transformer
 from torch import Tensor, nn
 
-from ragadapt.adapters.method import METHODS, Method, attach_method, method_named, norm, options_of
+from ragadapt.adapters.method import METHODS, Method, Weights, attach_method, method_named, norm, options_of
 from ragadapt.adapters.reweight import insert_fixed
 from ragadapt.config import AdapterConfig
 from ragadapt.encoder.loading import sides, tensors_sha256
@@ -37,7 +38,7 @@ class AdapterState:
     layers: how many top layers it changes; one more than there are where it changes the embeddings. tied: the layer
     whose pair re-weights the vector; None without re-weighting. tensors: float32, on the CPU, by the method's names.
     scale: 1 = as trained, 0 = the base. change: norm of what was learnt. base, model: identity and name of the model
-    that it belongs to.
+    that it belongs to. seed: with which it was made.
     """
 
     config: AdapterConfig
@@ -48,11 +49,14 @@ class AdapterState:
     change: float
     base: str
     model: str
+    seed: int = 0
 
     @property
     def spec(self) -> AdapterSpec:
         """What of it decides the vectors."""
         options = options_of(self.config).deciding()
+        if method_named(self.config.method).SEEDED:
+            options["seed"] = self.seed
         return AdapterSpec(
             method=self.config.method,
             adapt=self.config.adapt,
@@ -66,10 +70,10 @@ class AdapterState:
 
     # Into a model
 
-    def attach(self, model: nn.Module) -> Method:
-        """The adapter on a float32 transformer, in place, at its strength."""
-        weights = dict(model.named_parameters())
-        method, _ = attach_method(model, self.config, seed=0, weights=lambda: weights)
+    def attach(self, model: nn.Module, weights: Weights | None = None) -> Method:
+        """The adapter on a transformer, in place, at its strength. weights: its own in float32, if it has them not."""
+        own = dict(model.named_parameters())
+        method, _ = attach_method(model, self.config, seed=self.seed, weights=weights or (lambda: own))
         method.load(self.tensors)
         method.set_strength(self.scale)
         return method
@@ -135,6 +139,7 @@ class AdapterState:
             "gamma": self.config.gamma if self.tied else 0.0,
             "tied": self.tied,
             "scale": self.scale,
+            "seed": self.seed,
             "change": self.change,
             "base": self.base,
             "model": self.model,
@@ -190,6 +195,7 @@ class AdapterState:
                 change=float(about["change"]),
                 base=str(about["base"]),
                 model=str(about["model"]),
+                seed=int(about.get("seed", 0)),
             )
         except FormatTooNew:
             raise
@@ -209,12 +215,20 @@ class AdaptedTransformer(Transformer):  # type: ignore[misc]
     keeps_adapter = True
     adapter: tuple[AdapterState, Method]
 
-    def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
+    @contextmanager
+    def without_adapter(self) -> Iterator[AdapterState]:
+        """The transformer as its base was."""
         state, method = self.adapter
         method.detach()
-        super().save(output_path, *args, **kwargs)
-        state.write(Path(output_path) / FOLDER)
-        self.adapter = (state, state.attach(self.model))
+        try:
+            yield state
+        finally:
+            self.adapter = (state, state.attach(self.model))
+
+    def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
+        with self.without_adapter() as state:
+            super().save(output_path, *args, **kwargs)
+            state.write(Path(output_path) / FOLDER)
 
     @classmethod
     def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> Self:

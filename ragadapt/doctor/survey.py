@@ -164,7 +164,8 @@ def survey_corpus(
     if not plan.train and config.adapter.trains and (config.query.generator or config.query.generator_url):
         others = f"; {len(plan.judge)} held-out queries ({plan.evidence.value})" if plan.judge and plan.evidence else ""
         reason = f"Questions by the language model train{others or ' and'} judge."
-        plan = gate.Plan((), plan.judge, Evidence.PARAPHRASE, reason)
+        folds = 0 if plan.judge else gate.PARAPHRASE_FOLDS
+        plan = gate.Plan((), plan.judge, Evidence.PARAPHRASE, reason, folds)
     shares = Counter(groups)
     found_kinds = Counter(query.kind for query in queries)
     made = Survey(

@@ -76,7 +76,7 @@ def quiet() -> Iterator[None]:
 def _open(source: Source, options: dict[str, Any]) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer
 
-    if source.is_folder and (names := _own_modules(Path(source.location))):
+    if source.is_folder and (names := own_modules(Path(source.location))):
         # Our own module classes are trusted; nothing else in the folder becomes so.
         return _open_with_own_modules(source.location, names, options)
     return SentenceTransformer(source.location, **options)
@@ -165,7 +165,7 @@ def _settings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
             waiting += [(key, inner) for inner in value]
 
 
-def _own_modules(folder: Path) -> list[str]:
+def own_modules(folder: Path) -> list[str]:
     """Which of our own module classes a model's folder names."""
     listings = (folder / "modules.json", *folder.glob("*/router_config.json"), folder / "router_config.json")
     texts = [path.read_text(encoding="utf-8") for path in listings if path.is_file()]
@@ -223,8 +223,12 @@ def build_tower(chain: list[nn.Module], max_length: int, own: bool = False) -> T
         return None
     model, path = inner, "transformers' forward"
     if own:
+        kept = getattr(first, "without_adapter", None)  # of a module whose adapter is no change of its weights
         try:
-            model, path = runs_on(of_library(inner), next(inner.parameters()).device), "ragadapt's own forward"
+            with kept() if kept is not None else nullcontext() as adapter:
+                model, path = runs_on(of_library(inner), next(inner.parameters()).device), "ragadapt's own forward"
+                if adapter is not None:
+                    adapter.attach(model)
         except NotCovered as reason:
             path = f"transformers' forward, as ragadapt's own does not cover {reason}"
     tower = Tower(model, chain[1:], first.tokenizer, max_length)

@@ -33,13 +33,19 @@ class Forecast:
     needed: tuple[int, int, int | None] | None
 
 
-def forecast(sizes: Sequence[int], gains: Sequence[Values], *, seed: int, samples: int = 500) -> Forecast:
+def forecast(
+    sizes: Sequence[int], gains: Sequence[Values], *, seed: int, total: int | None = None, samples: int = 500
+) -> Forecast:
     """What the measured gains say of larger numbers.
 
-    sizes: how many queries trained, ascending, one or two of them. gains: for each size the gain of every query (S, Q),
-    all of which judge, as after cross-fitting. Raises InvalidInput for other shapes.
+    sizes: how many queries trained, ascending, one or two of them. gains: for each size the gain of every query that
+    judges (S, Q). total: queries in all, those that only train included; None = Q, as after cross-fitting, where all
+    judge. Raises InvalidInput for other shapes.
     """
-    table = np.asarray(gains, dtype=np.float64)
+    try:
+        table = np.asarray(gains, dtype=np.float64)
+    except ValueError as error:
+        raise InvalidInput(f"The gains of {len(gains)} sizes must be numbers in rows of equal length.") from error
     if table.ndim != 2 or len(sizes) != len(table) or not 1 <= len(sizes) <= 2 or not table.shape[1]:
         raise InvalidInput(f"{len(sizes)} sizes with gains of shape {table.shape}: one or two rows of equal length.")
     if list(sizes) != sorted(set(sizes)) or sizes[0] < 1:
@@ -55,7 +61,7 @@ def forecast(sizes: Sequence[int], gains: Sequence[Values], *, seed: int, sample
         values = np.where(gain > 0, gain * times**exponent, gain)
         low, middle, high = np.quantile(values, _BAND)
         ahead.append((round(times * sizes[-1]), float(middle), float(low), float(high)))
-    return Forecast(measured, tuple(ahead), _needed(table[-1], gain, exponent, count))
+    return Forecast(measured, tuple(ahead), _needed(table[-1], gain, exponent, total or count))
 
 
 def _exponents(

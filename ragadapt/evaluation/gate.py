@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -307,7 +306,7 @@ def decide(
         if new[0].worse or new[1].worse:
             reasons.append("worse beyond doubt where the answers are new: the base stays")
             return Decision(Verdict.REGRESSION_AVOIDED, 0.0, tuple(reasons), in_dense, in_search)
-    if in_search.better or (in_dense.better and not _lost(in_search)):
+    if in_search.better or (in_dense.better and not in_search.lost):
         where = "" if in_search.better else " for dense search, and the default search did not lose beyond noise"
         reasons.append(f"better beyond doubt{where}: the adapted model ships")
         return Decision(Verdict.WIN, strength, tuple(reasons), in_dense, in_search)
@@ -316,12 +315,6 @@ def decide(
     reasons.append(f"{found}: the base stays")
     verdict = Verdict.REGRESSION_AVOIDED if worse else Verdict.NO_GAIN
     return Decision(verdict, 0.0, tuple(reasons), in_dense, in_search)
-
-
-def _lost(interval: Interval) -> bool:
-    """Whether the mean lies more than one standard error below 0."""
-    error = (interval.high - interval.low) / (2 * NormalDist().inv_cdf((1 + interval.confidence) / 2))
-    return interval.delta < -error
 
 
 def within_drift(decision: Decision, drift: float, config: GateConfig) -> Decision:

@@ -23,7 +23,7 @@ from ragadapt.search.searcher import Searcher
 from ragadapt.values import Evidence, Progress, Query, no_progress
 
 if TYPE_CHECKING:
-    from ragadapt.adapters import AdaptedEncoder, AdapterEffect
+    from ragadapt.adapters import AdaptedEncoder, AdapterEffect, TrainableShare
     from ragadapt.encoder import Encoder, SavedModel
     from ragadapt.search.fusion import Floats
     from ragadapt.training import Example
@@ -98,6 +98,7 @@ def make_examples(
                     teacher_scores=(teacher[place], *teacher[len(own) :]),
                     group=corpus.groups[positive],
                     answers=tuple(chunks[at].passage for at in sorted(answers - {positive})),
+                    task=query.kind,
                 )
             )
     examples = _with_teacher_scores(examples, config, progress)
@@ -274,13 +275,13 @@ def drift(base: Floats, adapted: Floats, *, seed: int) -> float:
     return float(1 - np.mean(np.sum(np.asarray(base[rows]) * np.asarray(adapted[rows]), axis=1)))
 
 
-def proof(effect: AdapterEffect, saved: SavedModel) -> list[dict[str, Any]]:
+def proof(effect: AdapterEffect, saved: SavedModel, share: TrainableShare) -> list[dict[str, Any]]:
     """The adapter-effect proof as checks: name, passed, detail."""
     return [
         {
             "name": "The adapter is not zero",
             "passed": effect.has_learnt,
-            "detail": f"norm of what was learnt: {effect.change:.4g}",
+            "detail": f"norm of what was learnt: {effect.change:.4g}; trained: {share}",
         },
         {
             "name": "Vectors moved",

@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from ragadapt.config import FitConfig, TrainingConfig
 from ragadapt.corpus.sources import describe_sources, listed_sources, read_sources
 from ragadapt.errors import InvalidConfiguration, InvalidInput
 from ragadapt.evaluation import gate
+from ragadapt.evaluation.forecast import Forecast, forecast
 from ragadapt.index import check_index, chosen
 from ragadapt.lexical import LexicalIndex
 from ragadapt.pipeline.adapt import (
@@ -126,7 +127,7 @@ def fit(
     does the rest.
     Raises EmptyCorpus, InvalidInput, StoreLocked, ModelNotFound, TrainingFailed.
     """
-    _check_arguments(config, labels)
+    check_arguments(config, labels)
     from ragadapt.encoder.precision import choose_device
     from ragadapt.training.processes import Processes
 
@@ -138,9 +139,10 @@ def fit(
         check_generator(config.query)
         _check_cache_folder(config)
         if config.adapter.trains:
-            from ragadapt.adapters.method import options_of
+            from ragadapt.adapters.method import method_named, options_of
 
             options_of(config.adapter)
+            method_named(config.adapter.method).check_device(choose_device(config.encoder.device).split(":")[0])
         target = checked_path(target, "The target")
         sources = checked_list(sources, "sources") if chunked else listed_sources(sources)
         if processes.index > 0:
@@ -175,7 +177,7 @@ def _fit(
     with clock("read"), profiling.work("read"):
         documents, skipped, chunks = read_sources(sources, config.read, chunked, progress, label_files)
     with Workspace.open(target, {"command": "fit"}) as work:
-        steps = _FitSteps(
+        steps = FitSteps(
             work, config, clock, processes, progress, bool(portable), describe_sources(sources, chunked, label_files)
         )
         with clock("load model"), profiling.work("load model"):
@@ -183,19 +185,8 @@ def _fit(
         if config.adapter.trains and encoder.query_tower is not None:
             Scope.of(encoder.query_tower.model, config.adapter.layers)  # say now that there are not so many
 
-        corpus = steps.chunks(documents, chunks, encoder)
-        may_train = any(label.use != "eval" for label in labels) or config.query.generator or config.query.generator_url
-        # Half of the room: training has the other for what the first half does not hold.
-        with steps.frozen_layers(encoder, room=0.5) if may_train and config.adapter.adapt == "both" else nullcontext():
-            encoded = steps.encode("base-vectors", corpus, encoder)
-        lexical = steps.lexical(corpus)
-        searcher = searcher_of(encoded, lexical)
-
-        queries = steps.queries(corpus, encoder, searcher, labels)
-        neutral = steps.neutral(queries, encoder, searcher)
-        plan = steps.plan(queries, corpus, neutral)
-        fusion = steps.fusion(plan, queries, encoder, encoded, neutral)
-        base = Base(encoder, encoded, searcher, fusion)
+        queries, plan, base = steps.prepare(documents, chunks, encoder, labels)
+        encoded, fusion = base.encoded, base.fusion
         shipped, shipped_encoded, trained, crossed = encoder, encoded, None, None
         decision = gate.not_trained(plan.reason)
         if plan.crossed:
@@ -206,7 +197,7 @@ def _fit(
             if crossed is None:
                 decision, trained, adapted = steps.judge(trained, plan, queries, base)
             else:
-                decision, trained, adapted = steps.confirm(trained, crossed, plan, queries, base)
+                decision, trained, adapted = steps.confirm(trained, crossed, encoded)
             if decision.adapted:
                 shipped, shipped_encoded = trained.encoder, adapted
                 fusion = trained.fusion or base.fusion
@@ -258,6 +249,7 @@ class Trained:
     checks: tuple[dict[str, Any], ...]
     fusion: LearntFusion | None = None
     drift: float | None = None
+    outlook: Mapping[str, Forecast] = field(default_factory=dict)  # by kind of search; empty where it ships
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,7 +262,7 @@ class Base:
     fusion: LearntFusion
 
 
-class _FitSteps:
+class FitSteps:
     """One fit at work: the workspace and its stages, in the order in which they are called."""
 
     def __init__(
@@ -305,6 +297,30 @@ class _FitSteps:
             yield stage
         self.digests[name] = stage.digest
         self.paths[name] = stage.path
+
+    def prepare(
+        self,
+        documents: Sequence[Document],
+        chunks: Sequence[Chunk] | None,
+        encoder: Encoder,
+        labels: Sequence[Labels],
+    ) -> tuple[DividedQueries, gate.Plan, Base]:
+        """Everything before training: passages, the base's vectors of them, queries, who judges whom, the fusion.
+
+        chunks: None = they are cut from the documents.
+        """
+        config = self.config
+        corpus = self.chunks(documents, chunks, encoder)
+        may_train = any(label.use != "eval" for label in labels) or config.query.generator or config.query.generator_url
+        # Half of the room: training has the other for what the first half does not hold.
+        with self.frozen_layers(encoder, room=0.5) if may_train and config.adapter.adapt == "both" else nullcontext():
+            encoded = self.encode("base-vectors", corpus, encoder)
+        searcher = searcher_of(encoded, self.lexical(corpus))
+        queries = self.queries(corpus, encoder, searcher, labels)
+        neutral = self.neutral(queries, encoder, searcher)
+        plan = self.plan(queries, corpus, neutral)
+        fusion = self.fusion(plan, queries, encoder, encoded, neutral)
+        return queries, plan, Base(encoder, encoded, searcher, fusion)
 
     def chunks(self, documents: Sequence[Document], given: Sequence[Chunk] | None, encoder: Encoder) -> Corpus:
         content = [document_hash(document) for document in documents]
@@ -497,24 +513,25 @@ class _FitSteps:
             return CrossFitted.load(stage.path / "folds.npz", arena.judged)
 
     def confirm(
-        self,
-        trained: Trained,
-        crossed: CrossJudged,
-        plan: gate.Plan,
-        queries: DividedQueries,
-        base: Base,
+        self, trained: Trained, crossed: CrossJudged, encoded: EncodedCorpus
     ) -> tuple[gate.Decision, Trained, EncodedCorpus]:
-        """What ships after cross-fitting: the model trained on all, unless it moved too far from the base."""
-        adapted = self.adapted(trained, base.encoded)
-        moved = drift(base.encoded.vectors, adapted.vectors, seed=self.config.seed)
+        """What ships after cross-fitting: the model trained on all, with the mix by which the folds were judged, unless
+        it moved too far from the base."""
+        adapted = self.adapted(trained, encoded)
+        moved = drift(encoded.vectors, adapted.vectors, seed=self.config.seed)
         decision = gate.within_drift(crossed.decision, moved, self.config.gate)
-        fusion = crossed.fusion
-        if plan.evidence is not Evidence.LABELLED and self.config.fusion.weight is None:
-            start = self.moved(fusion, queries, trained.encoder, adapted)
-            fusion = replace(
-                fusion, fusion=replace(fusion.fusion, weight=start.weight), curve=None, reason=start.reason
-            )
-        return decision, replace(trained, fusion=fusion, drift=moved), adapted
+        return decision, replace(trained, fusion=crossed.fusion, drift=moved), adapted
+
+    def own_fusion(
+        self, encoder: Encoder, adapted: EncodedCorpus, plan: gate.Plan, queries: DividedQueries, base: Base
+    ) -> LearntFusion:
+        """The fusion for a trained model, from the dev queries like those that judge; the base's where they are few."""
+        rank, chosen = one_rank([q for q in queries.dev if q.evidence is plan.evidence], ENOUGH, MOST)
+        if not chosen:
+            return base.fusion
+        arena = self.arena(chosen, encoder, adapted, queries.grades)
+        neutral = self.moved(base.fusion, queries, encoder, adapted)
+        return learn_fusion(arena, self.config.fusion, evidence=rank, neutral=neutral)
 
     def adapted(self, trained: Trained, encoded: EncodedCorpus) -> EncodedCorpus:
         """The passages by the trained model; where only queries are adapted, as they are."""
@@ -560,7 +577,7 @@ class _FitSteps:
                     "negatives": None
                     if crossed
                     else held_out_negatives(examples, plan, base.encoded.corpus, config.training.loss),
-                    "checks": proof(effect, saved),
+                    "checks": proof(effect, saved, result.encoder.share),
                 }
                 (stage.path / "trained.json").write_text(json.dumps(record), encoding="utf-8")
             record = json.loads((stage.path / "trained.json").read_text(encoding="utf-8"))
@@ -611,30 +628,31 @@ class _FitSteps:
         """Compare with the base on held-out queries; the decision, the trained side with its fusion, its vectors."""
         config = self.config
         adapted = self.adapted(trained, base.encoded)
-        rank, chosen = one_rank([q for q in queries.dev if q.evidence is plan.evidence], ENOUGH, MOST)
         grades = queries.grades
         with self.clock("gate"):
-            fusion = base.fusion
-            if chosen:
-                arena = self.arena(chosen, trained.encoder, adapted, grades)
-                neutral = self.moved(base.fusion, queries, trained.encoder, adapted)
-                fusion = learn_fusion(arena, config.fusion, evidence=rank, neutral=neutral)
+            fusion = self.own_fusion(trained.encoder, adapted, plan, queries, base)
             before = self.arena(plan.judge, base.encoder, base.encoded, grades).with_fusion(base.fusion.fusion)
             after = self.arena(plan.judge, trained.encoder, adapted, grades)
             after = after.with_fusion(fusion.fusion)
             moved = drift(base.encoded.vectors, adapted.vectors, seed=config.seed)
             met = answer_was_trained(plan, queries.grades)
+            dense, search = ((quality(after, system), quality(before, system)) for system in ("dense", "hybrid"))
             decision = gate.decide(
                 strength=trained.strength,
-                dense=(quality(after, "dense"), quality(before, "dense")),
-                search=(quality(after, "hybrid"), quality(before, "hybrid")),
+                dense=dense,
+                search=search,
                 drift=moved,
                 config=config.gate,
                 seed=config.seed,
                 met=[met[item.query.id] for item in before.judged],
             )
+            seen: dict[str, Forecast] = {}
+            if not decision.adapted and plan.evidence is Evidence.LABELLED:  # of other kinds nobody can give more
+                sizes, every = (len(plan.train),), len(plan.train) + len(plan.judge)
+                for name, (ours, theirs) in (("dense search", dense), ("default search", search)):
+                    seen[name] = forecast(sizes, [ours - theirs], seed=config.seed, total=every)
         log.info("gate: %s", "; ".join(decision.reasons))
-        return decision, replace(trained, fusion=fusion, drift=moved), adapted
+        return decision, replace(trained, fusion=fusion, drift=moved, outlook=seen), adapted
 
     # The folder
 
@@ -692,7 +710,7 @@ class _FitSteps:
                 history=trained.history if trained else (),
                 strengths=outcome.strengths if outcome else {},
                 strength=outcome.strength if outcome else None,
-                outlook=crossed.outlook if crossed else {},
+                outlook=outcome.outlook if outcome else {},
                 checks=trained.checks if trained else (),
                 precision=shipped[0].precision,
                 timings=self.clock.seconds,
@@ -764,7 +782,7 @@ class _FitSteps:
         return self.work.target
 
 
-def _check_arguments(config: FitConfig, labels: Sequence[Labels]) -> None:
+def check_arguments(config: FitConfig, labels: Sequence[Labels]) -> None:
     """Raises InvalidInput for what is of another type: settings are not merged, nor paths taken for labels."""
     if not isinstance(config, FitConfig):
         raise InvalidInput(f"config is {type(config).__name__} ({shown(config)}); build one with FitConfig.build(…).")

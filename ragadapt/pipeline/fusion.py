@@ -44,7 +44,7 @@ MOST = 1000  # queries looked at; the curve is smooth long before
 
 # Kinds of queries by which the shape of the scores is told, the likest to what users ask first.
 _SHAPED = ("sentence", "docstring", "crop", "question", "title", "heading", "keywords")
-_FEWEST_CUT, _FEWEST_ASKED = 20, 30  # queries that tell a shape: cut from the documents, asked by people
+_FEWEST_CUT, FEWEST_ASKED = 20, 30  # queries that tell a shape: cut from the documents, asked by people
 MOST_SHAPED = 150  # of either; each costs one encoding
 PASSAGES = 2000  # an even sample, which has the shape of the whole corpus
 # r at which both sides count alike; chosen by leaving collections out (docs/decisions.md)
@@ -106,7 +106,7 @@ def neutral_weight(
     reason = f"the shape of the scores of {len(chosen)} queries from the documents ({chosen[0].kind})" if chosen else ""
     balance = BALANCE_CUT
     texts = list(dict.fromkeys(asked))
-    if len(texts) >= _FEWEST_ASKED:
+    if len(texts) >= FEWEST_ASKED:
         texts = texts[:: -(-len(texts) // MOST_SHAPED)]
         shapes = replace(_shapes(searcher, encoder, texts, None, progress), found=shapes.found)
         reason, balance = f"the shape of the scores of {len(texts)} questions, without their answers", BALANCE_ASKED

@@ -21,6 +21,7 @@ from ragadapt.errors import InvalidLabels
 from ragadapt.evaluation import gate
 from ragadapt.files import record_file, write_text
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
+from ragadapt.pipeline.fusion import FEWEST_ASKED
 from ragadapt.pipeline.stages import encode_query_texts, read_queries, write_queries
 from ragadapt.queries import (
     LabelledSet,
@@ -236,9 +237,12 @@ def read_labels(corpus: Corpus, labels: Sequence[Labels], config: FitConfig) -> 
 
 
 def _unanswered(asked: Sequence[str], unread: Sequence[tuple[str, str]], name: str) -> str:
+    count = len(set(asked))
+    mixed = "how word and vector search are mixed"
+    told = f"They say {mixed}, and" if count >= FEWEST_ASKED else f"{FEWEST_ASKED} or more would say {mixed}; these"
     note = (
-        f"The {len(asked)} questions of {name} have no answers: they say how word and vector search are mixed, "
-        "and train and measure nothing. Answers are given with --qrels, or as evidence in each line."
+        f"{name} holds {count:,} question{'s' * (count != 1)} without answers. {told} train and measure nothing. "
+        "Answers are given with --qrels, or as evidence in each line."
     )
     if unread:
         note += f" {len(unread)} lines could not be read; the first: {': '.join(unread[0])}."

@@ -180,7 +180,7 @@ def build_report(
             for point in facts.history
         ),
         checks=tuple(reports.AdapterCheck(**check) for check in facts.checks),
-        corpus=_corpus(facts),
+        corpus=corpus_facts(facts.documents, facts.corpus, facts.skipped),
         queries=tuple(
             reports.QueryYield(kind=kind, evidence=_evidence_of(kind), made=count, kept=facts.kept.get(kind, 0))
             for kind, count in sorted({**dict.fromkeys(facts.kept, 0), **facts.made}.items())
@@ -199,21 +199,22 @@ def build_report(
         configuration=dict(facts.configuration),
         seeds={"seed": facts.seed},
         versions=library_versions(),
-        machine=_machine(facts),
+        machine=machine_of(facts.precision),
         licences=tuple(reports.Licence(what=what, licence=text) for what, text in facts.licences.items()),
         **measured,
     )
 
 
-def _machine(facts: Facts) -> dict[str, str]:
+def machine_of(precision: Precision | None) -> dict[str, str]:
+    """Where the figures come from. precision: how the encoder computed; None = not known."""
     machine = {"system": platform.system(), "machine": platform.machine(), "python": platform.python_version()}
-    if facts.precision is not None:
+    if precision is not None:
         machine |= {
-            "device": facts.precision.device,
-            "precision": facts.precision.dtype,
-            "precision chosen because": facts.precision.reason,
-            "least cosine with float32": f"{facts.precision.min_cosine:.5f}",
-            "rank agreement with float32": f"{facts.precision.rank_agreement:.3f}",
+            "device": precision.device,
+            "precision": precision.dtype,
+            "precision chosen because": precision.reason,
+            "least cosine with float32": f"{precision.min_cosine:.5f}",
+            "rank agreement with float32": f"{precision.rank_agreement:.3f}",
         }
     return machine
 
@@ -368,17 +369,17 @@ def _strength_curve(facts: Facts) -> reports.Curve | None:
 def _outlook_words(facts: Facts) -> str:
     """How many queries would prove a gain, of the kind of search that needs fewer."""
     asked = "labelled questions" if facts.plan.evidence is Evidence.LABELLED else "questions by the language model"
+    judges = f"{len(facts.plan.judge)} {asked} that judge"
     seen = [(one.needed, name) for name, one in facts.outlook.items() if one.needed is not None]
+    curve = all(len(one.measured) > 1 for one in facts.outlook.values())
+    so_far = "it did so far" if curve else "such gains mostly do"
     if not seen:
-        return (
-            f"Not more of the same: {len(facts.plan.judge)} {asked} show no gain that grows. Another base model may "
-            "bring more."
-        )
+        return f"Not more of the same: the {judges} show no gain that grows. Another base model may bring more."
     (middle, low, high), name = min(seen)
     most = f"{high:,}" if high is not None else "more than can be said"
     return (
-        f"About {middle:,} {asked} in all would prove the gain of {name} that these {len(facts.plan.judge)} show "
-        f"(80 % of the forecasts lie between {low:,} and {most}), if it grows as it did so far."
+        f"About {middle:,} {asked} in all would prove the gain of {name} that the {judges} show "
+        f"(80 % of the forecasts lie between {low:,} and {most}), if it grows as {so_far}."
     )
 
 
@@ -397,17 +398,16 @@ def _outlook_curve(name: str, seen: Forecast) -> reports.Curve:
     )
 
 
-def _corpus(facts: Facts) -> reports.CorpusFacts:
-    skipped = tuple(reports.SkippedSource(source=item.source, reason=item.reason) for item in facts.skipped[:200])
-    notes = notes_of(facts.documents)
-    chunks = facts.corpus.chunks
+def corpus_facts(documents: Sequence[Document], corpus: Corpus, skipped: Sequence[Any]) -> reports.CorpusFacts:
+    """What was read, and what of it was not."""
+    notes = notes_of(documents)
     return reports.CorpusFacts(
-        documents=len(facts.documents),
-        chunks=len(chunks),
-        characters=sum(len(document.text) for document in facts.documents),
-        near_duplicates=len(chunks) - len(set(facts.corpus.groups)),
-        skipped=skipped,
-        skipped_total=len(facts.skipped),
+        documents=len(documents),
+        chunks=len(corpus.chunks),
+        characters=sum(len(document.text) for document in documents),
+        near_duplicates=len(corpus.chunks) - len(set(corpus.groups)),
+        skipped=tuple(reports.SkippedSource(source=item.source, reason=item.reason) for item in skipped[:200]),
+        skipped_total=len(skipped),
         notes=tuple(reports.SkippedSource(source=note.source, reason=note.reason) for note in notes[:200]),
         notes_total=len(notes),
     )

@@ -162,6 +162,9 @@ def load_questions(path: Path) -> tuple[list[str], list[tuple[str, str]]]:
                 asked.append(line.strip())
     else:
         asked = [text for _, text, _, _ in _read_queries(path, unread)]
+    wordless = {text for text in asked if "\0" in text or not any(map(str.isalnum, text))}
+    unread += [(path.name, f"{shown(text)!r} has no word") for text in asked if text in wordless]
+    asked = [text for text in asked if text not in wordless]
     if not asked:
         why = f" First problem: {unread[0][0]}: {unread[0][1]}." if unread else ""
         raise InvalidLabels(f'{path} holds no question. A .txt file has one a line, jsonl {{"text": …}}.{why}')

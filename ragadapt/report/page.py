@@ -12,18 +12,22 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib import resources
+from statistics import fmean
 from typing import Any
 
 from markupsafe import Markup
 
 from ragadapt.report import charts
 from ragadapt.report.markup import Child, tag
+from ragadapt.report.methods import BASE, DENSE, SEARCH, percent_of
 from ragadapt.report.values import (
     Comparison,
     Curve,
     Delta,
     Measure,
     MeasuredSystem,
+    MethodMeasured,
+    MethodsCompared,
     Passage,
     QueryComparison,
     QueryResult,
@@ -59,6 +63,7 @@ def page(report: Report) -> str:
     )
     made = (
         ("quality", "Quality", _quality(report)),
+        ("methods", "Methods", _methods(report)),
         ("decision", "Decision", _decision(report)),
         ("questions", "Wins and losses", _questions(report)),
         ("failures", "What still fails", _failures(report)),
@@ -114,6 +119,8 @@ def page(report: Report) -> str:
 def _header(report: Report) -> Markup:
     verdict = report.verdict
     look, sign = _LOOKS[verdict.outcome] if verdict else ("none", "–")
+    if report.methods is not None and report.methods.ships:
+        look = "win"
     about = " · ".join(part for part in (report.base_model, _when(report.created)) if part)
     return tag(
         "header",
@@ -187,7 +194,7 @@ def _quality(report: Report) -> Markup | None:
                 "The diamond is what ships. Bars are bootstrap intervals over the questions.",
                 title=f"{report.metric} of every system",
             ),
-            _change_figure(report),
+            _change_figure(report) if report.methods is None else None,  # there each method has one
             cls="pair",
         ),
         _table(
@@ -238,6 +245,195 @@ def _change_figure(report: Report) -> Markup | None:
     )
 
 
+def _methods(report: Report) -> Markup | None:
+    found = report.methods
+    if found is None:
+        return None
+    first = next(method for method in found.measured if method.name == found.reference)
+    missed = [method.label for method in found.measured if method.meets is False]
+    edges = [method.label for method in found.measured if method.at_the_edge]
+    return tag(
+        "div",
+        tag("p", f"All alike: {found.alike}."),
+        tag("p", tag("strong", "Not within 15% of the budget: "), f"{', '.join(missed)}. No size of theirs is nearer.")
+        if missed
+        else None,
+        tag(
+            "p",
+            tag("strong", "Best at the lowest or highest learning rate that was tried: "),
+            f"{', '.join(edges)}. A further one may be better; more rates (--rates) go further.",
+        )
+        if edges
+        else None,
+        tag(
+            "div",
+            [
+                _figure(
+                    charts.interval_chart(
+                        [
+                            charts.ChartRow(_label(report, d.system), *_bounds(d), _mark_corrected(d))
+                            for d in report.deltas
+                            if (d.against, d.metric) == (against, metric)
+                        ],
+                        title=f"{_KINDS[metric]}: difference from {label}",
+                        axis="Δ nDCG@10",
+                        zero=True,
+                        signed=True,
+                    ),
+                    "Coloured: a difference that stands after the correction for several comparisons.",
+                    title=f"{_KINDS[metric]}, against {label}",
+                )
+                for against, label in ((BASE, "the untuned model"), (found.reference, first.label))
+                for metric in (SEARCH, DENSE)
+            ],
+            cls="pair",
+        ),
+        tag("h3", "What they cost"),
+        _method_table(found),
+        tag("h3", "How they learn"),
+        tag(
+            "p",
+            "Quality on the dev questions while learning, mean of the seeds; the band reaches from the lowest to the "
+            "highest. Every method has its own learning rate, chosen on the same questions.",
+            cls="small",
+        ),
+        tag("div", [_learning_figure(method, first) for method in found.measured], cls="pair"),
+        _table(
+            ["method", "mean over the run", "steps to 90% of its gain", "best step", "between seeds"],
+            [
+                [
+                    method.label,
+                    score(method.mean("area") or 0.0),
+                    "–" if (steps := method.mean("steps_to_gain")) is None else f"{steps:.0f}",
+                    f"{method.mean('best_step') or 0:.0f}",
+                    "–" if (spread := method.spread("search")) is None else f"± {score(spread)}",
+                ]
+                for method in found.measured
+            ],
+            caption="Learning curves in figures. Mean over the run: the area under the curve. Between seeds: standard "
+            "deviation of the default search's nDCG@10.",
+            numeric=range(1, 5),
+            sort_values=[
+                [m.label, m.mean("area"), m.mean("steps_to_gain"), m.mean("best_step"), m.spread("search")]
+                for m in found.measured
+            ],
+        ),
+        _rates(found),
+        [
+            tag("h3", "Left out"),
+            _table(
+                ["method", "why"],
+                [[each.source, each.reason] for each in found.left_out],
+                caption="Methods that did not take part.",
+                sort_values=[[each.source, each.reason] for each in found.left_out],
+            ),
+        ]
+        if found.left_out
+        else None,
+    )
+
+
+_KINDS = {SEARCH: "Default search", DENSE: "Dense search"}
+
+
+def _bounds(delta: Delta) -> tuple[float, float, float]:
+    return delta.interval.delta, delta.interval.low, delta.interval.high
+
+
+def _mark_corrected(delta: Delta) -> str:
+    found = delta.interval
+    if delta.p is None or delta.p >= 1 - found.confidence:
+        return ""
+    return "good" if found.delta > 0 else "bad"
+
+
+def _method_table(found: MethodsCompared) -> Markup:
+    rows, values = [], []
+    for method in found.measured:
+        seconds, memory, drift = (method.mean(name) for name in ("seconds", "peak_memory_bytes", "drift"))
+        options = ", ".join(f"{name} {value}" for name, value in method.options.items())
+        rows.append(
+            [
+                [
+                    method.label,
+                    tag("span", "ships", cls="chip strong") if method.name == found.ships else None,
+                    tag("small", options, cls="note") if options else None,
+                ],
+                count(method.parameters),
+                percent_of(method.share),
+                f"{method.rate:g}",
+                count(method.steps),
+                duration(seconds or 0.0),
+                size(round(memory)) if memory is not None else "–",
+                score(drift or 0.0),
+            ]
+        )
+        values.append(
+            [method.label, method.parameters, method.share, method.rate, method.steps, seconds, memory, drift]
+        )
+    return _table(
+        ["method", "parameters", "share", "learning rate", "steps", "training", "peak memory", "drift"],
+        rows,
+        caption="Means over the seeds. Training: the steps alone. Drift: 1 − cosine by which ordinary passages moved.",
+        numeric=range(1, 8),
+        sort_values=values,
+    )
+
+
+def _learning_figure(method: MethodMeasured, first: MethodMeasured) -> Markup | None:
+    shown = [method] if method is first else [method, first]
+    return _figure(
+        charts.line_chart(
+            [_seeds(each) for each in shown],
+            title=f"Learning curve of {method.label}",
+            x_label="step",
+            y_label="nDCG@10, dev",
+        ),
+        title=method.label,
+    )
+
+
+def _seeds(method: MethodMeasured) -> charts.Series:
+    """The mean over the seeds at every step at which all were looked at."""
+    curves = [{point.x: point.y for point in run.curve} for run in method.runs]
+    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+    rows = [[curve[step] for curve in curves] for step in steps]
+    several = len(curves) > 1
+    return charts.Series(
+        method.label,
+        steps,
+        [fmean(row) for row in rows],
+        [min(row) for row in rows] if several else (),
+        [max(row) for row in rows] if several else (),
+    )
+
+
+def _rates(found: MethodsCompared) -> Markup | None:
+    tried = [(method, point) for method in found.measured for point in method.rates]
+    if len(tried) <= len(found.measured):
+        return None
+    return tag(
+        "details",
+        tag("summary", "learning rates tried"),
+        _table(
+            ["method", "learning rate", "best on the dev questions", "taken"],
+            [
+                [
+                    method.label,
+                    f"{point.x:g}",
+                    score(point.y) if point.y >= 0 else "diverged",
+                    "✓" if point.x == method.rate else "",
+                ]
+                for method, point in tried
+            ],
+            caption="As many for every method; the walk goes where the dev questions get better.",
+            numeric=(1, 2),
+            sort_values=[[method.label, point.x, point.y, point.x == method.rate] for method, point in tried],
+        ),
+        cls="plain",
+    )
+
+
 def _decision(report: Report) -> Markup | None:
     verdict = report.verdict
     steps = verdict.steps if verdict else ()
@@ -245,6 +441,7 @@ def _decision(report: Report) -> Markup | None:
     if not (steps or reasons or report.evidence or report.deltas):
         return None
     evidence = report.evidence
+    corrected = any(delta.p is not None for delta in report.deltas)
     return tag(
         "div",
         tag("ul", [tag("li", reason) for reason in reasons], cls="reasons") if reasons else None,
@@ -260,7 +457,7 @@ def _decision(report: Report) -> Markup | None:
         else None,
         _checklist((step.name, step.passed, step.detail) for step in steps) if steps else None,
         _table(
-            ["system", "against", "metric", "Δ", "interval", "better in", "questions"],
+            ["system", "against", "metric", "Δ", "interval", "better in", "p", "questions"],
             [
                 [
                     _label(report, d.system),
@@ -269,12 +466,14 @@ def _decision(report: Report) -> Markup | None:
                     tag("span", signed(d.interval.delta), cls=_mark(d)),
                     f"{signed(d.interval.low)} … {signed(d.interval.high)}",
                     "–" if d.interval.p_better is None else percent(d.interval.p_better),
+                    "–" if d.p is None else f"{d.p:.2g}",
                     count(d.interval.n),
                 ]
                 for d in report.deltas
             ],
-            caption="Paired differences. “Better in”: share of bootstrap resamples with a positive difference.",
-            numeric=range(3, 7),
+            caption="Paired differences. “Better in”: share of bootstrap resamples with a positive difference."
+            + (" p: of no difference, corrected for all comparisons with the same system (Holm)." if corrected else ""),
+            numeric=range(3, 8),
             sort_values=[
                 [
                     _label(report, d.system),
@@ -283,6 +482,7 @@ def _decision(report: Report) -> Markup | None:
                     d.interval.delta,
                     d.interval.low,
                     d.interval.p_better,
+                    d.p,
                     d.interval.n,
                 ]
                 for d in report.deltas

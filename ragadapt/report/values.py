@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
+from statistics import fmean, stdev
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
@@ -77,12 +78,16 @@ class MeasuredSystem(Part):
 
 
 class Delta(Part):
-    """A paired difference between two systems, by their names."""
+    """A paired difference between two systems, by their names.
+
+    p: of no difference, corrected for the other comparisons with the same system (Holm); None where it is the only one.
+    """
 
     system: Text
     against: Text
     metric: Text
     interval: Interval
+    p: FiniteNumber = None
 
     @field_validator("interval")
     @classmethod
@@ -329,6 +334,76 @@ class Timing(Part):
     work: tuple[WorkDone, ...] = ()
 
 
+class MethodRun(Part):
+    """One training of a method. search, dense: mean nDCG@10 on the questions that judge, by the default and by dense
+    search. curve: (step, score on the dev part), from the base at step 0 on; area: under it, divided by the steps;
+    steps_to_gain: until 90 % of its best gain, None without one. seconds: of its steps alone."""
+
+    seed: int
+    search: float
+    dense: float
+    curve: tuple[CurvePoint, ...]
+    area: float
+    steps_to_gain: FiniteNumber = None
+    best_step: int
+    seconds: float
+    peak_memory_bytes: int | None = None
+    weight: float  # share of the dense side in the default search
+    drift: float  # mean 1 − cosine by which ordinary passages moved
+
+
+class MethodMeasured(Part):
+    """A method of training in a comparison.
+
+    options: those by which its size was chosen. parameters: how many it trains; share: of the transformer's. meets:
+    whether that is the size that was wanted, None = none was. rates: every learning rate tried → the best score on the
+    dev part; rate: the one that was taken. runs: a training each, from another seed.
+    """
+
+    name: Text
+    label: Text
+    options: dict[Text, int] = Field(default_factory=dict)
+    parameters: int
+    share: float
+    meets: bool | None = None
+    rate: float
+    rates: tuple[CurvePoint, ...] = ()
+    steps: int
+    runs: tuple[MethodRun, ...]
+
+    def mean(self, figure: str) -> float | None:
+        """Of a figure of the runs; None where a run lacks it."""
+        values = [getattr(run, figure) for run in self.runs]
+        return None if None in values or not values else float(fmean(values))
+
+    def spread(self, figure: str) -> float | None:
+        """Standard deviation of a figure between the runs; None for a single run."""
+        values = [getattr(run, figure) for run in self.runs]
+        return None if len(values) < 2 or None in values else float(stdev(values))
+
+    @property
+    def at_the_edge(self) -> bool:
+        """Whether the best learning rate is the lowest or the highest that was tried, so that a further one may be
+        better."""
+        tried = [point.x for point in self.rates]
+        return len(tried) > 1 and self.rate in (min(tried), max(tried))
+
+
+class MethodsCompared(Part):
+    """Methods of training side by side, on the same questions, split, seeds and budget.
+
+    reference: the method that the others are compared with. alike: what all had alike, in words. ships: the one to
+    choose, "" = the base model. sentence: what to do. left_out: methods that did not take part, and why.
+    """
+
+    reference: Text
+    alike: Text
+    sentence: Text
+    ships: Text = ""
+    measured: tuple[MethodMeasured, ...]
+    left_out: tuple[SkippedSource, ...] = ()
+
+
 class Licence(Part):
     """Under which terms something that went into the retriever stands."""
 
@@ -367,6 +442,7 @@ class Report(Part):
     versions: dict[Text, Text] = Field(default_factory=dict)
     machine: dict[Text, Text] = Field(default_factory=dict)
     licences: tuple[Licence, ...] = ()
+    methods: MethodsCompared | None = None
 
     def system(self, name: str) -> MeasuredSystem | None:
         """The system of that name, if it was measured."""

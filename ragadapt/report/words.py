@@ -7,6 +7,7 @@ from ragadapt.report.values import EvidenceUsed, MeasuredSystem, Report
 
 METRICS = {
     "nDCG@10": "how well the first ten results are ordered; 1 is perfect",
+    "nDCG@10, dense": "the same by vectors alone, without the words",
     "R@5": "share of the right passages within the first 5",
     "R@10": "share of the right passages within the first 10",
     "R@100": "share of the right passages within the first 100",
@@ -41,6 +42,8 @@ KINDS = {
 
 def headline(report: Report) -> str:
     """One sentence that says, without jargon, what the reader got."""
+    if report.methods is not None:
+        return report.methods.sentence
     verdict, shipped, base = report.verdict, report.shipped, report.system("base-dense")
     if verdict is None:
         if report.systems:

@@ -30,6 +30,7 @@ Positions = NDArray[np.int64]
 
 WEIGHTS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 NEUTRAL_WEIGHT = 0.5  # the plain sum, where nothing is known of the scores
+UNLEARNT_WEIGHT = 0.4  # of a store that nothing was fitted to: the best fixed one of every fold of docs/defaults.json
 BEST = 0.02  # share of the passages, the best of either side, by which a query's shape is told
 # Of what the lexical side finds of the passages that queries were cut from. MiniLM finds .66 and more on nine English
 # collections, .2 of Chinese, and less of English written in Greek letters.

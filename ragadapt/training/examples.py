@@ -20,7 +20,8 @@ class Example:
     negatives: passages that do not. candidates: what the teacher scored for distillation, teacher_scores
     beside them, larger is better (the positive should be among them). group: examples of one group (the same
     document, say) are never each other's negatives; None = no group. weight: in the loss. answers: other passages
-    known to answer the query; where another example of the batch brings one along, it is no negative.
+    known to answer the query; where another example of the batch brings one along, it is no negative. task: what kind
+    of query it is, for methods that learn by task; None = unknown.
     """
 
     query: str
@@ -31,6 +32,7 @@ class Example:
     group: int | str | None = None
     weight: float = 1.0
     answers: tuple[str, ...] = ()
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,16 @@ class TrainingSet:
             self.negatives_of.append(tuple(number(text, passage_numbers, self.passages) for text in others))
             listed = example.candidates if distil else ()
             self.candidates_of.append(tuple(number(text, passage_numbers, self.passages) for text in listed))
+        self.task_of: list[str | None] = [None] * len(self.queries)  # of a query: of its first example that has one
         for example, query in zip(self.examples, self.query_of, strict=True):
+            self.task_of[query] = self.task_of[query] or example.task
             keys = map(normalised, example.answers)
             self.answers[query] |= {passage_numbers[key] for key in keys if key in passage_numbers}
+
+    @property
+    def tasks(self) -> list[str]:
+        """Those of the queries, each once, sorted."""
+        return sorted({task for task in self.task_of if task is not None})
 
     def __len__(self) -> int:
         return len(self.examples)

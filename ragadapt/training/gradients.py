@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -29,19 +30,30 @@ def backward(
     chunk_tokens: int,
     held_tokens: int,
     processes: Processes | None = None,
+    tasks: Sequence[str | None] | None = None,
+    tell: Callable[[str | None], None] | None = None,
 ) -> float:
     """Add the gradient of loss_of(vectors of rows) to the parameters; returns the loss.
 
     embed(rows, number) → (B, d): differentiable, and the same when called again with the same number.
     chunk_tokens: padded tokens run at once. held_tokens: padded tokens whose graphs may be kept. With several
     processes each embeds its share of the rows, sees the whole loss, and the gradients still have to be summed.
+    tasks: of the rows; those of different tasks are never run together, and `tell` gets the task before each `embed`.
     """
     processes = processes or Processes()
     lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
     mine = processes.share(lengths)
-    chunks = [mine[batch] for batch in token_batches(lengths[mine], chunk_tokens, least_filled=_LEAST_FILLED)]
+    chunks = [
+        group[batch]
+        for group in _by_task(mine, tasks)
+        for batch in token_batches(lengths[group], chunk_tokens, least_filled=_LEAST_FILLED)
+    ]
     position_of = np.empty(len(rows), dtype=np.int64)
     position_of[mine] = np.arange(len(mine))
+
+    def told(chunk: npt.NDArray[np.int64]) -> None:
+        if tasks is not None and tell is not None:
+            tell(tasks[chunk[0]])
 
     graphs: list[Tensor | None] = []
     pieces: list[Tensor] = []
@@ -50,6 +62,7 @@ def backward(
         held += len(chunk) * padded_length(int(lengths[chunk].max()))
         keep = held <= held_tokens or len(chunks) == 1
         with work("forward", len(chunk)), torch.set_grad_enabled(keep):
+            told(chunk)
             out = embed([rows[i] for i in chunk], number)  # (B, d)
         graphs.append(out if keep else None)
         pieces.append(out.detach())
@@ -67,9 +80,18 @@ def backward(
     for number, (chunk, graph) in enumerate(zip(chunks, graphs, strict=True)):
         if graph is None:
             with work("forward again", len(chunk)):
+                told(chunk)
                 graph = embed([rows[i] for i in chunk], number)
         with work("backward", len(chunk)):
             torch.autograd.backward(graph, gradient[torch.from_numpy(chunk)])
         del graph
         graphs[number] = None
     return value
+
+
+def _by_task(rows: npt.NDArray[np.int64], tasks: Sequence[str | None] | None) -> list[npt.NDArray[np.int64]]:
+    """The positions, apart for every task, in order of its first row."""
+    if tasks is None:
+        return [rows]
+    order = dict.fromkeys(tasks[row] for row in rows)
+    return [np.array([row for row in rows if tasks[row] == task], dtype=np.int64) for task in order]

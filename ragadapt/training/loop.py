@@ -8,7 +8,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from ragadapt.encoder import Encoder
 from ragadapt.encoder.batches import Ids, lacks_memory
 from ragadapt.encoder.loading import tensors_sha256
 from ragadapt.encoder.prefix import Prefix, PrefixCache
-from ragadapt.errors import InvalidConfiguration, InvalidInput, TrainingFailed
+from ragadapt.errors import InvalidConfiguration, InvalidInput, LossDiverged, TrainingFailed
 from ragadapt.profiling import work
 from ragadapt.training import losses
 from ragadapt.training.checkpoint import load_checkpoint, save_checkpoint
@@ -59,7 +59,7 @@ class TrainingResult:
 
     best_step: the step whose weights were kept: of the best dev score, or the last without a dev part.
     dev_before: dev score of the base; None without a dev part. seconds: over all sittings, dev looks included;
-    examples_per_second: without them. held_tokens: whose activations memory allowed to keep.
+    step_seconds and examples_per_second: without them. held_tokens: whose activations memory allowed to keep.
     """
 
     encoder: AdaptedEncoder
@@ -72,6 +72,7 @@ class TrainingResult:
     stopped_early: bool
     resumed_from: int
     seconds: float
+    step_seconds: float
     examples_per_second: float
     held_tokens: int
 
@@ -96,6 +97,7 @@ def train(
     """
     run = _Run(encoder, examples, adapter, training, seed)
     plan = run.plan()
+    log.info("method %s trains %s", adapter.method, run.encoder.share)
     looks = _dev_steps(len(plan), training.evaluations) if dev is not None else set()
     state = run.resume(checkpoint)
     started = time.perf_counter() - state.seconds
@@ -111,7 +113,7 @@ def train(
             loss = run.step(plan[step - 1], step, rate)
             state.step_seconds += time.perf_counter() - began
             if not np.isfinite(loss):
-                raise TrainingFailed(
+                raise LossDiverged(
                     f"The loss became {loss} at step {step} (learning rate {rate:.1e}). Lower the learning rate, or "
                     "train with precision = 'float32'."
                 )
@@ -142,6 +144,7 @@ def train(
         stopped_early=state.step < len(plan),
         resumed_from=state.resumed_from,
         seconds=state.seconds,
+        step_seconds=state.step_seconds,
         examples_per_second=state.examples / max(state.step_seconds, 1e-9),
         held_tokens=run.held_tokens,
     )
@@ -204,6 +207,7 @@ class _Run:
         self.data = TrainingSet(examples, distil=distil, contrast=contrast)
         self.encoder = attach(base, adapter, seed=seed)
         self.method = self.encoder.method
+        self.method.learn_tasks(self.data.tasks)
         if training.compile and self.encoder.watches_layers:
             raise InvalidConfiguration(
                 "compile and reweight = 'tokens' do not go together: a compiled model hides what its layers receive. "
@@ -217,7 +221,7 @@ class _Run:
         parameters = self.encoder.trainable()
         self.parameters = list(parameters.values())
         self.names = list(parameters)
-        self.optimizer = _optimizer(self.parameters, self.peak_rate, training.weight_decay)
+        self.optimizer = _optimizer(parameters, self.method.learning_rates(), self.peak_rate, training.weight_decay)
         self.query_rows: list[Ids] = []
         self.passage_rows: list[Ids] = []
         self.steps = 0
@@ -338,7 +342,7 @@ class _Run:
             self.processes.sum_gradients(self.parameters)
             torch.nn.utils.clip_grad_norm_(self.parameters, _MAX_GRADIENT_NORM)
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["times"]
             self.optimizer.step()
             self.method.after_backward(step, self.steps)
         return loss
@@ -358,6 +362,9 @@ class _Run:
         rows = [self.query_rows[i] for i in batch.queries]
         if self.fixed_passages is None:
             rows += [self.passage_rows[i] for i in batch.passages]
+        tasks = None
+        if self.method.TASKS:
+            tasks = [self.data.task_of[i] for i in batch.queries] + [None] * (len(rows) - queries)
         front = self.query_front  # matters only where prompts are not pooled; then both sides agree
 
         def embed(some: list[Ids], number: int) -> Tensor:
@@ -370,14 +377,19 @@ class _Run:
             return self.loss(vectors[:queries], passages, batch)
 
         with self._in_training():  # for the gradient alone: what the dev part looks at drops nothing
-            return backward(
-                embed,
-                rows,
-                loss_of,
-                chunk_tokens=self.chunk_tokens,
-                held_tokens=self.held_tokens,
-                processes=self.processes,
-            )
+            try:
+                return backward(
+                    embed,
+                    rows,
+                    loss_of,
+                    chunk_tokens=self.chunk_tokens,
+                    held_tokens=self.held_tokens,
+                    processes=self.processes,
+                    tasks=tasks,
+                    tell=self.method.tell,
+                )
+            finally:
+                self.method.tell(None)
 
     def loss(self, queries: Tensor, passages: Tensor, batch: Batch) -> Tensor:
         """The configured mix; queries (Q, d), passages (P, d) of the batch."""
@@ -476,11 +488,18 @@ class _Run:
         return state
 
 
-def _optimizer(parameters: list[torch.nn.Parameter], rate: float, decay: float) -> torch.optim.Optimizer:
+def _optimizer(
+    parameters: Mapping[str, torch.nn.Parameter], rates: Mapping[str, float], rate: float, decay: float
+) -> torch.optim.Optimizer:
+    """rates: of some parameters, in units of the run's rate; the group of each of them knows it as "times"."""
+    groups: dict[float, list[torch.nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        groups.setdefault(rates.get(name, 1.0), []).append(parameter)
+    grouped = [{"params": group, "times": times} for times, group in groups.items()]
     try:
-        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
+        return torch.optim.AdamW(grouped, lr=rate, weight_decay=decay, fused=True)
     except RuntimeError:  # no fused kernel for this device
-        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+        return torch.optim.AdamW(grouped, lr=rate, weight_decay=decay)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,8 @@ from ragadapt_cli.terminal import Terminal
 def export_command(terminal: Terminal, retriever: Path, output: Path, format: Any, int8: bool) -> None:
     """Write the fitted model for other programs.
 
-    The adapter is merged into the weights; what is written is opened again and must give the same vectors.
+    The adapter is merged into the weights; what is written is opened again and must give the same vectors. A method
+    whose modules are no change of weights is written beside them, and sentence-transformers then needs ragadapt.
 
     \b
         ragadapt export ./retriever ./model
@@ -45,6 +46,7 @@ def export_command(terminal: Terminal, retriever: Path, output: Path, format: An
             "format": made.format,
             "files": made.files,
             "least_cosine": made.cosine,
+            "needs_ragadapt": made.needs_ragadapt,
         }
         if made.int8 is not None:
             values["int8"] = asdict(made.int8)
@@ -54,6 +56,11 @@ def export_command(terminal: Terminal, retriever: Path, output: Path, format: An
         terminal.write(
             f"{made.folder}: {made.format}, same vectors as the retriever's (least cosine {made.cosine:.6f})"
         )
+        if made.needs_ragadapt:
+            terminal.write(
+                "It holds a module of ragadapt: install it where the folder is opened, with "
+                f"SentenceTransformer({str(made.folder)!r}, trust_remote_code=True)."
+            )
         return
     cost = made.int8
     terminal.write(

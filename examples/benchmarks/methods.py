@@ -1,0 +1,168 @@
+"""Methods of training on collections with human judgements, at equal budgets: which of them finds more.
+
+    python examples/benchmarks/methods.py --data DATA --folder FOLDER [--methods all] [--budgets 0.5%,6.7%]
+        [--collections scifact,stackfaq,cosqa] [--seeds 3] [--rates 4] [--steps N] [--questions N] [--looks 8]
+
+Trains on judged queries that are not the test's (stackfaq and scifact: train, cosqa: dev); a tenth of them chooses each
+method's learning rate and is its dev part, and nothing of the test split is read before the end. Full tuning has no
+size to choose and takes part in every budget as the reference above. The comparisons are those of `ragadapt compare`:
+each leaves its page in FOLDER, and a run that was killed goes on. --questions takes only so many training queries,
+drawn by the seed. Results go to FOLDER/methods.json as they come, a table to stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from beir import check_data, load, write_labels
+from quality import BASE, LABELS
+
+from ragadapt import FitConfig, Labels
+from ragadapt.pipeline.compare import Budget, compare_methods
+from ragadapt.report import MethodMeasured, Report
+from ragadapt.report.build import library_versions
+from ragadapt.report.methods import BASE as UNTUNED
+from ragadapt.report.methods import DENSE, SEARCH
+
+SEED = 13
+
+
+def labels_of(data: Path, name: str, folder: Path, questions: int | None) -> tuple[Path, list[Labels]]:
+    """A collection's documents, the queries that train and steer, and those of the test, which judge."""
+    collection = load(data, name)
+    made = []
+    for split, use in ((LABELS[name], "train"), ("test", "eval")):
+        ids = sorted(collection.qrels[split])
+        if use == "train" and questions is not None:
+            ids = sorted(random.Random(SEED).sample(ids, min(questions, len(ids))))
+        made.append(Labels(*write_labels(collection, split, ids, folder / split), use=use))
+    return collection.corpus, made
+
+
+def rows_of(name: str, budget: str, report: Report) -> list[dict[str, Any]]:
+    """A row for each method of one comparison, and one for the untuned model."""
+    found = report.methods
+    assert found is not None
+    untuned = report.system(UNTUNED)
+    assert untuned is not None
+    shared = {"collection": name, "budget": budget}
+    rows = [{**shared, "method": UNTUNED, **{metric: untuned.metrics[metric].value for metric in (SEARCH, DENSE)}}]
+    for method in found.measured:
+        gains = {
+            f"{metric}, over {against}": [delta.interval.low, delta.interval.delta, delta.interval.high, delta.p]
+            for delta in report.deltas
+            if delta.system == method.name
+            for metric, against in [(delta.metric, delta.against)]
+        }
+        rows.append({**shared, **figures_of(method), **gains})
+    return rows
+
+
+def figures_of(method: MethodMeasured) -> dict[str, Any]:
+    """Means over the seeds, and how far these lie apart."""
+    names = ("area", "steps_to_gain", "seconds", "peak_memory_bytes", "drift")
+    return {
+        "method": method.name,
+        "options": method.options,
+        "parameters": method.parameters,
+        "share": method.share,
+        "meets": method.meets,
+        "rate": method.rate,
+        "rates": {f"{point.x:g}": point.y for point in method.rates},
+        "steps": method.steps,
+        "seeds": [run.seed for run in method.runs],
+        SEARCH: method.mean("search"),
+        DENSE: method.mean("dense"),
+        "between seeds": {SEARCH: method.spread("search"), DENSE: method.spread("dense")},
+        **{name: method.mean(name) for name in names},
+    }
+
+
+def about(report: Report) -> dict[str, Any]:
+    """What the figures come from."""
+    return {
+        "date": date.today().isoformat(),
+        "command": shlex.join(["python", "examples/benchmarks/methods.py", *sys.argv[1:]]),
+        "machine": f"{platform.machine()}, {platform.system()}, python {platform.python_version()}",
+        "processors": os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "precision": report.machine.get("precision"),
+        "base": "all-MiniLM-L6-v2",
+        "versions": library_versions(),
+    }
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows in Markdown, best default search first within a collection and budget."""
+    lines = ["| collection | budget | method | share | rate | dense | default search | over LoRA | seconds | memory |"]
+    lines.append("|" + "---|" * 10)
+    for row in sorted(rows, key=lambda row: (row["collection"], row["budget"], -row[SEARCH])):
+        over = row.get(f"{SEARCH}, over lora")
+        gain = "" if over is None else f"{over[1]:+.3f} [{over[0]:+.3f}, {over[2]:+.3f}], p {over[3]:.2g}"
+        share = f"{100 * row['share']:.2g} %" if "share" in row else ""
+        seconds = f"{row['seconds']:.0f}" if "seconds" in row else ""
+        memory = f"{row['peak_memory_bytes'] / 1e6:.0f} MB" if row.get("peak_memory_bytes") else ""
+        rate = f"{row['rate']:g}" if "rate" in row else ""
+        lines.append(
+            f"| {row['collection']} | {row['budget']} | {row['method']} | {share} | {rate} | {row[DENSE]:.3f} | "
+            f"{row[SEARCH]:.3f} | {gain} | {seconds} | {memory} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of collections in BEIR layout")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="where comparisons and results go; a run goes on there"
+    )
+    parser.add_argument("--methods", default="all")
+    parser.add_argument("--collections", default=",".join(LABELS))
+    parser.add_argument("--budgets", default="0.5%,6.7%", help="shares of the parameters; own = each method's own size")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rates", type=int, default=4)
+    parser.add_argument("--steps", type=int, help="of every training; default: three epochs")
+    parser.add_argument("--questions", type=int, help="training queries; default: all")
+    parser.add_argument("--looks", type=int, default=8, help="at the dev part in a training: the points of its curve")
+    parser.add_argument("--jobs", type=int, help="trainings at a time")
+    arguments = parser.parse_args()
+    names = arguments.collections.split(",")
+    check_data(parser, arguments.data, names)
+    if unknown := set(names) - set(LABELS):
+        parser.error(f"no queries to train on in {', '.join(sorted(unknown))}; there are some in {', '.join(LABELS)}")
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        corpus, labels = labels_of(arguments.data, name, arguments.folder / name / "labels", arguments.questions)
+        for budget in arguments.budgets.split(","):
+            found = compare_methods(
+                [corpus],
+                arguments.folder / name,  # one for all budgets: they share vectors, queries and negatives
+                arguments.methods.split(","),
+                FitConfig.build({**BASE, "seed": SEED, "training": {"evaluations": arguments.looks}}),
+                labels=labels,
+                budget=Budget.of(None if budget == "own" else budget, arguments.steps),
+                seeds=arguments.seeds,
+                rates=arguments.rates,
+                jobs=arguments.jobs,
+            )
+            page = arguments.folder / f"{name}-{budget.strip('%')}.html"
+            (found.path / "report.html").replace(page)
+            rows += rows_of(name, budget, found.report)
+            text = json.dumps({"about": about(found.report), "rows": rows}, indent=1)
+            (arguments.folder / "methods.json").write_text(text, encoding="utf-8")
+            print(f"{name}, {budget}: {found.sentence}\n  {page}", flush=True)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
