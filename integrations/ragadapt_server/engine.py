@@ -189,9 +189,7 @@ class Engine:
             self.metrics.batches.labels("encode").observe(sum(last - first for _, first, last in pieces))
             try:
                 await loop.run_in_executor(self._encoding, self._run, pieces)
-            except asyncio.CancelledError:
-                raise
-            except BaseException as error:
+            except Exception as error:
                 for job, _, _ in pieces:
                     _fail(job.done, error)
                     with suppress(ValueError):
@@ -205,15 +203,11 @@ class Engine:
                     job.done.set_result(Encoded(job.rows, job.tokens, job.snapshot))
 
     def _take(self, queue: deque[_Texts]) -> list[tuple[_Texts, int, int]]:
-        """(job, first, last) of the texts that are encoded next: one build's, and not too many."""
+        """(job, first, last) of the texts that are encoded next. Only the first job can have begun before."""
         pieces: list[tuple[_Texts, int, int]] = []
         count = characters = 0
-        build: Snapshot | None = None
         while queue and count < _QUERIES and characters < _SLICE_CHARACTERS:
             job = queue[0]
-            if pieces and job.snapshot is not build and not (job.snapshot is None or build is None):
-                break
-            build = build or job.snapshot
             first = last = job.taken
             while last < len(job.texts) and count < _QUERIES and characters < _SLICE_CHARACTERS:
                 characters += len(job.texts[last])
@@ -226,8 +220,7 @@ class Engine:
 
     def _run(self, pieces: list[tuple[_Texts, int, int]]) -> None:
         """Encode the pieces; in the encoding thread."""
-        build = next((job.snapshot for job, _, _ in pieces if job.snapshot is not None), None)
-        build = build or self.retriever.snapshot()
+        build = pieces[0][0].snapshot or self.retriever.snapshot()  # a request's vectors are all of one model
         texts = [text for job, first, last in pieces for text in job.texts[first:last]]
         if pieces[0][0].task == "query":
             rows = build.query_vectors(texts) if texts else np.zeros((0, build.encoder.dim), np.float32)
@@ -260,9 +253,7 @@ class Engine:
             for group in groups.values():
                 try:
                     found = await loop.run_in_executor(self._searching, self._search_many, group)
-                except asyncio.CancelledError:
-                    raise
-                except BaseException as error:
+                except Exception as error:
                     for job in group:
                         _fail(job.done, error)
                     continue

@@ -13,7 +13,7 @@ from ragadapt_cli.terminal import Terminal
 @command("serve", json=False)
 @click.argument("retrievers", nargs=-1, required=True, metavar="RETRIEVER...")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0: to other machines too.")
-@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0: one that is free.")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(1, 65535), help="On which port.")
 @click.option(
     "--auth-token-file",
     type=click.Path(dir_okay=False, path_type=Path),
