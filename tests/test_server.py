@@ -461,7 +461,10 @@ def test_other_machines_need_a_token_or_a_word(made: Path) -> None:
 def test_pages_of_other_sites_can_neither_write_nor_read(address: str) -> None:
     body = {"query": "stone"}
     assert httpx.post(f"{address}/search", json=body, headers={"Origin": "http://evil.example"}).status_code == 403
-    assert httpx.post(f"{address}/search", json=body, headers={"Origin": "null"}).status_code == 403
+    for origin in ("null", "http://[", "", "http://evil.example:80@127.0.0.1"):
+        assert httpx.post(f"{address}/search", json=body, headers={"Origin": origin}).status_code == 403, origin
+    for host in ("[", "[::1", "", "evil.example:80@127.0.0.1:80@x"):
+        assert httpx.post(f"{address}/search", json=body, headers={"Host": host}).status_code in (400, 421), host
     assert httpx.post(f"{address}/search", json=body, headers={"Host": "evil.example"}).status_code == 421
     assert httpx.post(f"{address}/search", json=body, headers={"Origin": address}).status_code == 200
     answer = httpx.get(f"{address}/v1/models", headers={"Origin": "http://evil.example"})
@@ -657,7 +660,9 @@ def test_metrics_and_probes_say_what_is_served(address: str, retriever: Retrieve
     build = retriever.manifest.build_id
     assert f'build="{build}"' in text
     httpx.get(f"{address}/no/such/{'x' * 50}")
-    assert "no/such" not in httpx.get(f"{address}/metrics").text
+    httpx.request("PROPFIND", f"{address}/search")
+    text = httpx.get(f"{address}/metrics").text
+    assert "no/such" not in text and "PROPFIND" not in text
 
 
 def test_pages_load_nothing_from_elsewhere(address: str) -> None:

@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("serve-results"))
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--seconds", type=float, default=20, help="of load at each number of clients")
+    parser.add_argument("--passages", type=int, default=1024, help="of each round of embeddings")
     parser.add_argument("--churn-seconds", type=float, default=300)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--clients", type=int, default=0, help=argparse.SUPPRESS)  # a process of clients
@@ -214,7 +215,7 @@ def measure_embeddings(arguments: argparse.Namespace) -> Row:
     chance = np.random.default_rng(3)
     lengths = chance.choice([8, 20, 60, 150], len(passages))
     texts = [" ".join(text.split()[:length]) for text, length in zip(passages, lengths, strict=True)]
-    requests = [texts[at : at + 16] for at in range(0, 1024, 16)]
+    requests = [texts[at : at + 16] for at in range(0, arguments.passages, 16)]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -233,8 +234,8 @@ def measure_embeddings(arguments: argparse.Namespace) -> Row:
             for name, (place, process) in places.items():
                 before = used(process)
                 took, _ = asyncio.run(embed(place, requests))
-                rates[name].append(1024 / took)
-                processor[name].append((used(process) - before) / 1024 * 1000)
+                rates[name].append(16 * len(requests) / took)
+                processor[name].append((used(process) - before) / (16 * len(requests)) * 1000)
     rate, spent = ({name: round(median(each), 2) for name, each in of.items()} for of in (rates, processor))
     return {
         "passages per second": rate,

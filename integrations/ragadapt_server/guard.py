@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,6 +16,7 @@ from ragadapt_server.tokens import Caller, Tokens
 
 log = logging.getLogger(__name__)
 
+_METHODS = {"GET", "HEAD", "POST", "OPTIONS", "DELETE"}
 OPEN_PATHS = {"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/favicon.ico"}
 """What needs no token: they hold nothing of the documents."""
 
@@ -52,9 +53,10 @@ class Guard:
                 raise
             await error_response(path, refused)(scope, receive, counted)
         finally:
-            # The route's own pattern: paths that somebody made up must not become so many series.
+            # The route's own pattern: what somebody makes up must not become so many series.
             route = getattr(scope.get("route"), "path", None) or ("/mcp" if path.startswith("/mcp") else "other")
-            self.metrics.requests.labels(route, scope["method"], str(status)).inc()
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self.metrics.requests.labels(route, method, str(status)).inc()
             self.metrics.seconds.labels(route).observe(time.monotonic() - started)
 
     def _check(self, scope: Scope) -> None:
@@ -63,14 +65,14 @@ class Guard:
         if (
             self.tokens is None
             and self.settings.is_local
-            and _hostname(host) not in (*LOOPBACK_HOSTS, self.settings.host)
+            and _split(f"//{host}").hostname not in (*LOOPBACK_HOSTS, self.settings.host)
         ):
             # A page elsewhere may point a name of its own at this machine; then its Host header gives it away.
             raise Refused(421, "This server answers to localhost alone.", "wrong_host")
         if (
             origin is not None
             and scope["method"] not in ("GET", "HEAD", "OPTIONS")
-            and urlsplit(origin).netloc != host
+            and _split(origin).netloc != host
             and origin not in self.settings.cors
             and "*" not in self.settings.cors
         ):
@@ -108,8 +110,8 @@ class Guard:
         return read
 
 
-def _hostname(host: str) -> str:
+def _split(address: str) -> SplitResult:
     try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
+        return urlsplit(address)
+    except ValueError:  # such as half of an IPv6 address
+        return urlsplit("")
