@@ -369,7 +369,10 @@ def measure_kills(arguments: argparse.Namespace) -> Row:
                 threads = [threading.Thread(target=teach) for _ in range(4)]
                 for thread in threads:
                     thread.start()
-                time.sleep(float(chance.uniform(0.1, 1.0)))
+                wanted, end = len(kept) + int(chance.integers(1, 40)), time.monotonic() + 60
+                while len(kept) < wanted and time.monotonic() < end:
+                    time.sleep(0.001)
+                time.sleep(float(chance.uniform(0, 0.05)))
                 process.send_signal(signal.SIGKILL)
                 gone.set()
                 for thread in threads:
