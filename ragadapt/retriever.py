@@ -22,6 +22,7 @@ from ragadapt.checks import (
     checked_list,
     checked_queries,
     checked_text,
+    checked_texts,
     shown,
 )
 from ragadapt.config import PefaConfig
@@ -205,6 +206,19 @@ class Snapshot:
                 f"{self.chunks.path} holds no {missing!r}, which the index holds. Build the retriever again."
             )
         return found
+
+    def score(self, query: str, texts: Sequence[str], vectors: Floats | None = None) -> Floats:
+        """`Retriever.score` in this build. vectors: (n, d) of the texts, as passages, to use instead of encoding."""
+        (query,), texts = checked_queries([query]), checked_texts(texts)
+        if not texts:
+            return np.zeros(0, np.float32)
+        (vector,) = self.query_vectors([query])
+        if vectors is None:
+            vectors = self.encoder.encode_passages(texts)
+        vectors = check_vectors(vectors, self.encoder.dim, "passage vectors")
+        with self.lock:
+            self.whole()
+            return self.searcher.score_texts(query, vector, texts, vectors)
 
     def close(self) -> None:
         """Release files and connections, whoever holds it."""
@@ -431,6 +445,13 @@ class Retriever:
             return []
         with self._using() as now:
             return self._rank(now, queries, vectors, k, mode, lam, tenant, filter, second)
+
+    def score(self, query: str, texts: Sequence[str]) -> Floats:
+        """(n,) how well each text answers the query, on the scale of hybrid search without the users' feedback.
+
+        The texts need not be in the retriever: its model, mix and word statistics are used. Raises InvalidInput.
+        """
+        return self.snapshot().score(query, texts)
 
     def _rank(
         self,

@@ -6,7 +6,7 @@ documents → chunks → queries → (training) → hits
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -105,3 +105,23 @@ class Hit:
     chunk: Chunk
     score: float
     parts: Mapping[str, float] = field(default_factory=dict)
+
+
+def hits_as_json(hits: Sequence[Hit]) -> list[dict[str, Any]]:
+    """Every field of the hits. rank: from 1; score: larger is better."""
+    return [
+        {
+            "rank": rank,
+            "score": hit.score,
+            "id": hit.chunk.id,
+            "document_id": hit.chunk.document_id,
+            "source": hit.chunk.source,
+            "heading_path": list(hit.chunk.heading_path),
+            "text": hit.chunk.text,
+            "start": hit.chunk.start,
+            "end": hit.chunk.end,
+            "metadata": dict(hit.chunk.metadata),
+            "parts": dict(hit.parts),
+        }
+        for rank, hit in enumerate(hits, start=1)
+    ]

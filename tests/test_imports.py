@@ -23,7 +23,7 @@ PARTS = (
 )  # fmt: skip
 """The modules and packages of ragadapt. Each may import those before it, never those behind it."""
 
-OUTSIDE = ("langchain", "llama_index", "click", "rich", "ragadapt_cli")
+OUTSIDE = ("langchain", "llama_index", "click", "rich", "ragadapt_cli", "ragadapt_server", "fastapi", "mcp", "uvicorn")
 """What the core knows nothing of; packages whose name begins so are meant too (langchain_core)."""
 
 PUBLIC = {
@@ -237,13 +237,18 @@ def test_help_loads_no_torch(arguments: list[str]) -> None:
 
 
 def test_integrations_are_imported_by_nothing_in_the_core_and_not_by_each_other() -> None:
-    names = {"langchain_ragadapt": "langchain", "llama_index_ragadapt": "llama_index", "llama_index": "llama_index"}
+    names = {
+        "langchain_ragadapt": "langchain",
+        "llama_index_ragadapt": "llama_index",
+        "llama_index": "llama_index",
+        "ragadapt_server": "ragadapt_server",
+    }
     found = [
         f"{module}:{line} imports {name}"
         for package, own in names.items()
         for module, path in sources(ROOT / "integrations" / package)
         for line, name in imported(path.read_text(encoding="utf-8"), module)
-        if name.split(".")[0].startswith(("langchain", "llama_index", "ragadapt_cli"))
+        if name.split(".")[0].startswith(("langchain", "llama_index", "ragadapt_cli", "ragadapt_server"))
         and not name.split(".")[0].startswith(own)
     ]
     assert found == []
@@ -260,6 +265,7 @@ def test_integrations_are_imported_by_nothing_in_the_core_and_not_by_each_other(
             "llama_index_ragadapt",
             {"LoRAEmbedding", "LoRAFinetuneEngine", "LoRARetriever", "RagAdaptRerank", "RagAdaptVectorStore"},
         ),
+        ("ragadapt_server", {"ServerSettings", "make_app", "make_mcp"}),
     ],
 )
 def test_public_names_of_the_integrations_load_lazily_and_are_typed(name: str, public: set[str]) -> None:

@@ -196,6 +196,9 @@ CALLS = {
         ["doctor", "{retriever}", "--json"],
         ["doctor", "{tmp}/{name}"],
     ],
+    "serve": [["serve", "{tmp}/{name}"], ["serve", "{retriever}", "--url-template", "{{{evil}}}"]],
+    "mcp": [["mcp", "{tmp}/{name}"]],
+    "token": [["token", "{tmp}/tokens{name}", "--json"], ["token", "{tmp}/tokens", "--tenant", "{evil}"]],
     "methods": [["methods"], ["methods", "--json"], ["methods", "{evil}"]],
     "completion": [["completion", "bash"], ["completion", "{evil}"]],
 }

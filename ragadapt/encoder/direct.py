@@ -112,6 +112,12 @@ class DirectTokenizer:
         many = self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
         return _Encoded([one.ids for one in many], many)
 
+    def __len__(self) -> int:
+        return int(self._tokenizer.get_vocab_size())
+
+    def decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids))
+
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         return int(self._tokenizer.num_special_tokens_to_add(pair))
 

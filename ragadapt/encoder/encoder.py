@@ -383,6 +383,33 @@ class Encoder:
         )
         return [len(row) for row in encoded["input_ids"]]
 
+    def decode(self, tokens: Sequence[Sequence[int]]) -> list[str]:
+        """The texts of token ids that this encoder's tokenizer made. Raises InvalidInput for those of another one.
+
+        Ids of another vocabulary stand for other words, so the text must give the same ids again.
+        """
+        texts = []
+        with self._lock:
+            tokenizer = self._tokenizer
+            special = set(getattr(tokenizer, "all_special_ids", ()))
+            size = len(tokenizer) if callable(tokenizer) else tokenizer.get_vocab_size()
+            for number, row in enumerate(tokens):
+                own = [id for id in row if id not in special]
+                text = str(tokenizer.decode(own)) if all(0 <= id < size for id in own) else ""
+                if not own or self._ids(text) != own:
+                    raise InvalidInput(
+                        f"tokens[{number}] does not come from this model's tokenizer: its ids stand for other words. "
+                        "Send the text itself (LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)."
+                    )
+                texts.append(text)
+        return texts
+
+    def _ids(self, text: str) -> list[int]:
+        tokenizer = self._tokenizer
+        if not callable(tokenizer):
+            return list(tokenizer.encode(text, add_special_tokens=False).ids)
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
     # ------------------------------------------------------------------ encoding
 
     def encode_queries(self, texts: Sequence[str], *, progress: Progress = no_progress) -> Vectors:

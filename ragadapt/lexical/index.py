@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -115,6 +116,32 @@ class LexicalIndex:
         """The scores of one query for chosen positions (n,)."""
         chosen: NDArray[np.float32] = self.scores([query])[0, np.asarray(positions, np.int64)]
         return chosen
+
+    def scores_of_texts(self, query: str, texts: Sequence[str]) -> NDArray[np.float32]:
+        """The scores of one query for texts (n,) that need not be indexed, with the statistics of those that are.
+
+        An indexed text without headings has the score that `scores` gives it. A word that no document holds counts as
+        the rarest.
+        """
+        numbers: dict[str, int] = {}
+        asked = Counter(token for word in words(query) for token in self._analyse(word).tokens)
+        known, columns, n = self._engine.vocab_dict, self._engine.scores["indptr"], len(self)
+        weights = np.zeros(len(asked))
+        for token, times in asked.items():
+            at = known.get(token)
+            df = 0 if at is None else int(columns[at + 1] - columns[at])
+            weights[numbers.setdefault(token, len(numbers))] = times * np.log1p((n - df + 0.5) / (df + 0.5))
+        mean, k1, b = float(self._lengths.mean()) if n else 0.0, self._settings["k1"], self._settings["b"]
+        scores = np.zeros(len(texts), np.float32)
+        for row, text in enumerate(texts):
+            found, length = np.zeros(len(asked)), 0
+            for word in map(self._analyse, words(text)):
+                length += word.positions
+                for token in word.tokens:
+                    if token in numbers:
+                        found[numbers[token]] += 1
+            scores[row] = weights @ (found / (found + k1 * (1 - b + b * length / (mean or 1.0))))
+        return scores
 
     def search(self, queries: Sequence[str], k: int, allowed: NDArray[np.bool_] | None = None) -> list[Ranking]:
         """Per query up to k (ids, scores), best first, ties by id; documents that share no token: left out.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -211,6 +211,25 @@ class Searcher:
             found += first
             progress("search", stop, len(texts))
         return found
+
+    def score_texts(self, query: str, vector: Floats, texts: Sequence[str], vectors: Floats) -> Floats:
+        """(n,) fused scores of texts that need not be indexed, on the scale of a hybrid search over what is.
+
+        vector: (d,) of the query. vectors: (n, d) of the texts, as passages. An indexed passage without headings has
+        the score that a search gives it.
+        """
+        fusion, moved = self.fusion, vector[None]
+        if fusion.feedback > 0 and fusion.method != "rrf":
+            (first,) = self.candidates([query], moved, fusion=replace(fusion, feedback=0))
+            top, _ = first.ranked(fusion, fusion.feedback_depth)
+            moved = move_towards(moved, [self.plain.vectors(self.ids_of(top))], fusion.feedback)
+        means, deviations = self.background.of_scores(moved)
+        lexical_means, lexical_deviations = self.lexical.moments([query])
+        return Candidates(
+            np.arange(len(texts)),
+            standardise(vectors @ moved[0], means[0], deviations[0]),
+            standardise(self.lexical.scores_of_texts(query, texts), lexical_means[0], lexical_deviations[0]),
+        ).fused(fusion)
 
     def positions(self, ids: Sequence[str]) -> Positions:
         return self.lexical.positions(ids)

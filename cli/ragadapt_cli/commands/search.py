@@ -15,6 +15,7 @@ from ragadapt.checks import shown
 from ragadapt.errors import InvalidInput
 from ragadapt.files import parse_object, read_lines
 from ragadapt.text import encodable, grouped
+from ragadapt.values import hits_as_json
 from ragadapt_cli.options import command, device_options, feedback_options, rerank_options, retriever_argument
 from ragadapt_cli.terminal import ERROR, LinePart, Terminal
 
@@ -131,26 +132,6 @@ def search_command(
             terminal.note("Nothing was found.")
         _show(terminal, text, hits)
     return code
-
-
-def hits_as_json(hits: Sequence[Hit]) -> list[dict[str, Any]]:
-    """Every field of the hits. rank: from 1; score: larger is better."""
-    return [
-        {
-            "rank": rank,
-            "score": hit.score,
-            "id": hit.chunk.id,
-            "document_id": hit.chunk.document_id,
-            "source": hit.chunk.source,
-            "heading_path": list(hit.chunk.heading_path),
-            "text": hit.chunk.text,
-            "start": hit.chunk.start,
-            "end": hit.chunk.end,
-            "metadata": dict(hit.chunk.metadata),
-            "parts": dict(hit.parts),
-        }
-        for rank, hit in enumerate(hits, start=1)
-    ]
 
 
 def _show(terminal: Terminal, query: str, hits: Sequence[Hit]) -> None:

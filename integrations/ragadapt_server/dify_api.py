@@ -1,0 +1,69 @@
+"""Dify's external knowledge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import Field
+
+from ragadapt_server.errors import Json
+from ragadapt_server.filters import dify_filter
+from ragadapt_server.openai_api import Finite, Foreign
+from ragadapt_server.relevance import relevance
+from ragadapt_server.state import caller_of, server_of, tenant_of, title_of
+
+router = APIRouter()
+
+
+class RetrievalSetting(Foreign):
+    """How many records, and from which score (0…1) on."""
+
+    top_k: int = Field(5, ge=1, le=200)
+    score_threshold: Finite | None = 0.0
+
+
+class RetrievalRequest(Foreign):
+    """What Dify asks. knowledge_id: the retriever's name."""
+
+    knowledge_id: str
+    query: str
+    retrieval_setting: RetrievalSetting = Field(default_factory=RetrievalSetting)
+    metadata_condition: dict[str, Any] | None = None
+
+
+@router.post("/retrieval", tags=["Dify"])
+async def retrieval(request: Request, body: RetrievalRequest) -> Json:
+    """The best passages as records, best first, with scores from 0 to 1."""
+    server = server_of(request)
+    engine = server.engine(body.knowledge_id)
+
+    def values(name: str) -> Iterable[Any]:
+        known: dict[str, None] = {}
+        for _, fields in engine.retriever.snapshot().chunks.shown():
+            value = fields.get(name)
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, str):
+                    known[one] = None
+        return known
+
+    filter = None
+    if body.metadata_condition is not None:
+        filter = await engine.call(dify_filter, body.metadata_condition, values)
+    server.log_query(body.query)
+    setting = body.retrieval_setting
+    hits = await engine.search(body.query, setting.top_k, filter=filter, tenant=tenant_of(caller_of(request), None))
+    records = []
+    for hit, score in zip(hits, relevance([hit.score for hit in hits]).tolist(), strict=True):
+        if score < (setting.score_threshold or 0.0):
+            continue
+        chunk = hit.chunk
+        metadata = {
+            "id": chunk.id,
+            "document_id": chunk.document_id,
+            "source": chunk.source,
+            **{name: value for name, value in chunk.metadata.items() if value is not None},
+        }
+        records.append({"content": chunk.text, "score": score, "title": title_of(chunk), "metadata": metadata})
+    return Json({"records": records})

@@ -1,0 +1,65 @@
+"""The processes of `ragadapt serve` and `ragadapt mcp`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any
+
+import anyio
+
+from ragadapt_server.settings import ServerSettings
+
+_SETTINGS = "RAGADAPT_SERVER_SETTINGS"  # how they reach the processes of --workers
+_GRACE_SECONDS = 20  # for what is being answered when the server is told to stop
+
+
+def serve(settings: ServerSettings, workers: int = 1, log_level: str = "warning") -> None:
+    """Answer over HTTP until the process is told to stop.
+
+    workers: processes that share the port and the files, which each maps into memory.
+    """
+    import uvicorn
+
+    how: dict[str, Any] = {
+        "host": settings.host,
+        "port": settings.port,
+        "log_level": log_level,
+        "access_log": log_level in ("info", "debug"),
+        "server_header": False,
+        "timeout_graceful_shutdown": _GRACE_SECONDS,
+    }
+    if workers == 1:
+        from ragadapt_server.app import make_app
+
+        uvicorn.run(make_app(settings), **how)
+        return
+    with tempfile.TemporaryDirectory(prefix="ragadapt-metrics-") as folder:
+        os.environ[_SETTINGS] = settings.to_json()
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # read when the client library is imported
+        uvicorn.run("ragadapt_server.run:app_of_worker", factory=True, workers=workers, **how)
+
+
+def app_of_worker() -> object:
+    """The application of one of several processes."""
+    from ragadapt_server.app import make_app
+
+    return make_app(ServerSettings.from_json(os.environ[_SETTINGS]))
+
+
+def serve_stdio(settings: ServerSettings) -> None:
+    """Speak MCP on stdin and stdout about the first retriever until stdin ends."""
+    from ragadapt_server.mcp import make_mcp
+    from ragadapt_server.state import ServerState
+
+    server = ServerState.open(settings)
+    engine = server.engine(None)
+
+    async def main() -> None:
+        await engine.start()
+        try:
+            await make_mcp(server, engine).run_stdio_async()
+        finally:
+            await engine.close()
+
+    anyio.run(main)

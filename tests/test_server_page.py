@@ -1,0 +1,256 @@
+"""The page of the server, in a real browser."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+from ragadapt_server.tokens import add_token
+from running_server import running
+from small_retriever import fit_pages
+
+from ragadapt.pefa import Feedback
+from ragadapt.retriever import Retriever
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium; install the system's package `chromium`"),
+]
+
+HOSTILE = '<img src=x onerror="document.title=1"> <script>document.title = 2</script> <b>zebra</b> & &lt;i&gt;'
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "docs").mkdir()
+    (folder / "docs" / "hostile.md").write_text(
+        f"# A `<script>document.title = 3</script>` page\n\n```\n{HOSTILE}\n```\n"
+    )
+    return fit_pages(folder)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "retriever"))
+
+
+@pytest.fixture
+def address(folder: Path) -> Iterator[str]:
+    with running(("pages", folder)) as address:
+        yield address
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    page = browser.new_page()
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda sent: None if sent.url.startswith((address, "data:")) else wrong.append(sent.url))
+    page.goto(address)
+    page.wait_for_selector("#strip li")
+    yield page
+    page.close()
+    assert wrong == []  # nothing failed, and nothing was loaded from elsewhere
+
+
+def ids(page: Page, side: str = "left") -> list[str]:
+    return [str(card.get_attribute("data-id")) for card in page.locator(f"#{side} article").all()]
+
+
+def kept(folder: Path) -> list[Feedback]:
+    with Retriever.open(folder) as retriever:
+        return list(retriever.feedback().ledger.find())
+
+
+def ask(page: Page, query: str) -> None:
+    page.fill("#query", query)
+    page.keyboard.press("Enter")
+    until(page, "query => location.hash.includes(new URLSearchParams({q: query}).toString())", query)
+    until(page, "() => document.querySelector('#told').textContent.includes('passages in')")
+
+
+def until(page: Page, fact: str, given: Any = None) -> None:
+    """Wait for it. The browser's own way to wait needs eval, which the page's policy forbids."""
+    end = time.monotonic() + 20
+    while not page.evaluate(fact, given):
+        assert time.monotonic() < end, fact
+        page.wait_for_timeout(20)
+
+
+def test_search_shows_the_retrievers_hits_with_marked_words(page: Page, folder: Path) -> None:
+    ask(page, "old red stone")
+    with Retriever.open(folder) as retriever:
+        hits = retriever.search("old red stone", 10)
+        assert ids(page) == [hit.chunk.id for hit in hits]
+    first = page.locator("#left article").first
+    assert " > ".join(hits[0].chunk.heading_path) in first.locator("h3").inner_text().replace("›", ">")
+    assert first.locator(".score").inner_text() == f"{hits[0].score:.2f}"
+    assert first.locator(".source").inner_text() == hits[0].chunk.source
+    marks = {mark.inner_text().lower() for mark in page.locator(".text mark").all()}
+    assert marks and all(mark.startswith(("old", "red", "ston")) for mark in marks)
+    assert first.locator("meter").count() == 2
+    page.select_option("#k", "5")
+    until(page, "() => document.querySelectorAll('#left article').length === 5")
+
+
+def test_comparison_shows_the_other_search_beside_it(page: Page, folder: Path) -> None:
+    ask(page, "old red stone")
+    page.select_option("#other", "lexical")
+    page.wait_for_selector("#right article")
+    with Retriever.open(folder) as retriever:
+        expected = [hit.chunk.id for hit in retriever.search("old red stone", 10, mode="lexical")]
+    assert ids(page, "right") == expected
+    place = expected.index(ids(page)[1]) + 1 if ids(page)[1] in expected else 0
+    said = page.locator("#left article").nth(1).inner_text()
+    assert ("new here" if not place else "same place" if place == 2 else f"(there {place}.)") in said
+    page.select_option("#other", "")
+    page.wait_for_selector("#right", state="hidden")
+
+
+def test_a_thumb_changes_the_next_search_and_undo_restores_it(page: Page, folder: Path) -> None:
+    ask(page, "old red stone")
+    before = ids(page)
+    last = before[-1]
+    card = page.locator(f'#left article[data-id="{last}"]')
+    card.get_by_role("button", name="This passage answers the question").click()
+    until(page, "() => document.querySelector('#strip').textContent.includes('feedback 1')")
+    after = ids(page)
+    assert after != before and after.index(last) < before.index(last)
+    (one,) = kept(folder)
+    assert (one.query, one.chunk_id, one.weight) == ("old red stone", last, 1.0)
+    card.get_by_role("button", name="This passage does not answer").click()
+    until(page, "() => document.querySelector('#told').textContent.includes('passages in')")
+    end = time.monotonic() + 20
+    while [one for one in kept(folder) if one.weight > 0]:
+        assert time.monotonic() < end
+    assert [one.weight for one in kept(folder)] in ([], [-1.0])  # between the two calls there is none
+    until(page, "() => document.querySelector('#strip').textContent.includes('feedback 1')")
+    assert [one.weight for one in kept(folder)] == [-1.0]
+    if card.count():
+        card.get_by_role("button", name="Take back").click()
+    else:  # it is not among the best any more
+        page.evaluate("id => undo('old red stone', id)", last)
+    until(page, "() => document.querySelector('#strip').textContent.includes('feedback 0')")
+    assert ids(page) == before
+
+
+def test_everything_can_be_done_by_keyboard(page: Page) -> None:
+    assert page.evaluate("document.activeElement.id") == "query"
+    page.keyboard.type("old red stone")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#left article")
+    before = ids(page)
+    page.keyboard.press("Tab")  # away from the question, where keys are letters
+    for _ in before:
+        page.keyboard.press("j")
+    assert page.evaluate("document.activeElement.dataset.id") == before[-1]
+    page.keyboard.press("k")
+    assert page.evaluate("document.activeElement.dataset.id") == before[-2]
+    page.keyboard.press("Enter")
+    assert page.locator("article.open").count() == 1
+    page.keyboard.press("+")
+    until(page, "() => document.querySelector('#strip').textContent.includes('feedback 1')")
+    assert page.evaluate("document.activeElement.dataset.id") == before[-2]  # the focus went along
+    assert ids(page).index(before[-2]) < len(before) - 2
+    page.keyboard.press("z")
+    until(page, "() => document.querySelector('#strip').textContent.includes('feedback 0')")
+    assert ids(page) == before
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.id") == "query"
+    page.keyboard.type("the river")  # it was selected: what is typed takes its place
+    page.keyboard.press("Enter")
+    until(page, "() => location.hash === '#q=the+river'")
+
+
+def test_hostile_documents_and_questions_stay_text(page: Page) -> None:
+    title = page.title()
+    for query in ("zebra script onerror", '"><img src=x onerror="document.title=4">', "(.*[", "\\"):
+        ask(page, query)
+    ask(page, "zebra script onerror document title")
+    page.select_option("#k", "50")
+    until(page, "() => document.querySelectorAll('#left article').length > 10")
+    cards = page.locator('#left article[data-id^="hostile.md"]')
+    said = " ".join(cards.locator(".text").all_inner_texts())
+    for piece in ("<img src=x", "<script>", "document.title = 2", "</script>", "<b>zebra</b>", "&lt;i&gt;"):
+        assert piece in said
+    assert "<script>document.title = 3</script>" in cards.locator("h3").first.inner_text()
+    assert page.locator("article img, article script, article b, article i").count() == 0
+    assert page.title() == title
+
+
+def test_the_page_fits_a_phone_in_light_and_dark(browser: Browser, address: str) -> None:
+    colours = []
+    for scheme in ("light", "dark"):
+        context = browser.new_context(color_scheme=scheme, viewport={"width": 360, "height": 740})  # type: ignore[arg-type]
+        page = context.new_page()
+        page.goto(f"{address}/#q=old+red+stone")  # a question can be linked to
+        page.wait_for_selector("#left article")
+        page.select_option("#other", "dense")
+        page.wait_for_selector("#right article")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        low = page.evaluate(CONTRAST)
+        assert low == [], (scheme, low)
+        colours.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        context.close()
+    assert colours[0] != colours[1]
+
+
+CONTRAST = """() => {
+  const light = (colour) => {
+    const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255)
+      .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    for (let at = element; at; at = at.parentElement) {
+      const colour = getComputedStyle(at).backgroundColor;
+      if (!/, 0\\)$/.test(colour)) return colour;
+    }
+    return "rgb(255, 255, 255)";
+  };
+  const low = [];
+  for (const element of document.querySelectorAll("header *, main *")) {
+    const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+    if (!own || element.closest("[hidden], option, select")) continue;
+    const [one, other] = [light(getComputedStyle(element).color), light(behind(element))].sort((a, b) => b - a);
+    if ((one + 0.05) / (other + 0.05) < 4.5) low.push(element.outerHTML.slice(0, 80));
+  }
+  return low;
+}"""
+"""Texts whose contrast is below what WCAG AA asks."""
+
+
+def test_a_token_is_asked_for_and_forgotten_with_the_tab(browser: Browser, folder: Path, tmp_path: Path) -> None:
+    token = add_token(tmp_path / "tokens")
+    with running(("pages", folder), token_file=str(tmp_path / "tokens")) as address:
+        page = browser.new_page()
+        page.goto(address)
+        page.wait_for_selector("#ask[open]")
+        page.fill("#token", "wrong")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#ask[open]")
+        page.fill("#token", token)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#strip li")
+        ask(page, "old red stone")
+        assert len(ids(page)) == 10
+        stored: Any = page.evaluate("[localStorage.length, document.cookie]")
+        assert stored == [0, ""]
+        page.close()
