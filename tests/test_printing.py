@@ -196,7 +196,7 @@ CALLS = {
         ["doctor", "{retriever}", "--json"],
         ["doctor", "{tmp}/{name}"],
     ],
-    "methods": [["methods"], ["methods", "--json"], ["methods", "{evil}"]],
+    "methods": [["methods"], ["methods", "--json"]],
     "completion": [["completion", "bash"], ["completion", "{evil}"]],
 }
 
