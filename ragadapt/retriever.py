@@ -32,7 +32,7 @@ from ragadapt.index.contract import check_vectors
 from ragadapt.index.filters import given
 from ragadapt.pefa import Feedback, Ledger, Pefa, checked_feedback, named_tenant
 from ragadapt.pefa.passages import StoredPassages
-from ragadapt.search.fusion import Floats, Fusion
+from ragadapt.search.fusion import Floats, Fusion, with_reranker
 from ragadapt.search.reranking import PLAIN_WEIGHT, Rerank, checked_rerank, rerank_all
 from ragadapt.search.saved import open_searcher
 from ragadapt.search.searcher import Dense, Mask, Mode, Plain, Ranked, Searcher
@@ -207,7 +207,7 @@ class Snapshot:
             )
         return found
 
-    def score(self, query: str, texts: Sequence[str], vectors: Floats | None = None) -> Floats:
+    def score(self, query: str, texts: Sequence[str], vectors: Floats | None = None, *, rerank: bool = False) -> Floats:
         """`Retriever.score` in this build. vectors: (n, d) of the texts, as passages, to use instead of encoding."""
         (query,), texts = checked_queries([query]), checked_texts(texts)
         if not texts:
@@ -218,7 +218,21 @@ class Snapshot:
         vectors = check_vectors(vectors, self.encoder.dim, "passage vectors")
         with self.lock:
             self.whole()
-            return self.searcher.score_texts(query, vector, texts, vectors)
+            first = self.searcher.score_texts(query, vector, texts, vectors)
+        second = self.second_stage(Rerank()) if rerank else None
+        if second is None:
+            return first
+        reader, weight, depth = second
+        order = np.argsort(-first, kind="stable")
+        [read] = reader.logits_of([(query, [texts[at] for at in order[: depth or reader.depth].tolist()])])
+        made = np.empty_like(first)
+        made[order] = first.mean() + first.std() * with_reranker(first[order], read, weight)
+        return made
+
+    @property
+    def reranks(self) -> bool:
+        """Whether a re-ranker shipped with it."""
+        return bool((self.manifest.sections.get("rerank") or {}).get("weight"))
 
     def close(self) -> None:
         """Release files and connections, whoever holds it."""
@@ -446,12 +460,13 @@ class Retriever:
         with self._using() as now:
             return self._rank(now, queries, vectors, k, mode, lam, tenant, filter, second)
 
-    def score(self, query: str, texts: Sequence[str]) -> Floats:
+    def score(self, query: str, texts: Sequence[str], *, rerank: bool = False) -> Floats:
         """(n,) how well each text answers the query, on the scale of hybrid search without the users' feedback.
 
-        The texts need not be in the retriever: its model, mix and word statistics are used. Raises InvalidInput.
+        The texts need not be in the retriever: its model, mix and word statistics are used. rerank: with its second
+        stage. Raises InvalidInput, where it has none too.
         """
-        return self.snapshot().score(query, texts)
+        return self.snapshot().score(query, texts, rerank=rerank)
 
     def _rank(
         self,

@@ -529,6 +529,15 @@ def test_a_reranker_that_helps_is_kept_with_its_weight(folder: Path, cross_encod
         assert (made.path / "reranker" / "model.safetensors").is_file() and retriever.rerank_refused == ""
         text = next(iter(liked(folder, cross_encoder, True)))
         own = retriever.search(text, k=5, rerank=True)
+        texts = [hit.chunk.passage for hit in own]
+        first, second = (retriever.score(text, texts[::-1], rerank=rerank)[::-1] for rerank in (False, True))
+        assert second.mean() == pytest.approx(first.mean(), abs=1e-4) and not np.allclose(first, second)
+        [read] = retriever.snapshot().second_stage(Rerank())[0].logits_of([(text, texts)])  # type: ignore[index]
+        np.testing.assert_allclose(
+            second, first.mean() + first.std() * with_reranker(first, read, section["weight"]), atol=1e-4
+        )
+        with pytest.raises(InvalidInput, match="no re-ranker"), Retriever.open(folder) as plain:
+            plain.score(text, texts, rerank=True)
         asked = Rerank(model=cross_encoder, weight=section["weight"], depth=10)
         assert [hit.chunk.id for hit in own] == [hit.chunk.id for hit in retriever.search(text, k=5, rerank=asked)]
         measured = retriever.evaluate(labels.queries, labels.qrels, modes=["hybrid"], rerank=True)

@@ -152,11 +152,13 @@ class Engine:
             return await job.done
 
     async def score(self, query: str, texts: Sequence[str]) -> tuple[Floats, int]:
-        """(n,) scores of given texts as `Retriever.score` gives them, and the tokens that were read."""
+        """(n,) scores of given texts as `Retriever.score` gives them, with the second stage where one shipped, and the
+        tokens that the first one read."""
         (query,), texts = checked_queries([query]), checked_texts(texts)
         with self._admitted(1 + len(texts)):
             asked, encoded = await asyncio.gather(self._encode([query], "query"), self._encode(texts, "passage"))
-            scores = await self.call(encoded.snapshot.score, query, texts, encoded.vectors)
+            now = encoded.snapshot
+            scores = await self.call(now.score, query, texts, encoded.vectors, rerank=now.reranks)
         return scores, asked.tokens + encoded.tokens
 
     async def call(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
