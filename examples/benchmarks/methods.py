@@ -89,11 +89,12 @@ def figures_of(method: MethodMeasured) -> dict[str, Any]:
     }
 
 
-def about(report: Report) -> dict[str, Any]:
-    """What the figures come from."""
+def about(report: Report, data: Path, folder: Path) -> dict[str, Any]:
+    """What the figures come from; the two folders by what they are."""
+    named = {str(data): "DATA", str(folder): "FOLDER"}
     return {
         "date": date.today().isoformat(),
-        "command": shlex.join(["python", "examples/benchmarks/methods.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "examples/benchmarks/methods.py", *(named.get(w, w) for w in sys.argv[1:])]),
         "machine": f"{platform.machine()}, {platform.system()}, python {platform.python_version()}",
         "processors": os.cpu_count(),
         "threads": os.environ.get("OMP_NUM_THREADS"),
@@ -159,7 +160,7 @@ def main() -> None:
             page = arguments.folder / f"{name}-{budget.strip('%')}.html"
             (found.path / "report.html").replace(page)
             rows += rows_of(name, budget, found.report)
-            text = json.dumps({"about": about(found.report), "rows": rows}, indent=1)
+            text = json.dumps({"about": about(found.report, arguments.data, arguments.folder), "rows": rows}, indent=1)
             (arguments.folder / "methods.json").write_text(text, encoding="utf-8")
             print(f"{name}, {budget}: {found.sentence}\n  {page}", flush=True)
     print(table(rows))
