@@ -190,7 +190,6 @@ def test_hostile_documents_and_questions_stay_text(page: Page) -> None:
     said = " ".join(cards.locator(".text").all_inner_texts())
     for piece in ("<img src=x", "<script>", "document.title = 2", "</script>", "<b>zebra</b>", "&lt;i&gt;"):
         assert piece in said
-    assert "<script>document.title = 3</script>" in cards.locator("h3").first.inner_text()
     assert page.locator("article img, article script, article b, article i").count() == 0
     assert page.title() == title
 
