@@ -20,12 +20,13 @@ from transformers import AutoConfig, AutoModel
 from ragadapt.adapters import attach
 from ragadapt.adapters.inserted import Inserting
 from ragadapt.adapters.method import Method, attach_method, options_of, replace_module
-from ragadapt.config import AdapterConfig, EncoderConfig
+from ragadapt.config import AdapterConfig, EncoderConfig, TrainingConfig
 from ragadapt.encoder import Encoder, layout
 from ragadapt.encoder.architectures import Transformer, of_library
 from ragadapt.encoder.attention import ALL
 from ragadapt.encoder.prefix import split
 from ragadapt.errors import InvalidConfiguration
+from ragadapt.training import Example, train
 
 METHODS: dict[str, dict[str, Any]] = {
     "houlsby": {"rank": 3},
@@ -504,6 +505,20 @@ def test_sizes_on_bert_base_are_the_published_ones(
 
 
 # Options
+
+
+@every_method
+def test_gates_learn_faster_and_nothing_else_does(method: str, tmp_path: Path) -> None:
+    base = Encoder.load(EncoderConfig(model=str(write_tiny_model(tmp_path)), device="cpu", precision="float32"))
+    pairs = [Example(" ".join(text.split()[::2]), text) for text in sentences(8, words=16)]
+    training = TrainingConfig(epochs=1, batch_size=8, learning_rate=1e-3, warmup=0)
+    after = train(base, pairs, None, AdapterConfig(method=method, layers=1), training).encoder.trainable()
+    gates = {name: after[name].detach().abs().max() for name in after if name.endswith("gate")}
+    assert bool(gates) is (method in ("prefix", "mam"))
+    # Adam's first step is the learning rate, whatever the gradient.
+    assert all(abs(float(moved) - 20e-3) < 1e-4 for moved in gates.values())
+    others = [after[name].detach().abs().max() for name in after if name.endswith((".up", "up_bias"))]
+    assert all(float(moved) < 1.01e-3 for moved in others)
 
 
 def test_without_modules_inside_iaa_l_is_its_path_aside() -> None:

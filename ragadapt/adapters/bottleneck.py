@@ -9,7 +9,7 @@ from torch import nn
 
 from ragadapt.adapters.inserted import Bottleneck, Inserting, sublayers
 from ragadapt.adapters.method import Options
-from ragadapt.adapters.prefix import put_prefix
+from ragadapt.adapters.prefix import gate_rates, put_prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +84,6 @@ class Mam(Inserting):
             self.put(host, "parallel", part)
             self.before(f"{layer}.{network.reads}", part.remember)
             self.after(host, part.on_seen)
+
+    def learning_rates(self) -> dict[str, float]:
+        return gate_rates(self)

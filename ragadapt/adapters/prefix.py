@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from ragadapt.adapters.inserted import Inserted, Inserting, Sublayer, sublayers
 from ragadapt.adapters.method import Options
 
+# A gate is one number that begins at zero and moves by the learning rate at most in a step: at a run's own rate it
+# stays so small that the prefix, whose gradient it scales, hardly learns (docs/methods.md).
+GATE_RATE = 20.0
+
 
 @dataclass(frozen=True, slots=True)
 class PrefixOptions(Options):
@@ -65,6 +69,11 @@ class Attended(Inserted):
         return [self.gate]
 
 
+def gate_rates(method: Inserting) -> dict[str, float]:
+    """How much faster than the rest the gates of a method's prefixes learn."""
+    return {f"{name}.gate": GATE_RATE for name, part in method.parts.items() if isinstance(part, Attended)}
+
+
 def put_prefix(method: Inserting, layer: str, attention: Sublayer, length: int) -> None:
     """A prefix at the self-attention of one layer."""
     config: Any = method.model.config
@@ -91,3 +100,6 @@ class LearntPrefix(Inserting):
         attention, _ = sublayers(self.model)
         for layer in self.layers:
             put_prefix(self, layer, attention, self.options.prefix_length)
+
+    def learning_rates(self) -> dict[str, float]:
+        return gate_rates(self)
