@@ -486,7 +486,11 @@ def test_time_grows_with_size_and_no_faster(kind: str) -> None:
         size *= 2
     if first < floor:
         return  # too quick to measure at 64 times the size
-    assert seconds_for(make(4 * size), format) < first * 4**1.3 + floor
+    for _ in range(3):  # a busy machine takes caches away, more from the larger one
+        if seconds_for(make(4 * size), format) < first * 4**1.3 + floor:
+            return
+        first = max(first, seconds_for(make(size), format))
+    pytest.fail(f"four times the size takes more than {4**1.3:.1f} times as long")
 
 
 @pytest.mark.parametrize("name", ["c.jsonl", "c.csv"])

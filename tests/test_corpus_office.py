@@ -377,11 +377,11 @@ def test_what_word_files_leave_out_is_reported_and_reaches_the_result(tmp_path: 
 def test_the_report_lists_what_was_left_out() -> None:
     from types import SimpleNamespace
 
-    from ragadapt.pipeline.report import _corpus
+    from ragadapt.pipeline.report import corpus_facts
 
     documents = [Document("a", "x", source="a.pdf", notes=("heads", "feet")), Document("b", "y")]
     corpus = SimpleNamespace(chunks=(), groups=())
-    part = _corpus(SimpleNamespace(documents=documents, skipped=[], corpus=corpus))  # type: ignore[arg-type]
+    part = corpus_facts(documents, corpus, [])  # type: ignore[arg-type]
     assert [(note.source, note.reason) for note in part.notes] == [("a.pdf", "heads"), ("a.pdf", "feet")]
     assert part.notes_total == 2
 

@@ -627,7 +627,7 @@ def test_a_method_describes_itself() -> None:
     }  # fmt: skip
     assert found["lora+"].options["lr_ratio"] == 16.0 and found["flat-lora"].options["noise"] == 0.05
     assert [name for name, method in found.items() if method.cuda] == ["qlora"]
-    assert [name for name, method in found.items() if not method.folds] == ["gate"]
+    assert {name for name, method in found.items() if not method.folds} == {*INSERTED, "trf", "trf-linear", "gate"}
     assert found["ia3"].what.startswith("Learnt factors") and not found["ia3"].reweights
 
 

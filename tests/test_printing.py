@@ -196,6 +196,11 @@ CALLS = {
         ["doctor", "{retriever}", "--json"],
         ["doctor", "{tmp}/{name}"],
     ],
+    "compare": [
+        ["compare", "{docs}", "-o", "{tmp}/{name}", "--methods", "{evil}", "--queries", "{questions}"],
+        ["compare", "{docs}", "-o", "{tmp}/compared", "--methods", "lora,full", "--budget-params", "{evil}"],
+        ["compare", "{docs}", "-o", "{tmp}/compared", "{evil}"],
+    ],
     "serve": [["serve", "{tmp}/{name}"], ["serve", "{retriever}", "--url-template", "{{{evil}}}"]],
     "mcp": [["mcp", "{tmp}/{name}"]],
     "token": [["token", "{tmp}/tokens{name}", "--json"], ["token", "{tmp}/tokens", "--tenant", "{evil}"]],

@@ -295,12 +295,11 @@ def report_error(error: BaseException, terminal: Terminal) -> int:
         error.__dict__["message"] = redacted(error.message)  # it quotes what was typed
         if terminal.json:
             return _say(error, error.exit_code, error.format_message(), terminal)
+        if error.message:  # before click takes colours out, and leaves the rest
+            error.__dict__["message"] = printable(error.message)
         shown = io.StringIO()
         error.show(shown)  # with the usage, on lines of its own
-        text = shown.getvalue()
-        if error.message:
-            text = text.replace(error.message, printable(error.message))
-        click.echo(_lines(text), err=True, nl=False)
+        click.echo(_lines(shown.getvalue()), err=True, nl=False)
         return error.exit_code
     # Here, so that nothing of it is imported when all goes well.
     from ragadapt.errors import MissingExtra, RagadaptError
