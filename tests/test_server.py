@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import os
 import random
@@ -528,7 +529,7 @@ def test_bad_bodies_get_a_reason_and_never_an_error_of_ours(address: str, count:
                         if not list(places(made)):
                             break
                     else:
-                        holder[key] = chance.choice(odd)
+                        holder[key] = copy.deepcopy(chance.choice(odd))  # the next change may be inside of it
                 answer = client.post(path, content=json.dumps(made), headers={"Content-Type": "application/json"})
                 statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
                 assert answer.status_code < 500, (path, made, answer.text)
