@@ -55,8 +55,9 @@ from ragadapt.report import (
     write_report,
 )
 from ragadapt.report import charts as chart
+from ragadapt.report.elements import table as element_table
 from ragadapt.report.markup import tag
-from ragadapt.report.page import _table, page
+from ragadapt.report.page import page
 
 QRELS = {"q1": {"a": 1}, "q2": {"b": 1}, "q3": {"c": 1}, "q4": {"d": 1}}
 BEFORE = {"q1": {"x": 2.0, "a": 1.0}, "q2": {"b": 1.0}, "q3": {"x": 1.0}, "q4": {"d": 1.0}}
@@ -445,7 +446,7 @@ def test_columns_and_tables_that_hold_nothing_are_left_out() -> None:
     some = (*timings, Timing(stage="encode", seconds=2.0, items=10, unit="passages"))
     soup = BeautifulSoup(page(Report(timings=some)), "html.parser")
     assert [cell.text for cell in soup.select("#time thead th")] == ["stage", "time", "worked on", "rate"]
-    assert _table(["a", "b"], [["x", "–"], ["y", "–"]], caption="c") == ""
+    assert element_table(["a", "b"], [["x", "–"], ["y", "–"]], caption="c") == ""
 
 
 def test_no_headline_speaks_of_tuning_where_nothing_was_tuned() -> None:

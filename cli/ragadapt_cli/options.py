@@ -50,6 +50,38 @@ def retriever_argument(function: Function) -> Function:
     return click.argument("retriever", type=RETRIEVER)(function)
 
 
+def question_options(help: str, *, uses: bool = True) -> Callable[[Function], Function]:
+    """--queries and --qrels, for commands that read labelled questions. help: of --queries. uses: with --labels-for."""
+
+    def decorate(function: Function) -> Function:
+        options = [
+            click.option("--queries", "query_files", multiple=True, type=FILE, help=help),
+            click.option(
+                "--qrels",
+                "qrels_files",
+                multiple=True,
+                type=FILE,
+                help="Judgements for --queries, in the same order.",
+            ),
+        ]
+        if uses:
+            options.append(
+                click.option(
+                    "--labels-for",
+                    "uses",
+                    multiple=True,
+                    type=click.Choice(["both", "train", "eval"]),
+                    help="What your questions are for: once for all of them, or once for each --queries.  "
+                    "[default: both]",
+                )
+            )
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
 def feedback_options(function: Function) -> Function:
     """How feedback counts, for commands that search."""
     for option in (

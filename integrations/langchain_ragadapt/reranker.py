@@ -10,7 +10,7 @@ from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import ConfigDict, Field
 
-from ragadapt.checks import checked_list, checked_threshold, shown
+from ragadapt.checks import checked_list, shown
 from ragadapt.errors import InvalidInput
 from ragadapt.search.reranking import rerank_given
 
@@ -41,13 +41,9 @@ class RagAdaptReranker(BaseDocumentCompressor):
 
     def __init__(self, **fields: Any) -> None:
         """Raises InvalidInput for a re-ranker that is none, and pydantic's error for other fields that don't fit."""
-        from ragadapt.rerank import Reranker  # brings torch
+        from ragadapt.rerank import checked_reranker  # brings torch
 
-        if not isinstance(fields.get("reranker"), Reranker):
-            raise InvalidInput(
-                f"reranker is {type(fields.get('reranker')).__name__}: give a ragadapt.rerank.Reranker, or use "
-                "RagAdaptReranker.from_pretrained(model)."
-            )
+        checked_reranker(fields.get("reranker"), "RagAdaptReranker.from_pretrained")
         super().__init__(**fields)
 
     @classmethod
@@ -70,10 +66,11 @@ class RagAdaptReranker(BaseDocumentCompressor):
         for at, document in enumerate(documents):
             if not isinstance(document, Document):
                 raise InvalidInput(f"documents[{at}] is {shown(document)}: a LangChain Document is needed.")
-        least = checked_threshold(self.score_threshold)
-        found = rerank_given(query, [one.page_content for one in documents], self.reranker, weight=self.weight)
-        kept = [(at, score) for at, score in found if least is None or score >= least][: self.top_n]
-        return [self._scored(documents[at], score) for at, score in kept]
+        texts = [one.page_content for one in documents]
+        found = rerank_given(
+            query, texts, self.reranker, weight=self.weight, threshold=self.score_threshold, most=self.top_n
+        )
+        return [self._scored(documents[at], score) for at, score in found]
 
     def _scored(self, document: Document, score: float) -> Document:
         extra = {} if self.score_key is None else {self.score_key: score}

@@ -9,7 +9,6 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from pydantic import ConfigDict, Field
 
-from ragadapt.checks import checked_threshold
 from ragadapt.errors import InvalidInput
 from ragadapt.search.reranking import rerank_given
 
@@ -37,13 +36,9 @@ class RagAdaptRerank(BaseNodePostprocessor):
 
     def __init__(self, **fields: Any) -> None:
         """Raises InvalidInput for a re-ranker that is none, and pydantic's error for other fields that don't fit."""
-        from ragadapt.rerank import Reranker  # brings torch
+        from ragadapt.rerank import checked_reranker  # brings torch
 
-        if not isinstance(fields.get("reranker"), Reranker):
-            raise InvalidInput(
-                f"reranker is {type(fields.get('reranker')).__name__}: give a ragadapt.rerank.Reranker, or use "
-                "RagAdaptRerank.from_pretrained(model)."
-            )
+        checked_reranker(fields.get("reranker"), "RagAdaptRerank.from_pretrained")
         super().__init__(**fields)
 
     @classmethod
@@ -67,10 +62,16 @@ class RagAdaptRerank(BaseNodePostprocessor):
     ) -> list[NodeWithScore]:
         if query_bundle is None:
             raise InvalidInput("RagAdaptRerank reads each node with the question: give query_str or query_bundle.")
-        least = checked_threshold(self.score_threshold)
         given = [one.score for one in nodes if one.score is not None]
         texts = [one.node.get_content(metadata_mode=MetadataMode.NONE) for one in nodes]
         scores = given if len(given) == len(nodes) else None
-        found = rerank_given(query_bundle.query_str, texts, self.reranker, scores=scores, weight=self.weight)
-        kept = [(at, score) for at, score in found if least is None or score >= least][: self.top_n]
-        return [NodeWithScore(node=nodes[at].node, score=score) for at, score in kept]
+        found = rerank_given(
+            query_bundle.query_str,
+            texts,
+            self.reranker,
+            scores=scores,
+            weight=self.weight,
+            threshold=self.score_threshold,
+            most=self.top_n,
+        )
+        return [NodeWithScore(node=nodes[at].node, score=score) for at, score in found]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,9 +29,9 @@ class Added(Adapted):
     def base(self) -> nn.Linear:
         return self.base_layer
 
+    @abstractmethod
     def delta(self, x: Tensor) -> Tensor:
         """(…, in) → (…, out), in the precision of x."""
-        raise NotImplementedError
 
     def whole(self, x: Tensor) -> Tensor:
         out: Tensor = self.base(x)
@@ -60,9 +61,9 @@ class Adding(OnLinear):
                 layers[name] = self.make(base, name).to(base.weight.device)
         self.place(layers)
 
+    @abstractmethod
     def make(self, base: nn.Linear, name: str) -> Added:
         """What stands in the place of a layer."""
-        raise NotImplementedError
 
     def training(self, on: bool) -> None:
         for layer in self.layers.values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -90,9 +91,9 @@ class Tuner(OnLinear):
         return target_names(self.model, self.scope, targets)
 
     @classmethod
+    @abstractmethod
     def config(cls, options: Any, names: list[str]) -> PeftConfig:
         """PEFT's configuration for these layers, named in full."""
-        raise NotImplementedError
 
     def training(self, on: bool) -> None:
         if self.stochastic:  # without anything to drop, PEFT's layers need not know
@@ -119,14 +120,14 @@ class TunedPair(TunedLinear):
     """One whose change is a low-rank pair, which may re-weight the vector."""
 
     @property
+    @abstractmethod
     def a(self) -> Tensor:
         """(r, in)."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def b(self) -> Tensor:
         """(out, r)."""
-        raise NotImplementedError
 
     @property
     def factor(self) -> float:

@@ -9,25 +9,23 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from importlib import resources
-from statistics import fmean
 from typing import Any
 
 from markupsafe import Markup
 
 from ragadapt.report import charts
+from ragadapt.report.elements import checklist, figure, label_of_system, more, table, tiles
 from ragadapt.report.markup import Child, tag
-from ragadapt.report.methods import BASE, DENSE, SEARCH, percent_of
+from ragadapt.report.methods_section import methods_section
 from ragadapt.report.values import (
     Comparison,
     Curve,
     Delta,
     Measure,
     MeasuredSystem,
-    MethodMeasured,
-    MethodsCompared,
     Passage,
     QueryComparison,
     QueryResult,
@@ -63,7 +61,7 @@ def page(report: Report) -> str:
     )
     made = (
         ("quality", "Quality", _quality(report)),
-        ("methods", "Methods", _methods(report)),
+        ("methods", "Methods", methods_section(report)),
         ("decision", "Decision", _decision(report)),
         ("questions", "Wins and losses", _questions(report)),
         ("failures", "What still fails", _failures(report)),
@@ -131,7 +129,7 @@ def _header(report: Report) -> Markup:
             "div",
             tag("p", tag("span", sign, aria_hidden="true"), verdict.outcome, cls="badge") if verdict else None,
             tag("p", headline(report), cls="headline"),
-            _tiles(_key_figures(report)),
+            tiles(_key_figures(report)),
             cls=f"verdict {look}",
         ),
         [tag("p", tag("strong", "Note. "), text, cls="caution") for text in cautions(report)],
@@ -157,7 +155,7 @@ def _key_figures(report: Report) -> list[tuple[str, Child, Child]]:
         found = delta.interval
         figures.append(
             (
-                f"against {_label(report, delta.against)}",
+                f"against {label_of_system(report, delta.against)}",
                 tag("span", signed(found.delta), cls="good" if found.better else "bad" if found.worse else ""),
                 f"{found.confidence:.0%} interval: {signed(found.low)} to {signed(found.high)}",
             )
@@ -189,7 +187,7 @@ def _quality(report: Report) -> Markup | None:
         "div",
         tag(
             "div",
-            _figure(
+            figure(
                 charts.interval_chart(rows, title=f"{report.metric} by system", axis=report.metric),
                 "The diamond is what ships. Bars are bootstrap intervals over the questions.",
                 title=f"{report.metric} of every system",
@@ -197,7 +195,7 @@ def _quality(report: Report) -> Markup | None:
             _change_figure(report) if report.methods is None else None,  # there each method has one
             cls="pair",
         ),
-        _table(
+        table(
             ["system", *metrics],
             [
                 [
@@ -228,209 +226,20 @@ def _change_figure(report: Report) -> Markup | None:
     if not mine:
         return None
     rows = [
-        charts.ChartRow(_label(report, d.against), d.interval.delta, d.interval.low, d.interval.high, _mark(d))
+        charts.ChartRow(label_of_system(report, d.against), d.interval.delta, d.interval.low, d.interval.high, _mark(d))
         for d in mine
     ]
-    return _figure(
+    return figure(
         charts.interval_chart(
             rows,
-            title=f"Difference of {_label(report, system)} from each baseline",
+            title=f"Difference of {label_of_system(report, system)} from each baseline",
             axis=f"Δ {report.metric}",
             zero=True,
             signed=True,
         ),
-        f"{_first_upper(_label(report, system))} minus each baseline, question by question. "
+        f"{_first_upper(label_of_system(report, system))} minus each baseline, question by question. "
         "A bar that stays right of 0 is a gain that can be relied on.",
         title="Difference from each baseline",
-    )
-
-
-def _methods(report: Report) -> Markup | None:
-    found = report.methods
-    if found is None:
-        return None
-    first = next(method for method in found.measured if method.name == found.reference)
-    missed = [method.label for method in found.measured if method.meets is False]
-    edges = [method.label for method in found.measured if method.at_the_edge]
-    return tag(
-        "div",
-        tag("p", f"All alike: {found.alike}."),
-        tag("p", tag("strong", "Not within 15% of the budget: "), f"{', '.join(missed)}. No size of theirs is nearer.")
-        if missed
-        else None,
-        tag(
-            "p",
-            tag("strong", "Best at the lowest or highest learning rate that was tried: "),
-            f"{', '.join(edges)}. A further one may be better; more rates (--rates) go further.",
-        )
-        if edges
-        else None,
-        tag(
-            "div",
-            [
-                _figure(
-                    charts.interval_chart(
-                        [
-                            charts.ChartRow(_label(report, d.system), *_bounds(d), _mark_corrected(d))
-                            for d in report.deltas
-                            if (d.against, d.metric) == (against, metric)
-                        ],
-                        title=f"{_KINDS[metric]}: difference from {label}",
-                        axis="Δ nDCG@10",
-                        zero=True,
-                        signed=True,
-                    ),
-                    "Coloured: a difference that stands after the correction for several comparisons.",
-                    title=f"{_KINDS[metric]}, against {label}",
-                )
-                for against, label in ((BASE, "the untuned model"), (found.reference, first.label))
-                for metric in (SEARCH, DENSE)
-            ],
-            cls="pair",
-        ),
-        tag("h3", "What they cost"),
-        _method_table(found),
-        tag("h3", "How they learn"),
-        tag(
-            "p",
-            "Quality on the dev questions while learning, mean of the seeds; the band reaches from the lowest to the "
-            "highest. Every method has its own learning rate, chosen on the same questions.",
-            cls="small",
-        ),
-        tag("div", [_learning_figure(method, first) for method in found.measured], cls="pair"),
-        _table(
-            ["method", "mean over the run", "steps to 90% of its gain", "best step", "between seeds"],
-            [
-                [
-                    method.label,
-                    score(method.mean("area") or 0.0),
-                    "–" if (steps := method.mean("steps_to_gain")) is None else f"{steps:.0f}",
-                    f"{method.mean('best_step') or 0:.0f}",
-                    "–" if (spread := method.spread("search")) is None else f"± {score(spread)}",
-                ]
-                for method in found.measured
-            ],
-            caption="Learning curves in figures. Mean over the run: the area under the curve. Between seeds: standard "
-            "deviation of the default search's nDCG@10.",
-            numeric=range(1, 5),
-            sort_values=[
-                [m.label, m.mean("area"), m.mean("steps_to_gain"), m.mean("best_step"), m.spread("search")]
-                for m in found.measured
-            ],
-        ),
-        _rates(found),
-        [
-            tag("h3", "Left out"),
-            _table(
-                ["method", "why"],
-                [[each.source, each.reason] for each in found.left_out],
-                caption="Methods that did not take part.",
-                sort_values=[[each.source, each.reason] for each in found.left_out],
-            ),
-        ]
-        if found.left_out
-        else None,
-    )
-
-
-_KINDS = {SEARCH: "Default search", DENSE: "Dense search"}
-
-
-def _bounds(delta: Delta) -> tuple[float, float, float]:
-    return delta.interval.delta, delta.interval.low, delta.interval.high
-
-
-def _mark_corrected(delta: Delta) -> str:
-    found = delta.interval
-    if delta.p is None or delta.p >= 1 - found.confidence:
-        return ""
-    return "good" if found.delta > 0 else "bad"
-
-
-def _method_table(found: MethodsCompared) -> Markup:
-    rows, values = [], []
-    for method in found.measured:
-        seconds, memory, drift = (method.mean(name) for name in ("seconds", "peak_memory_bytes", "drift"))
-        options = ", ".join(f"{name} {value}" for name, value in method.options.items())
-        rows.append(
-            [
-                [
-                    method.label,
-                    tag("span", "ships", cls="chip strong") if method.name == found.ships else None,
-                    tag("small", options, cls="note") if options else None,
-                ],
-                count(method.parameters),
-                percent_of(method.share),
-                f"{method.rate:g}",
-                count(method.steps),
-                duration(seconds or 0.0),
-                size(round(memory)) if memory is not None else "–",
-                score(drift or 0.0),
-            ]
-        )
-        values.append(
-            [method.label, method.parameters, method.share, method.rate, method.steps, seconds, memory, drift]
-        )
-    return _table(
-        ["method", "parameters", "share", "learning rate", "steps", "training", "peak memory", "drift"],
-        rows,
-        caption="Means over the seeds. Training: the steps alone. Drift: 1 − cosine by which ordinary passages moved.",
-        numeric=range(1, 8),
-        sort_values=values,
-    )
-
-
-def _learning_figure(method: MethodMeasured, first: MethodMeasured) -> Markup | None:
-    shown = [method] if method is first else [method, first]
-    return _figure(
-        charts.line_chart(
-            [_seeds(each) for each in shown],
-            title=f"Learning curve of {method.label}",
-            x_label="step",
-            y_label="nDCG@10, dev",
-        ),
-        title=method.label,
-    )
-
-
-def _seeds(method: MethodMeasured) -> charts.Series:
-    """The mean over the seeds at every step at which all were looked at."""
-    curves = [{point.x: point.y for point in run.curve} for run in method.runs]
-    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
-    rows = [[curve[step] for curve in curves] for step in steps]
-    several = len(curves) > 1
-    return charts.Series(
-        method.label,
-        steps,
-        [fmean(row) for row in rows],
-        [min(row) for row in rows] if several else (),
-        [max(row) for row in rows] if several else (),
-    )
-
-
-def _rates(found: MethodsCompared) -> Markup | None:
-    tried = [(method, point) for method in found.measured for point in method.rates]
-    if len(tried) <= len(found.measured):
-        return None
-    return tag(
-        "details",
-        tag("summary", "learning rates tried"),
-        _table(
-            ["method", "learning rate", "best on the dev questions", "taken"],
-            [
-                [
-                    method.label,
-                    f"{point.x:g}",
-                    score(point.y) if point.y >= 0 else "diverged",
-                    "✓" if point.x == method.rate else "",
-                ]
-                for method, point in tried
-            ],
-            caption="As many for every method; the walk goes where the dev questions get better.",
-            numeric=(1, 2),
-            sort_values=[[method.label, point.x, point.y, point.x == method.rate] for method, point in tried],
-        ),
-        cls="plain",
     )
 
 
@@ -455,13 +264,13 @@ def _decision(report: Report) -> Markup | None:
         )
         if evidence
         else None,
-        _checklist((step.name, step.passed, step.detail) for step in steps) if steps else None,
-        _table(
+        checklist((step.name, step.passed, step.detail) for step in steps) if steps else None,
+        table(
             ["system", "against", "metric", "Δ", "interval", "better in", "p", "questions"],
             [
                 [
-                    _label(report, d.system),
-                    _label(report, d.against),
+                    label_of_system(report, d.system),
+                    label_of_system(report, d.against),
                     d.metric,
                     tag("span", signed(d.interval.delta), cls=_mark(d)),
                     f"{signed(d.interval.low)} … {signed(d.interval.high)}",
@@ -476,8 +285,8 @@ def _decision(report: Report) -> Markup | None:
             numeric=range(3, 8),
             sort_values=[
                 [
-                    _label(report, d.system),
-                    _label(report, d.against),
+                    label_of_system(report, d.system),
+                    label_of_system(report, d.against),
                     d.metric,
                     d.interval.delta,
                     d.interval.low,
@@ -503,7 +312,7 @@ def _questions(report: Report) -> Markup | None:
         "div",
         tag(
             "div",
-            _figure(
+            figure(
                 charts.change_chart(
                     comparison.changes, title="Change of every question", y_label=f"Δ {comparison.metric}"
                 ),
@@ -512,7 +321,7 @@ def _questions(report: Report) -> Markup | None:
             tag(
                 "div",
                 tag("p", f"{_first_upper(comparison.after)} against {comparison.before}, question by question."),
-                _tiles(
+                tiles(
                     [
                         ("better", tag("span", count(comparison.wins), cls="good"), None),
                         ("worse", tag("span", count(comparison.losses), cls="bad"), None),
@@ -554,7 +363,7 @@ def _questions(report: Report) -> Markup | None:
         else None,
         tag("div", [_query(each, comparison) for each in shown], cls="queries", id="question-list"),
         tag("button", "Show all", type="button", cls="more", data_more="question-list", hidden=True),
-        _more(len(shown), len(comparison.changes) - same, "changed questions"),
+        more(len(shown), len(comparison.changes) - same, "changed questions"),
     )
 
 
@@ -661,7 +470,7 @@ def _training(report: Report) -> Markup | None:
         if points:
             series = charts.Series(name, [step for step, _ in points], [value for _, value in points])
             figures.append(
-                _figure(
+                figure(
                     charts.line_chart([series], title="Learning curve", x_label="step", y_label=name),
                     note,
                     title=title,
@@ -671,7 +480,7 @@ def _training(report: Report) -> Markup | None:
         compared = report.distributions.after is not None
         title = "Scores before training" if compared else "Scores of the base model"
         figures.append(
-            _figure(
+            figure(
                 charts.histogram_chart(report.distributions.before, title=title, x_label="similarity"),
                 "Similarity of each question with the passages that answer it and with the best of the others, by "
                 "the base model: the further apart, the easier the choice.",
@@ -680,7 +489,7 @@ def _training(report: Report) -> Markup | None:
         )
         if report.distributions.after is not None:
             figures.append(
-                _figure(
+                figure(
                     charts.histogram_chart(
                         report.distributions.after, title="Scores after training", x_label="similarity"
                     ),
@@ -695,7 +504,7 @@ def _training(report: Report) -> Markup | None:
         tag("div", figures, cls="pair") if figures else None,
         [
             tag("h3", "Proof that the adapter works"),
-            _checklist((check.name, check.passed, check.detail) for check in report.checks),
+            checklist((check.name, check.passed, check.detail) for check in report.checks),
         ]
         if report.checks
         else None,
@@ -709,7 +518,7 @@ def _tuning(report: Report) -> Markup | None:
     if report.fusion is not None:
         curves.append(_named(report.fusion, "Mixing meaning and words", "share of the dense score"))
     curves.extend(report.curves)
-    figures = [_figure(curve_chart(curve), curve.note, title=curve.title) for curve in curves if curve.points]
+    figures = [figure(curve_chart(curve), curve.note, title=curve.title) for curve in curves if curve.points]
     return tag("div", figures, cls="pair") if figures else None
 
 
@@ -778,10 +587,10 @@ def _data(report: Report) -> Markup | None:
     total = (corpus.skipped_total if corpus else None) or len(skipped)
     return tag(
         "div",
-        _tiles(figures),
+        tiles(figures),
         [
             tag("h3", "Training questions by kind"),
-            _table(
+            table(
                 ["kind", "evidence", "made", "kept", "dropped because", "example"],
                 [
                     [
@@ -809,13 +618,13 @@ def _data(report: Report) -> Markup | None:
             tag(
                 "details",
                 tag("summary", "files and reasons"),
-                _table(
+                table(
                     ["file", "reason"],
                     [[each.source, each.reason] for each in skipped[:LISTED]],
                     caption="Not read.",
                     sort_values=[[each.source, each.reason] for each in skipped[:LISTED]],
                 ),
-                _more(min(len(skipped), LISTED), total, "skipped files"),
+                more(min(len(skipped), LISTED), total, "skipped files"),
                 cls="plain",
             )
             if skipped
@@ -823,13 +632,13 @@ def _data(report: Report) -> Markup | None:
             tag(
                 "details",
                 tag("summary", "left out on purpose of files that were read"),
-                _table(
+                table(
                     ["file", "what"],
                     [[each.source, each.reason] for each in corpus.notes[:LISTED]],
                     caption="Read, but for this.",
                     sort_values=[[each.source, each.reason] for each in corpus.notes[:LISTED]],
                 ),
-                _more(min(len(corpus.notes), LISTED), corpus.notes_total or len(corpus.notes), "notes"),
+                more(min(len(corpus.notes), LISTED), corpus.notes_total or len(corpus.notes), "notes"),
                 cls="plain",
             )
             if corpus.notes
@@ -863,12 +672,12 @@ def _time(report: Report) -> Markup | None:
     return tag(
         "div",
         tag("p", f"{duration(sum(each.seconds for each in timings))} in all."),
-        _figure(
+        figure(
             charts.bar_chart(
                 [(each.stage, each.seconds, duration(each.seconds)) for each in timings], title="Time by stage"
             )
         ),
-        _table(
+        table(
             ["stage", "time", "worked on", "rate", "peak memory"],
             rows,
             caption="Time and memory by stage.",
@@ -911,13 +720,13 @@ def _work(report: Report) -> list[Child]:
             "Until this report was written. Beside: what another thread did meanwhile, such as tokenising the next "
             "batch; it cost no time of its own.",
         ),
-        _figure(
+        figure(
             charts.bar_chart(
                 [(kind, sums[0], duration(sums[0])) for kind, sums in ordered if sums[0] > 0],
                 title="Time by kind of work",
             )
         ),
-        _table(
+        table(
             ["work", "stage", "time", "calls", "items", "beside"],
             [
                 [kind, stage, duration(seconds), count(calls), count(items), duration(beside) if beside else "–"]
@@ -935,7 +744,7 @@ def _details(report: Report) -> Markup | None:
     if report.licences:
         blocks.append(tag("h3", "Licences"))
         blocks.append(
-            _table(
+            table(
                 ["what", "licence", "source"],
                 [[each.what, each.licence, each.source] for each in report.licences],
                 caption="Terms of what went in.",
@@ -953,7 +762,7 @@ def _details(report: Report) -> Markup | None:
                 tag(
                     "details",
                     tag("summary", f"{name} ({len(values)})"),
-                    _table(
+                    table(
                         ["name", "value"],
                         [[tag("code", key), tag("code", _plain(value))] for key, value in values.items()],
                         caption=name,
@@ -976,117 +785,6 @@ def _footer(report: Report) -> Markup:
 # small pieces
 
 
-def _tiles(figures: Sequence[tuple[str, Child, Child]]) -> Markup | None:
-    if not figures:
-        return None
-    return tag(
-        "dl",
-        [
-            tag("div", tag("dt", name), tag("dd", value), tag("dd", small, cls="small") if small else None)
-            for name, value, small in figures
-        ],
-        cls="tiles",
-    )
-
-
-def _figure(chart: Markup, caption: Child = None, *, title: str = "") -> Markup | None:
-    if not chart:
-        return None
-    return tag(
-        "figure",
-        tag("p", title, cls="figure-title") if title else None,
-        chart,
-        tag("figcaption", caption) if caption else None,
-    )
-
-
-_NOTHING = ("–", "", None)
-
-
-def _table(
-    headers: Sequence[str],
-    rows: Sequence[Sequence[Child]],
-    *,
-    caption: str,
-    numeric: Iterable[int] | None = None,
-    sort_values: Sequence[Sequence[object]] | None = None,
-) -> Markup:
-    """numeric: columns set right; None = every column whose sort values are numbers. A column that holds nothing is
-    left out, and so is a table of nothing else."""
-    filled = [c for c in range(len(headers)) if c == 0 or any(row[c] not in _NOTHING for row in rows)]
-    if len(filled) < 2:
-        return Markup("")
-    if numeric is not None:
-        numeric = [filled.index(c) for c in numeric if c in filled]
-    headers, rows = [headers[c] for c in filled], [[row[c] for c in filled] for row in rows]
-    if sort_values is not None:
-        sort_values = [[keys[c] for c in filled] for keys in sort_values]
-    if numeric is None:
-        columns = range(len(headers))
-        found = [c for c in columns if any(isinstance(r[c], int | float) for r in sort_values or ())]
-        numeric = found
-    right = set(numeric)
-    sortable = sort_values is not None and len(rows) > 1
-    values = sort_values or [[None] * len(headers)] * len(rows)
-    table = tag(
-        "div",
-        tag(
-            "table",
-            tag(
-                "thead",
-                tag(
-                    "tr",
-                    [
-                        tag("th", header, scope="col", cls="number" if i in right else "")
-                        for i, header in enumerate(headers)
-                    ],
-                ),
-            ),
-            tag(
-                "tbody",
-                [
-                    tag(
-                        "tr",
-                        [
-                            tag(
-                                "th" if i == 0 else "td",
-                                cell,
-                                scope="row" if i == 0 else None,
-                                cls="number" if i in right else "",
-                                data_value=key if sortable else None,
-                            )
-                            for i, (cell, key) in enumerate(zip(row, keys))
-                        ],
-                    )
-                    for row, keys in zip(rows, values)
-                ],
-            ),
-            cls="sortable" if sortable else "",
-        ),
-        cls="scroll",
-        tabindex=0,
-        role="region",
-        aria_label=caption,
-    )
-    return tag("div", tag("p", caption, cls="small caption"), table)
-
-
-def _checklist(items: Iterable[tuple[str, bool | None, str]]) -> Markup:
-    looks = {True: ("good", "✓", "passed"), False: ("bad", "✗", "failed"), None: ("even", "–", "not decisive")}
-    return tag(
-        "ul",
-        [
-            tag(
-                "li",
-                tag("span", looks[passed][1], cls=f"sign {looks[passed][0]}", role="img", aria_label=looks[passed][2]),
-                tag("div", tag("strong", name), tag("span", detail, cls="small") if detail else None),
-            )
-            for name, passed, detail in items
-        ],
-        cls="checks",
-    )
-
-
 def _measure_cell(measure: Measure | None, best: float) -> Child:
     if measure is None:
         return "–"
@@ -1101,19 +799,8 @@ def _value_of(system: MeasuredSystem, metric: str) -> float | None:
     return None if measure is None else measure.value
 
 
-def _more(shown: int, total: int, what: str) -> Markup | None:
-    if total <= shown:
-        return None
-    return tag("p", f"{count(shown)} of {count(total)} {what} are listed.", cls="small")
-
-
 def _mark(delta: Delta) -> str:
     return "good" if delta.interval.better else "bad" if delta.interval.worse else ""
-
-
-def _label(report: Report, name: str) -> str:
-    system = report.system(name)
-    return system.label if system else name
 
 
 def _first_upper(text: str) -> str:

@@ -1,6 +1,6 @@
 """The second stage: a cross-encoder reads query and passage together."""
 
 from ragadapt.rerank.presets import PRESETS
-from ragadapt.rerank.reranker import Reranker, RerankerSpec
+from ragadapt.rerank.reranker import Reranker, RerankerSpec, checked_reranker
 
-__all__ = ["PRESETS", "Reranker", "RerankerSpec"]
+__all__ = ["PRESETS", "Reranker", "RerankerSpec", "checked_reranker"]

@@ -593,3 +593,12 @@ def _batch(tower: PairTower, rows: list[Ids], types: list[Ids] | None) -> Scores
     return np.concatenate(
         [_batch(tower, rows[:half], types and types[:half]), _batch(tower, rows[half:], types and types[half:])]
     )
+
+
+def checked_reranker(value: Any, maker: str) -> Reranker:
+    """The value, if it is a Reranker. maker: the call that makes one. Raises InvalidInput."""
+    if not isinstance(value, Reranker):
+        raise InvalidInput(
+            f"reranker is {type(value).__name__}: give a ragadapt.rerank.Reranker, or use {maker}(model)."
+        )
+    return value

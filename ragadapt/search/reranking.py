@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ragadapt.checks import checked_k, checked_number, shown
+from ragadapt.checks import checked_k, checked_number, checked_threshold, shown
 from ragadapt.errors import InvalidInput
 from ragadapt.search.fusion import RRF_K, Floats, with_reranker
 from ragadapt.search.searcher import Ranked
@@ -119,12 +119,15 @@ def rerank_given(
     *,
     scores: Sequence[float] | None = None,
     weight: float = 1.0,
+    threshold: float | None = None,
+    most: int | None = None,
 ) -> list[tuple[int, float]]:
     """(position, score) of another search's passages, best first.
 
     scores: theirs; None = by their order, 1 / (60 + rank) as in reciprocal-rank fusion. weight: the reader's share;
-    1 = its own scores alone.
+    1 = its own scores alone. threshold: leaves out what scores less. most: how many are kept. Raises InvalidInput.
     """
+    least = checked_threshold(threshold)
     if not len(passages):
         return []
     if weight == 1:
@@ -135,4 +138,4 @@ def rerank_given(
         (read,) = reader.logits_of([(query, passages)])
         mixed = with_reranker(first, read, weight)
     order = np.argsort(-mixed, kind="stable").tolist()
-    return [(at, float(mixed[at])) for at in order]
+    return [(at, float(mixed[at])) for at in order if least is None or mixed[at] >= least][:most]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ragadapt_cli.commands.fit import pair_labels
-from ragadapt_cli.options import FILE, command
+from ragadapt_cli.options import command, question_options
 from ragadapt_cli.settings import COMPARE_FLAGS, settings_options
 from ragadapt_cli.terminal import Terminal, clock, note_skipped
 
@@ -32,20 +32,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="Names with commas, such as lora,full; all = each that can run here.",
 )
-@click.option(
-    "--queries",
-    "query_files",
-    multiple=True,
-    type=FILE,
-    help="Your own questions, as for fit: they are split into those that train, steer and judge; may be repeated.",
-)
-@click.option("--qrels", "qrels_files", multiple=True, type=FILE, help="Judgements for --queries, in the same order.")
-@click.option(
-    "--labels-for",
-    "uses",
-    multiple=True,
-    type=click.Choice(["both", "train", "eval"]),
-    help="What your questions are for: once for all of them, or once for each --queries.  [default: both]",
+@question_options(
+    "Your own questions, as for fit: they are split into those that train, steer and judge; may be repeated."
 )
 @click.option(
     "--budget-params",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ragadapt_cli.options import FILE, command
+from ragadapt_cli.options import command, question_options
 from ragadapt_cli.settings import DOCTOR_FLAGS, settings_options
 from ragadapt_cli.terminal import ERROR, Terminal
 
@@ -17,10 +17,7 @@ if TYPE_CHECKING:
 
 @command("doctor")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
-@click.option(
-    "--queries", "query_files", multiple=True, type=FILE, help="Your own questions, as for fit: they measure."
-)
-@click.option("--qrels", "qrels_files", multiple=True, type=FILE, help="Judgements for --queries, in the same order.")
+@question_options("Your own questions, as for fit: they measure.", uses=False)
 @settings_options(DOCTOR_FLAGS)
 def doctor_command(
     terminal: Terminal,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ragadapt_cli.options import FILE, command
+from ragadapt_cli.options import command, question_options
 from ragadapt_cli.settings import FIT_FLAGS, settings_options
 from ragadapt_cli.terminal import NO_GAIN, Terminal, clock, note_skipped
 
@@ -27,21 +27,9 @@ if TYPE_CHECKING:
     type=click.Path(file_okay=False, path_type=Path),
     help="Where the retriever goes. An older one there is replaced when all is done, not before.",
 )
-@click.option(
-    "--queries",
-    "query_files",
-    multiple=True,
-    type=FILE,
-    help="Your own questions: BEIR queries.jsonl with --qrels, lines with quoted evidence, or a search log without "
-    "answers (jsonl, or .txt of one a line), which tells how word and vector search are mixed; may be repeated.",
-)
-@click.option("--qrels", "qrels_files", multiple=True, type=FILE, help="Judgements for --queries, in the same order.")
-@click.option(
-    "--labels-for",
-    "uses",
-    multiple=True,
-    type=click.Choice(["both", "train", "eval"]),
-    help="What your questions are for: once for all of them, or once for each --queries.  [default: both]",
+@question_options(
+    "Your own questions: BEIR queries.jsonl with --qrels, lines with quoted evidence, or a search log without "
+    "answers (jsonl, or .txt of one a line), which tells how word and vector search are mixed; may be repeated."
 )
 @settings_options(FIT_FLAGS)
 @click.option(
