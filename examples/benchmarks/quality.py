@@ -28,7 +28,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from beir import QUALITY, Collection, baselines, check_data, load, write_labels
+from beir import QUALITY, Collection, baselines, check_data, device, load, write_labels
 
 from ragadapt import Encoder, EncoderConfig, FitConfig, FitResult, Labels, Retriever, fit
 from ragadapt.evaluation import Evaluation, evaluate, gate, paired_bootstrap
@@ -76,6 +76,7 @@ class Bench:
         about = {
             "date": date.today().isoformat(),
             "machine": f"{platform.machine()}, {platform.system()}, python {platform.python_version()}",
+            "device": device(),
             "base": "all-MiniLM-L6-v2",
             "seeds": list(self.seeds),
         }
