@@ -262,6 +262,7 @@ def _train_along(processes: Processes, config: FitConfig) -> FitResult:
     from ragadapt.training import train
 
     while not isinstance(received := processes.broadcast(), FitResult):
+        assert isinstance(received, _Training)
         encoder = Encoder.load(config.encoder)
         if encoder.fingerprint != received.fingerprint:
             raise InvalidConfiguration(
