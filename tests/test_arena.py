@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tiny_models import sentences, write_tiny_model
 
-from ragadapt.config import EncoderConfig, FusionConfig
+from ragadapt.config import EncoderConfig, FitConfig, FusionConfig
 from ragadapt.encoder import Encoder
+from ragadapt.evaluation import gate
 from ragadapt.lexical import LexicalIndex
 from ragadapt.pipeline.arena import build_arena, one_rank
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
-from ragadapt.pipeline.fusion import learn_fusion, quality, ranking
+from ragadapt.pipeline.fit import FitSteps
+from ragadapt.pipeline.fusion import LearntFusion, Neutral, learn_fusion, quality, ranking, tolerance_of
+from ragadapt.pipeline.queries import DividedQueries
+from ragadapt.profiling import Clock
 from ragadapt.search.fusion import Floats, Fusion
 from ragadapt.values import Chunk, Evidence, Query
 
@@ -124,6 +129,53 @@ def test_crops_never_lower_the_dense_share(encoder: Encoder, vectors: Floats, le
     learnt = learn_fusion(arena, FusionConfig(), evidence=Evidence.CROP)
     assert learnt.fusion.weight >= 0.5
     assert learnt.queries == 30
+
+
+def labelled(count: int) -> list[Query]:
+    return [Query(f"l{at}", CHUNKS[at].text, "label", Evidence.LABELLED, (CHUNKS[at].id,)) for at in range(count)]
+
+
+def test_labels_move_the_weight_from_where_lower_evidence_took_it(
+    encoder: Encoder, vectors: Floats, lexical: Path
+) -> None:
+    """Every label is found first under any weight, so none is a reason to move."""
+    arena = build_arena(labelled(12), encoder, EncodedCorpus(CORPUS, vectors), lexical, {})
+    before = LearntFusion(Fusion(weight=0.83), Evidence.HUMAN, 40, None, "learnt from 40 queries (human)", 0.4)
+    neutral = Neutral(0.4, "the shape")
+    learnt = learn_fusion(arena, FusionConfig(), evidence=Evidence.LABELLED, neutral=neutral, before=before)
+    assert (learnt.fusion.weight, learnt.neutral) == (0.83, 0.4)
+    assert learnt.reason.endswith("the start was 0.83, learnt from 40 queries (human)")
+    alone = learn_fusion(arena, FusionConfig(), evidence=Evidence.LABELLED, neutral=neutral)
+    assert alone.fusion.weight == 0.4
+
+
+def test_a_fit_learns_from_labels_after_what_it_would_have_learnt_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    human = [first_sentence(at, "question", Evidence.HUMAN) for at in range(10)] * 4
+    calls: list[tuple[Evidence | None, int, LearntFusion | None]] = []
+
+    def learn(arena: list[Query], config: FusionConfig, *, evidence: Evidence | None, **how: Any) -> LearntFusion:
+        calls.append((evidence, len(arena), how["before"]))
+        return LearntFusion(Fusion(weight=0.7), evidence, len(arena), None, "")
+
+    monkeypatch.setattr("ragadapt.pipeline.fit.learn_fusion", learn)
+    steps = FitSteps.__new__(FitSteps)
+    steps.config, steps.clock = FitConfig(), Clock()
+    monkeypatch.setattr(FitSteps, "arena", lambda _, queries, *rest: queries)
+
+    def learnt(train: list[Query]) -> LearntFusion:
+        queries = DividedQueries(tuple(train), (), (), {}, {}, {}, {}, ())
+        return steps.fusion(gate.Plan((), (), None, ""), queries, None, None, Neutral())  # type: ignore[arg-type]
+
+    found = learnt([*human, *labelled(12)])
+    assert [call[:2] for call in calls] == [(Evidence.HUMAN, 40), (Evidence.LABELLED, 12)]
+    assert calls[0][2] is None and calls[1][2] is not None and found.evidence is Evidence.LABELLED
+    calls.clear()
+    assert learnt([*human, *labelled(3)]).evidence is Evidence.HUMAN  # too few labels
+    assert len(calls) == 1
+
+
+def test_fewer_labels_have_to_say_more() -> None:
+    assert tolerance_of(Evidence.LABELLED, 100) < tolerance_of(Evidence.LABELLED, 99) < tolerance_of(Evidence.CROP, 99)
 
 
 def test_a_weight_that_the_user_set_is_not_learnt(encoder: Encoder) -> None:

@@ -16,10 +16,10 @@ from ragadapt.search.fusion import (
     Candidates,
     Fusion,
     ScoreShapes,
-    _one_standard_error,
     learn_weight,
     move_towards,
     normal_surprisal,
+    one_standard_error,
     standardise,
 )
 
@@ -154,10 +154,10 @@ def test_a_bump_on_the_other_side_of_the_neutral_weight_is_not_taken_for_a_reaso
     best = np.full(20, 0.9)
     table = np.stack([best + np.where(np.arange(20) < 15, -0.1, 0.2), best - 0.04, best - 0.01, best])
     table[2, 0] -= 0.1
-    found, chosen, quality = _one_standard_error(table, (0.4, 0.6, 0.8, 0.95), 0.6, 1.0, None)
+    found, chosen, quality = one_standard_error(table, (0.4, 0.6, 0.8, 0.95), 0.6)
     assert quality[1] < quality[0] < quality[3]
     assert (found, chosen) == (0.95, 0.95)
-    assert _one_standard_error(table[::-1], (0.25, 0.4, 0.6, 0.8), 0.6, 1.0, None)[1] == 0.25
+    assert one_standard_error(table[::-1], (0.25, 0.4, 0.6, 0.8), 0.6)[1] == 0.25
 
 
 def _curve(lists: list[Candidates], judges: list[object]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -4,8 +4,11 @@
 
 Every collection is encoded once into FOLDER (kept, and gone on with; default: a temporary folder); the rest takes
 minutes. For each default, the choice for a collection is the option with the best mean nDCG@10 over the others. The
-last table applies all of these choices together: no figure in it comes from a default that its collection had a say in.
-Baselines are over the same passages. Results go to FOLDER/defaults.json, tables to stdout.
+second table applies all of these choices together: no figure in it comes from a default that its collection had a say
+in. Baselines are over the same passages. The third is of labels: so many of the test's questions learn the weight, from
+where it starts and by a rule of so many standard errors, and the others of the test judge it against where it started:
+mean gain / of the worst collection / of the least twentieth of the draws. Results go to FOLDER/defaults.json, tables to
+stdout.
 """
 
 from __future__ import annotations
@@ -31,17 +34,19 @@ from ragadapt.corpus import chunk_documents, internal_links, read_documents
 from ragadapt.lexical import LexicalIndex
 from ragadapt.lexical.ranking import moments
 from ragadapt.lexical.stopwords import QUESTION_WORDS, STOPWORDS
-from ragadapt.pipeline.fusion import BALANCE_ASKED, BALANCE_CUT, shape_sample, shaping
+from ragadapt.pipeline.fusion import BALANCE_ASKED, BALANCE_CUT, FEWEST_ASKED, shape_sample, shaping
 from ragadapt.pipeline.stages import lexical_parts
 from ragadapt.queries import structural_queries
 from ragadapt.search.fusion import (
     RRF_K,
+    WEIGHTS,
     Background,
     Floats,
     Fusion,
     ScoreShapes,
     move_towards,
     normal_surprisal,
+    one_standard_error,
     standardise,
 )
 
@@ -80,6 +85,12 @@ OPTIONS: dict[str, list[Setting]] = {
     "feedback": [replace(SHIPPED, feedback=strength) for strength in (0.0, 0.1, 0.2, 0.3, 0.5)],
 }
 _FIELDS = {"stop words": "stop_words", "heading weight": "heading_weight", "form": "form", "feedback": "feedback"}
+
+
+LABELS = (10, 20, 36, 50, 100, 150)
+TOLERANCES = (0.5, 1.0, 1.5, 2.0, 2.5)
+FEWEST_JUDGES = 26  # questions that are left
+CHOICES = ("chosen", "chosen by mean and least twentieth")
 
 
 class Cached:
@@ -150,6 +161,15 @@ class Cached:
                 nearest = [self.passages[list(dict.fromkeys(row))[: Fusion().feedback_depth]] for row in order.tolist()]
                 vectors = move_towards(self.queries, nearest, setting.feedback)
         return float(self.ndcg(chosen, scores).mean())
+
+    def by_weight(self) -> tuple[tuple[float, ...], np.ndarray]:
+        """Weights, and (weights, Q) nDCG@10 under each of them, without feedback."""
+        weights = tuple(sorted({*WEIGHTS, self.weight(SHIPPED), self.weight(ASKED)}))
+        dense, lexical = self.dense(self.queries), self.lexical(lexical_key(SHIPPED.stop_words, SHIPPED.heading_weight))
+        chosen = np.concatenate([_best(dense, DEPTH), _best(lexical, DEPTH)], axis=1)
+        sides = [np.take_along_axis(side, chosen, axis=1) for side in (dense, lexical)]
+        rows = [self.ndcg(chosen, mixed(SHIPPED.form, weight, *sides)) for weight in weights]
+        return weights, np.array(rows, dtype=np.float64)
 
     def ndcg(self, chosen: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """(Q,) nDCG@10 of documents ranked by their best passage. chosen: (Q, C) passages; one may stand twice."""
@@ -291,6 +311,58 @@ def study(collections: Sequence[Cached]) -> dict[str, Any]:
     return {"defaults": defaults, "collections": rows}
 
 
+def labelled(collections: Sequence[Cached], draws: int = 40) -> list[dict[str, Any]]:
+    """By number of labels what each tolerance gains over not learning, by collection: mean and least twentieth of the
+    draws. Collections with too few questions to judge are left out of a row."""
+    tables = [(one, *one.by_weight()) for one in collections]
+    rows = []
+    for size in LABELS:
+        start = ASKED if size >= FEWEST_ASKED else SHIPPED
+        gains: dict[str, np.ndarray] = {}
+        for one, weights, table in tables:
+            rng, count = np.random.default_rng(13), table.shape[1]
+            if count < size + FEWEST_JUDGES:
+                continue
+            neutral = one.weight(start)
+            found = np.zeros((len(TOLERANCES), draws))
+            for draw in range(draws):
+                drawn = rng.permutation(count)
+                learn, judge = table[:, drawn[:size]], table[:, drawn[size:]]
+                before = judge[weights.index(neutral)]
+                for at, tolerance in enumerate(TOLERANCES):
+                    _, weight, _ = one_standard_error(learn, weights, neutral, tolerance)
+                    found[at, draw] = (judge[weights.index(weight)] - before).mean()
+            gains[one.name] = found
+        means = np.array([found.mean(axis=1) for found in gains.values()]).T  # (tolerances, collections)
+        least = np.array([np.quantile(found, 0.05, axis=1) for found in gains.values()]).T
+        rows.append(
+            {
+                "labels": size,
+                "collections": list(gains),
+                "mean": dict(zip(TOLERANCES, means.mean(axis=1).tolist(), strict=True)),
+                "worst collection": dict(zip(TOLERANCES, means.min(axis=1).tolist(), strict=True)),
+                "least twentieth": dict(zip(TOLERANCES, least.mean(axis=1).tolist(), strict=True)),
+                "chosen": [TOLERANCES[at] for at in left_out(means)],
+                "chosen by mean and least twentieth": [TOLERANCES[at] for at in left_out(means + least)],
+            }
+        )
+    return rows
+
+
+def shown_labels(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table of labels, in Markdown: mean gain, of the worst collection, of the least twentieth of draws."""
+    lines = ["| labels | " + " | ".join(f"{at:g} errors" for at in TOLERANCES) + " | chosen with one left out |"]
+    lines.append("|" + "---|" * (len(TOLERANCES) + 2))
+    for row in rows:
+        cells = [
+            " / ".join(f"{row[key][at]:+.4f}" for key in ("mean", "worst collection", "least twentieth"))
+            for at in TOLERANCES
+        ]
+        both = [", ".join(f"{v:g} x{row[key].count(v)}" for v in dict.fromkeys(row[key])) for key in CHOICES]
+        lines.append(f"| {row['labels']} | " + " | ".join(cells) + f" | {'; '.join(both)} |")
+    return "\n".join(lines)
+
+
 def shown(result: Mapping[str, Any]) -> str:
     """The two tables, in Markdown."""
     lines = ["| default | options (mean nDCG@10) | chosen with one collection left out | mean left out | oracle |"]
@@ -334,9 +406,11 @@ def main() -> None:
         "base": "all-MiniLM-L6-v2",
         "seed": 13,
     }
-    result = {"about": about, **study([Cached(folder, name) for name in names])}
+    collections = [Cached(folder, name) for name in names]
+    result = {"about": about, **study(collections), "labels": labelled(collections)}
     (folder / "defaults.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
     print(shown(result))
+    print("\n" + shown_labels(result["labels"]))
     print(f"written: {folder / 'defaults.json'}")
 
 

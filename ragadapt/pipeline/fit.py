@@ -441,16 +441,25 @@ class FitSteps(Measures):
         self, plan: gate.Plan, queries: DividedQueries, encoder: Encoder, encoded: EncodedCorpus, neutral: Neutral
     ) -> LearntFusion:
         """The fusion of the base, from the best evidence among the queries; of labelled ones that are dealt to folds,
-        from all."""
+        from all. Labels start where the corpus would be without them."""
+
+        def learnt(asked: Sequence[Query], before: LearntFusion | None = None) -> LearntFusion:
+            rank, chosen = one_rank(asked, ENOUGH, MOST)
+            if rank is Evidence.CROP:
+                chosen = chosen[:: -(-len(chosen) // _CROPS)]
+            arena = self.arena(chosen, encoder, encoded, queries.grades) if chosen else None
+            return learn_fusion(arena, self.config.fusion, evidence=rank, neutral=neutral, before=before)
+
         with self.clock("fusion"):
             if self.config.fusion.weight is not None:
                 return learn_fusion(None, self.config.fusion, evidence=None)
             all_labels = plan.crossed and plan.evidence is Evidence.LABELLED
-            rank, chosen = one_rank(plan.judge if all_labels else queries.fusion_queries, ENOUGH, MOST)
-            if rank is Evidence.CROP:
-                chosen = chosen[:: -(-len(chosen) // _CROPS)]
-            arena = self.arena(chosen, encoder, encoded, queries.grades) if chosen else None
-            return learn_fusion(arena, self.config.fusion, evidence=rank, neutral=neutral)
+            pool = plan.judge if all_labels else queries.fusion_queries
+            labelled = [query for query in pool if query.evidence is Evidence.LABELLED]
+            before = learnt([query for query in queries.fusion_queries if query.evidence is not Evidence.LABELLED])
+            if len(labelled) < ENOUGH[Evidence.LABELLED]:
+                return before
+            return learnt(labelled, before if before.evidence is not None else None)
 
     def plan(self, queries: DividedQueries, corpus: Corpus, neutral: Neutral) -> gate.Plan:
         """What trains and what judges."""

@@ -37,7 +37,8 @@ System = Literal["dense", "lexical", "rrf", "hybrid"]
 ENOUGH = {Evidence.LABELLED: 10, Evidence.HUMAN: 40, Evidence.PARAPHRASE: 40, Evidence.CROP: 40}
 """Fewest queries of a rank that may move the fusion away from its neutral setting."""
 
-_TOLERANCE = 2.0  # standard errors; what was found in the documents is asked otherwise than users ask
+_FOUND = 2.0  # standard errors; what was found in the documents is asked otherwise than users ask
+_LABELLED, _FEW_LABELLED, _FEW = 1.0, 1.5, 100  # of labels, and below how many; defaults.py, collections left out
 _UNBIASED = (Evidence.LABELLED, Evidence.HUMAN)  # the rest repeat their passage's words: they favour the lexical side
 DEPTH = 100  # of the rankings that are measured
 MOST = 1000  # queries looked at; the curve is smooth long before
@@ -156,15 +157,29 @@ def shape_sample(count: int, own: Sequence[Sequence[int]]) -> NDArray[np.int64]:
     return np.unique(np.concatenate([evenly, np.array([at for one in own for at in one], dtype=np.int64)]))
 
 
+def tolerance_of(evidence: Evidence, queries: int) -> float:
+    """Standard errors by which so many queries of this rank must tell the best weight from another one."""
+    if evidence is not Evidence.LABELLED:
+        return _FOUND
+    return _FEW_LABELLED if queries < _FEW else _LABELLED
+
+
 def learn_fusion(
-    arena: Arena | None, config: FusionConfig, *, evidence: Evidence | None, neutral: Neutral = Neutral()
+    arena: Arena | None,
+    config: FusionConfig,
+    *,
+    evidence: Evidence | None,
+    neutral: Neutral = Neutral(),
+    before: LearntFusion | None = None,
 ) -> LearntFusion:
     """The fusion for this arena's searcher; the arena's queries are all of one rank of evidence.
 
     Labelled queries and what people wrote may move the weight either way. Evidence that repeats its passage's words
     favours the lexical side, so it may only raise the dense side's share: what wins against the bias is real.
+    before: what evidence of a lower rank says of the same neutral weight; the weight then starts there.
     """
-    start = Fusion(weight=neutral.weight)
+    begin = neutral.weight if before is None else before.fusion.weight
+    start = Fusion(weight=begin)
     if config.feedback is not None and not config.feedback:
         start = replace(start, feedback=0.0)
     if config.weight is not None:
@@ -172,16 +187,14 @@ def learn_fusion(
     if arena is None or not arena.judged or evidence is None:
         return LearntFusion(start, None, 0, None, f"neutral, by {neutral.reason}", neutral.weight)
     judged = arena.judged
-    at_least = None if evidence in _UNBIASED else neutral.weight
-    found = arena.candidates(start)
-    tolerance = 1.0 if evidence is Evidence.LABELLED else _TOLERANCE
+    at_least = None if evidence in _UNBIASED else begin
     curve = learn_weight(
-        found,
+        arena.candidates(start),
         [item.ndcg for item in judged],
         start=start,
-        neutral=neutral.weight,
+        neutral=begin,
         at_least=at_least,
-        tolerance=tolerance,
+        tolerance=tolerance_of(evidence, len(judged)),
     )
     fusion = replace(start, weight=curve.chosen)
     if config.feedback is None and evidence in _UNBIASED:
@@ -189,7 +202,8 @@ def learn_fusion(
     reason = f"learnt from {len(judged)} queries ({evidence.value})"
     if at_least is not None:
         reason += "; they favour the lexical side, so they may only raise the dense share"
-    reason += f"; the start was {neutral.weight:g}, by {neutral.reason}"
+    reason += f"; the start was {begin:g}, "
+    reason += f"by {neutral.reason}" if before is None else before.reason
     log.info("fusion weight %.2f (%s)", fusion.weight, reason)
     return LearntFusion(fusion, evidence, len(judged), curve, reason, neutral.weight)
 
@@ -218,6 +232,7 @@ def learn_by_folds(
             [judged[at].ndcg for at in rows],
             start=start.fusion,
             neutral=start.fusion.weight,
+            tolerance=tolerance_of(evidence, len(judged)),
         )
 
     without = {

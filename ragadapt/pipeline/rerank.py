@@ -18,7 +18,7 @@ from ragadapt.config import GateConfig, RerankConfig
 from ragadapt.evaluation import gate
 from ragadapt.evaluation.judging import JudgedQuery
 from ragadapt.evaluation.significance import Interval, paired_bootstrap
-from ragadapt.pipeline.fusion import DEPTH
+from ragadapt.pipeline.fusion import DEPTH, tolerance_of
 from ragadapt.queries.split import deal_folds
 from ragadapt.search.fusion import Candidates, Fusion, FusionCurve, ReadCandidates, learn_rerank_weight
 from ragadapt.values import Chunk, Evidence, Progress, Query, no_progress
@@ -131,7 +131,7 @@ def learn_reranking(
     """The weight by the one-standard-error rule, and whether it ships.
 
     Each question is judged under a weight that was learnt from the others: near-equal ones are dealt to one fold. What
-    people did not ask (found in the documents, written by a model) needs two standard errors, as in the fusion.
+    people did not ask (found in the documents, written by a model) needs more standard errors, as in the fusion.
     """
     model, fingerprint = reranker.spec.model, reranker.fingerprint
     if evidence is None or not judged:
@@ -141,7 +141,7 @@ def learn_reranking(
         )
         return LearntReranking(model, fingerprint, 0.0, depth, reason)
     judges = [item.ndcg for item in judged]
-    tolerance = 1.0 if evidence is Evidence.LABELLED else 2.0
+    tolerance = tolerance_of(evidence, len(judged))
     dealt = deal_folds([item.query for item in judged], chunks, groups, config.folds, seed)
     folds = np.array([dealt[item.query.id] for item in judged])
     weights = np.zeros(len(judged))

@@ -257,14 +257,19 @@ def learn_weight(
     if not len(candidates):
         flat = (0.0,) * len(weights)
         return FusionCurve(weights, flat, neutral, neutral, 0)
-    best, chosen, quality = _one_standard_error(table, weights, neutral, tolerance, at_least)
+    best, chosen, quality = one_standard_error(table, weights, neutral, tolerance, at_least)
     return FusionCurve(weights, quality, best, chosen, len(candidates))
 
 
-def _one_standard_error(
-    table: NDArray[np.float64], weights: Sequence[float], neutral: float, tolerance: float, at_least: float | None
+def one_standard_error(
+    table: NDArray[np.float64],
+    weights: Sequence[float],
+    neutral: float,
+    tolerance: float = 1.0,
+    at_least: float | None = None,
 ) -> tuple[float, float, tuple[float, ...]]:
-    """(best weight, chosen weight, mean quality by weight) of a table (weights, queries) of quality."""
+    """(best weight, chosen weight, mean quality by weight) of a table (weights, queries) of quality, as `learn_weight`
+    says. neutral is one of the weights."""
     queries = table.shape[1]
     quality = table.mean(axis=1)
     best = int(quality.argmax())
@@ -333,5 +338,5 @@ def learn_rerank_weight(
             for weight in RERANK_WEIGHTS
         ]
     )
-    best, chosen, quality = _one_standard_error(table, RERANK_WEIGHTS, 0.0, tolerance, None)
+    best, chosen, quality = one_standard_error(table, RERANK_WEIGHTS, 0.0, tolerance, None)
     return FusionCurve(RERANK_WEIGHTS, quality, best, chosen, len(candidates))
