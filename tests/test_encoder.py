@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
-from tiny_models import sentences, write_tiny_model
+from tiny_models import sentences, write_tiny_cross_encoder, write_tiny_model
 
 from ragadapt.config import EncoderConfig
 from ragadapt.encoder import Encoder, Tower, known_prompts
@@ -26,6 +27,7 @@ from ragadapt.errors import (
     NotARetriever,
     StoreCorrupt,
 )
+from ragadapt.rerank import Reranker
 
 
 @pytest.fixture(scope="module")
@@ -426,3 +428,26 @@ def test_a_launched_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -
     assert asked == ["cuda:3", "cuda:1"]
     monkeypatch.delenv("LOCAL_RANK")
     assert choose_device("cuda") == "cuda:0"
+
+
+def test_full_memory_is_not_said_to_be_a_wrong_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 46.00 MiB.")
+
+    monkeypatch.setattr("ragadapt.encoder.loading._open", full)
+    with pytest.raises(InvalidInput, match=r"does not fit into the memory that is free on cpu \(CUDA out of memory"):
+        load(folder)
+    monkeypatch.setattr("sentence_transformers.CrossEncoder", full)
+    with pytest.raises(InvalidInput, match=r"Re-ranker .* does not fit into the memory"):
+        Reranker.load(str(write_tiny_cross_encoder(tmp_path / "reranker")))
+
+
+def test_a_device_without_free_memory_is_not_said_to_be_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch, "zeros", full)
+    with pytest.raises(InvalidInput, match="memory that is free on cuda:1"):
+        choose_device("cuda:1")

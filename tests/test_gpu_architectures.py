@@ -93,7 +93,8 @@ def test_vectors_equal_those_of_the_cpu(tmp_path: Path, kind: str, precision: st
     texts = [*sentences(100), "the", " ".join(sentences(12, seed=2))]
     model = tiny(tmp_path, kind)
     on_gpu = encoder(model, "cuda", precision)
-    assert on_gpu.query_tower is not None and on_gpu.query_tower.path == "ragadapt's own forward"
+    own = kind in ("bert", "roberta") or variable_length_attention(bounded=True) is not None
+    assert on_gpu.query_tower is not None and (on_gpu.query_tower.path == "ragadapt's own forward") is own
     cosines = np.sum(on_gpu.encode_passages(texts) * encoder(model, "cpu").encode_passages(texts), axis=1)
     assert cosines.min() > least
 

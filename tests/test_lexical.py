@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -429,3 +432,23 @@ def test_quality_on_real_collections(data: Path, collection: str, at_least: floa
     run = {q: dict(zip(ids, scores.tolist())) for q, (ids, scores) in zip(qrels, results)}
     measure = ir_measures.parse_measure("nDCG@10")
     assert ir_measures.calc_aggregate([measure], qrels, run)[measure] >= at_least
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_jax_is_not_started(tmp_path: Path, loaded: bool) -> None:
+    """bm25s starts it where it is installed, and it takes most of a GPU's memory."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("from jax import lax\n" if loaded else "")
+    (tmp_path / "jax" / "lax.py").write_text("def top_k(*_): raise SystemExit('JAX was started')\n")
+    lines = [
+        *(["import jax"] if loaded else []),
+        "from ragadapt.lexical import LexicalIndex",
+        "assert LexicalIndex.build(['a'], ['old stone']).search(['stone'], 1)[0][0] == ['a']",
+        "import jax.lax, bm25s.selection",
+        "assert jax.lax.top_k and not bm25s.selection.JAX_IS_AVAILABLE",
+    ]
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ragadapt.errors import InvalidInput, reason_of
+
 Ids = npt.NDArray[np.int32]
 Padded = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
@@ -51,6 +53,15 @@ def lacks_memory(error: BaseException) -> bool:
         or "out of memory" in message
         or "alloc_failed" in message  # cuBLAS and cuDNN, for their own workspace
     )
+
+
+def refuse_without_memory(error: BaseException, what: str, device: str) -> None:
+    """Raise InvalidInput where an error says that memory ran out: nothing is wrong with what was asked for."""
+    if lacks_memory(error):
+        raise InvalidInput(
+            f"{what} does not fit into the memory that is free on {device} ({reason_of(error)}). End what else holds "
+            "it, or choose another device (--device cpu)."
+        ) from error
 
 
 def pad(rows: list[Ids], pad_id: int, max_length: int) -> Padded:

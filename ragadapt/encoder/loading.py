@@ -18,6 +18,7 @@ from torch import nn
 
 from ragadapt.config import EncoderConfig
 from ragadapt.encoder.architectures import NotCovered, of_library, runs_on
+from ragadapt.encoder.batches import refuse_without_memory
 from ragadapt.encoder.presets import Source
 from ragadapt.encoder.spec import EncoderSpec
 from ragadapt.encoder.tower import Tower
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 def open_model(source: Source, config: EncoderConfig, device: str) -> SentenceTransformer:
     """The model in float32 on the device, in eval mode, with adapters that it was saved with folded in.
 
-    Raises ModelNotFound, which says what can be done without a model hub.
+    Raises ModelNotFound, which says what can be done without a model hub, and InvalidInput where memory lacks.
     """
     from ragadapt.encoder.modules import fold_adapters
 
@@ -49,6 +50,7 @@ def open_model(source: Source, config: EncoderConfig, device: str) -> SentenceTr
             model = _open(source, options)
     except Exception as error:  # the libraries have many of their own, more still for a damaged folder
         named = repr(config.model) if config.model == source.location else f"{config.model!r} ({source.location})"
+        refuse_without_memory(error, f"Model {named}", device)
         raise ModelNotFound(
             f"Model {named} cannot be loaded: {reason_of(error)}. Check the name and the network, give a folder with a "
             "sentence-transformers model, or use the packaged model, which needs no network: --model offline "

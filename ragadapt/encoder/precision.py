@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from ragadapt.checks import checked_choice, shown
+from ragadapt.encoder.batches import refuse_without_memory
 from ragadapt.errors import InvalidInput, reason_of
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -82,6 +83,7 @@ def choose_device(device: str) -> str:
         try:
             torch.zeros(1, device=device).tolist()
         except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+            refuse_without_memory(error, "Even one number", device)
             raise InvalidInput(
                 f"device = {shown(device)} cannot be used here ({reason_of(error)}). It is auto, cpu, cuda:1, mps …"
             ) from error

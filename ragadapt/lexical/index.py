@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragadapt.errors import FormatTooNew, IndexCorrupt, InvalidInput, reason_of
-from ragadapt.lexical.ranking import Ranking, best_first, moments
+from ragadapt.lexical.ranking import Ranking, best_first, bm25s, moments
 from ragadapt.lexical.tokens import Word, default_stopwords, word_analyser, words
 from ragadapt.profiling import work
 from ragadapt.values import Progress, no_progress
@@ -226,8 +226,6 @@ class LexicalIndex:
 
         Raises IndexCorrupt if files are missing, cut short or don't fit together; FormatTooNew.
         """
-        import bm25s
-
         folder = Path(folder)
         mode: Any = "r" if mmap else None
         try:
@@ -238,7 +236,7 @@ class LexicalIndex:
                     f"up to {FORMAT}. Upgrade with: pip install -U ragadapt"
                 )
             ids = json.loads((folder / "ids.json").read_text(encoding="utf-8"))
-            engine = bm25s.BM25.load(folder, mmap=mmap, allow_pickle=False)
+            engine = bm25s().BM25.load(folder, mmap=mmap, allow_pickle=False)
             frequencies = np.load(folder / "frequencies.npy", mmap_mode=mode, allow_pickle=False)
             lengths = np.load(folder / "lengths.npy", mmap_mode=mode, allow_pickle=False)
             for name in ("data", "indices", "indptr"):
@@ -300,9 +298,7 @@ class LexicalIndex:
         lengths: NDArray[np.float32] | None = None,
     ) -> Any:
         """bm25s with the scores of all postings (sorted by token), computed at once, not text by text."""
-        import bm25s
-
-        engine = bm25s.BM25(k1=self._settings["k1"], b=self._settings["b"], method="lucene")
+        engine = bm25s().BM25(k1=self._settings["k1"], b=self._settings["b"], method="lucene")
         lengths = self._lengths if lengths is None else lengths
         n = len(lengths)
         df = np.bincount(tokens, minlength=len(vocabulary))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,3 +76,20 @@ def moments(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.
         squares = float(np.square(off, out=off).sum()) / count
         deviations[number] = max(squares - rest * rest, 0.0) ** 0.5
     return means, deviations
+
+
+def bm25s() -> ModuleType:
+    """The library bm25s without JAX, which it would start: for a ranking that is not used here, JAX takes three
+    quarters of a GPU's memory."""
+    if "bm25s" in sys.modules:
+        return sys.modules["bm25s"]
+    hidden = "jax.lax" if "jax" in sys.modules else "jax"
+    before = sys.modules.get(hidden)
+    sys.modules[hidden] = None  # type: ignore[assignment]  # an import of it fails, as where it is not installed
+    try:
+        return importlib.import_module("bm25s")
+    finally:
+        if before is None:
+            del sys.modules[hidden]
+        else:
+            sys.modules[hidden] = before

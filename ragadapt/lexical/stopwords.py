@@ -47,11 +47,10 @@ def stopwords_for(languages: Mapping[str, float]) -> frozenset[str]:
         return STOPWORDS | QUESTION_WORDS
     if name not in _LISTS:
         return STOPWORDS
-    from bm25s import stopwords as published
-
+    from ragadapt.lexical.ranking import bm25s
     from ragadapt.lexical.tokens import fold
 
-    words: tuple[str, ...] = getattr(published, f"STOPWORDS_{_LISTS[name]}", ())
+    words: tuple[str, ...] = getattr(bm25s().stopwords, f"STOPWORDS_{_LISTS[name]}", ())
     return frozenset(fold(word.lower()) for word in words) or STOPWORDS
 
 

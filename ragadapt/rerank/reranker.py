@@ -20,7 +20,7 @@ import torch
 
 from ragadapt.checks import checked_choice, checked_number, checked_path, checked_queries, checked_text, checked_texts
 from ragadapt.encoder import attention, loading
-from ragadapt.encoder.batches import Ids, lacks_memory, token_batches
+from ragadapt.encoder.batches import Ids, lacks_memory, refuse_without_memory, token_batches
 from ragadapt.encoder.precision import (
     PRECISIONS,
     PROBE_PASSAGES,
@@ -522,6 +522,7 @@ def _open_model(name: str, source: Source, device: str, trust: bool) -> CrossEnc
         with loading.quiet() if source.is_folder else nullcontext():  # a download may show how far it is
             model: CrossEncoder = CrossEncoder(source.location, **options)
     except Exception as error:  # the libraries have many of their own, more still for a damaged folder
+        refuse_without_memory(error, f"Re-ranker {name!r}", device)
         raise ModelNotFound(
             f"Re-ranker {name!r} cannot be loaded: {reason_of(error)}. Check the name and the network, or give the "
             "folder of a sentence-transformers CrossEncoder."
