@@ -11,8 +11,9 @@ documents at random up to `--documents`. Three signals train:
 - cut: titles, headings, sentences and keywords of the documents, as if they were as good as a model's questions. `fit`
   never trains on them; the rows show what would happen.
 
-Each is judged and decided by the same code as in `fit`, at each strength. The truth is what people judged: up to 200
-test questions, adapted − base, dense and default search, intervals of 95 %. One case = signal × collection × strength.
+Each is judged and decided by the same code as in `fit`, at each strength; `chosen` is the one that `fit` would take,
+which after questions of a model is the whole. The truth is what people judged: up to 200 test questions, adapted − base,
+dense and default search, intervals of 95 %. One case = signal × collection × strength.
 Cases are kept in FOLDER/cases.json and not run again. No default was chosen by this table, except `gate.most_dense`.
 """
 
@@ -155,9 +156,9 @@ def cases(part: Part, signal: str, size: int, config: FitConfig) -> list[dict[st
     evidence = plan.evidence or Evidence.LABELLED
     base = Base(encoder, encoded, searcher, steps.fusion(plan, queries, encoder, encoded, neutral))
     arena = steps.arena(plan.judge, encoder, encoded, queries.grades)
-    found = steps.out_of_fold(plan, queries, base, arena, "folds", config.gate.strengths(evidence))
+    found = steps.out_of_fold(plan, queries, base, arena, "folds", config.gate.fold_strengths)
     met = answer_was_trained(plan, queries.grades) if evidence is Evidence.LABELLED else None
-    chosen = judge_folds(found, base.fusion, config, evidence, met)
+    chosen = judge_folds(_at(found, config.gate.strengths(evidence)), base.fusion, config, evidence, met)
 
     examples, _ = steps.examples(plan, queries, base)
     result = steps.train_on(encoder, examples, plan, None, steps.work.path / "checkpoint")
@@ -165,7 +166,7 @@ def cases(part: Part, signal: str, size: int, config: FitConfig) -> list[dict[st
     before = steps.arena(part.test, encoder, encoded, part.grades).with_fusion(base.fusion.fusion)
     made = []
     for strength in found.adapted:
-        judged = judge_folds(_at(found, strength), base.fusion, config, evidence, met)
+        judged = judge_folds(_at(found, [strength]), base.fusion, config, evidence, met)
         result.encoder.scale(strength)
         model = result.encoder.merged()
         adapted = EncodedCorpus(part.corpus, model.encode_passages(part.corpus.passages))
@@ -199,8 +200,10 @@ def cases(part: Part, signal: str, size: int, config: FitConfig) -> list[dict[st
     return [{**case, "documents": len(part.corpus.documents), "seconds of all strengths": seconds} for case in made]
 
 
-def _at(found: CrossFitted, strength: float) -> CrossFitted:
-    return replace(found, adapted={strength: found.adapted[strength]}, drift={strength: found.drift[strength]})
+def _at(found: CrossFitted, strengths: Sequence[float]) -> CrossFitted:
+    """At these strengths alone."""
+    adapted = {strength: found.adapted[strength] for strength in strengths}
+    return replace(found, adapted=adapted, drift={strength: found.drift[strength] for strength in strengths})
 
 
 def _rounded(interval: Interval | None) -> list[float]:
