@@ -116,9 +116,11 @@ async def undo(request: Request, body: UndoRequest) -> Json:
 
 @router.get("/status")
 async def status(request: Request) -> Json:
-    """What is served: of each retriever its build, model, verdict, passages and feedback."""
+    """What is served: of each retriever its build, model, verdict, passages and feedback, and whether it is
+    labelled."""
     server = server_of(request)
-    return Json({"retrievers": [await engine.call(_status, engine) for engine in server.engines.values()]})
+    rows = [await engine.call(_status, engine) for engine in server.engines.values()]
+    return Json({"retrievers": [{**row, "labelled": row["name"] in server.labelling} for row in rows]})
 
 
 def _status(engine: Engine) -> dict[str, Any]:
