@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from in_chromium import CONTRAST, IN_CHROMIUM, chromium, faultless, until
 from playwright.sync_api import Browser, Page
+from ragadapt_server.before import Before
 from ragadapt_server.tokens import add_token
 from running_server import running
 from small_retriever import fit_pages
+from trained_retriever import fit_trained
 
 from ragadapt.pefa import Feedback
 from ragadapt.retriever import Retriever
@@ -102,6 +104,38 @@ def test_comparison_shows_the_other_search_beside_it(page: Page, folder: Path) -
     assert ("new here" if not place else "same place" if place == 2 else f"(there {place}.)") in said
     page.select_option("#other", "")
     page.wait_for_selector("#right", state="hidden")
+
+
+def test_base_stands_beside_the_fitted_search_with_what_moved(browser: Browser, tmp_path: Path) -> None:
+    folder = fit_trained(tmp_path)
+    with running(("fitted", folder)) as address, faultless(browser, address) as page:
+        page.goto(address)
+        page.wait_for_selector("#strip li")
+        page.select_option("#other", "base")
+        ask(page, "cheap flight to the city")
+        page.wait_for_selector("#right article")
+        with Retriever.open(folder) as retriever:
+            expected = [
+                hit.chunk.id for hit in Before(retriever, "auto", "auto").search("cheap flight to the city", 10).hits
+            ]
+        left, right = ids(page), ids(page, "right")
+        assert right == expected != left
+        for side, other, words in ((left, right, "(there {}.)"), (right, left, "now {}.")):
+            at = next(at for at, id in enumerate(side) if id in other and other.index(id) != at)
+            card = page.locator("#left article" if side is left else "#right article").nth(at)
+            assert words.format(other.index(side[at]) + 1) in card.inner_text()
+        lost = [at for at, id in enumerate(right) if id not in left]
+        for at in lost:
+            assert "not there any more" in page.locator("#right article").nth(at).inner_text()
+        assert f"{len(lost)} of the other side are not among them" in page.locator("#told").inner_text()
+        assert "The base model in the same mix" in page.locator("#note").inner_text()
+        page.select_option("#other", "lexical")
+        until(page, "() => document.querySelector('#note').textContent === ''")
+
+
+def test_where_nothing_was_trained_the_page_says_so(page: Page) -> None:
+    assert page.locator("#other [value=base]").is_disabled()
+    assert "Nothing was trained here" in page.locator("#note").inner_text()
 
 
 def test_a_thumb_changes_the_next_search_and_undo_restores_it(page: Page, folder: Path) -> None:

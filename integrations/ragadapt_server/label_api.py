@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from ragadapt.checks import checked_queries
 from ragadapt.queries import JudgedQuestion
 from ragadapt.retriever import Snapshot
-from ragadapt.values import Chunk
+from ragadapt.values import Chunk, Hit
+from ragadapt_server.before import Before
 from ragadapt_server.engine import Engine
 from ragadapt_server.errors import Json, Refused
 from ragadapt_server.labelling import SIDE_DEPTH, Labelling, Origin, pool, quotes_of
@@ -71,11 +72,12 @@ async def next_question(request: Request, body: NextRequest) -> Json:
     """The next question with passages to judge, or a passage that wants a question; neither where nothing is left."""
     engine, labelling = _labelling(request, body.retriever)
     found = await engine.call(labelling.next, body.passage)
+    base = server_of(request).bases[engine.name]
     answer: dict[str, Any] = {"question": None, "passage": None, "candidates": []}
     if found is not None and found.passage is not None:
         answer |= {"passage": _shown(found.passage), "found": found.found}
     elif found is not None and found.question is not None:
-        answer |= await _asked(engine, labelling, found.question, found.origin) | {"times": found.times}
+        answer |= await _asked(engine, base, labelling, found.question, found.origin) | {"times": found.times}
     return Json(answer | {"progress": await engine.call(labelling.progress)})
 
 
@@ -83,7 +85,8 @@ async def next_question(request: Request, body: NextRequest) -> Json:
 async def question(request: Request, body: QuestionRequest) -> Json:
     """The passages to judge for one's own question, with what was said of them before. Nothing is written."""
     engine, labelling = _labelling(request, body.retriever)
-    answer = await _asked(engine, labelling, body.question, body.origin, body.about)
+    base = server_of(request).bases[engine.name]
+    answer = await _asked(engine, base, labelling, body.question, body.origin, body.about)
     return Json({"passage": None, **answer, "times": 1, "progress": await engine.call(labelling.progress)})
 
 
@@ -128,12 +131,14 @@ def _checked(question: str) -> str:
 
 
 async def _asked(
-    engine: Engine, labelling: Labelling, text: str, origin: Origin, about: str | None = None
+    engine: Engine, base: Before, labelling: Labelling, text: str, origin: Origin, about: str | None = None
 ) -> dict[str, Any]:
     """A question with what each side finds by itself, without feedback."""
     text = _checked(text)
     sides = await asyncio.gather(
-        engine.search(text, SIDE_DEPTH, mode="dense", lam=1), engine.search(text, SIDE_DEPTH, mode="lexical", lam=1)
+        engine.search(text, SIDE_DEPTH, mode="dense", lam=1),
+        engine.search(text, SIDE_DEPTH, mode="lexical", lam=1),
+        engine.call(_by_base, base, text),
     )
     # Which side begins follows from the question, so that neither is always read first.
     chunks = pool(*(sides if len(text) % 2 else reversed(sides)))
@@ -142,6 +147,15 @@ async def _asked(
         "origin": origin,
         **await engine.call(_candidates, engine.retriever.snapshot(), labelling, text, chunks, about),
     }
+
+
+def _by_base(base: Before, text: str) -> list[Hit]:
+    """What the model before its training finds: labels that judge a training must not be of its own choice alone."""
+    try:
+        found = base.search(text, SIDE_DEPTH, "dense")
+    except Refused:  # nothing was trained, or the base is not here
+        return []
+    return found.hits if found.whole else []
 
 
 def _candidates(

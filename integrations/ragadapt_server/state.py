@@ -14,6 +14,7 @@ from starlette.requests import Request
 from ragadapt.checks import shown
 from ragadapt.retriever import Retriever
 from ragadapt.values import Chunk
+from ragadapt_server.before import Before
 from ragadapt_server.engine import Engine, Task
 from ragadapt_server.errors import Refused
 from ragadapt_server.labelling import Labelling
@@ -27,12 +28,14 @@ SIDES: dict[str, Task] = {"-query": "query", "-document": "passage"}
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """The engines of the retrievers, in the order in which they were named. labelling: of those that are labelled."""
+    """The engines of the retrievers, in the order in which they were named. labelling: of those that are labelled.
+    bases: their searches before the training."""
 
     settings: ServerSettings
     engines: dict[str, Engine]
     metrics: Metrics
     labelling: dict[str, Labelling] = field(default_factory=dict)
+    bases: dict[str, Before] = field(default_factory=dict)
 
     @classmethod
     def open(cls, settings: ServerSettings) -> ServerState:
@@ -51,7 +54,10 @@ class ServerState:
             name: Labelling(engines[name].retriever, file, settings.questions, settings.generator, settings.log_queries)
             for name, file in settings.labels
         }
-        return cls(settings, engines, metrics, labelling)
+        bases = {
+            name: Before(engine.retriever, settings.device, settings.precision) for name, engine in engines.items()
+        }
+        return cls(settings, engines, metrics, labelling, bases)
 
     def engine(self, name: str | None) -> Engine:
         """The retriever of this name; the first where none is named. Refused for one that is not there."""
