@@ -80,6 +80,7 @@ def pressed(page: Page, *keys: str) -> None:
 
 def test_one_key_labels_and_undo_takes_it_back_over_questions(page: Page, file: Path) -> None:
     ids = [str(one.get_attribute("data-id")) for one in page.locator("article").all()]
+    assert page.locator("#count").inner_text() == "0/16"
     assert focused(page) == ids[0]
     pressed(page, "y", "n")
     assert focused(page) == ids[2]

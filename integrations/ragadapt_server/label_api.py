@@ -11,11 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from ragadapt.checks import checked_queries
 from ragadapt.queries import JudgedQuestion
 from ragadapt.retriever import Snapshot
+from ragadapt.text import encodable
 from ragadapt.values import Chunk, Hit
 from ragadapt_server.before import Before
 from ragadapt_server.engine import Engine
 from ragadapt_server.errors import Json, Refused
-from ragadapt_server.labelling import SIDE_DEPTH, Labelling, Origin, pool, quotes_of
+from ragadapt_server.labelling import MOST_CHARACTERS, SIDE_DEPTH, Labelling, Origin, pool, quotes_of
 from ragadapt_server.state import caller_of, server_of
 
 router = APIRouter(tags=["Labelling"], prefix="/label")
@@ -38,7 +39,7 @@ class NextRequest(LabelRequest):
 class QuestionRequest(LabelRequest):
     """A question that somebody types, or comes back to. about: a passage to show with the candidates."""
 
-    question: str = Field(max_length=4000)
+    question: str = Field(max_length=MOST_CHARACTERS)
     origin: Origin = "typed"
     about: str | None = None
 
@@ -46,7 +47,7 @@ class QuestionRequest(LabelRequest):
 class JudgeRequest(LabelRequest):
     """relevant: whether the passage answers; None takes back what was said."""
 
-    question: str = Field(max_length=4000)
+    question: str = Field(max_length=MOST_CHARACTERS)
     chunk_id: str
     relevant: bool | None
     origin: Origin = "typed"
@@ -55,7 +56,7 @@ class JudgeRequest(LabelRequest):
 class SkipRequest(LabelRequest):
     """skipped: false takes it back."""
 
-    question: str = Field(max_length=4000)
+    question: str = Field(max_length=MOST_CHARACTERS)
     skipped: bool = True
     origin: Origin = "typed"
 
@@ -95,7 +96,7 @@ async def judge(request: Request, body: JudgeRequest) -> Json:
     """Say whether a passage answers. It is on disk when this answers."""
     engine, labelling = _labelling(request, body.retriever)
     text = _checked(body.question)
-    await engine.call(labelling.judge, text, body.chunk_id, body.relevant, body.origin)
+    await engine.call(labelling.judge, text, encodable(body.chunk_id), body.relevant, body.origin)
     return Json({"progress": await engine.call(labelling.progress)})
 
 
@@ -162,7 +163,7 @@ def _candidates(
     now: Snapshot, labelling: Labelling, text: str, chunks: list[Chunk], about: str | None
 ) -> dict[str, Any]:
     if about is not None:
-        own = now.chunks.find([about])
+        own = now.chunks.find([encodable(about)])
         chunks = [*own.values(), *(chunk for chunk in chunks if chunk.id not in own)]
     said = labelling.file.questions().get(text) or JudgedQuestion(text)
     return {

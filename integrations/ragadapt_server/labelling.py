@@ -28,6 +28,9 @@ from ragadapt.values import Chunk, Hit
 
 log = logging.getLogger(__name__)
 
+MOST_CHARACTERS = 4000
+"""Of a question."""
+
 SIDE_DEPTH = 10
 """Passages that each side brings to be judged."""
 
@@ -233,7 +236,7 @@ def _asked(sources: Sequence[Path]) -> dict[str, tuple[str, int]]:
         except InvalidLabels as error:  # a log that nobody has written to yet
             log.info("%s", error)
             continue
-        for text in texts:
+        for text in (text for text in texts if len(text) <= MOST_CHARACTERS):
             key = text_key(text)
             first, times = found.get(key, (text, 0))
             found[key] = first, times + 1
