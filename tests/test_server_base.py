@@ -100,6 +100,7 @@ def test_without_kept_vectors_the_base_scores_what_the_others_found(
             expected = [(id, score) for id, score in zip(ids, scores.tolist(), strict=True) if id in pool][:5]
             assert [hit.chunk.id for hit in found.hits] == [id for id, _ in expected]
             np.testing.assert_allclose([hit.score for hit in found.hits], [score for _, score in expected], rtol=1e-4)
+            assert base.search(query, 5, partly=False).hits == []
             mixed = base.search(query, 5)
             pool |= {hit.chunk.id for hit in retriever.search(query, 10, mode="lexical")}
             assert len(mixed.hits) == 5 and {hit.chunk.id for hit in mixed.hits} <= pool

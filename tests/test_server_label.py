@@ -18,11 +18,14 @@ from typing import Any
 
 import httpx
 import pytest
+from ragadapt_server.before import Before
 from ragadapt_server.labelling import named_files, pool
 from ragadapt_server.settings import ServerSettings
 from ragadapt_server.tokens import add_token
 from running_server import running
 from small_retriever import fit_pages
+from tiny_models import sentences
+from trained_retriever import fit_trained
 
 from ragadapt.config import FitConfig, QueryConfig
 from ragadapt.errors import InvalidInput, InvalidLabels
@@ -92,6 +95,23 @@ def test_candidates_are_those_of_both_sides_and_not_of_the_mix(address: str, mad
             for one in post(address, "question", question="zebra bakery")["candidates"]
         }
     )
+
+
+def test_what_the_base_model_finds_is_judged_too(tmp_path: Path) -> None:
+    folder = fit_trained(tmp_path)
+    with Retriever.open(folder) as retriever:
+        base = Before(retriever, "auto", "auto")
+        for query in sentences(40, words=6, seed=3):
+            sides = [hit.chunk.id for hit in retriever.search(query, 10, mode="dense")]
+            sides += [hit.chunk.id for hit in retriever.search(query, 10, mode="lexical")]
+            own = {hit.chunk.id for hit in base.search(query, 10, "dense").hits}
+            if not own <= set(sides):
+                break
+        else:
+            pytest.fail("training moved no passage in or out")
+    with running(("fitted", folder), labels=(("fitted", str(tmp_path / "questions.jsonl")),)) as address:
+        found = [one["id"] for one in post(address, "question", question=query)["candidates"]]
+    assert set(found) == {*own, *sides}
 
 
 def test_pool_takes_sides_in_turn_and_each_content_once() -> None:

@@ -55,15 +55,15 @@ class Before:
         self._lock = threading.Lock()
         self._made: _Side | None = None
 
-    def search(self, query: str, k: int, mode: Mode = "hybrid") -> Found:
-        """The best k passages by the base, without feedback. Raises Refused where nothing was trained, or the base
-        cannot be had."""
+    def search(self, query: str, k: int, mode: Mode = "hybrid", *, partly: bool = True) -> Found:
+        """The best k passages by the base, without feedback. partly: also where it cannot look at every passage, else
+        nothing is found there. Raises Refused where nothing was trained, or the base cannot be had."""
         now = self._retriever.snapshot()
         with self._lock:
             if self._made is None or self._made.build != now.manifest.build_id:
                 self._made = _open(now, self._retriever, self._how, self._made)
             made = self._made
-        return made.search(now, query, k, mode)
+        return made.search(now, query, k, mode) if made.whole or partly else Found([], False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,10 +153,9 @@ async def _asked(
 def _by_base(base: Before, text: str) -> list[Hit]:
     """What the model before its training finds: labels that judge a training must not be of its own choice alone."""
     try:
-        found = base.search(text, SIDE_DEPTH, "dense")
+        return base.search(text, SIDE_DEPTH, "dense", partly=False).hits
     except Refused:  # nothing was trained, or the base is not here
         return []
-    return found.hits if found.whole else []
 
 
 def _candidates(
