@@ -9,9 +9,12 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeAlias
 
 Metadata = Mapping[str, Any]
+
+JsonValue: TypeAlias = "str | int | float | bool | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
+"""What JSON can hold."""
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(stage, done, total) while a stage runs. It must never change a result."""

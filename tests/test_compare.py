@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -734,6 +735,23 @@ def test_a_process_has_a_memory_of_its_own() -> None:
         assert peak is not None
         assert len(block) < own
         assert 60_000_000 < peak < 250_000_000
+
+
+def test_a_process_that_is_reused_goes_on_after_an_error_and_is_replaced_when_it_breaks_down() -> None:
+    with Cells(1, reuse=True) as cells:
+        first, _ = cells.run(cell_work.hold, 1)
+        with pytest.raises(InvalidInput, match=r"^it is refused"):
+            cells.run(cell_work.refuse, "it")
+        assert cells.run(cell_work.hold, 1)[0] == first
+        os.kill(first, signal.SIGKILL)  # as the system does where memory runs out
+        until(lambda: not any(worker.alive() for worker in cells._idle))
+        second, _ = cells.run(cell_work.hold, 1)
+        assert second != first
+        with pytest.raises(TrainingFailed, match=r"broke down.*the last words"):
+            cells.run(cell_work.break_down)
+        third, _ = cells.run(cell_work.hold, 1)
+        assert third != second
+    until(lambda: not alive(third))
 
 
 def test_errors_and_ends_of_a_process_arrive() -> None:

@@ -16,6 +16,7 @@ from ragadapt.search.fusion import (
     Candidates,
     Fusion,
     ScoreShapes,
+    _one_standard_error,
     learn_weight,
     move_towards,
     normal_surprisal,
@@ -146,6 +147,17 @@ def test_the_weight_moves_no_further_from_the_neutral_one_than_the_evidence_says
     assert 0.3 < max(right) < 0.8
     assert learn_weight(lists, judges, neutral=0.9).chosen == max(right)
     assert learn_weight(lists, judges, neutral=0.12).chosen == 0.12
+
+
+def test_a_bump_on_the_other_side_of_the_neutral_weight_is_not_taken_for_a_reason_to_go_there() -> None:
+    """At .4 most lose and some gain: within an error of the best, as the neutral .6 is not, and nearer to it."""
+    best = np.full(20, 0.9)
+    table = np.stack([best + np.where(np.arange(20) < 15, -0.1, 0.2), best - 0.04, best - 0.01, best])
+    table[2, 0] -= 0.1
+    found, chosen, quality = _one_standard_error(table, (0.4, 0.6, 0.8, 0.95), 0.6, 1.0, None)
+    assert quality[1] < quality[0] < quality[3]
+    assert (found, chosen) == (0.95, 0.95)
+    assert _one_standard_error(table[::-1], (0.25, 0.4, 0.6, 0.8), 0.6, 1.0, None)[1] == 0.25
 
 
 def _curve(lists: list[Candidates], judges: list[object]) -> tuple[tuple[float, ...], tuple[float, ...]]:

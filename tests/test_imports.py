@@ -159,6 +159,49 @@ def test_every_module_calls_its_log_log() -> None:
     assert [place for place in found if place[1] != "log"] == []
 
 
+# Types
+
+
+def untyped(source: str) -> list[int]:
+    """Lines that name typing.Any, or a cast, which says no more of a value than Any does."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module in ("typing", "typing_extensions"):
+            found += [node.lineno for alias in node.names if alias.name in ("Any", "cast", "*")]
+        elif (
+            isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id.startswith("typing")
+        ):
+            found += [node.lineno] * (node.attr in ("Any", "cast"))
+        elif isinstance(node, ast.Name):
+            found += [node.lineno] * (node.id == "Any")
+    return sorted(found)
+
+
+def test_adapters_and_training_name_the_types_of_all_that_passes_through_them() -> None:
+    found = {
+        module: untyped(path.read_text(encoding="utf-8"))
+        for module, path in sources(ROOT / "ragadapt")
+        if module.startswith(("ragadapt.adapters.", "ragadapt.training."))
+    }
+    assert len(found) > 20
+    assert {module: lines for module, lines in found.items() if lines} == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from typing import Any",
+        "from typing import Any as Whatever",
+        "from typing_extensions import Any",
+        "from typing import cast",
+        "import typing\nx: typing.Any",
+        "def f(x: list[Any]) -> None: ...",
+    ],
+)
+def test_a_type_that_says_nothing_is_found_however_it_is_written(source: str) -> None:
+    assert len(untyped(source)) == 1
+
+
 # The public names
 
 

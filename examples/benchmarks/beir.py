@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,6 +49,13 @@ class Collection:
     def asked(self, split: str) -> dict[str, str]:
         """The queries that a split judges."""
         return {id: self.queries[id] for id in self.qrels[split]}
+
+
+def device() -> str:
+    """What models run on here, in words."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
 
 
 def load(data: Path, name: str) -> Collection:

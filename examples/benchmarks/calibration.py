@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import shutil
 import tempfile
@@ -32,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from beir import Collection, check_data, load
+from beir import Collection, check_data, device, load
 
 from ragadapt import Encoder, EncoderConfig, FitConfig
 from ragadapt.corpus import internal_links
@@ -318,7 +317,7 @@ def main() -> None:
             for signal, size in todo:
                 steps._mined = None
                 for case in cases(part, signal, size, config):
-                    rows.append({"collection": name, "signal": signal, "size": size, **case})
+                    rows.append({"collection": name, "signal": signal, "size": size, "device": device(), **case})
                     print(table(rows[-1:]).splitlines()[-1], flush=True)
                 kept.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     found = summary(rows)
@@ -330,7 +329,7 @@ def main() -> None:
             "documents": arguments.documents,
             "seed": arguments.seed,
             "date": date.today().isoformat(),
-            "machine": f"{platform.machine()}, {platform.system()}, python {platform.python_version()}",
+            "devices": sorted({row["device"] for row in rows}),
             "base": "all-MiniLM-L6-v2",
             "intervals": "[adapted − base, low, high] of nDCG@10, 95 %, paired bootstrap",
         }

@@ -2,6 +2,7 @@
 
     python examples/benchmarks/methods.py --data DATA --folder FOLDER [--methods all] [--budgets 0.5%,6.7%]
         [--collections scifact,stackfaq,cosqa] [--seeds 3] [--rates 4] [--steps N] [--questions N] [--looks 8]
+    python examples/benchmarks/methods.py --data DATA --folder FOLDER --speed 20 [--device cuda]
 
 Trains on judged queries that are not the test's (stackfaq and scifact: train, cosqa: dev); a tenth of them chooses each
 method's learning rate and is its dev part, and nothing of the test split is read before the end. Full tuning has no
@@ -9,11 +10,15 @@ size to choose and takes part in every budget as the reference above. The compar
 each leaves its page in FOLDER, and a run that was killed goes on. --questions takes only so many queries of either
 split, drawn by the seed: a small run, to see that all is in place. Results go to FOLDER/methods.json as they come, a
 table to stdout.
+
+--speed: nothing is compared but how long a step takes, and what it holds; every method trains so many steps alone, LoRA
+first and last. Results go to FOLDER/steps.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -25,10 +30,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from beir import check_data, load, write_labels
+from beir import check_data, device, load, write_labels
 from quality import BASE, LABELS
 
 from ragadapt import FitConfig, Labels
+from ragadapt.errors import RagadaptError
 from ragadapt.pipeline.compare import Budget, compare_methods
 from ragadapt.report import MethodMeasured, Report
 from ragadapt.report.build import library_versions
@@ -69,6 +75,50 @@ def rows_of(name: str, budget: str, report: Report) -> list[dict[str, Any]]:
     return rows
 
 
+def speed(data: Path, folder: Path, methods: Sequence[str], budget: str, steps: int, config: FitConfig) -> None:
+    """The median step of every method, in one process, warm, on the first collection's labelled questions."""
+    import torch
+
+    from ragadapt import Encoder
+    from ragadapt.adapters.budget import nearest_size, whole_size
+    from ragadapt.adapters.method import METHODS, settings_for
+    from ragadapt.training import Example, train
+
+    collection = load(data, "scifact")
+    texts = dict(zip(collection.ids, collection.texts, strict=True))
+    pairs = [(id, next(iter(found))) for id, found in sorted(collection.qrels["train"].items())]
+    examples = [Example(collection.queries[id], texts[document]) for id, document in pairs]
+    encoder = Encoder.load(config.encoder)
+    on_gpu = encoder.precision.device.startswith("cuda")
+    wanted = Budget.of(budget).wanted(whole_size(encoder))
+    assert wanted is not None
+    names = list(METHODS) if methods == ["all"] else [name for name in methods if name != "lora"]
+    training = config.training.model_copy(update={"max_steps": steps, "epochs": 100.0, "prefix_cache": False})
+    rows: list[dict[str, Any]] = []
+    for name in ["lora", *(name for name in names if name != "lora"), "lora"]:
+        try:
+            size = nearest_size(encoder, settings_for(name, config.adapter), wanted)
+            if on_gpu:
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+            result = train(encoder, examples, None, size.config, training, seed=SEED)
+        except (RagadaptError, ImportError) as error:
+            print(f"{name}: {error}")
+            continue
+        ends = [point.seconds for point in result.history]
+        taken = sorted(after - before for before, after in itertools.pairwise(ends[2:]))
+        peak = int(torch.cuda.max_memory_allocated()) if on_gpu else None
+        rows.append(
+            {"method": name, "parameters": size.parameters, "step": taken[len(taken) // 2], "peak_memory_bytes": peak}
+        )
+        against = f"{rows[-1]['step'] / rows[0]['step']:.2f} of LoRA's"
+        print(f"{name}: {1000 * rows[-1]['step']:.1f} ms a step, {against}, {size.parameters:,} parameters", flush=True)
+    machine = {"device": device(), "precision": encoder.precision.dtype, "versions": library_versions()}
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"date": date.today().isoformat(), "budget": budget, **machine, "rows": rows}, indent=1)
+    (folder / "steps.json").write_text(text, encoding="utf-8")
+
+
 def figures_of(method: MethodMeasured) -> dict[str, Any]:
     """Means over the seeds, and how far these lie apart."""
     names = ("area", "steps_to_gain", "seconds", "peak_memory_bytes", "drift")
@@ -98,6 +148,7 @@ def about(report: Report, data: Path, folder: Path) -> dict[str, Any]:
         "machine": f"{platform.machine()}, {platform.system()}, python {platform.python_version()}",
         "processors": os.cpu_count(),
         "threads": os.environ.get("OMP_NUM_THREADS"),
+        "device": device(),
         "precision": report.machine.get("precision"),
         "base": "all-MiniLM-L6-v2",
         "versions": library_versions(),
@@ -137,7 +188,15 @@ def main() -> None:
     parser.add_argument("--questions", type=int, help="queries of either split; default: all")
     parser.add_argument("--looks", type=int, default=8, help="at the dev part in a training: the points of its curve")
     parser.add_argument("--jobs", type=int, help="trainings at a time")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--speed", type=int, metavar="STEPS", help="only time so many steps of every method")
     arguments = parser.parse_args()
+    base = {**BASE, "encoder": {**BASE["encoder"], "device": arguments.device}, "seed": SEED}
+    if arguments.speed:
+        check_data(parser, arguments.data, ["scifact"])
+        budget, methods = arguments.budgets.split(",")[0], arguments.methods.split(",")
+        speed(arguments.data, arguments.folder, methods, budget, arguments.speed, FitConfig.build(base))
+        return
     names = arguments.collections.split(",")
     check_data(parser, arguments.data, names)
     if unknown := set(names) - set(LABELS):
@@ -150,7 +209,7 @@ def main() -> None:
                 [corpus],
                 arguments.folder / name,  # one for all budgets: they share vectors, queries and negatives
                 arguments.methods.split(","),
-                FitConfig.build({**BASE, "seed": SEED, "training": {"evaluations": arguments.looks}}),
+                FitConfig.build({**base, "training": {"evaluations": arguments.looks}}),
                 labels=labels,
                 budget=Budget.of(None if budget == "own" else budget, arguments.steps),
                 seeds=arguments.seeds,

@@ -1,17 +1,19 @@
 """What a fit is worth: shipped retrievers against untuned baselines on collections with human judgements.
 
-    python examples/benchmarks/quality.py --data DATA [--parts zero,handbook,labels,query-side,beside,signals,choices]
-        [--seeds 13] [--choices "layers 3;layers 6"]
+    python examples/benchmarks/quality.py --data DATA [--seeds 13] [--choices "layers 3;layers 6"] [--labels 20,36]
+        [--parts zero,handbook,labels,query-side,few,generated,beside,signals,choices] [--generator-url URL]
 
-Without a look at any test label; runs are scored with ir-measures. `zero`, `handbook`, `labels` and `query-side` fit
-through the public API, `beside` too, but with a plan of its own and a gate that lets everything through; `signals` and
-`choices` train directly. What few labels give is in pefa.py (part few). Results go to FOLDER/quality.json as they come
-(default: a temporary folder), tables to stdout.
+Without a look at any test label; runs are scored with ir-measures. `zero`, `handbook`, `labels`, `query-side`, `few`
+and `generated` fit through the public API, `beside` too, but with a plan of its own and a gate that lets everything
+through; `signals` and `choices` train directly. `few` gives so many judged queries, drawn anew by each seed; what the
+same would do ungated is in pefa.py (part few). `generated` asks a language model at --generator-url. Results go to
+FOLDER/quality.json as they come (default: a temporary folder), tables to stdout.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import random
@@ -26,9 +28,9 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from beir import QUALITY, Collection, baselines, check_data, load, write_labels
+from beir import QUALITY, Collection, baselines, check_data, device, load, write_labels
 
-from ragadapt import Encoder, EncoderConfig, FitConfig, Labels, Retriever, fit
+from ragadapt import Encoder, EncoderConfig, FitConfig, FitResult, Labels, Retriever, fit
 from ragadapt.evaluation import Evaluation, evaluate, gate, paired_bootstrap
 from ragadapt.lexical import LexicalIndex
 from ragadapt.pipeline.adapt import make_examples
@@ -74,6 +76,7 @@ class Bench:
         about = {
             "date": date.today().isoformat(),
             "machine": f"{platform.machine()}, {platform.system()}, python {platform.python_version()}",
+            "device": device(),
             "base": "all-MiniLM-L6-v2",
             "seeds": list(self.seeds),
         }
@@ -179,6 +182,80 @@ def labelled(bench: Bench, part: str, **changes: Any) -> Callable[[], None]:
                 )
 
     return run
+
+
+def few(bench: Bench, sizes: Sequence[int]) -> None:
+    """What ships after so many labelled questions, a draw for each seed, against what ships without any."""
+    for name in [name for name in bench.collections if name in LABELS]:
+        collection = load(bench.data, name)
+        untuned = unlabelled(bench, collection)
+        ids = sorted(collection.qrels[LABELS[name]])
+        for size, seed in itertools.product(sizes, bench.seeds):
+            drawn = random.Random(f"{seed} {size}").sample(ids, min(size, len(ids)))
+            files = write_labels(collection, LABELS[name], drawn, bench.folder / f"few-labels-{name}-{size}-{seed}")
+            made = bench.fit([collection.corpus], f"few-{name}-{size}-{seed}", seed, [Labels(*files)])
+            bench.add(part="few", collection=name, labels=size, **against(untuned, collection, seed, *made))
+
+
+def generated(bench: Bench, url: str) -> None:
+    """What ships after a language model was asked, against what ships without."""
+    asked: dict[str, Any] = {"generator_url": url, "generator_model": "any"}
+    for name in bench.collections:
+        collection = load(bench.data, name)
+        untuned = unlabelled(bench, collection)
+        for seed in bench.seeds:
+            made = bench.fit([collection.corpus], f"generated-{name}-{seed}", seed, query=asked)
+            bench.add(part="generated", collection=name, **against(untuned, collection, seed, *made))
+    if "handbook" not in bench.collections:
+        return
+    source, questions = bench.data / "handbook" / "docs", bench.data / "handbook" / "questions.jsonl"
+    plain, _ = bench.fit([source], "untrained-folder", bench.seeds[0], adapter={"method": "none"})
+    for seed in bench.seeds:
+        result, seconds = bench.fit([source], f"generated-folder-{seed}", seed, query=asked)
+        figures = {}
+        for key, path in (("untuned", plain.path), ("shipped", result.path)):
+            with Retriever.open(path) as retriever:
+                figures[key] = retriever.evaluate(questions)
+        bench.add(
+            part="generated",
+            collection="handbook, as a folder",
+            seed=seed,
+            **{f"{key} {mode}": found[mode] for key, found in figures.items() for mode in ("hybrid", "dense")},
+            verdict=result.verdict,
+            reasons=result.decision.reasons,
+            strength=result.decision.strength,
+            seconds=seconds,
+        )
+
+
+def unlabelled(bench: Bench, collection: Collection) -> dict[str, Evaluation]:
+    """By kind of search: what the base model finds, with the mix that it gets without questions."""
+    result, _ = bench.fit(
+        [collection.corpus], f"untrained-{collection.name}", bench.seeds[0], adapter={"method": "none"}
+    )
+    with Retriever.open(result.path) as retriever:
+        return {mode: score(retriever, collection, mode) for mode in ("hybrid", "dense")}
+
+
+def against(
+    untuned: dict[str, Evaluation], collection: Collection, seed: int, result: FitResult, seconds: float
+) -> dict[str, Any]:
+    """A row: what the gate saw, and what ships against the untuned model. The differences of every query stand in it,
+    for intervals over several draws."""
+    with Retriever.open(result.path) as retriever:
+        shipped = {mode: score(retriever, collection, mode) for mode in untuned}
+        fusion = retriever.fusion.as_dict()
+    seen = {"dense": result.decision.dense, "search": result.decision.search}
+    row: dict[str, Any] = {"seed": seed, "verdict": result.verdict, "reasons": result.decision.reasons}
+    for mode, base in untuned.items():
+        gain = paired_bootstrap(values_of(shipped[mode]), values_of(base), seed=seed)
+        row[f"untuned {mode}"] = base.mean["nDCG@10"]
+        row[f"shipped {mode}"] = shipped[mode].mean["nDCG@10"]
+        row[f"over {mode}"] = [gain.low, gain.delta, gain.high]
+        own = base.per_query["nDCG@10"]
+        row[f"gains {mode}"] = [round(value - own[id], 4) for id, value in shipped[mode].per_query["nDCG@10"].items()]
+    row |= {f"gate saw {key}": [one.low, one.delta, one.high, one.n] for key, one in seen.items() if one}
+    return row | {"strength": result.decision.strength, "fusion": fusion, "seconds": seconds}
 
 
 def beside(bench: Bench) -> None:
@@ -352,6 +429,31 @@ def dense(collection: Collection, encoder: Encoder, passages: list[str], owners:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The zero-label rows, seeds averaged, and those of part few, draws pooled, as Markdown tables."""
+    return "\n\n".join(made for made in (zero_table(rows), few_table(rows)) if made)
+
+
+def few_table(rows: Sequence[dict[str, Any]]) -> str:
+    """By collection and number of labels: what ships against the untuned model, with intervals over draws."""
+    lines = ["| collection | labels | draws | WIN | dense | over untuned | default search | over untuned |"]
+    lines.append("|" + "---|" * 8)
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["part"] == "few":
+            groups.setdefault((row["collection"], row["labels"]), []).append(row)
+    for (name, labels), own in groups.items():
+        cells = [name, str(labels), str(len(own)), str(sum(row["verdict"] == "WIN" for row in own))]
+        for mode in ("dense", "hybrid"):
+            gains = np.array([row[f"gains {mode}"] for row in own])
+            clusters = [str(at) for _ in own for at in range(gains.shape[1])]
+            gain = paired_bootstrap(gains.ravel(), np.zeros(gains.size), clusters=clusters, seed=0)
+            cells.append(f"{float(np.mean([row[f'shipped {mode}'] for row in own])):.3f}")
+            cells.append(f"{gain.delta:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) if groups else ""
+
+
+def zero_table(rows: Sequence[dict[str, Any]]) -> str:
     """The zero-label rows as a Markdown table, seeds averaged."""
     columns = ("untuned dense", "untuned BM25", "untuned RRF", "shipped hybrid", "over_best", "over_rrf")
     lines = ["| collection | dense | BM25 | RRF | shipped | over the best of the three | over RRF |", "|" + "---|" * 7]
@@ -365,7 +467,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for name, values in means.items():
         cells = [f"{value:.3f}" for value in values[:4]] + [f"{value:+.3f}" for value in values[4:]]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join(lines) if names else ""
 
 
 def main() -> None:
@@ -374,6 +476,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where results and fitted retrievers go")
     parser.add_argument("--parts", default="zero,handbook,labels,query-side")
     parser.add_argument("--seeds", default="13")
+    parser.add_argument("--labels", default="20,36,50,100", help="how many part few gives")
+    parser.add_argument("--generator-url", help="what part generated asks; OpenAI-compatible")
     parser.add_argument("--collections", default=",".join(QUALITY))
     every = [choice for choice in CHOICES if choice != "default"]
     parser.add_argument("--choices", default=";".join(every), help="what part choices compares, parted by ;")
@@ -387,16 +491,20 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     bench = Bench(arguments.data, folder, seeds, collections)
+    chosen = arguments.parts.split(",")
+    if "generated" in chosen and not arguments.generator_url:
+        parser.error("part generated asks a language model: name one with --generator-url")
     parts: dict[str, Callable[[], None]] = {
         "zero": lambda: zero(bench),
         "handbook": lambda: handbook(bench),
         "labels": labelled(bench, "labels"),
+        "few": lambda: few(bench, [int(size) for size in arguments.labels.split(",")]),
+        "generated": lambda: generated(bench, arguments.generator_url),
         "signals": lambda: signals(bench),
         "choices": lambda: choices(bench, settings),
         "beside": lambda: beside(bench),
         "query-side": labelled(bench, "query-side", adapter={"adapt": "query"}),
     }
-    chosen = arguments.parts.split(",")
     if unknown := set(chosen) - set(parts):
         parser.error(f"unknown parts {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
     for part in chosen:

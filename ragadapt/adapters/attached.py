@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ragadapt.adapters.method import attach_method, check_strength, method_named
+from ragadapt.adapters.method import attach_method, check_strength, config_of, method_named
 from ragadapt.adapters.reweight import Reweighting, TiedReweighting, TiedTokenPooling, insert_tied, tied_layer
 from ragadapt.adapters.state import FOLDER, PEFT_WEIGHTS, AdapterState
 from ragadapt.config import AdapterConfig
@@ -128,7 +128,7 @@ class AdaptedEncoder(Encoder):
                 f"{config.method!r} none. Choose a rank of 1 or more, or reweight = 'none'."
             )
         if pairs and config.reweight != "none":
-            width = int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+            width = config_of(model).hidden_size
             self._tied = tied_layer(pairs, width)
             head = list(self.tower.head)
             self._reweighting = insert_tied(head, config.reweight, pairs[self._tied], width, config.gamma)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
 from ragadapt.adapters.inserted import Bottleneck, Inserting, sublayers
 from ragadapt.adapters.method import Options
 from ragadapt.adapters.prefix import gate_rates, put_prefix
+from ragadapt.values import JsonValue
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class HoulsbyOptions(Options):
 
     rank: int = 64
 
-    def deciding(self) -> dict[str, Any]:
+    def deciding(self) -> dict[str, JsonValue]:
         return {"rank": self.rank}
 
 
@@ -54,7 +54,7 @@ class MamOptions(Options):
     def factor(self) -> float:
         return 2.0 if self.alpha is None else self.alpha / self.rank
 
-    def deciding(self) -> dict[str, Any]:
+    def deciding(self) -> dict[str, JsonValue]:
         return {"rank": self.rank, "alpha": self.factor * self.rank, "prefix_length": self.prefix_length}
 
 

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 from ragadapt.adapters.inserted import Bottleneck, Inserting, sublayers
 from ragadapt.adapters.method import Options
+from ragadapt.values import JsonValue
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class IaaOptions(Options):
     rank: int = 12
     aside_rank: int = 12
 
-    def deciding(self) -> dict[str, Any]:
+    def deciding(self) -> dict[str, JsonValue]:
         return {"rank": self.rank, "aside_rank": self.aside_rank}
 
     @classmethod

@@ -9,16 +9,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ragadapt.adapters.method import Method, Options, Scope, Weights, check_strength, norm
+from ragadapt.adapters.method import BeforeHook, Method, Options, Scope, Weights, check_strength, config_of, norm
 from ragadapt.errors import InvalidConfiguration
 
 Activation = Callable[[Tensor], Tensor]
+Given = Tensor | tuple[Tensor, *tuple[object, ...]]
+"""What a module has given: a tensor, or one and things beside it, such as attention weights."""
+
+AfterHook = Callable[[nn.Module, tuple[Tensor, ...], Given], Given | None]
+"""Called with a module, what it has read and given; what it gives, if not None, takes the latter's place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,7 @@ _BUILDS = {
 
 def sublayers(model: nn.Module) -> tuple[Sublayer, Sublayer]:
     """(self-attention, feed-forward network) of every layer. Raises InvalidConfiguration for models of other types."""
-    config: Any = model.config
+    config = config_of(model)
     if config.model_type not in _BUILDS:
         raise InvalidConfiguration(
             f"Models of type {config.model_type!r} have layers in which ragadapt does not know attention and "
@@ -110,19 +115,19 @@ class Inserted(nn.Module, ABC):
         """x is what this module is given."""
         self.seen[:] = [inputs[0]]
 
-    def on_seen(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Any:
+    def on_seen(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Given) -> Given:
         """Change the result by what was remembered."""
         return self._on(self.seen.pop(), output)
 
-    def on_input(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Any:
+    def on_input(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Given) -> Given:
         """Change the result by what the module itself was given."""
         return self._on(inputs[0], output)
 
-    def on_result(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Any:
+    def on_result(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Given) -> Given:
         """Change the result by itself."""
         return self._on(output[0] if isinstance(output, tuple) else output, output)
 
-    def _on(self, x: Tensor, output: Any) -> Any:
+    def _on(self, x: Tensor, output: Given) -> Given:
         if self.strength == 0:
             return output
         if isinstance(output, tuple):
@@ -189,8 +194,7 @@ class Inserting(Method):
 
     @property
     def width(self) -> int:
-        config: Any = self.model.config
-        return int(config.hidden_size)
+        return config_of(self.model).hidden_size
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -204,11 +208,11 @@ class Inserting(Method):
         self.parts[f"{host}.{name}"] = part
         return part
 
-    def before(self, host: str, hook: Callable[..., Any]) -> None:
+    def before(self, host: str, hook: BeforeHook) -> None:
         """Call a hook with what a module is about to read."""
         self._handles.append(self.model.get_submodule(host).register_forward_pre_hook(hook))
 
-    def after(self, host: str, hook: Callable[..., Any]) -> None:
+    def after(self, host: str, hook: AfterHook) -> None:
         """Call a hook with what a module has given."""
         self._handles.append(self.model.get_submodule(host).register_forward_hook(hook))
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ragadapt.adapters.method import Method, check_strength, norm, replace_module
+from ragadapt.adapters.method import Method, Scope, check_strength, norm, replace_module
 
 
 class Adapted(nn.Module, ABC):
@@ -58,14 +58,18 @@ class Adapted(nn.Module, ABC):
         return weight, torch.lerp(self.base.bias, bias.to(self.base.bias.dtype), self.strength)
 
 
-class OnLinear(Method):
+L = TypeVar("L", bound=Adapted)
+
+
+class OnLinear(Method, Generic[L]):
     """A method of `Adapted` layers. Those who derive from it make them and call `place`."""
 
     model: nn.Module
-    layers: dict[str, Any]  # of Adapted; name → layer
+    scope: Scope
+    layers: dict[str, L]  # by name
     BIASES = False  # whether biases change, too
 
-    def place(self, layers: dict[str, Adapted]) -> None:
+    def place(self, layers: dict[str, L]) -> None:
         """Put the layers where their bases are, and note where they begin."""
         self.layers = dict(sorted(layers.items()))
         for name, layer in self.layers.items():
@@ -83,8 +87,7 @@ class OnLinear(Method):
 
     @property
     def lowest_layer(self) -> int:
-        scope: Any = self.__dict__["scope"]
-        return int(scope.indices[0])
+        return self.scope.indices[0]
 
     def set_strength(self, strength: float) -> None:
         check_strength(strength)

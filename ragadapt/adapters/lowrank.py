@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from ragadapt.adapters.linear import Adapted, OnLinear
 from ragadapt.adapters.method import Options, Pair, Scope, Weights
 from ragadapt.adapters.peft import ADAPTER, LoRA, LowRankLinear, LowRankOptions, target_names
 from ragadapt.errors import InvalidConfiguration
+from ragadapt.values import JsonValue
 
 
 class Added(Adapted):
@@ -46,23 +47,26 @@ class Added(Adapted):
         yield from sorted(self.named_parameters(recurse=False))
 
 
-class Adding(OnLinear):
+A = TypeVar("A", bound=Added)
+
+
+class Adding(OnLinear[A]):
     """A method whose layers are `Added` ones."""
 
-    options: Any
-
     def __init__(self, model: nn.Module, options: Options, scope: Scope, *, seed: int, weights: Weights) -> None:
+        assert isinstance(options, SquareOptions | LowRankOptions)
         self.model, self.options, self.scope, self.seed = model, options, scope, seed
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # layers draw on the CPU in order of name: one seed, one start
-            layers: dict[str, Adapted] = {}
+            layers: dict[str, A] = {}
             for name in sorted(target_names(model, scope, self.options.targets)):
-                base: Any = model.get_submodule(name)
+                base = model.get_submodule(name)
+                assert isinstance(base, nn.Linear)
                 layers[name] = self.make(base, name).to(base.weight.device)
         self.place(layers)
 
     @abstractmethod
-    def make(self, base: nn.Linear, name: str) -> Added:
+    def make(self, base: nn.Linear, name: str) -> A:
         """What stands in the place of a layer."""
 
     def training(self, on: bool) -> None:
@@ -71,7 +75,7 @@ class Adding(OnLinear):
 
     @property
     def stochastic(self) -> bool:
-        return bool(self.options.dropout > 0)
+        return self.options.dropout > 0
 
 
 def in_pieces(x: Tensor, size: int) -> Tensor:
@@ -97,7 +101,7 @@ class SquareOptions(Options):
     dropout: float = 0.0
     targets: tuple[str, ...] = ()
 
-    def deciding(self) -> dict[str, Any]:
+    def deciding(self) -> dict[str, JsonValue]:
         return {"rank": self.rank}
 
 
@@ -128,7 +132,7 @@ class MoraLinear(Added):
         return torch.cat([out] * times, dim=-1)[..., : self.out_features]
 
 
-class MoRA(Adding):
+class MoRA(Adding[MoraLinear]):
     """One square matrix in the place of a pair, of as many parameters and of a far higher rank."""
 
     OPTIONS = SquareOptions
@@ -153,7 +157,7 @@ class SliceOptions(LowRankOptions):
 
     parts: int = 4
 
-    def deciding(self) -> dict[str, Any]:
+    def deciding(self) -> dict[str, JsonValue]:
         return {"rank": self.rank, "alpha": self.scale, "parts": self.parts}
 
 
@@ -194,7 +198,7 @@ def blocks(parts: Tensor) -> Tensor:
     return torch.einsum("npq,nm->npmq", parts, places).reshape(n * p, n * q)
 
 
-class MELoRA(Adding):
+class MELoRA(Adding[MeloraLinear]):
     """Several small LoRAs side by side, each on a slice of inputs and outputs: n times the rank for the same count."""
 
     OPTIONS = SliceOptions
@@ -203,6 +207,7 @@ class MELoRA(Adding):
     SOURCE = "Ren et al. 2024, arXiv 2402.17263"
 
     def make(self, base: nn.Linear, name: str) -> MeloraLinear:
+        assert isinstance(self.options, SliceOptions)
         parts = self.options.parts
         if base.in_features % parts or base.out_features % parts:
             raise InvalidConfiguration(
@@ -264,7 +269,7 @@ class MtlLinear(Added):
         return nn.functional.linear(low, (self.b * self.scale).to(x.dtype))
 
 
-class MTLLoRA(Adding):
+class MTLLoRA(Adding[MtlLinear]):
     """LoRA by tasks, the kinds of query: a shared A, and for each task a transformation and a mix of several B."""
 
     OPTIONS = TaskOptions
@@ -275,9 +280,10 @@ class MTLLoRA(Adding):
     numbers: dict[str, int]
 
     def make(self, base: nn.Linear, name: str) -> MtlLinear:
+        assert isinstance(self.options, TaskOptions)
         return MtlLinear(base, self.options)
 
-    def place(self, layers: dict[str, Adapted]) -> None:
+    def place(self, layers: dict[str, MtlLinear]) -> None:
         super().place(layers)
         self.numbers = {}
 
@@ -324,7 +330,7 @@ class FlatLinear(LowRankLinear):
 
     noisy: Tensor | None = None  # W with its noise
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         if self.noisy is None:
             return super().forward(x)
         bias: Tensor | None = self.base_layer.get_parameter("bias") if self.base_layer.bias is not None else None

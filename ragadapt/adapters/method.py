@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib import import_module
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,10 @@ from torch import Tensor, nn
 from ragadapt.config import AdapterConfig
 from ragadapt.encoder.prefix import layer_list
 from ragadapt.errors import InvalidConfiguration, InvalidInput
+from ragadapt.values import JsonValue
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 METHODS: dict[str, str] = {
     "lora": "ragadapt.adapters.peft:LoRA",
@@ -62,12 +66,20 @@ _WITHOUT = ("none", 0, None, ())  # asks for nothing that a method could lack
 Weights = Callable[[], Mapping[str, Tensor]]
 """Makes the transformer's own weights in float32, by name: the model itself may hold them rounded."""
 
+BeforeHook = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]
+"""Called with a module and what it is about to read; what it gives, if not None, is read instead."""
+
 
 class Pair(Protocol):
     """A linear layer with a low-rank pair: it gives W x + factor · B A x."""
 
-    in_features: int
-    out_features: int
+    @property
+    def in_features(self) -> int:
+        """How many numbers it reads."""
+
+    @property
+    def out_features(self) -> int:
+        """How many it gives."""
 
     @property
     def a(self) -> Tensor:
@@ -81,7 +93,7 @@ class Pair(Protocol):
     def factor(self) -> float:
         """At the present strength."""
 
-    def register_forward_pre_hook(self, hook: Callable[..., Any], /) -> object:
+    def register_forward_pre_hook(self, hook: BeforeHook, /) -> object:
         """As of every torch module: called with what the layer is about to read."""
 
 
@@ -129,11 +141,11 @@ class Options:
         """Sizes that may be 0, which leaves out what they are the size of."""
         return ()
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, JsonValue]:
         """JSON values."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
-    def deciding(self) -> dict[str, Any]:
+    def deciding(self) -> dict[str, JsonValue]:
         """JSON values of those that decide the vectors beside the tensors."""
         return {}
 
@@ -260,7 +272,7 @@ class Method(ABC):
         """How far the parameters are from where they began, at full strength: a Frobenius norm; 0 = nothing learnt."""
 
     @classmethod
-    def peft_config(cls, options: Options, tensors: Mapping[str, Tensor], strength: float) -> Any:
+    def peft_config(cls, options: Options, tensors: Mapping[str, Tensor], strength: float) -> PeftConfig | None:
         """The configuration under which PEFT reads these tensors, at a strength; None where PEFT does not know them."""
         return None
 
@@ -280,7 +292,7 @@ class Description:
 
     name: str
     what: str
-    options: Mapping[str, Any]
+    options: Mapping[str, JsonValue]
     folds: bool
     reweights: bool
     cuda: bool
@@ -341,6 +353,20 @@ def attach_method(model: nn.Module, config: AdapterConfig, *, seed: int, weights
     """A fresh adapter on a transformer, in place, and the layers that it trains. Raises InvalidConfiguration."""
     scope = Scope.of(model, config.layers)
     return method_named(config.method)(model, options_of(config), scope, seed=seed, weights=weights), scope
+
+
+class TransformerConfig(Protocol):
+    """What is read of a transformer's configuration; transformers' own class does not name it."""
+
+    model_type: str
+    hidden_size: int
+    num_attention_heads: int
+
+
+def config_of(model: nn.Module) -> TransformerConfig:
+    """A transformer's configuration."""
+    config: TransformerConfig = vars(model)["config"]  # torch types the attributes of a module as tensors and modules
+    return config
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar, TypedDict, Unpack
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora.layer import Linear as PeftLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ragadapt.adapters.method import Method, Options, Pair, Scope, Weights, check_strength, norm, replace_module
 from ragadapt.errors import InvalidConfiguration
+from ragadapt.values import JsonValue
 
 ADAPTER = "default"
 _EXACT_WIDTH = 1024  # of matrices whose singular directions are computed exactly: seconds for all of a model
@@ -51,7 +53,7 @@ class LowRankLinear(PeftLinear):
         """(out, in) What is added to W, at the present strength."""
         return (self.b @ self.a) * self.factor
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         if self.disable_adapters or self.merged:
             plain: Tensor = super().forward(x, *args, **kwargs)
             return plain
@@ -87,7 +89,7 @@ class DoraLinear(LowRankLinear):
     def get_delta_weight(self, adapter: str) -> Tensor:
         return (self.b @ self.a) * float(self.scaling[ADAPTER])  # PEFT merges by it
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         if self.strength == 0:
             base: Tensor = self.base_layer(x)
             return base
@@ -132,7 +134,7 @@ class LowRankOptions(Options):
     dropout: float = 0.0
     targets: tuple[str, ...] = ()
 
-    def deciding(self) -> dict[str, Any]:
+    def deciding(self) -> dict[str, JsonValue]:
         return {"rank": self.rank, "alpha": self.scale}
 
     @property
@@ -146,6 +148,13 @@ class LowRankOptions(Options):
         return float(self.alpha if self.alpha is not None else self.own_alpha)
 
 
+class LoraVariant(TypedDict, total=False):
+    """Of PEFT's configuration: what makes another method of LoRA."""
+
+    use_rslora: bool
+    use_dora: bool
+
+
 class LoRA(Method):
     """Low-rank adaptation: W + s B A in the linear layers; A is drawn from the seed, B is zero, s = alpha / rank."""
 
@@ -153,7 +162,7 @@ class LoRA(Method):
     PAIRS = True
     SOURCE = "Hu et al. 2021, arXiv 2106.09685"
     LAYER: ClassVar[type[LowRankLinear]] = LowRankLinear
-    VARIANT: ClassVar[Mapping[str, Any]] = {}  # of PEFT's configuration
+    VARIANT: ClassVar[LoraVariant] = {}
 
     def __init__(self, model: nn.Module, options: Options, scope: Scope, *, seed: int, weights: Weights) -> None:
         assert isinstance(options, LowRankOptions)
@@ -249,7 +258,7 @@ class RsLoRA(LoRA):
 
     OPTIONS = RankStableOptions
     SOURCE = "Kalajdzievski 2023, arXiv 2312.03732"
-    VARIANT: ClassVar[Mapping[str, Any]] = {"use_rslora": True}
+    VARIANT: ClassVar[LoraVariant] = {"use_rslora": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +284,7 @@ class DoRA(LoRA):
 
     SOURCE = "Liu et al. 2024, arXiv 2402.09353"
     LAYER = DoraLinear
-    VARIANT: ClassVar[Mapping[str, Any]] = {"use_dora": True}
+    VARIANT: ClassVar[LoraVariant] = {"use_dora": True}
     layers: dict[str, DoraLinear]  # type: ignore[assignment]
 
     @torch.no_grad()
@@ -403,20 +412,29 @@ def padded(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return nn.functional.pad(a, (0, 0, 0, more)), nn.functional.pad(b, (0, more))
 
 
+def linear_below(layer: nn.Module) -> nn.Linear:
+    """The linear layer that PEFT's layer stands on."""
+    below = layer.get_submodule("base_layer")
+    assert isinstance(below, nn.Linear)
+    return below
+
+
 @torch.no_grad()
-def merged_weights(layer: Any) -> tuple[Tensor, Tensor | None]:
+def merged_weights(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     """W (out, in) and bias of a linear layer with what PEFT's layer adds at full strength, by PEFT's own merge."""
-    own = layer.base_layer
+    own = linear_below(layer)
+    assert isinstance(layer, BaseTunerLayer)
+    merged = copy.deepcopy(own)
     try:
-        layer.base_layer = copy.deepcopy(own)
+        layer.base_layer = merged
         layer.merge()
-        return layer.base_layer.weight.detach(), None if own.bias is None else layer.base_layer.bias.detach()
+        return merged.weight.detach(), None if own.bias is None else merged.bias.detach()
     finally:
         layer.base_layer = own
         layer.merged_adapters.clear()
 
 
-def lora_config(options: LowRankOptions, targets: Iterable[str], **variant: Any) -> LoraConfig:
+def lora_config(options: LowRankOptions, targets: Iterable[str], **variant: Unpack[LoraVariant]) -> LoraConfig:
     """PEFT's configuration of pairs in these layers, named in full."""
     alpha = options.alpha if options.alpha is not None else options.own_alpha
     return LoraConfig(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ragadapt.adapters.inserted import Inserted, Inserting, Sublayer, sublayers
-from ragadapt.adapters.method import Options
+from ragadapt.adapters.inserted import Given, Inserted, Inserting, Sublayer, sublayers
+from ragadapt.adapters.method import Options, config_of
+from ragadapt.values import JsonValue
 
 # A gate is one number that begins at zero and moves by the learning rate at most in a step: at a run's own rate it
 # stays so small that the prefix, whose gradient it scales, hardly learns (docs/methods.md).
@@ -23,7 +23,7 @@ class PrefixOptions(Options):
 
     prefix_length: int = 32
 
-    def deciding(self) -> dict[str, Any]:
+    def deciding(self) -> dict[str, JsonValue]:
         return {"prefix_length": self.prefix_length}
 
 
@@ -46,8 +46,9 @@ class Attended(Inserted):
         self.key, self.value = (nn.Parameter(torch.randn(length, shared, each, generator=generator)) for _ in range(2))
         self.gate = nn.Parameter(torch.zeros(heads))
 
-    def keep_query(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def keep_query(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Given) -> None:
         """From the module that gives q: (…, H d), (…, 3 H d) with keys and values behind, or (…, H, d)."""
+        assert isinstance(output, Tensor)
         if self.whole:
             output = output.reshape(*output.shape[:-1], -1, self.heads, self.key.shape[-1]).select(-3, 0)
         self.seen[:] = [output]
@@ -76,8 +77,8 @@ def gate_rates(method: Inserting) -> dict[str, float]:
 
 def put_prefix(method: Inserting, layer: str, attention: Sublayer, length: int) -> None:
     """A prefix at the self-attention of one layer."""
-    config: Any = method.model.config
-    heads = int(config.num_attention_heads)
+    config = config_of(method.model)
+    heads = config.num_attention_heads
     shared = int(getattr(config, "num_key_value_heads", None) or heads)
     each = int(getattr(config, "head_dim", None) or method.width // heads)
     host = f"{layer}.{attention.writes}"

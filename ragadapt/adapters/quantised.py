@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ragadapt.adapters.method import Weights
-from ragadapt.adapters.peft import ADAPTER, LoRA, LowRankLinear, PiSSA, PissaLinear, padded
+from ragadapt.adapters.method import Options, Weights
+from ragadapt.adapters.peft import ADAPTER, LoRA, LowRankLinear, PiSSA, PissaLinear, linear_below, padded
 from ragadapt.errors import InvalidConfiguration, MissingExtra
 
 _BLOCK = 64  # numbers that share one scale, as in bitsandbytes
@@ -70,7 +69,7 @@ class QuantisedLinear(LowRankLinear):
 
     def hold(self, whole: Tensor) -> None:
         """Make Q of W in float32: by bitsandbytes on a GPU; elsewhere, where it is only folded, as the same numbers."""
-        base: Any = self.base_layer
+        base = linear_below(self)
         weight = base.weight
         if weight.device.type == "cuda":
             import bitsandbytes  # type: ignore[import-not-found,unused-ignore]
@@ -93,7 +92,7 @@ class QuantisedLinear(LowRankLinear):
         held.bias = base.bias
         self.held = held.requires_grad_(False)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         if self.strength == 0:
             base: Tensor = self.base_layer(x)
             return base
@@ -131,5 +130,5 @@ class QLoRA(LoRA):
             layer.hold(whole[f"{name}.weight"])
 
     @classmethod
-    def peft_config(cls, options: Any, tensors: Mapping[str, Tensor], strength: float) -> None:
+    def peft_config(cls, options: Options, tensors: Mapping[str, Tensor], strength: float) -> None:
         return None  # on a base of other numbers the pair would be another adapter

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, Self
+from typing import Self
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -78,10 +78,10 @@ class AdapterState:
         method.set_strength(self.scale)
         return method
 
-    def apply(self, transformer: Any, head: list[nn.Module]) -> None:
+    def apply(self, transformer: nn.Module, head: list[nn.Module]) -> None:
         """Put what was learnt into a sentence-transformers Transformer, in place: folded into its weights where that
         can be, else on top of them; and the re-weighting into the modules behind it."""
-        model: nn.Module = transformer.model
+        model = transformer.get_submodule("model")
         method = self.attach(model)
         if self.tied is not None:
             pair = method.pairs()[self.tied]
@@ -89,6 +89,7 @@ class AdapterState:
         folded = method.fold()
         if folded is None:
             transformer.__class__ = AdaptedTransformer
+            assert isinstance(transformer, AdaptedTransformer)
             transformer.adapter = (self, method)
             return
         method.detach()
@@ -100,7 +101,7 @@ class AdapterState:
         """The adapted model as sentence-transformers modules, in float32 on the CPU."""
         base = restore()
         chain, _ = sides(base)
-        transformer: Any = chain[0]
+        transformer = chain[0]
         head = list(chain[1:])
         if self.config.adapt == "query":
             from sentence_transformers.models import Router
@@ -108,11 +109,11 @@ class AdapterState:
             documents = [transformer, *head]
             transformer, head = copy.deepcopy(transformer), copy.deepcopy(head)
             self.apply(transformer, head)
-            modules: list[Any] = [Router.for_query_document([transformer, *head], documents)]
+            modules: list[nn.Module] = [Router.for_query_document([transformer, *head], documents)]
         else:
             self.apply(transformer, head)
             modules = [transformer, *head]
-        prompts: dict[str, Any] = dict(base.prompts)
+        prompts = {name: prompt or "" for name, prompt in base.prompts.items()}
         made = SentenceTransformer(
             modules=modules,
             device="cpu",
@@ -147,7 +148,7 @@ class AdapterState:
         }
         (folder / FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
-        settings: Any = method_named(self.config.method).peft_config(options_of(self.config), self.tensors, self.scale)
+        settings = method_named(self.config.method).peft_config(options_of(self.config), self.tensors, self.scale)
         if settings is None:
             save_file(tensors, folder / WEIGHTS)
             return
@@ -226,13 +227,13 @@ class AdaptedTransformer(Transformer):  # type: ignore[misc]
         finally:
             self.adapter = (state, state.attach(self.model))
 
-    def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
+    def save(self, output_path: str, *args: object, **kwargs: object) -> None:
         with self.without_adapter() as state:
             super().save(output_path, *args, **kwargs)
             state.write(Path(output_path) / FOLDER)
 
     @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> Self:
+    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: object) -> Self:
         made: Self = super().load(model_name_or_path, subfolder=subfolder, **kwargs)
         state = AdapterState.read(Path(model_name_or_path) / subfolder / FOLDER)
         made.adapter = (state, state.attach(made.model))

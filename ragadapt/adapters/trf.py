@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from ragadapt.adapters.inserted import Inserted, Inserting, drawn
 from ragadapt.adapters.method import Options, Pair, Scope, Weights, norm
 from ragadapt.adapters.peft import LoRA, LowRankOptions, target_names
+from ragadapt.values import JsonValue
 
 
 class TaskFilter(Inserted):
@@ -44,7 +44,7 @@ class TrfOptions(LowRankOptions):
 
     filter_rank: int = 8
 
-    def deciding(self) -> dict[str, Any]:
+    def deciding(self) -> dict[str, JsonValue]:
         return {"rank": self.rank, "alpha": self.scale, "filter_rank": self.filter_rank}
 
     @classmethod

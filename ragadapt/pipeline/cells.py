@@ -1,7 +1,7 @@
 """Work in processes of their own: what one took of memory is told of it alone, and several run beside each other.
 
-A process is a Python that reads a function of ragadapt and its arguments from its parent, and ends with its parent.
-What it makes are files; its answer is small.
+A process is a Python that reads functions of ragadapt and their arguments from its parent, and ends with its parent.
+What it makes are files; its answers are small.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import importlib
 import json
 import os
 import pickle
+import queue
 import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -57,12 +59,18 @@ def peak_memory_bytes() -> int | None:
 
 class Cells:
     """Runs functions, at most `jobs` at a time, each in a process of its own; jobs = 0: in this one. A context manager:
-    leaving it ends what still runs."""
+    leaving it ends what still runs.
 
-    def __init__(self, jobs: int) -> None:
+    reuse: a process takes one function after another, which saves its start; then the memory that it held is that of
+    the largest of them.
+    """
+
+    def __init__(self, jobs: int, *, reuse: bool = False) -> None:
         self.jobs = jobs
+        self.reuse = reuse
         self._places = threading.Semaphore(max(1, jobs))
-        self._running: set[subprocess.Popen[bytes]] = set()
+        self._running: set[_Worker] = set()
+        self._idle: list[_Worker] = []
         self._closed = False
         self._lock = threading.Lock()
 
@@ -78,10 +86,12 @@ class Cells:
         """End what runs, and start nothing any more; whoever waits for an answer gets TrainingFailed."""
         with self._lock:
             self._closed = True
-            left = list(self._running)
-        for process in left:
-            with suppress(OSError):
-                process.kill()
+            running, idle = list(self._running), self._idle
+            self._idle = []
+        for worker in running:
+            worker.kill()
+        for worker in idle:
+            worker.end()
 
     def run(self, function: Callable[..., Any], *arguments: Any, progress: Progress = no_progress) -> Any:
         """What the function gives; it takes `progress` besides. Raises what it raises, if that is an error of ours,
@@ -92,45 +102,25 @@ class Cells:
             return self._apart(function, arguments, progress)
 
     def _apart(self, function: Callable[..., Any], arguments: tuple[Any, ...], progress: Progress) -> Any:
-        path = [os.fspath(entry) for entry in sys.path if isinstance(entry, str | os.PathLike)]
-        path.sort(key=lambda entry: entry in ("", "."))  # the working folder last: it may be full of strangers' files
         with self._lock:
             if self._closed:
                 raise TrainingFailed("The comparison was stopped.")
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _BOOT, json.dumps(path)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=self._environment(),
-                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-            )
-            self._running.add(process)
-        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
-        said: list[str] = []
-        listener = threading.Thread(target=_listen, args=(process.stderr, said), daemon=True)
-        listener.start()
+            idle = [worker for worker in self._idle if worker.alive()]
+            worker = idle.pop() if idle else _Worker(self._environment())
+            self._idle = idle
+            self._running.add(worker)
+        kept = False
         try:
-            with suppress(OSError):  # it ended at once: what it said tells why
-                pickle.dump((function.__module__, function.__qualname__, arguments), process.stdin)
-                process.stdin.flush()
-            answer = _answer(process.stdout, progress)
-            if answer is None:
-                code = process.wait()
-                listener.join(timeout=5)
-                how = f"signal {-code}" if code < 0 else f"status {code}"
-                words = " ".join(said[-_LAST_LINES:])
-                raise TrainingFailed(f"A process that trained broke down ({how}). {words}".rstrip())
+            value = worker.ask(function, arguments, progress)
+            kept = self.reuse
         finally:
             with self._lock:
-                self._running.discard(process)
-            with suppress(OSError):
-                process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                with suppress(OSError):
-                    pipe.close()
-        (value,) = answer
+                self._running.discard(worker)
+                kept = kept and not self._closed
+                if kept:
+                    self._idle.append(worker)
+            if not kept:
+                worker.end()
         if isinstance(value, RagadaptError):
             raise value
         return value
@@ -138,8 +128,61 @@ class Cells:
     def _environment(self) -> dict[str, str]:
         environment = dict(os.environ)
         if self.jobs > 1:  # each has its share of the processors
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // self.jobs)))
+            share = str(max(1, cores() // self.jobs))
+            for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):  # of torch, and of the tokenizers
+                environment.setdefault(name, share)
         return environment
+
+
+class _Worker:
+    """A process that does what it is asked, one thing at a time."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        path = [os.fspath(entry) for entry in sys.path if isinstance(entry, str | os.PathLike)]
+        path.sort(key=lambda entry: entry in ("", "."))  # the working folder last: it may be full of strangers' files
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", _BOOT, json.dumps(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        )
+        self._said: list[str] = []
+        self._listener = threading.Thread(target=_listen, args=(self._process.stderr, self._said), daemon=True)
+        self._listener.start()
+
+    def ask(self, function: Callable[..., Any], arguments: tuple[Any, ...], progress: Progress) -> Any:
+        """The answer, which may be an error. Raises TrainingFailed where the process ended without one."""
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        with suppress(OSError):  # it ended at once: what it said tells why
+            pickle.dump((function.__module__, function.__qualname__, arguments), process.stdin)
+            process.stdin.flush()
+        answer = _answer(process.stdout, progress)
+        if answer is None:
+            code = process.wait()
+            self._listener.join(timeout=5)
+            how = f"signal {-code}" if code < 0 else f"status {code}"
+            words = " ".join(self._said[-_LAST_LINES:])
+            raise TrainingFailed(f"A process that trained broke down ({how}). {words}".rstrip())
+        return answer[0]
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        with suppress(OSError):
+            self._process.kill()
+
+    def end(self) -> None:
+        """Kill it, and leave nothing of it."""
+        self.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
 
 
 def _listen(pipe: IO[bytes], said: list[str]) -> None:
@@ -164,31 +207,45 @@ def _answer(pipe: IO[bytes], progress: Progress) -> tuple[Any] | None:
 
 
 def serve() -> None:
-    """Run what the parent asks for and answer. Ends with the parent. Runs in the process that `Cells` starts."""
+    """Run what the parent asks for and answer, again and again. Ends with the parent. Runs in the process that `Cells`
+    starts."""
     asked = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints must not speak here
     with suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this
-    module, name, arguments = pickle.load(asked)
-    threading.Thread(target=_end_with_parent, args=(asked,), daemon=True).start()
+    requests: queue.SimpleQueue[tuple[str, str, tuple[Any, ...]]] = queue.SimpleQueue()
+    threading.Thread(target=_hear, args=(asked, requests), daemon=True).start()
 
     def progress(stage: str, done: int, total: int) -> None:
         answers.write(_MARK + json.dumps({"progress": [stage, done, total]}).encode("ascii") + b"\n")
         answers.flush()
 
-    answer: Any
+    while True:
+        module, name, arguments = requests.get()
+        answer: Any
+        try:
+            answer = getattr(importlib.import_module(module), name)(*arguments, progress=progress)
+        except RagadaptError as error:
+            answer = error
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+        del arguments
+        body = pickle.dumps(answer)
+        answers.write(_MARK + json.dumps({"size": len(body)}).encode("ascii") + b"\n" + body)
+        answers.flush()
+
+
+def _hear(pipe: IO[bytes], requests: queue.SimpleQueue[Any]) -> None:
+    """Take requests until the parent ends, and then end too, whatever is being done."""
     try:
-        answer = getattr(importlib.import_module(module), name)(*arguments, progress=progress)
-    except RagadaptError as error:
-        answer = error
-    body = pickle.dumps(answer)
-    answers.write(_MARK + json.dumps({"size": len(body)}).encode("ascii") + b"\n" + body)
-    answers.flush()
-    os._exit(0)  # nothing is left to do, and threads of libraries may linger
-
-
-def _end_with_parent(pipe: IO[bytes]) -> None:
-    while pipe.read(1):
+        while True:
+            requests.put(pickle.load(pipe))
+    except EOFError:
         pass
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
     os._exit(1)

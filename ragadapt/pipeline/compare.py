@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -37,8 +37,8 @@ from ragadapt.files import json_digest
 from ragadapt.pipeline.adapt import DevPool, check_teacher, drift
 from ragadapt.pipeline.cells import Cells, cores, peak_memory_bytes
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
-from ragadapt.pipeline.fit import Base, FitSteps, check_arguments
-from ragadapt.pipeline.fusion import Neutral, quality
+from ragadapt.pipeline.fit import Base, FitSteps, Measures, check_arguments
+from ragadapt.pipeline.fusion import LearntFusion, Neutral, quality
 from ragadapt.pipeline.queries import DividedQueries, Labels, leaked
 from ragadapt.pipeline.report import corpus_facts, machine_of
 from ragadapt.queries import FEWEST_DEV, check_generator
@@ -55,6 +55,7 @@ from ragadapt.report import (
 )
 from ragadapt.report.build import library_versions
 from ragadapt.report.methods import DENSE, SEARCH, Judged, MethodFigures, compared, label_of
+from ragadapt.search.fusion import Floats
 from ragadapt.store.workspace import MANIFEST, Stage, Workspace
 from ragadapt.values import Evidence, Progress, no_progress
 
@@ -196,7 +197,8 @@ def compare_methods(
                 f"rates by ({FEWEST_DEV} are needed). Give more labelled questions (--queries); 60 are enough."
             )
         examples = steps.mined(plan, queries, base)
-        with Cells(_jobs(jobs, encoder)) as cells:
+        # A GPU tells of every training what it held; the system tells of a process alone.
+        with Cells(_jobs(jobs, encoder), reuse=encoder.precision.device.startswith("cuda")) as cells:
             run = _Comparison(steps, cells, base, plan, queries, pool, examples, budget, seeds, rates)
             with clock("methods"):
                 found = run.all(sizes)
@@ -325,12 +327,6 @@ class Task:
     pool: DevPool | None
     alone: bool
 
-    def encoder(self) -> Encoder:
-        """The base model, loaded where it is not."""
-        from ragadapt.encoder import Encoder
-
-        return Encoder.load(self.base) if isinstance(self.base, EncoderConfig) else self.base
-
 
 @dataclass(frozen=True)
 class _Trained:
@@ -349,7 +345,7 @@ def train_cell(task: Task, folder: Path, scratch: Path, *, progress: Progress = 
     """Train, and write the adapter and trained.json into the folder. That the loss diverged is a result, too."""
     from ragadapt.training import train
 
-    encoder = task.encoder()
+    encoder = _loaded(task.base)
     dev = partial(task.pool.score) if task.pool is not None else None
     on_gpu = _reset_device_peak(encoder)
     try:
@@ -379,24 +375,65 @@ def pace_cell(task: Task, *, progress: Progress = no_progress) -> float:
     """Seconds that a step takes: the median of a few, without the first two, which warm up."""
     from ragadapt.training import train
 
-    result = train(task.encoder(), task.examples, None, task.adapter, task.training, seed=task.seed, progress=progress)
+    result = train(
+        _loaded(task.base), task.examples, None, task.adapter, task.training, seed=task.seed, progress=progress
+    )
     ends = [0.0, *(point.seconds for point in result.history)]
     took = np.diff(ends)
     return float(median(took[2:] if len(took) > 4 else took))
 
 
-def encode_cell(
-    base: EncoderConfig,
-    folder: Path,
-    passages: Sequence[str],
-    file: Path,
-    *,
-    progress: Progress = no_progress,
-) -> None:
-    """The passages by the model that a training left in the folder, as (N, d) in a file."""
+@dataclass(frozen=True, eq=False)
+class Judging:
+    """What a trained model is measured by. base: the model, or where it is; vectors: the base's, or their file;
+    fusion: the base's."""
+
+    base: EncoderConfig | Encoder
+    config: FitConfig
+    lexical_folder: Path
+    corpus: Corpus
+    vectors: Path | Floats
+    queries: DividedQueries
+    plan: gate.Plan
+    fusion: LearntFusion
+
+    def encoded(self) -> EncodedCorpus:
+        """The corpus by the base."""
+        vectors = self.vectors
+        return EncodedCorpus(self.corpus, np.load(vectors, mmap_mode="r") if isinstance(vectors, Path) else vectors)
+
+
+def judge_cell(judging: Judging, trained: Path, folder: Path, *, progress: Progress = no_progress) -> None:
+    """Write into the folder's judged.json what the model that a training left finds: nDCG@10 per held-out question, by
+    dense and by the default search; the fusion's share; the drift."""
+    config, plan, grades = judging.config, judging.plan, judging.queries.grades
+    encoder, base = _adapted(_loaded(judging.base), trained), judging.encoded()
+    encoded = base
+    if config.adapter.adapt == "both":
+        encoded = EncodedCorpus(base.corpus, encoder.encode_passages(base.corpus.passages, progress=progress))
+    measures = Measures(config, profiling.Clock(), progress)
+    measures.lexical_folder = judging.lexical_folder
+    fusion = measures.own_fusion(encoder, encoded, plan, judging.queries, judging.fusion).fusion
+    arena = measures.arena(plan.judge, encoder, encoded, grades).with_fusion(fusion)
+    record = {
+        "dense": quality(arena, "dense").tolist(),
+        "search": quality(arena, "hybrid").tolist(),
+        "weight": fusion.weight,
+        "drift": drift(base.vectors, encoded.vectors, seed=config.seed),
+    }
+    (folder / "judged.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+def _loaded(base: EncoderConfig | Encoder) -> Encoder:
+    """The base model; one that is loaded stays for what the process does next."""
+    return _load(base) if isinstance(base, EncoderConfig) else base
+
+
+@lru_cache(maxsize=1)
+def _load(config: EncoderConfig) -> Encoder:
     from ragadapt.encoder import Encoder
 
-    _adapted(Encoder.load(base), folder).encode_to(passages, file, progress=progress)
+    return Encoder.load(config)
 
 
 def _adapted(base: Encoder, folder: Path) -> Encoder:
@@ -418,6 +455,7 @@ def _reset_device_peak(encoder: Encoder) -> bool:
 
     if not encoder.precision.device.startswith("cuda"):
         return False
+    torch.cuda.empty_cache()  # of what the process did before
     torch.cuda.reset_peak_memory_stats(encoder.precision.device)
     return True
 
@@ -656,7 +694,7 @@ class _Comparison:
 
     def judge(self, trained: _Trained) -> dict[str, Any]:
         """nDCG@10 per held-out question, by dense and by the default search; the fusion's share; the drift."""
-        steps, base, plan, queries = self.steps, self.base, self.plan, self.queries
+        steps, base, plan = self.steps, self.base, self.plan
         key = {
             "train": trained.stage.digest,
             "queries": steps.digests["queries"],
@@ -666,31 +704,26 @@ class _Comparison:
         with self._stage("judged", key) as stage:
             file = stage.path / "judged.json"
             if not stage.finished:
-                encoder = _adapted(base.encoder, trained.stage.path)
-                encoded = base.encoded
-                if self.config.adapter.adapt == "both":
-                    vectors = stage.scratch / "vectors.npy"
-                    passages = list(base.encoded.corpus.passages)
-                    if self.cells.jobs > 1:
-                        place = trained.stage.path
-                        self.cells.run(
-                            encode_cell, self.config.encoder, place, passages, vectors, progress=steps.progress
-                        )
-                    else:
-                        encoder.encode_to(passages, vectors, progress=steps.progress)
-                    encoded = EncodedCorpus(base.encoded.corpus, np.load(vectors))
-                with self._one:
-                    fusion = steps.own_fusion(encoder, encoded, plan, queries, base).fusion
-                    arena = steps.arena(plan.judge, encoder, encoded, queries.grades).with_fusion(fusion)
-                    record = {
-                        "dense": quality(arena, "dense").tolist(),
-                        "search": quality(arena, "hybrid").tolist(),
-                        "weight": fusion.weight,
-                        "drift": drift(base.encoded.vectors, encoded.vectors, seed=self.config.seed),
-                    }
-                file.write_text(json.dumps(record), encoding="utf-8")
+                if self.cells.jobs > 1:
+                    self.cells.run(judge_cell, self._judging(), trained.stage.path, stage.path, progress=steps.progress)
+                else:
+                    judge_cell(self._judging(), trained.stage.path, stage.path, progress=steps.progress)
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return found
+
+    def _judging(self) -> Judging:
+        steps, base, config = self.steps, self.base, self.config
+        apart = self.cells.jobs > 1
+        return Judging(
+            base=config.encoder if apart else base.encoder,
+            config=config,
+            lexical_folder=steps.lexical_folder,
+            corpus=base.encoded.corpus,
+            vectors=steps.paths["base-vectors"] / "vectors.npy" if apart else base.encoded.vectors,
+            queries=self.queries,
+            plan=self.plan,
+            fusion=base.fusion,
+        )
 
 
 def _run_of(seed: int, trained: _Trained, judged: Mapping[str, Any]) -> MethodRun:

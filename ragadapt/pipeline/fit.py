@@ -262,6 +262,7 @@ def _train_along(processes: Processes, config: FitConfig) -> FitResult:
     from ragadapt.training import train
 
     while not isinstance(received := processes.broadcast(), FitResult):
+        assert isinstance(received, _Training)
         encoder = Encoder.load(config.encoder)
         if encoder.fingerprint != received.fingerprint:
             raise InvalidConfiguration(
@@ -299,7 +300,47 @@ class Base:
     fusion: LearntFusion
 
 
-class FitSteps:
+class Measures:
+    """Searches for judged queries by an encoder and the fusion that it gets; needs the lexical index, no workspace."""
+
+    lexical_folder: Path
+
+    def __init__(self, config: FitConfig, clock: profiling.Clock, progress: Progress) -> None:
+        self.config = config
+        self.clock = clock
+        self.progress = progress
+
+    def arena(self, queries: Sequence[Query], encoder: Encoder, encoded: EncodedCorpus, grades: Grades) -> Arena:
+        return build_arena(queries, encoder, encoded, self.lexical_folder, grades, self.progress)
+
+    def neutral(self, queries: DividedQueries, encoder: Encoder, searcher: Searcher) -> Neutral:
+        """Where this encoder's fusion starts. What is held out tells nothing here either."""
+        if self.config.fusion.weight is not None:
+            return Neutral(self.config.fusion.weight, "set by the configuration")
+        cut = [query for query in queries.fusion_queries if query.evidence is not Evidence.LABELLED]
+        asked = [query.text for query in queries.fusion_queries if query.evidence is Evidence.LABELLED]
+        with self.clock("fusion"):
+            return neutral_weight(searcher, encoder, cut, [*queries.asked, *asked], self.progress)
+
+    def moved(self, base: LearntFusion, queries: DividedQueries, encoder: Encoder, encoded: EncodedCorpus) -> Neutral:
+        """Where a trained encoder's fusion starts: at what the base learnt, moved by what its scores' shape changed."""
+        own = self.neutral(queries, encoder, searcher_of(encoded, LexicalIndex.open(self.lexical_folder)))
+        weight = min(max(base.fusion.weight + own.weight - base.neutral, 0.0), 1.0)
+        return Neutral(round(weight, 2), "what the base learnt and how the shape of the scores changed")
+
+    def own_fusion(
+        self, encoder: Encoder, adapted: EncodedCorpus, plan: gate.Plan, queries: DividedQueries, base: LearntFusion
+    ) -> LearntFusion:
+        """The fusion for a trained model, from the dev queries like those that judge; the base's where they are few."""
+        rank, chosen = one_rank([q for q in queries.dev if q.evidence is plan.evidence], ENOUGH, MOST)
+        if not chosen:
+            return base
+        arena = self.arena(chosen, encoder, adapted, queries.grades)
+        neutral = self.moved(base, queries, encoder, adapted)
+        return learn_fusion(arena, self.config.fusion, evidence=rank, neutral=neutral)
+
+
+class FitSteps(Measures):
     """One fit at work: the workspace and its stages, in the order in which they are called."""
 
     def __init__(
@@ -312,12 +353,10 @@ class FitSteps:
         portable: bool,
         sources: Mapping[str, Any],
     ) -> None:
+        super().__init__(config, clock, progress)
         self.work = work
         self.sources = sources
-        self.config = config
-        self.clock = clock
         self.processes = processes
-        self.progress = progress
         self.portable = portable
         self.reused: list[str] = []
         self.digests: dict[str, str] = {}
@@ -374,14 +413,8 @@ class FitSteps:
 
     def lexical(self, corpus: Corpus) -> LexicalIndex:
         with self.stage("lexical", ("chunks",)) as stage:
+            self.lexical_folder = stage.path / "lexical"
             return build_lexical(stage, corpus, self.progress)
-
-    @property
-    def lexical_folder(self) -> Path:
-        return self.paths["lexical"] / "lexical"
-
-    def arena(self, queries: Sequence[Query], encoder: Encoder, encoded: EncodedCorpus, grades: Grades) -> Arena:
-        return build_arena(queries, encoder, encoded, self.lexical_folder, grades, self.progress)
 
     # Queries
 
@@ -418,21 +451,6 @@ class FitSteps:
                 chosen = chosen[:: -(-len(chosen) // _CROPS)]
             arena = self.arena(chosen, encoder, encoded, queries.grades) if chosen else None
             return learn_fusion(arena, self.config.fusion, evidence=rank, neutral=neutral)
-
-    def neutral(self, queries: DividedQueries, encoder: Encoder, searcher: Searcher) -> Neutral:
-        """Where this encoder's fusion starts. What is held out tells nothing here either."""
-        if self.config.fusion.weight is not None:
-            return Neutral(self.config.fusion.weight, "set by the configuration")
-        cut = [query for query in queries.fusion_queries if query.evidence is not Evidence.LABELLED]
-        asked = [query.text for query in queries.fusion_queries if query.evidence is Evidence.LABELLED]
-        with self.clock("fusion"):
-            return neutral_weight(searcher, encoder, cut, [*queries.asked, *asked], self.progress)
-
-    def moved(self, base: LearntFusion, queries: DividedQueries, encoder: Encoder, encoded: EncodedCorpus) -> Neutral:
-        """Where a trained encoder's fusion starts: at what the base learnt, moved by what its scores' shape changed."""
-        own = self.neutral(queries, encoder, searcher_of(encoded, LexicalIndex.open(self.lexical_folder)))
-        weight = min(max(base.fusion.weight + own.weight - base.neutral, 0.0), 1.0)
-        return Neutral(round(weight, 2), "what the base learnt and how the shape of the scores changed")
 
     def plan(self, queries: DividedQueries, corpus: Corpus, neutral: Neutral) -> gate.Plan:
         """What trains and what judges."""
@@ -559,17 +577,6 @@ class FitSteps:
         decision = gate.within_drift(crossed.decision, moved, self.config.gate)
         return decision, replace(trained, fusion=crossed.fusion, drift=moved), adapted
 
-    def own_fusion(
-        self, encoder: Encoder, adapted: EncodedCorpus, plan: gate.Plan, queries: DividedQueries, base: Base
-    ) -> LearntFusion:
-        """The fusion for a trained model, from the dev queries like those that judge; the base's where they are few."""
-        rank, chosen = one_rank([q for q in queries.dev if q.evidence is plan.evidence], ENOUGH, MOST)
-        if not chosen:
-            return base.fusion
-        arena = self.arena(chosen, encoder, adapted, queries.grades)
-        neutral = self.moved(base.fusion, queries, encoder, adapted)
-        return learn_fusion(arena, self.config.fusion, evidence=rank, neutral=neutral)
-
     def adapted(self, trained: Trained, encoded: EncodedCorpus) -> EncodedCorpus:
         """The passages by the trained model; where only queries are adapted, as they are."""
         if self.config.adapter.adapt == "query":
@@ -667,7 +674,7 @@ class FitSteps:
         adapted = self.adapted(trained, base.encoded)
         grades = queries.grades
         with self.clock("gate"):
-            fusion = self.own_fusion(trained.encoder, adapted, plan, queries, base)
+            fusion = self.own_fusion(trained.encoder, adapted, plan, queries, base.fusion)
             before = self.arena(plan.judge, base.encoder, base.encoded, grades).with_fusion(base.fusion.fusion)
             after = self.arena(plan.judge, trained.encoder, adapted, grades)
             after = after.with_fusion(fusion.fusion)

@@ -237,12 +237,13 @@ def learn_weight(
     tolerance: float = 1.0,
     depth: int = 100,
 ) -> FusionCurve:
-    """The weight nearest to `neutral` that is within `tolerance` standard errors of the best one.
+    """Of the weights from `neutral` to the best one, the nearest to `neutral` within `tolerance` standard errors of it.
 
     The one-standard-error rule (Breiman et al., 1984), paired by query: with few queries the curve is noise and
-    `neutral` stays; with many the best weight wins. A larger tolerance trusts the evidence less. `at_least` is a
-    lower bound, for evidence that is known to favour the lexical side (text cut from its own passage): it may raise
-    the weight, never lower it.
+    `neutral` stays; with many the best weight wins. Nothing is chosen on the other side of `neutral`: that a noisy
+    curve rises there, too, is no reason to go away from the best. A larger tolerance trusts the evidence less.
+    `at_least` is a lower bound, for evidence that is known to favour the lexical side (text cut from its own passage):
+    it may raise the weight, never lower it.
     """
     if len(candidates) != len(judges):
         raise InvalidInput(f"{len(candidates)} candidate lists but {len(judges)} judges: one each is needed.")
@@ -269,10 +270,12 @@ def _one_standard_error(
     best = int(quality.argmax())
     paired = table[best] - table
     errors = paired.std(axis=1, ddof=1) / np.sqrt(queries) if queries > 1 else np.full(len(weights), np.inf)
+    low, high = sorted((neutral, weights[best]))
     allowed = [
         weight
         for row, weight in enumerate(weights)
-        if (row == best or quality[best] - quality[row] <= tolerance * errors[row])
+        if low <= weight <= high
+        and (row == best or quality[best] - quality[row] <= tolerance * errors[row])
         and (at_least is None or weight >= at_least)
     ]
     chosen = min(allowed, key=lambda weight: abs(weight - neutral)) if allowed else neutral

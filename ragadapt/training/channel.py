@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypedDict
 
 from ragadapt.errors import TrainingFailed
 
@@ -26,6 +26,17 @@ log = logging.getLogger(__name__)
 _CONNECT_SECONDS = 60.0
 _ARRIVED = b"arrived\n"
 _SHOWN = 2000  # characters of another process's error
+
+
+class Address(TypedDict):
+    """Where the first process listens, and what a caller must know."""
+
+    hosts: list[str]
+    port: int
+    token: str
+
+
+Broadcast = Callable[[Address | None], Address | None]
 
 
 class Channel:
@@ -44,7 +55,7 @@ class Channel:
             threading.Thread(target=self._listen, args=(peer, connection), name=f"channel-{peer}", daemon=True).start()
 
     @classmethod
-    def open(cls, index: int, count: int, broadcast: Callable[[Any], Any]) -> Channel:
+    def open(cls, index: int, count: int, broadcast: Broadcast) -> Channel:
         """Connect `count` processes. broadcast(value): what the first one says, in all of them; called once.
 
         Raises TrainingFailed where one cannot be reached.
@@ -115,7 +126,7 @@ class Channel:
         self._learn(f"Process {peer} is gone: it was killed, or exited without a word; its own output may say why.")
 
 
-def _accept(count: int, broadcast: Callable[[Any], Any]) -> dict[int, socket.socket]:
+def _accept(count: int, broadcast: Broadcast) -> dict[int, socket.socket]:
     """Index → connection of all other processes, who learn where to call and prove that they were told."""
     alone = os.environ.get("LOCAL_WORLD_SIZE") == str(count)  # all of them on this machine
     token = secrets.token_hex(16)
@@ -157,9 +168,10 @@ def _accept(count: int, broadcast: Callable[[Any], Any]) -> dict[int, socket.soc
     return peers
 
 
-def _connect(index: int, broadcast: Callable[[Any], Any]) -> socket.socket:
+def _connect(index: int, broadcast: Broadcast) -> socket.socket:
     """The connection to the first process."""
     address = broadcast(None)
+    assert address is not None
     deadline, problem = time.monotonic() + _CONNECT_SECONDS, ""
     while time.monotonic() < deadline:
         for host in address["hosts"]:

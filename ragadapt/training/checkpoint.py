@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -15,6 +15,22 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 _FORMAT = 1
+
+
+class SavedPoint(TypedDict):
+    """A `Point` of a run."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    seconds: float
+    dev: float | None
+
+
+class SavedRun(TypedDict):
+    """What a run noted, in JSON. The history is the one part that is no plain value; the others stand beside it."""
+
+    history: list[SavedPoint]
 
 
 def save_checkpoint(path: Path, identity: str, state: Mapping[str, object], tensors: Mapping[str, Tensor]) -> None:
@@ -30,7 +46,7 @@ def save_checkpoint(path: Path, identity: str, state: Mapping[str, object], tens
     beside.replace(path)
 
 
-def load_checkpoint(path: Path, identity: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+def load_checkpoint(path: Path, identity: str) -> tuple[SavedRun, dict[str, Tensor]] | None:
     """(state, tensors) of an earlier run with the same identity; None where there is none to go on from."""
     if not path.is_file():
         return None

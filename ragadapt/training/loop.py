@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ragadapt.adapters import AdaptedEncoder, attach
+from ragadapt.adapters.method import config_of
 from ragadapt.config import AdapterConfig, TrainingConfig
 from ragadapt.encoder import Encoder
 from ragadapt.encoder.batches import Ids, lacks_memory
@@ -289,7 +290,7 @@ class _Run:
         if place is not None:
             place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="ragadapt-", dir=place, ignore_cleanup_errors=True) as folder:
-            width = int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+            width = config_of(model).hidden_size
             limit = self.training.prefix_cache_bytes
             cache = PrefixCache(folder, f"run {self.processes.index}", width, self.tower.dtype, limit)
             self.tower.prefix = Prefix(model, self.encoder.layers, cache)
@@ -468,10 +469,9 @@ class _Run:
         if found is None:
             return state
         plain, tensors = found
-        history = [Point(**point) for point in plain.pop("history")]
         for key, value in plain.items():
             setattr(state, key, value)
-        state.history = history
+        state.history = [Point(**point) for point in plain["history"]]
         state.resumed_from = state.step
         state.best = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("best/")}
         self.encoder.set_tensors({name[4:]: tensor for name, tensor in tensors.items() if name.startswith("now/")})

@@ -8,7 +8,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from types import FrameType
+from typing import TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from ragadapt.training.channel import Channel
 from ragadapt.values import Progress
 
 _NEWS_SECONDS = 5.0  # between a broken collective and the news of what broke it
+_T = TypeVar("_T")
 _channel: Channel | None = None  # of this process, from the first `join` to its end
 
 
@@ -94,7 +96,13 @@ class Processes:
 
         return watching
 
-    def broadcast(self, value: Any = None) -> Any:
+    @overload
+    def broadcast(self) -> object: ...
+
+    @overload
+    def broadcast(self, value: _T) -> _T: ...
+
+    def broadcast(self, value: object = None) -> object:
         """What the first process says, in all of them; pickled, between processes that were started together."""
         if self.channel is None:
             return value
@@ -136,7 +144,7 @@ class Processes:
             parameter.grad = flat[start : start + parameter.numel()].view_as(parameter).clone()
             start += parameter.numel()
 
-    def _broadcast_object(self, value: Any) -> Any:
+    def _broadcast_object(self, value: _T) -> _T:
         box = [value]
         torch.distributed.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
@@ -162,7 +170,7 @@ def _termination_raised() -> Iterator[None]:
         yield
         return
 
-    def end(number: int, _: Any) -> None:
+    def end(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, end)
