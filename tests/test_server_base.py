@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,34 @@ def test_new_passages_are_taken_over_with_the_next_build(own: Path, made: Path, 
         refresh_documents(own, [docs])
         retriever._looked = 0.0
         assert base.search("old red stone", 10).hits[0].chunk.document_id == "new.md"
+
+
+def test_a_few_may_ask_the_base_at_once_and_others_are_told_when_to_come_again(
+    retriever: Retriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = Before(retriever, "cpu", "float32")
+    base.search("stone", 3)
+    inside, leave = threading.Barrier(before._AT_ONCE + 1), threading.Event()
+    search = before._Side.search
+
+    def slow(*given: Any) -> Any:
+        inside.wait(timeout=30)
+        leave.wait(timeout=30)
+        return search(*given)
+
+    monkeypatch.setattr(before._Side, "search", slow)
+    asking = [threading.Thread(target=base.search, args=("stone", 3)) for _ in range(before._AT_ONCE)]
+    for thread in asking:
+        thread.start()
+    inside.wait(timeout=30)
+    with pytest.raises(Refused) as refused:
+        base.search("stone", 3)
+    assert (refused.value.status, refused.value.retry_after) == (429, 1)
+    leave.set()
+    for thread in asking:
+        thread.join()
+    monkeypatch.undo()
+    assert len(base.search("stone", 3).hits) == 3
 
 
 def test_what_cannot_be_compared_says_so(made: Path, own: Path, tmp_path: Path) -> None:

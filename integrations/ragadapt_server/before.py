@@ -28,6 +28,7 @@ _WHOLE_BYTES = 1_000_000_000  # of vectors that are held beside those of the ind
 _ENCODED_AT_ONCE = 256  # passages that are encoded to complete what is kept, or to know how ordinary ones score
 _SCORED = 50  # passages of either side that the base scores where its vectors are not kept
 _REMEMBERED = 20_000  # their vectors
+_AT_ONCE = 3  # searches; more would take the engine's threads from what must always answer
 
 Vectors = Callable[[Sequence[str]], Floats]
 """Ids → (n, d)."""
@@ -53,11 +54,20 @@ class Before:
         self._retriever = retriever
         self._how = device, precision
         self._lock = threading.Lock()
+        self._room = threading.Semaphore(_AT_ONCE)
         self._made: _Side | None = None
 
     def search(self, query: str, k: int, mode: Mode = "hybrid", *, partly: bool = True) -> Found:
         """The best k passages by the base, without feedback. partly: also where it cannot look at every passage, else
-        nothing is found there. Raises Refused where nothing was trained, or the base cannot be had."""
+        nothing is found there. Raises Refused where nothing was trained, the base cannot be had, or too many ask."""
+        if not self._room.acquire(blocking=False):
+            raise Refused(429, "Too many ask the base model at once. Try again in a moment.", "overloaded", 1)
+        try:
+            return self._search(query, k, mode, partly)
+        finally:
+            self._room.release()
+
+    def _search(self, query: str, k: int, mode: Mode, partly: bool) -> Found:
         now = self._retriever.snapshot()
         with self._lock:
             if self._made is None or self._made.build != now.manifest.build_id:
