@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ragadapt.config import GateConfig, SplitConfig
-from ragadapt.evaluation.gate import Plan, Verdict, decide, labels_needed
+from ragadapt.evaluation.gate import Plan, Verdict, decide, labels_needed, labels_to_judge
 from ragadapt.evaluation.gate import plan as any_plan
 from ragadapt.values import Evidence, Query
 
@@ -168,3 +168,26 @@ def test_a_dense_gain_ships_unless_the_default_search_loses_more_than_a_standard
 
 def test_few_judges_are_said(base: np.ndarray) -> None:
     assert "fewer than 100" in " ".join(judged(base[:30] + 0.05, base[:30]).reasons)
+
+
+@pytest.mark.parametrize("below", [0, 10, 16, 17, 200])
+@pytest.mark.parametrize("heldout", [0.2, 0.5])
+def test_so_many_labels_and_no_fewer_let_a_model_be_judged(below: int, heldout: float) -> None:
+    split = SplitConfig(heldout=heldout)
+    config = GateConfig(cross_fit_below=below)
+    needed = labels_to_judge(split, config)
+    assert needed is not None
+
+    def trains(count: int) -> bool:
+        made = queries("label", Evidence.LABELLED, count)
+        held, dev = int(count * heldout), int(count * (1 - heldout) * split.dev)  # no part gets more than its share
+        parts = made[held + dev :], made[:held]
+        return bool(any_plan(*parts, dev=made[held : held + dev], split=split, config=config).train)
+
+    assert trains(needed)
+    if below > needed:  # held-out parts are rounded, so that there a label less may do
+        assert not any(trains(count) for count in range(needed))
+
+
+def test_no_number_of_labels_judges_where_none_is_held_out() -> None:
+    assert labels_to_judge(SplitConfig(heldout=0), GateConfig(cross_fit_below=0)) is None

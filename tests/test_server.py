@@ -57,7 +57,7 @@ def retriever(made: Path) -> Iterator[Retriever]:
 
 @pytest.fixture(scope="module")
 def address(made: Path) -> Iterator[str]:
-    with running(("pages", made / "retriever")) as address:
+    with running(("pages", made / "retriever"), labels=(("pages", str(made / "questions.jsonl")),)) as address:
         yield address
 
 
@@ -509,6 +509,10 @@ def test_bad_bodies_get_a_reason_and_never_an_error_of_ours(address: str, count:
         },
         "/search": {"query": "stone", "k": 2, "mode": "dense", "filter": {"lang": "de"}, "lam": 0.5},
         "/feedback/undo": {"key": "nothing", "query": "stone"},
+        "/label/next": {"retriever": "pages", "passage": False},
+        "/label/question": {"question": "stone", "origin": "typed", "about": "page00.md#0"},
+        "/label/judge": {"question": "stone", "chunk_id": "page00.md#0", "relevant": True},
+        "/label/skip": {"question": "stone", "skipped": True},
     }  # fmt: skip
     odd: list[Any] = [
         None, True, -1, 0, 1.5, 1e308, 10**30, "", " ", "\ud800", "\0", "x" * 100_000, [], {}, [[]], [None],

@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from in_chromium import CONTRAST, IN_CHROMIUM, chromium, faultless, until
+from playwright.sync_api import Browser, Page
+from ragadapt_server.before import Before
 from ragadapt_server.tokens import add_token
 from running_server import running
 from small_retriever import fit_pages
+from trained_retriever import fit_trained
 
 from ragadapt.pefa import Feedback
 from ragadapt.retriever import Retriever
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium; install the system's package `chromium`"),
-]
+pytestmark = IN_CHROMIUM
 
 HOSTILE = '<img src=x onerror="document.title=1"> <script>document.title = 2</script> <b>zebra</b> & &lt;i&gt;'
 
@@ -39,10 +37,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -58,16 +54,10 @@ def address(folder: Path) -> Iterator[str]:
 
 @pytest.fixture
 def page(browser: Browser, address: str) -> Iterator[Page]:
-    page = browser.new_page()
-    wrong: list[str] = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-    page.on("request", lambda sent: None if sent.url.startswith((address, "data:")) else wrong.append(sent.url))
-    page.goto(address)
-    page.wait_for_selector("#strip li")
-    yield page
-    page.close()
-    assert wrong == []  # nothing failed, and nothing was loaded from elsewhere
+    with faultless(browser, address) as page:
+        page.goto(address)
+        page.wait_for_selector("#strip li")
+        yield page
 
 
 def ids(page: Page, side: str = "left") -> list[str]:
@@ -84,14 +74,6 @@ def ask(page: Page, query: str) -> None:
     page.keyboard.press("Enter")
     until(page, "query => location.hash.includes(new URLSearchParams({q: query}).toString())", query)
     until(page, "() => document.querySelector('#told').textContent.includes('passages in')")
-
-
-def until(page: Page, fact: str, given: Any = None) -> None:
-    """Wait for it. The browser's own way to wait needs eval, which the page's policy forbids."""
-    end = time.monotonic() + 20
-    while not page.evaluate(fact, given):
-        assert time.monotonic() < end, fact
-        page.wait_for_timeout(20)
 
 
 def test_search_shows_the_retrievers_hits_with_marked_words(page: Page, folder: Path) -> None:
@@ -122,6 +104,38 @@ def test_comparison_shows_the_other_search_beside_it(page: Page, folder: Path) -
     assert ("new here" if not place else "same place" if place == 2 else f"(there {place}.)") in said
     page.select_option("#other", "")
     page.wait_for_selector("#right", state="hidden")
+
+
+def test_base_stands_beside_the_fitted_search_with_what_moved(browser: Browser, tmp_path: Path) -> None:
+    folder = fit_trained(tmp_path)
+    with running(("fitted", folder)) as address, faultless(browser, address) as page:
+        page.goto(address)
+        page.wait_for_selector("#strip li")
+        page.select_option("#other", "base")
+        ask(page, "cheap flight to the city")
+        page.wait_for_selector("#right article")
+        with Retriever.open(folder) as retriever:
+            expected = [
+                hit.chunk.id for hit in Before(retriever, "auto", "auto").search("cheap flight to the city", 10).hits
+            ]
+        left, right = ids(page), ids(page, "right")
+        assert right == expected != left
+        for side, other, words in ((left, right, "(there {}.)"), (right, left, "now {}.")):
+            at = next(at for at, id in enumerate(side) if id in other and other.index(id) != at)
+            card = page.locator("#left article" if side is left else "#right article").nth(at)
+            assert words.format(other.index(side[at]) + 1) in card.inner_text()
+        lost = [at for at, id in enumerate(right) if id not in left]
+        for at in lost:
+            assert "not there any more" in page.locator("#right article").nth(at).inner_text()
+        assert f"{len(lost)} of the other side are not among them" in page.locator("#told").inner_text()
+        assert "The base model in the same mix" in page.locator("#note").inner_text()
+        page.select_option("#other", "lexical")
+        until(page, "() => document.querySelector('#note').textContent === ''")
+
+
+def test_where_nothing_was_trained_the_page_says_so(page: Page) -> None:
+    assert page.locator("#other [value=base]").is_disabled()
+    assert "Nothing was trained here" in page.locator("#note").inner_text()
 
 
 def test_a_thumb_changes_the_next_search_and_undo_restores_it(page: Page, folder: Path) -> None:
@@ -209,31 +223,6 @@ def test_the_page_fits_a_phone_in_light_and_dark(browser: Browser, address: str)
         colours.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
         context.close()
     assert colours[0] != colours[1]
-
-
-CONTRAST = """() => {
-  const light = (colour) => {
-    const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255)
-      .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const behind = (element) => {
-    for (let at = element; at; at = at.parentElement) {
-      const colour = getComputedStyle(at).backgroundColor;
-      if (!/, 0\\)$/.test(colour)) return colour;
-    }
-    return "rgb(255, 255, 255)";
-  };
-  const low = [];
-  for (const element of document.querySelectorAll("header *, main *")) {
-    const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-    if (!own || element.closest("[hidden], option, select")) continue;
-    const [one, other] = [light(getComputedStyle(element).color), light(behind(element))].sort((a, b) => b - a);
-    if ((one + 0.05) / (other + 0.05) < 4.5) low.push(element.outerHTML.slice(0, 80));
-  }
-  return low;
-}"""
-"""Texts whose contrast is below what WCAG AA asks."""
 
 
 def test_a_token_is_asked_for_and_forgotten_with_the_tab(browser: Browser, folder: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ COMMANDS = {
     "index": "Show, rebuild or move the vector index of a retriever.",
     "export": "Write the fitted model for other programs.",
     "serve": "Answer over HTTP: search, embeddings, re-ranking, MCP, and a page to look and teach.",
+    "label": "Label questions in the browser: say which passages answer them, with one key each.",
     "mcp": "Speak MCP on stdin and stdout: search, fetch and feedback as an agent's tools.",
     "token": "Make a bearer token for `serve`.",
     "encode": "Encode files of texts into shards of vectors, on one machine or on many.",

@@ -50,7 +50,7 @@ MODEL = (
     Flag("--device", "encoder.device", "cpu, cuda, cuda:1, mps; auto takes the fastest there is."),
     Flag("--precision", "encoder.precision", "Numbers the encoder computes in; auto takes bfloat16 where it is safe."),
 )
-QUERIES = (
+GENERATOR = (
     Flag("--generator", "query.generator", "A local language model that writes training questions: hub name, .gguf."),
     Flag("--generator-url", "query.generator_url", "An OpenAI-compatible endpoint that writes training questions."),
     Flag("--generator-model", "query.generator_model", "The model's name at that endpoint."),
@@ -81,9 +81,15 @@ RERANKING = (
 )
 SEED = Flag("--seed", "seed", "Everything random follows from it.")
 
-FIT_FLAGS = (*MODEL, *READING, *QUERIES, *TRAINING, *INDEXING, *RERANKING, SEED)
-DOCTOR_FLAGS = (*MODEL, *READING, *QUERIES, SEED)
-COMPARE_FLAGS = (*MODEL, *READING, *QUERIES, *(flag for flag in TRAINING if flag.name in ("--adapt", "--epochs")), SEED)
+FIT_FLAGS = (*MODEL, *READING, *GENERATOR, *TRAINING, *INDEXING, *RERANKING, SEED)
+DOCTOR_FLAGS = (*MODEL, *READING, *GENERATOR, SEED)
+COMPARE_FLAGS = (
+    *MODEL,
+    *READING,
+    *GENERATOR,
+    *(flag for flag in TRAINING if flag.name in ("--adapt", "--epochs")),
+    SEED,
+)
 
 
 def settings_options(flags: Sequence[Flag]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

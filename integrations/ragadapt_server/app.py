@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 
 from ragadapt.errors import RagadaptError
 from ragadapt.version import __version__
-from ragadapt_server import dify_api, openai_api, pages, rerank_api, search_api
+from ragadapt_server import dify_api, label_api, openai_api, pages, rerank_api, search_api
 from ragadapt_server.errors import Json, Refused, error_response, refusal_of
 from ragadapt_server.guard import Guard
 from ragadapt_server.mcp_http import McpOverHttp
@@ -53,7 +53,14 @@ def make_app(settings: ServerSettings) -> ASGIApp:
         lifespan=lifespan,
     )
     app.state.server = server
-    for router in (openai_api.router, rerank_api.router, dify_api.router, search_api.router, pages.router):
+    for router in (
+        openai_api.router,
+        rerank_api.router,
+        dify_api.router,
+        search_api.router,
+        label_api.router,
+        pages.router,
+    ):
         app.include_router(router)
     mcp = McpOverHttp(app, server)
     if settings.cors:

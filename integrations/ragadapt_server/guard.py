@@ -17,7 +17,7 @@ from ragadapt_server.tokens import Caller, Tokens
 log = logging.getLogger(__name__)
 
 _METHODS = {"GET", "HEAD", "POST", "OPTIONS", "DELETE"}
-OPEN_PATHS = {"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/favicon.ico"}
+OPEN_PATHS = {"/", "/label", "/healthz", "/readyz", "/docs", "/openapi.json", "/favicon.ico"}
 """What needs no token: they hold nothing of the documents."""
 
 

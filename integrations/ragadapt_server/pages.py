@@ -1,4 +1,4 @@
-"""The pages: to search and teach, and the reference of the endpoints. Nothing in them comes from elsewhere."""
+"""The pages: to search and teach, to label, and the reference of the endpoints. They load nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,13 @@ _TAGS = re.compile(r"<(script|style)>(.*?)</\1>", re.S)
 @router.get("/")
 async def search_page() -> Response:
     """The page to look, compare and teach."""
-    return _page(_read("search.html"))
+    return _page(_whole("search.html"))
+
+
+@router.get("/label")
+async def label_page() -> Response:
+    """The page to label questions."""
+    return _page(_whole("label.html"))
 
 
 @router.get("/docs")
@@ -48,6 +54,15 @@ async def fit_report(request: Request, name: str) -> Response:
 @lru_cache
 def _read(name: str) -> str:
     return files("ragadapt_server").joinpath(name).read_text(encoding="utf-8")
+
+
+@lru_cache
+def _whole(name: str) -> str:
+    """A page with what the pages share."""
+    html = _read(name)
+    for part in ("/* page.css */", "/* page.js */", "<!-- page.html -->"):
+        html = html.replace(part, _read(part.split()[1]))
+    return html
 
 
 def _page(html: str) -> Response:

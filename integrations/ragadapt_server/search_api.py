@@ -8,7 +8,9 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from ragadapt.checks import checked_queries
 from ragadapt.values import hits_as_json
+from ragadapt_server.before import is_trained
 from ragadapt_server.engine import Engine
 from ragadapt_server.errors import Json, Refused
 from ragadapt_server.openai_api import Finite
@@ -34,6 +36,16 @@ class SearchRequest(Own):
     mode: Literal["hybrid", "dense", "lexical"] = "hybrid"
     filter: dict[str, Any] | None = None
     lam: Finite | None = Field(None, ge=0, le=1)
+
+
+class BaseRequest(BaseModel):
+    """A question for the base model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    retriever: str | None = None
+    query: str
+    k: int = Field(5, ge=1, le=50)
 
 
 class FeedbackRequest(Own):
@@ -85,6 +97,20 @@ async def search(request: Request, body: SearchRequest) -> Json:
     )
 
 
+@router.post("/search/base")
+async def search_base(request: Request, body: BaseRequest) -> Json:
+    """What the base model, before training, finds in the same mix and without feedback. whole: whether it looked at
+    every passage; else, as its vectors are not kept, at those that the fitted model or BM25 ranks high."""
+    server = server_of(request)
+    engine = server.engine(body.retriever)
+    (query,) = checked_queries([body.query])
+    found = await engine.call(server.bases[engine.name].search, query, body.k)
+    listed = hits_as_json(found.hits)
+    for row, hit in zip(listed, found.hits, strict=True):
+        row["url"] = server.url(engine, hit.chunk)
+    return Json({"retriever": engine.name, "query": query, "whole": found.whole, "hits": listed})
+
+
 @router.post("/feedback")
 async def feedback(request: Request, body: FeedbackRequest) -> Json:
     """Take feedback in. It is on disk when this answers, and counts in every search from then on."""
@@ -116,9 +142,11 @@ async def undo(request: Request, body: UndoRequest) -> Json:
 
 @router.get("/status")
 async def status(request: Request) -> Json:
-    """What is served: of each retriever its build, model, verdict, passages and feedback."""
+    """What is served: of each retriever its build, model, verdict, passages and feedback, and whether it is
+    labelled."""
     server = server_of(request)
-    return Json({"retrievers": [await engine.call(_status, engine) for engine in server.engines.values()]})
+    rows = [await engine.call(_status, engine) for engine in server.engines.values()]
+    return Json({"retrievers": [{**row, "labelled": row["name"] in server.labelling} for row in rows]})
 
 
 def _status(engine: Engine) -> dict[str, Any]:
@@ -136,6 +164,7 @@ def _status(engine: Engine) -> dict[str, Any]:
         "build": now.manifest.build_id,
         "fingerprint": now.manifest.fingerprint,
         "updated": now.manifest.updated,
+        "trained": is_trained(now.encoder.spec),
         "model": Path(now.encoder.spec.model).name,  # where a local one lies is nobody's business
         "verdict": None if verdict is None else verdict.outcome,
         "passages": len(now.chunks),

@@ -22,7 +22,9 @@ class ServerSettings:
 
     retrievers: name → folder, in order; the first is meant where a request names none. token_file: who may ask; None =
     everybody, for which a host other than this machine needs no_auth. cors: origins whose pages may call. url_template:
-    where a hit's document stands. log_queries: append searched queries to this file, None = nowhere.
+    where a hit's document stands. log_queries: append searched queries to this file, None = nowhere. labels: name →
+    file of labelled questions that the page /label fills. questions: files of questions to label, beside log_queries.
+    generator: the settings of a language model that writes more (a QueryConfig), None = none does.
     """
 
     retrievers: tuple[tuple[str, str], ...]
@@ -33,6 +35,9 @@ class ServerSettings:
     cors: tuple[str, ...] = ()
     url_template: str | None = None
     log_queries: str | None = None
+    labels: tuple[tuple[str, str], ...] = ()
+    questions: tuple[str, ...] = ()
+    generator: dict[str, Any] | None = None
     device: str = "auto"
     precision: str = "auto"
     max_body_bytes: int = 8_000_000
@@ -42,6 +47,11 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not self.retrievers:
             raise InvalidInput("No retriever was named: pass at least one folder that `ragadapt fit` wrote.")
+        for name, _ in self.labels:
+            if name not in dict(self.retrievers):
+                raise InvalidInput(
+                    f"There is no retriever {name!r} to label. Say NAME=FILE with a name that is served."
+                )
         checked_number("max_body_bytes", self.max_body_bytes, 1_000)
         checked_number("timeout_seconds", self.timeout_seconds, 0.1)
         checked_number("max_waiting", self.max_waiting, 1)
@@ -71,8 +81,9 @@ class ServerSettings:
     def from_json(cls, text: str) -> ServerSettings:
         """What `to_json` wrote."""
         values: dict[str, Any] = json.loads(text)
-        values["retrievers"] = tuple((name, folder) for name, folder in values["retrievers"])
-        return cls(**{**values, "cors": tuple(values["cors"])})
+        for pairs in ("retrievers", "labels"):
+            values[pairs] = tuple((name, path) for name, path in values[pairs])
+        return cls(**{**values, "cors": tuple(values["cors"]), "questions": tuple(values["questions"])})
 
 
 def named_retrievers(given: list[str]) -> tuple[tuple[str, str], ...]:

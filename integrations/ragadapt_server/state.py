@@ -6,7 +6,7 @@ import json
 import os
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from starlette.requests import Request
@@ -14,8 +14,10 @@ from starlette.requests import Request
 from ragadapt.checks import shown
 from ragadapt.retriever import Retriever
 from ragadapt.values import Chunk
+from ragadapt_server.before import Before
 from ragadapt_server.engine import Engine, Task
 from ragadapt_server.errors import Refused
+from ragadapt_server.labelling import Labelling
 from ragadapt_server.metrics import Metrics
 from ragadapt_server.settings import ServerSettings
 from ragadapt_server.tokens import Caller
@@ -26,15 +28,18 @@ SIDES: dict[str, Task] = {"-query": "query", "-document": "passage"}
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """The engines of the retrievers, in the order in which they were named."""
+    """The engines of the retrievers, in the order in which they were named. labelling: of those that are labelled.
+    bases: their searches before the training."""
 
     settings: ServerSettings
     engines: dict[str, Engine]
     metrics: Metrics
+    labelling: dict[str, Labelling] = field(default_factory=dict)
+    bases: dict[str, Before] = field(default_factory=dict)
 
     @classmethod
     def open(cls, settings: ServerSettings) -> ServerState:
-        """Open the retrievers. Raises as `Retriever.open`."""
+        """Open the retrievers. Raises as `Retriever.open` and `Labelling`."""
         metrics = Metrics()
         engines = {
             name: Engine(
@@ -45,7 +50,14 @@ class ServerState:
             )
             for name, folder in settings.retrievers
         }
-        return cls(settings, engines, metrics)
+        labelling = {
+            name: Labelling(engines[name].retriever, file, settings.questions, settings.generator, settings.log_queries)
+            for name, file in settings.labels
+        }
+        bases = {
+            name: Before(engine.retriever, settings.device, settings.precision) for name, engine in engines.items()
+        }
+        return cls(settings, engines, metrics, labelling, bases)
 
     def engine(self, name: str | None) -> Engine:
         """The retriever of this name; the first where none is named. Refused for one that is not there."""

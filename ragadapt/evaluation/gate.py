@@ -79,6 +79,12 @@ def labels_needed(trained: int, heldout: int, split: SplitConfig) -> int | None:
     return max(needed, default=0)
 
 
+def labels_to_judge(split: SplitConfig = _SPLIT, config: GateConfig = _GATE) -> int | None:
+    """How many labelled questions, with nothing beside them, let a trained model be judged; None where none do."""
+    fewest = max(MINIMUM[Evidence.LABELLED], FEWEST_TO_TRAIN)
+    return fewest if config.cross_fit_below > fewest else labels_needed(0, 0, split)
+
+
 def plan(
     train: Sequence[Query],
     heldout: Sequence[Query],

@@ -2,6 +2,7 @@
 
 from ragadapt.queries.filters import clean_queries, lexical_overlap, replace_positives, round_trip_filter
 from ragadapt.queries.generate import RequestEstimate, check_generator, estimate, generate_queries
+from ragadapt.queries.judgements import JudgedQuestion, QuestionCounts, QuestionFile
 from ragadapt.queries.kinds import KINDS, STRUCTURAL, VERBATIM, evidence_of, evidence_rank, masked_chunk, masked_passage
 from ragadapt.queries.labels import (
     MIN_QUOTE_SHARE,
@@ -36,8 +37,11 @@ __all__ = [
     "STRUCTURAL",
     "VERBATIM",
     "EvidenceQuote",
+    "JudgedQuestion",
     "LabelledSet",
     "LeakReport",
+    "QuestionCounts",
+    "QuestionFile",
     "RequestEstimate",
     "Split",
     "assign_queries",

@@ -77,8 +77,8 @@ def load_labels(
     without one). Judgements are either quotes in the line, "evidence": [{"source", "quote"}], or the
     rows of qrels_path: query-id, corpus-id, score (header or not), or TREC's query 0 document grade.
     corpus-id: a document's id or source, or a chunk's id. Queries that qrels_path does not judge are
-    left out silently, as a queries file serves several splits. Raises InvalidLabels if a file cannot be
-    read, or nothing matches.
+    left out silently, as a queries file serves several splits; so are lines with "skipped": true. Raises
+    InvalidLabels if a file cannot be read, or nothing matches.
     """
     queries_path = checked_path(queries_path, "queries")
     qrels_path = None if qrels_path is None else checked_path(qrels_path, "qrels")
@@ -292,6 +292,8 @@ def _read_queries(path: Path, unmatched: list[tuple[str, str]]) -> Iterator[tupl
         text = row.get("text", row.get("query", row.get("question")))
         if not isinstance(text, str) or not text.strip():
             unmatched.append(UnreadLine((where, 'no "text" (or "query")')))
+            continue
+        if row.get("skipped") is True:  # put aside by whoever labelled
             continue
         named = next((row[key] for key in ("_id", "id") if row.get(key) is not None), number)
         if isinstance(named, bool | list | dict):

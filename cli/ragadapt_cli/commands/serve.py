@@ -31,6 +31,12 @@ from ragadapt_cli.terminal import Terminal
     type=click.Path(dir_okay=False, path_type=Path),
     help="Append what is searched for to this file, in the format of `fit --queries`.  [default: nowhere]",
 )
+@click.option(
+    "--labels",
+    multiple=True,
+    metavar="[NAME=]FILE",
+    help="Let the page at /label fill this file of labelled questions; what --log-queries keeps is asked first.",
+)
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 256), help="Processes.")
 @click.option("--max-body", default=8_000_000, show_default=True, type=click.IntRange(1000), help="Bytes of a request.")
 @click.option("--timeout", default=60.0, show_default=True, type=click.FloatRange(0.1), help="Seconds for a request.")
@@ -45,6 +51,7 @@ def serve_command(
     cors: tuple[str, ...],
     url_template: str | None,
     log_queries: Path | None,
+    labels: tuple[str, ...],
     workers: int,
     max_body: int,
     timeout: float,
@@ -61,11 +68,13 @@ def serve_command(
     /docs. Only this machine can ask unless --host says otherwise, and then a token is needed.
     """
     from ragadapt_server import ServerSettings  # with an error that names the extra where it is missing
+    from ragadapt_server.labelling import named_files
     from ragadapt_server.run import serve
     from ragadapt_server.settings import named_retrievers
 
+    named = named_retrievers(list(retrievers))
     settings = ServerSettings(
-        named_retrievers(list(retrievers)),
+        named,
         host=host,
         port=port,
         token_file=None if auth_token_file is None else str(auth_token_file.resolve()),
@@ -73,6 +82,9 @@ def serve_command(
         cors=cors,
         url_template=url_template,
         log_queries=None if log_queries is None else str(log_queries.resolve()),
+        labels=tuple(
+            (name, str(Path(file).resolve())) for name, file in named_files(labels, [one for one, _ in named])
+        ),
         max_body_bytes=max_body,
         timeout_seconds=timeout,
         device=device,
