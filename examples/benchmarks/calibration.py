@@ -12,8 +12,8 @@ documents at random up to `--documents`. Three signals train:
   never trains on them; the rows show what would happen.
 
 Each is judged and decided by the same code as in `fit`, at each strength; `chosen` is the one that `fit` would take,
-which after questions of a model is the whole. The truth is what people judged: up to 200 test questions, adapted − base,
-dense and default search, intervals of 95 %. One case = signal × collection × strength.
+which after questions of a model is the whole. The truth is what people judged: up to 200 test questions, adapted −
+base, dense and default search, intervals of 95 %. One case = signal × collection × strength.
 Cases are kept in FOLDER/cases.json and not run again. No default was chosen by this table, except `gate.most_dense`.
 """
 
