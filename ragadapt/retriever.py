@@ -268,6 +268,11 @@ class QueryVectors:
                     self._recent.popitem(last=False)
         return rows
 
+    def forget(self) -> None:
+        """Encode every query anew from now on: for measuring."""
+        with self._lock:
+            self._recent.clear()
+
 
 class Retriever:
     """A retriever saved by `ragadapt fit`. Open one with `Retriever.open(folder)`.

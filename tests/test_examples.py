@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -99,3 +100,11 @@ def test_llama_index_pipeline_follows_its_documents(retriever: str) -> None:
     }
     assert out["found"] == "api.md True"
     assert out["after feedback"] == "api.md"
+
+
+def test_the_frameworks_are_timed_beside_the_core(tmp_path: Path) -> None:
+    run("benchmarks/integrations.py", "--chunks", "300", "--queries", "4", "--batch", "2", "--out", str(tmp_path / "o"))
+    figures = json.loads((tmp_path / "o").read_text(encoding="utf-8"))
+    for mode in ("hybrid", "dense"):
+        assert figures[mode]["core_milliseconds"] > 0
+        assert all(figures[mode][side]["ratio"] > 0 for side in ("langchain", "llama_index"))

@@ -28,7 +28,7 @@ from ragadapt.index import open_index
 from ragadapt.lexical import LexicalIndex
 from ragadapt.search.fusion import Background
 from ragadapt.search.searcher import Searcher
-from ragadapt.store.chunks import ChunkStore
+from ragadapt.store.chunks import ChunkFilters, ChunkStore
 from ragadapt.values import Chunk, Document
 
 K = 10
@@ -58,10 +58,12 @@ def build(folder: Path, count: int, rng: np.random.Generator) -> tuple[Retriever
     store = ChunkStore.create(folder / "chunks.sqlite")
     store.add([Document(chunk.document_id, chunk.text) for chunk in chunks], chunks)
     store.close()
-    opened.chunks.close()
-    opened.chunks = ChunkStore.open(folder / "chunks.sqlite")
+    now = opened.snapshot()  # stays as long as the folder does
+    now.chunks.close()
+    now.chunks = ChunkStore.open(folder / "chunks.sqlite")
+    now.filters = ChunkFilters(now.chunks)
     fusion = replace(opened.fusion)
-    opened.searcher = Searcher(index, lexical, Background.of(vectors), fusion, depth=opened.searcher.depth)
+    now.searcher = Searcher(index, lexical, Background.of(vectors), fusion, depth=now.searcher.depth)
     return opened, vocabulary
 
 
@@ -101,6 +103,7 @@ def main() -> None:
     rng = np.random.default_rng(arguments.seed)
     with tempfile.TemporaryDirectory() as name:
         retriever, vocabulary = build(Path(name), arguments.chunks, rng)
+        forget = retriever.snapshot().query_vectors.forget
         chain, nodes = LoRARetriever(retriever=retriever, k=K), NodeRetriever(retriever, K)
         queries = [" ".join(rng.choice(vocabulary[:2000], size=8)) for _ in range(arguments.queries)]
         figures: dict[str, Any] = {"chunks": arguments.chunks, "k": K, "queries": arguments.queries}
@@ -111,16 +114,16 @@ def main() -> None:
                 "langchain": lambda query: chain.invoke(query),
                 "llama_index": lambda query: nodes.retrieve(query),
             }
-            measure(sides, queries[:10], retriever._recent.clear)  # warm
-            times = measure(sides, queries, retriever._recent.clear)
+            measure(sides, queries[:10], forget)  # warm
+            times = measure(sides, queries, forget)
             figures[mode] = {
                 "core_milliseconds": round(float(np.median(times["core"])) * 1000, 3),
                 **{side: ratio(times[side], times["core"], rng) for side in ("langchain", "llama_index")},
             }
         many = queries[: arguments.batch]
-        retriever._recent.clear()
+        forget()
         figures["batch"] = {"questions": len(many), "batch_seconds": seconds(lambda: chain.batch(many))}
-        retriever._recent.clear()
+        forget()
         figures["batch"]["one_by_one_seconds"] = seconds(lambda: [chain.invoke(query) for query in many])
         retriever.close()
     text = json.dumps(figures, indent=1)
