@@ -261,6 +261,9 @@ class FusionConfig(Settings):
     depth: int = Field(200, ge=1)  # candidates taken from each side
 
 
+RerankLoss = Literal["listwise", "pointwise"]
+
+
 class RerankConfig(Settings):
     """The second stage of a search."""
 

@@ -20,6 +20,7 @@ from ragadapt.adapters.method import METHODS, Method, Weights, attach_method, me
 from ragadapt.adapters.reweight import insert_fixed
 from ragadapt.config import AdapterConfig
 from ragadapt.encoder.loading import sides, tensors_sha256
+from ragadapt.encoder.prefix import layer_list
 from ragadapt.encoder.spec import AdapterSpec
 from ragadapt.errors import FormatTooNew, StoreCorrupt, reason_of
 
@@ -29,6 +30,12 @@ FILE = "adapter.json"
 WEIGHTS = "adapter.safetensors"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 _PEFT_PREFIX = "base_model.model."
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """The transformer by itself of one that transformers has put a head on; any other as it is."""
+    inner = getattr(model, "base_model", model)
+    return inner if isinstance(inner, nn.Module) and layer_list(model) is None else model
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ class AdapterState:
     def apply(self, transformer: nn.Module, head: list[nn.Module]) -> None:
         """Put what was learnt into a sentence-transformers Transformer, in place: folded into its weights where that
         can be, else on top of them; and the re-weighting into the modules behind it."""
-        model = transformer.get_submodule("model")
+        model = plain(transformer.get_submodule("model"))
         method = self.attach(model)
         if self.tied is not None:
             pair = method.pairs()[self.tied]
@@ -225,7 +232,7 @@ class AdaptedTransformer(Transformer):  # type: ignore[misc]
         try:
             yield state
         finally:
-            self.adapter = (state, state.attach(self.model))
+            self.adapter = (state, state.attach(plain(self.model)))
 
     def save(self, output_path: str, *args: object, **kwargs: object) -> None:
         with self.without_adapter() as state:
@@ -236,7 +243,7 @@ class AdaptedTransformer(Transformer):  # type: ignore[misc]
     def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: object) -> Self:
         made: Self = super().load(model_name_or_path, subfolder=subfolder, **kwargs)
         state = AdapterState.read(Path(model_name_or_path) / subfolder / FOLDER)
-        made.adapter = (state, state.attach(made.model))
+        made.adapter = (state, state.attach(plain(made.model)))
         return made
 
 

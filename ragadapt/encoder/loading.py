@@ -7,10 +7,10 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # imported where it is used: it takes seconds
     from sentence_transformers import SentenceTransformer
 
 log = logging.getLogger(__name__)
+
+Model = TypeVar("Model")
 
 
 def open_model(source: Source, config: EncoderConfig, device: str) -> SentenceTransformer:
@@ -80,7 +82,7 @@ def _open(source: Source, options: dict[str, Any]) -> SentenceTransformer:
 
     if source.is_folder and (names := own_modules(Path(source.location))):
         # Our own module classes are trusted; nothing else in the folder becomes so.
-        return _open_with_own_modules(source.location, names, options)
+        return open_with_own_modules(SentenceTransformer, source.location, names, options)
     return SentenceTransformer(source.location, **options)
 
 
@@ -174,17 +176,18 @@ def own_modules(folder: Path) -> list[str]:
     return [name for name in _OWN_MODULES if any(f'"{name}"' in text for text in texts)]
 
 
-def _open_with_own_modules(location: str, names: list[str], options: dict[str, Any]) -> SentenceTransformer:
+def open_with_own_modules(
+    kind: Callable[..., Model], location: str, names: list[str], options: dict[str, Any]
+) -> Model:
+    """A sentence-transformers model of this kind from a folder that names module classes of ours."""
     from importlib import import_module
 
-    from sentence_transformers import SentenceTransformer
-
-    loader = getattr(SentenceTransformer, "_load_with_module_classes", None)
+    loader = getattr(kind, "_load_with_module_classes", None)
     if loader is None:  # before 6.0 a class of an installed package needed no permission
-        return SentenceTransformer(location, **options)
+        return kind(location, **options)
     places = {name: name.rpartition(".") for name in names}
     classes = {name: getattr(import_module(module), found) for name, (module, _, found) in places.items()}
-    model: SentenceTransformer = loader(location, classes, **options)
+    model: Model = loader(location, classes, **options)
     return model
 
 

@@ -6,8 +6,10 @@ as modules after a plain transformer (pooling, layers, a last one of width 1). B
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,6 +94,19 @@ _HEADS: dict[str, tuple[str, Callable[[Any], nn.Module]]] = {
 """Class of the library → its plain transformer's name, and what stands on that."""
 
 
+def parts_of(model: CrossEncoder) -> tuple[nn.Module, nn.Module | None]:
+    """The plain transformer of a model, and what stands on it, with its weights; None = the transformer, of a class of
+    the library that is not known here, gives the score itself."""
+    first, *rest = model.children()
+    inner = first.get_submodule("model")
+    if rest:
+        return inner, _ModulesHead(rest)
+    if type(inner).__name__ in _HEADS:
+        name, made = _HEADS[type(inner).__name__]
+        return inner.get_submodule(name), made(inner)
+    return inner, None
+
+
 class PairTower(nn.Module):
     """Token ids of pairs → scores. head: always float32; None = the model gives the score itself."""
 
@@ -101,6 +116,7 @@ class PairTower(nn.Module):
         self.head = head
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.autocast: torch.dtype | None = None  # set: float32 weights among those of this precision
         self.path = path  # which code runs the model, in words
         pad_id = getattr(tokenizer, "pad_token_id", None)
         self.pad_id = 0 if pad_id is None else int(pad_id)
@@ -113,7 +129,7 @@ class PairTower(nn.Module):
     def of(cls, model: CrossEncoder, max_length: int, *, own: bool = True) -> PairTower | None:
         """The parts of a model, with its weights; None for one of another build (a language model's answer, several
         kinds of input, prompts). own: in ragadapt's own forward where it covers the architecture."""
-        first, *rest = model.children()
+        first = next(iter(model.children()))
         inner, tokenizer = getattr(first, "model", None), getattr(first, "tokenizer", None)
         prompted = getattr(model, "default_prompt_name", None) is not None
         if not isinstance(inner, nn.Module) or not callable(tokenizer) or prompted:
@@ -122,25 +138,43 @@ class PairTower(nn.Module):
         output = modality.get("text", {}).get("method_output_name")
         if "message" in modality or getattr(tokenizer, "padding_side", "right") != "right":
             return None
-        if rest:
-            if output not in (None, "last_hidden_state"):
-                return None
-            plain, head = inner, _ModulesHead(rest)
-        elif type(inner).__name__ in _HEADS:
-            name, made = _HEADS[type(inner).__name__]
-            plain, head = inner.get_submodule(name), made(inner)  # type: ignore[assignment]
-        else:
+        modular = len(list(model.children())) > 1
+        if modular and output not in (None, "last_hidden_state"):
+            return None
+        plain, head = parts_of(model)
+        if head is None:
             return cls(inner, None, tokenizer, max_length, "transformers' forward")
         path = "transformers' forward"
         if own:
+            kept = getattr(first, "without_adapter", None)  # of a module whose adapter is no change of its weights
             try:
-                plain = runs_on(of_library(plain), next(plain.parameters()).device)
+                with kept() if kept is not None else nullcontext() as adapter:
+                    plain = runs_on(of_library(plain), next(plain.parameters()).device)
+                    if adapter is not None:
+                        adapter.attach(plain)
                 path = "ragadapt's own forward"
             except NotCovered as reason:
                 path += f", as ragadapt's own does not cover {reason}"
-        elif head is not None and not rest:
+        elif not modular:
             return cls(inner, None, tokenizer, max_length, path)
         return cls(plain, head, tokenizer, max_length, path)
+
+    def trainable_twin(self) -> PairTower:
+        """A tower of its own modules that shares the transformer's weights with this one, and has the head's for
+        itself: adding an adapter to the twin, and training its head, leaves this one as it was."""
+        shared: dict[int, Any] = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.buffers())}
+        shared[id(self.tokenizer)] = self.tokenizer
+        twin = copy.deepcopy(self, shared)
+        assert twin.head is not None
+        for name, part in list(twin.head.named_parameters()):
+            owner, _, child = name.rpartition(".")
+            setattr(twin.head.get_submodule(owner), child, nn.Parameter(part.detach().clone()))
+        return twin
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.autocast)
 
     @property
     def device(self) -> torch.device:
@@ -166,6 +200,7 @@ class PairTower(nn.Module):
         given: dict[str, Tensor] = {}
         if types is not None and self.typed:
             given["token_type_ids"] = torch.from_numpy(pad(types, 0, self.max_length)[0]).to(self.device)
-        made = self.model(input_ids=ids, attention_mask=mask, **given)
+        with self._precision():
+            made = self.model(input_ids=ids, attention_mask=mask, **given)
         scores = made.logits if self.head is None else self.head(made.last_hidden_state.float(), mask)
         return scores.float().reshape(len(rows))  # type: ignore[no-any-return]

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -76,7 +76,8 @@ class RerankerSpec:
     """Everything that decides the scores, except rounding.
 
     model: as the user named it. base: identity of the weights (hub name and commit, or sha256). licence: what the
-    model's card says. activation: what turns the model's number into the score that it was trained to give.
+    model's card says. activation: what turns the model's number into the score that it was trained to give. adapter:
+    one that lies beside the weights, as it could not be folded into them, and its strength.
     """
 
     model: str
@@ -85,11 +86,14 @@ class RerankerSpec:
     licence: str | None
     max_length: int
     activation: str
+    adapter: Mapping[str, Any] | None = None
 
     @property
     def fingerprint(self) -> str:
         """sha256, hex. Equal fingerprints mean equal scores."""
-        parts = {"base": self.base, "max_length": self.max_length, "activation": self.activation}
+        parts: dict[str, Any] = {"base": self.base, "max_length": self.max_length, "activation": self.activation}
+        if self.adapter is not None:
+            parts["adapter"] = self.adapter
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -385,16 +389,8 @@ class Reranker:
                     assert self._generic is not None
                     scores[start : start + len(window)] = by_library(self._generic, window)
                 else:
-                    scores[start : start + len(window)] = self._window(self._tower, window)
+                    scores[start : start + len(window)] = read_pairs(self._tower, window)
             progress("rerank", start + len(window), len(pairs))
-        return scores
-
-    def _window(self, tower: PairTower, pairs: Sequence[tuple[str, str]]) -> Scores:
-        scores = np.empty(len(pairs), dtype=np.float32)
-        rows, types = tower.tokenize(pairs)
-        lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
-        for batch in token_batches(lengths, _BUDGET.get(tower.device.type, 8192)):
-            scores[batch] = _batch(tower, [rows[at] for at in batch], types and [types[at] for at in batch])
         return scores
 
     # ------------------------------------------------------------------ saving
@@ -520,7 +516,11 @@ def _open_model(name: str, source: Source, device: str, trust: bool) -> CrossEnc
     }
     try:
         with loading.quiet() if source.is_folder else nullcontext():  # a download may show how far it is
-            model: CrossEncoder = CrossEncoder(source.location, **options)
+            model: CrossEncoder
+            if source.is_folder and (names := loading.own_modules(Path(source.location))):
+                model = loading.open_with_own_modules(CrossEncoder, source.location, names, options)
+            else:
+                model = CrossEncoder(source.location, **options)
     except Exception as error:  # the libraries have many of their own, more still for a damaged folder
         refuse_without_memory(error, f"Re-ranker {name!r}", device)
         raise ModelNotFound(
@@ -576,6 +576,16 @@ def _agreement(reference: Scores, other: Scores) -> tuple[float, float]:
     gaps, others = (side[:, :, None] - side[:, None, :] for side in (mine, theirs))
     clear = gaps > _TIE * spread
     return correlation, float((others[clear] > 0).mean()) if clear.any() else 1.0
+
+
+def read_pairs(tower: PairTower, pairs: Sequence[tuple[str, str]]) -> Scores:
+    """(n,) scores, in batches of alike lengths."""
+    scores = np.empty(len(pairs), dtype=np.float32)
+    rows, types = tower.tokenize(pairs)
+    lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
+    for batch in token_batches(lengths, _BUDGET.get(tower.device.type, 8192)):
+        scores[batch] = _batch(tower, [rows[at] for at in batch], types and [types[at] for at in batch])
+    return scores
 
 
 @torch.no_grad()

@@ -59,7 +59,7 @@ class TrainingSet:
     def __init__(self, examples: Sequence[Example], *, distil: bool, contrast: bool) -> None:
         """distil: use candidates. contrast: use negatives. Raises InvalidInput naming the faulty example."""
         self.examples = list(examples)
-        _check(self.examples, distil)
+        check_examples(self.examples, distil)
         self.distil, self.contrast = distil, contrast
         self.queries: list[str] = []
         self.passages: list[str] = []
@@ -194,7 +194,8 @@ def _without_crumbs(batches: list[list[int]], batch_size: int) -> list[list[int]
     return whole
 
 
-def _check(examples: Sequence[Example], distil: bool) -> None:
+def check_examples(examples: Sequence[Example], distil: bool) -> None:
+    """Raises InvalidInput that names the faulty one. distil: candidates are read."""
     if not examples:
         raise InvalidInput("There are no training examples. Give some, or use method = 'none'.")
     for position, example in enumerate(examples):

@@ -8,23 +8,27 @@ first pass; only the rest is run twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ragadapt.encoder.batches import Ids, padded_length, token_batches
+from ragadapt.encoder.batches import padded_length, token_batches
 from ragadapt.profiling import work
 from ragadapt.training.processes import Processes
+
+Row = TypeVar("Row", bound=Sized)
+"""What the model reads as one: its length is that in tokens."""
 
 _LEAST_FILLED = 0.5  # a batch holds questions and passages, and padding is computed twice more on the way back
 
 
 def backward(
-    embed: Callable[[list[Ids], int], Tensor],
-    rows: Sequence[Ids],
+    embed: Callable[[list[Row], int], Tensor],
+    rows: Sequence[Row],
     loss_of: Callable[[Tensor], Tensor],
     *,
     chunk_tokens: int,

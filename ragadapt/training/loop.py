@@ -8,9 +8,11 @@ import json
 import logging
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ragadapt.adapters import AdaptedEncoder, attach
-from ragadapt.adapters.method import config_of
+from ragadapt.adapters.method import Method, config_of
 from ragadapt.config import AdapterConfig, TrainingConfig
 from ragadapt.encoder import Encoder
 from ragadapt.encoder.batches import Ids, lacks_memory
@@ -35,6 +37,7 @@ from ragadapt.values import Progress, no_progress
 
 log = logging.getLogger(__name__)
 
+Trained = TypeVar("Trained")
 Dev = Callable[[Encoder], float]
 
 _CHUNK_TOKENS = {"cpu": 2048, "cuda": 65_536, "mps": 8192}  # run at once; fits the caches of a CPU
@@ -55,15 +58,14 @@ class Point:
 
 
 @dataclass(frozen=True)
-class TrainingResult:
-    """The trained encoder, at its best weights, and how it came about.
+class Course:
+    """How a training went.
 
     best_step: the step whose weights were kept: of the best dev score, or the last without a dev part.
     dev_before: dev score of the base; None without a dev part. seconds: over all sittings, dev looks included;
     step_seconds and examples_per_second: without them. held_tokens: whose activations memory allowed to keep.
     """
 
-    encoder: AdaptedEncoder
     history: tuple[Point, ...]
     steps: int
     planned_steps: int
@@ -76,6 +78,13 @@ class TrainingResult:
     step_seconds: float
     examples_per_second: float
     held_tokens: int
+
+
+@dataclass(frozen=True)
+class TrainingResult(Course):
+    """The trained encoder, at its best weights, and how it came about."""
+
+    encoder: AdaptedEncoder
 
 
 def train(
@@ -97,58 +106,8 @@ def train(
     part and keeps the checkpoint. Raises InvalidInput, InvalidConfiguration, TrainingFailed.
     """
     run = _Run(encoder, examples, adapter, training, seed)
-    plan = run.plan()
     log.info("method %s trains %s", adapter.method, run.encoder.share)
-    looks = _dev_steps(len(plan), training.evaluations) if dev is not None else set()
-    state = run.resume(checkpoint)
-    started = time.perf_counter() - state.seconds
-    saved_at = time.perf_counter()
-    with contextlib.nullcontext() if state.finished else run.prepared(checkpoint, progress):
-        if dev is not None and state.dev_before is None:
-            state.dev_before = run.look(dev)
-        for step in range(state.step + 1, len(plan) + 1):
-            if state.finished:
-                break
-            rate = learning_rate(step, len(plan), run.peak_rate, training.warmup)
-            began = time.perf_counter()
-            loss = run.step(plan[step - 1], step, rate)
-            state.step_seconds += time.perf_counter() - began
-            if not np.isfinite(loss):
-                raise LossDiverged(
-                    f"The loss became {loss} at step {step} (learning rate {rate:.1e}). Lower the learning rate, or "
-                    "train with precision = 'float32'."
-                )
-            state.step = step
-            state.examples += len(plan[step - 1])
-            score = run.look(dev) if dev is not None and step in looks else None
-            state.seconds = time.perf_counter() - started
-            state.history.append(Point(step, loss, rate, state.seconds, score))
-            if score is not None:
-                state.judge(score, run.weights(), training.patience)
-            state.finished = state.finished or step == len(plan)
-            if checkpoint is not None and (
-                score is not None or state.finished or time.perf_counter() - saved_at > _CHECKPOINT_SECONDS
-            ):
-                run.save(checkpoint, state)
-                saved_at = time.perf_counter()
-            progress("training", step, len(plan))
-        if state.best:
-            run.encoder.set_tensors(state.best)
-    return TrainingResult(
-        encoder=run.encoder,
-        history=tuple(state.history),
-        steps=state.step,
-        planned_steps=len(plan),
-        best_step=state.best_step if state.best else state.step,
-        best_dev=state.best_dev,
-        dev_before=state.dev_before,
-        stopped_early=state.step < len(plan),
-        resumed_from=state.resumed_from,
-        seconds=state.seconds,
-        step_seconds=state.step_seconds,
-        examples_per_second=state.examples / max(state.step_seconds, 1e-9),
-        held_tokens=run.held_tokens,
-    )
+    return TrainingResult(encoder=run.encoder, **vars(run.follow(dev, checkpoint, progress)))
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
@@ -190,8 +149,235 @@ class _State:
             self.finished = self.without_gain >= patience
 
 
-class _Run:
-    """Everything that lives as long as one call of `train`: the adapted encoder, tokens, optimizer."""
+class Run(ABC, Generic[Trained]):
+    """One training at work, whatever is trained: optimizer, steps, looks at the dev part, memory of the run.
+
+    model: what is trained and what a dev function looks at. What its batches are and what they cost, a subclass says.
+    """
+
+    def __init__(
+        self,
+        model: Trained,
+        method: Method,
+        parameters: Mapping[str, torch.nn.Parameter],
+        device: torch.device,
+        training: TrainingConfig,
+        seed: int,
+    ) -> None:
+        """parameters: all that are trained, by name."""
+        self.model = model
+        self.method = method
+        self.training = training
+        self.epochs, self.peak_rate = training.pace()
+        self.seed = seed
+        self.device = device
+        self.held_tokens = training.micro_batch_tokens or _HELD_TOKENS.get(device.type, 24_576)
+        self.chunk_tokens = min(_CHUNK_TOKENS.get(device.type, 8192), self.held_tokens)
+        self.processes = Processes.join(device.type)
+        self.parameters = list(parameters.values())
+        self.names = list(parameters)
+        self.optimizer = _optimizer(parameters, method.learning_rates(), self.peak_rate, training.weight_decay)
+        self.steps = 0
+
+    # What a subclass says
+
+    identity: str  # of everything that must be equal for a run to go on
+
+    @abstractmethod
+    def plan(self) -> list[list[int]]:
+        """The examples of every step."""
+
+    @abstractmethod
+    def prepared(self, checkpoint: Path | None, progress: Progress) -> contextlib.AbstractContextManager[None]:
+        """Whatever is made once for all steps; undone at the end."""
+
+    @abstractmethod
+    def gradient(self, items: list[int], step: int) -> float:
+        """Add the gradient of one batch to the parameters; returns the loss."""
+
+    @abstractmethod
+    def longest(self) -> int:
+        """Tokens of the longest row that is read."""
+
+    @abstractmethod
+    def set_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the parameters, by name."""
+
+    # ------------------------------------------------------------------ the run
+
+    def follow(self, dev: Callable[[Trained], float] | None, checkpoint: Path | None, progress: Progress) -> Course:
+        """Train to the end, or go on from the checkpoint; the best weights are set then. As `train`."""
+        plan = self.plan()
+        self.steps = len(plan)
+        looks = _dev_steps(len(plan), self.training.evaluations) if dev is not None else set()
+        state = self.resume(checkpoint)
+        started = time.perf_counter() - state.seconds
+        saved_at = time.perf_counter()
+        with contextlib.nullcontext() if state.finished else self.prepared(checkpoint, progress):
+            if dev is not None and state.dev_before is None:
+                state.dev_before = self.look(dev)
+            for step in range(state.step + 1, len(plan) + 1):
+                if state.finished:
+                    break
+                rate = learning_rate(step, len(plan), self.peak_rate, self.training.warmup)
+                began = time.perf_counter()
+                loss = self.step(plan[step - 1], step, rate)
+                state.step_seconds += time.perf_counter() - began
+                if not np.isfinite(loss):
+                    raise LossDiverged(
+                        f"The loss became {loss} at step {step} (learning rate {rate:.1e}). Lower the learning rate, "
+                        "or train with precision = 'float32'."
+                    )
+                state.step = step
+                state.examples += len(plan[step - 1])
+                score = self.look(dev) if dev is not None and step in looks else None
+                state.seconds = time.perf_counter() - started
+                state.history.append(Point(step, loss, rate, state.seconds, score))
+                if score is not None:
+                    state.judge(score, self.weights(), self.training.patience)
+                state.finished = state.finished or step == len(plan)
+                if checkpoint is not None and (
+                    score is not None or state.finished or time.perf_counter() - saved_at > _CHECKPOINT_SECONDS
+                ):
+                    self.save(checkpoint, state)
+                    saved_at = time.perf_counter()
+                progress("training", step, len(plan))
+            if state.best:
+                self.set_tensors(state.best)
+        return Course(
+            history=tuple(state.history),
+            steps=state.step,
+            planned_steps=len(plan),
+            best_step=state.best_step if state.best else state.step,
+            best_dev=state.best_dev,
+            dev_before=state.dev_before,
+            stopped_early=state.step < len(plan),
+            resumed_from=state.resumed_from,
+            seconds=state.seconds,
+            step_seconds=state.step_seconds,
+            examples_per_second=state.examples / max(state.step_seconds, 1e-9),
+            held_tokens=self.held_tokens,
+        )
+
+    @contextlib.contextmanager
+    def in_training(self) -> Iterator[None]:
+        """The method's own dropout and noise on; the frozen model stays in eval mode, as its cached part must."""
+        self.method.training(True)
+        try:
+            yield
+        finally:
+            self.method.training(False)
+
+    def step(self, items: list[int], step: int, rate: float) -> float:
+        """Gradient of one batch, one optimizer step; returns the loss."""
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                loss = self.gradient(items, step) + self._penalty()
+                break
+            except (MemoryError, RuntimeError) as error:
+                self._back_off(error)
+            if torch.cuda.is_available():  # here the error, and with it what the failed try held, is gone
+                torch.cuda.empty_cache()
+        if not np.isfinite(loss):
+            return loss
+        with work("optimizer"):
+            self.processes.sum_gradients(self.parameters)
+            torch.nn.utils.clip_grad_norm_(self.parameters, _MAX_GRADIENT_NORM)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * group["times"]
+            self.optimizer.step()
+            self.method.after_backward(step, self.steps)
+        return loss
+
+    def seeded(self, step: int, number: int) -> contextlib.AbstractContextManager[None]:
+        """Within: the same dropout for the same step and micro-batch, which may be run twice."""
+        return _seeded(self.seed, step, number, self.device, needed=self.method.stochastic)
+
+    def _penalty(self) -> float:
+        """The loss of the method's own, with its gradient, which one of several processes adds."""
+        if self.processes.index != 0:
+            return 0.0
+        penalty = self.method.penalty()
+        if penalty is None:
+            return 0.0
+        torch.autograd.backward(penalty)
+        return float(penalty.detach())
+
+    def _back_off(self, error: BaseException) -> None:
+        """Halve what is kept in memory, or give up with advice; other errors pass."""
+        if not lacks_memory(error):
+            raise error
+        longest = self.longest()
+        if self.held_tokens <= longest or self.processes.count > 1:
+            raise TrainingFailed(
+                f"Memory ran out with {self.held_tokens} tokens in one pass. Lower max_length, layers or batch_size, "
+                "or set micro_batch_tokens."
+            ) from error
+        self.held_tokens = max(longest, self.held_tokens // 2)
+        self.chunk_tokens = min(self.chunk_tokens, self.held_tokens)
+        log.warning("memory is short: going on with %d tokens per pass", self.held_tokens)
+
+    def look(self, dev: Callable[[Trained], float]) -> float:
+        """The dev score of the present weights, by the first process."""
+        score = 0.0
+        if self.processes.index == 0:
+            with torch.no_grad():
+                score = float(dev(self.model))
+        score = float(self.processes.broadcast(score))
+        if not np.isfinite(score):
+            raise InvalidInput(f"The dev function returned {score}; it must return a finite number.")
+        return score
+
+    # ------------------------------------------------------------------ memory of the run
+
+    def weights(self) -> dict[str, Tensor]:
+        """Copies of the trainable parameters."""
+        pairs = zip(self.names, self.parameters, strict=True)
+        return {name: parameter.detach().cpu().clone() for name, parameter in pairs}
+
+    def save(self, path: Path, state: _State) -> None:
+        if self.processes.index != 0:
+            return
+        tensors = {f"now/{name}": tensor for name, tensor in self.weights().items()}
+        tensors |= {f"best/{name}": tensor for name, tensor in state.best.items()}
+        tensors |= {f"memory/{name}": tensor for name, tensor in self.method.memory().items()}
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
+        plain = {key: value for key, value in vars(state).items() if key not in ("best", "history", "resumed_from")}
+        plain["history"] = [asdict(point) for point in state.history]
+        save_checkpoint(path, self.identity, plain, tensors)
+
+    def resume(self, path: Path | None) -> _State:
+        """The state of an earlier sitting, with weights and optimizer set; a fresh one otherwise."""
+        state = _State()
+        found = load_checkpoint(path, self.identity) if path is not None and self.processes.index == 0 else None
+        found = self.processes.broadcast(found)
+        if found is None:
+            return state
+        plain, tensors = found
+        for key, value in plain.items():
+            setattr(state, key, value)
+        state.history = [Point(**point) for point in plain["history"]]
+        state.resumed_from = state.step
+        state.best = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("best/")}
+        self.set_tensors({name[4:]: tensor for name, tensor in tensors.items() if name.startswith("now/")})
+        self.method.remember({name[7:]: tensor for name, tensor in tensors.items() if name.startswith("memory/")})
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            end = f"/{name}"
+            for key, tensor in tensors.items():
+                if key.startswith("optimizer/") and key.endswith(end):
+                    entry = key[len("optimizer/") : -len(end)]
+                    # The step counter stays where AdamW keeps it, on the CPU unless fused on a GPU.
+                    place = parameter.device if entry != "step" or parameter.is_cuda else "cpu"
+                    self.optimizer.state[parameter][entry] = tensor.to(place)
+        log.info("resumed at step %d (weights %s…)", state.step, tensors_sha256(self.weights())[:8])
+        return state
+
+
+class _Run(Run[AdaptedEncoder]):
+    """The training of an encoder: vectors of queries and passages, the loss between them."""
 
     def __init__(
         self,
@@ -201,31 +387,20 @@ class _Run:
         training: TrainingConfig,
         seed: int,
     ) -> None:
-        self.training = training
-        self.epochs, self.peak_rate = training.pace()
-        self.seed = seed
         distil, contrast = training.loss != "infonce", training.loss in ("infonce", "both")
         self.data = TrainingSet(examples, distil=distil, contrast=contrast)
         self.encoder = attach(base, adapter, seed=seed)
-        self.method = self.encoder.method
-        self.method.learn_tasks(self.data.tasks)
+        method = self.encoder.method
+        method.learn_tasks(self.data.tasks)
         if training.compile and self.encoder.watches_layers:
             raise InvalidConfiguration(
                 "compile and reweight = 'tokens' do not go together: a compiled model hides what its layers receive. "
                 "Choose another re-weighting, or compile = false."
             )
         self.tower = self.encoder.tower
-        kind = self.tower.device.type
-        self.held_tokens = training.micro_batch_tokens or _HELD_TOKENS.get(kind, 24_576)
-        self.chunk_tokens = min(_CHUNK_TOKENS.get(kind, 8192), self.held_tokens)
-        self.processes = Processes.join(kind)
-        parameters = self.encoder.trainable()
-        self.parameters = list(parameters.values())
-        self.names = list(parameters)
-        self.optimizer = _optimizer(parameters, self.method.learning_rates(), self.peak_rate, training.weight_decay)
+        super().__init__(self.encoder, method, self.encoder.trainable(), self.tower.device, training, seed)
         self.query_rows: list[Ids] = []
         self.passage_rows: list[Ids] = []
-        self.steps = 0
         self.fixed_passages: Tensor | None = None  # (all passages, d) where only the query side is trained
         self.identity = self._identity(base, adapter)
 
@@ -239,7 +414,6 @@ class _Run:
         return digest.hexdigest()
 
     def plan(self) -> list[list[int]]:
-        """The examples of every step."""
         batches = list(self.data.batches(self.epochs, self.seed, self.training.batch_size))
         batches = batches[: self.training.max_steps]
         self.steps = len(batches)
@@ -301,15 +475,6 @@ class _Run:
                 cache.close()
 
     @contextlib.contextmanager
-    def _in_training(self) -> Iterator[None]:
-        """The method's own dropout and noise on; the frozen model stays in eval mode, as its cached part must."""
-        self.method.training(True)
-        try:
-            yield
-        finally:
-            self.method.training(False)
-
-    @contextlib.contextmanager
     def _compiled(self) -> Iterator[None]:
         """The trained layers through torch.compile, if the configuration asks for it."""
         if not self.training.compile:
@@ -325,38 +490,14 @@ class _Run:
 
     # ------------------------------------------------------------------ one step
 
-    def step(self, items: list[int], step: int, rate: float) -> float:
-        """Gradient of one batch, one optimizer step; returns the loss."""
-        batch = self.data.batch(items)
-        while True:
-            self.optimizer.zero_grad(set_to_none=True)
-            try:
-                loss = self._gradient(batch, step) + self._penalty()
-                break
-            except (MemoryError, RuntimeError) as error:
-                self._back_off(error)
-            if torch.cuda.is_available():  # here the error, and with it what the failed try held, is gone
-                torch.cuda.empty_cache()
-        if not np.isfinite(loss):
-            return loss
-        with work("optimizer"):
-            self.processes.sum_gradients(self.parameters)
-            torch.nn.utils.clip_grad_norm_(self.parameters, _MAX_GRADIENT_NORM)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate * group["times"]
-            self.optimizer.step()
-            self.method.after_backward(step, self.steps)
-        return loss
+    def longest(self) -> int:
+        return max(len(row) for row in [*self.query_rows, *self.passage_rows])
 
-    def _penalty(self) -> float:
-        """The loss of the method's own, with its gradient, which one of several processes adds."""
-        if self.processes.index != 0:
-            return 0.0
-        penalty = self.method.penalty()
-        if penalty is None:
-            return 0.0
-        torch.autograd.backward(penalty)
-        return float(penalty.detach())
+    def set_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        self.encoder.set_tensors(tensors)
+
+    def gradient(self, items: list[int], step: int) -> float:
+        return self._gradient(self.data.batch(items), step)
 
     def _gradient(self, batch: Batch, step: int) -> float:
         queries = len(batch.queries)
@@ -369,7 +510,7 @@ class _Run:
         front = self.query_front  # matters only where prompts are not pooled; then both sides agree
 
         def embed(some: list[Ids], number: int) -> Tensor:
-            with _seeded(self.seed, step, number, self.tower.device, needed=self.method.stochastic):
+            with self.seeded(step, number):
                 return self.tower.vectors(some, front)
 
         def loss_of(vectors: Tensor) -> Tensor:
@@ -377,7 +518,7 @@ class _Run:
             passages = vectors[queries:] if fixed is None else fixed[torch.from_numpy(batch.passages)]
             return self.loss(vectors[:queries], passages, batch)
 
-        with self._in_training():  # for the gradient alone: what the dev part looks at drops nothing
+        with self.in_training():  # for the gradient alone: what the dev part looks at drops nothing
             try:
                 return backward(
                     embed,
@@ -415,77 +556,6 @@ class _Run:
                 distilled = losses.distillation(listed, teacher, present, weights, settings.temperature)
                 parts.append((settings.distill_weight, distilled))
         return losses.combined(parts)
-
-    def _back_off(self, error: BaseException) -> None:
-        """Halve what is kept in memory, or give up with advice; other errors pass."""
-        if not lacks_memory(error):
-            raise error
-        longest = max(len(row) for row in [*self.query_rows, *self.passage_rows])
-        if self.held_tokens <= longest or self.processes.count > 1:
-            raise TrainingFailed(
-                f"Memory ran out with {self.held_tokens} tokens in one pass. Lower max_length, layers or batch_size, "
-                "or set micro_batch_tokens."
-            ) from error
-        self.held_tokens = max(longest, self.held_tokens // 2)
-        self.chunk_tokens = min(self.chunk_tokens, self.held_tokens)
-        log.warning("memory is short: going on with %d tokens per pass", self.held_tokens)
-
-    def look(self, dev: Dev) -> float:
-        """The dev score of the present weights, by the first process."""
-        score = 0.0
-        if self.processes.index == 0:
-            with torch.no_grad():
-                score = float(dev(self.encoder))
-        score = float(self.processes.broadcast(score))
-        if not np.isfinite(score):
-            raise InvalidInput(f"The dev function returned {score}; it must return a finite number.")
-        return score
-
-    # ------------------------------------------------------------------ memory of the run
-
-    def weights(self) -> dict[str, Tensor]:
-        """Copies of the trainable parameters."""
-        pairs = zip(self.names, self.parameters, strict=True)
-        return {name: parameter.detach().cpu().clone() for name, parameter in pairs}
-
-    def save(self, path: Path, state: _State) -> None:
-        if self.processes.index != 0:
-            return
-        tensors = {f"now/{name}": tensor for name, tensor in self.weights().items()}
-        tensors |= {f"best/{name}": tensor for name, tensor in state.best.items()}
-        tensors |= {f"memory/{name}": tensor for name, tensor in self.method.memory().items()}
-        for name, parameter in zip(self.names, self.parameters, strict=True):
-            for key, value in self.optimizer.state[parameter].items():
-                tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
-        plain = {key: value for key, value in vars(state).items() if key not in ("best", "history", "resumed_from")}
-        plain["history"] = [asdict(point) for point in state.history]
-        save_checkpoint(path, self.identity, plain, tensors)
-
-    def resume(self, path: Path | None) -> _State:
-        """The state of an earlier sitting, with weights and optimizer set; a fresh one otherwise."""
-        state = _State()
-        found = load_checkpoint(path, self.identity) if path is not None and self.processes.index == 0 else None
-        found = self.processes.broadcast(found)
-        if found is None:
-            return state
-        plain, tensors = found
-        for key, value in plain.items():
-            setattr(state, key, value)
-        state.history = [Point(**point) for point in plain["history"]]
-        state.resumed_from = state.step
-        state.best = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("best/")}
-        self.encoder.set_tensors({name[4:]: tensor for name, tensor in tensors.items() if name.startswith("now/")})
-        self.method.remember({name[7:]: tensor for name, tensor in tensors.items() if name.startswith("memory/")})
-        for name, parameter in zip(self.names, self.parameters, strict=True):
-            end = f"/{name}"
-            for key, tensor in tensors.items():
-                if key.startswith("optimizer/") and key.endswith(end):
-                    entry = key[len("optimizer/") : -len(end)]
-                    # The step counter stays where AdamW keeps it, on the CPU unless fused on a GPU.
-                    place = parameter.device if entry != "step" or parameter.is_cuda else "cpu"
-                    self.optimizer.state[parameter][entry] = tensor.to(place)
-        log.info("resumed at step %d (weights %s…)", state.step, tensors_sha256(self.weights())[:8])
-        return state
 
 
 def _optimizer(

@@ -66,6 +66,30 @@ def margin_mse(scores: Tensor, teacher: Tensor, present: Tensor, weights: Tensor
     return (per_query * usable).sum() / usable.sum().clamp_min(_TINY)
 
 
+def list_softmax(scores: Tensor, present: Tensor, weights: Tensor) -> Tensor:
+    """Cross-entropy of finding each list's first passage, which answers its query (Cao et al. 2007, ListNet's top one).
+
+    scores: (Q, C) of a re-ranker, on any scale. present: (Q, C) bool, False = padding. weights: (Q,). Returns the
+    weighted mean.
+    """
+    found = F.log_softmax(scores.masked_fill(~present, float("-inf")), dim=1)[:, 0]  # (Q,)
+    return -(found * weights).sum() / weights.sum()
+
+
+def list_bce(scores: Tensor, present: Tensor, weights: Tensor) -> Tensor:
+    """Binary cross-entropy of every passage by itself: the first of a list answers its query, the others do not.
+
+    Shapes as in `list_softmax`. The answer counts as much as the others together: else the first thing to be learnt is
+    that most passages are none.
+    """
+    wanted = torch.zeros_like(scores)
+    wanted[:, 0] = 1.0
+    each = F.binary_cross_entropy_with_logits(scores, wanted, reduction="none").masked_fill(~present, 0.0)
+    others = (present.sum(dim=1) - 1).clamp_min(1)  # (Q,)
+    losses = (each[:, 0] + each[:, 1:].sum(dim=1) / others) / 2
+    return (losses * weights).sum() / weights.sum()
+
+
 def combined(parts: list[tuple[float, Tensor]]) -> Tensor:
     """Weighted sum of losses."""
     return torch.stack([weight * loss for weight, loss in parts]).sum()
