@@ -124,16 +124,19 @@ class EncoderConfig(Settings):
     trust_remote_code: bool = False  # runs code that comes with the model: only for authors that you trust
 
 
+# fmt: off
+MethodName = Literal[
+    "lora", "rslora", "lora+", "dora", "pissa", "adalora", "vera", "randlora", "loha", "lokr", "miss", "ia3",
+    "loftq", "qlora", "mora", "melora", "mtl-lora", "flat-lora", "lora-sp", "full", "bitfit", "houlsby", "prefix",
+    "mam", "iaa-s", "iaa-l", "iaa-m", "trf", "trf-linear", "none",
+]
+# fmt: on
+
+
 class AdapterConfig(Settings):
     """What is trained."""
 
-    # fmt: off
-    method: Literal[
-        "lora", "rslora", "lora+", "dora", "pissa", "adalora", "vera", "randlora", "loha", "lokr", "miss", "ia3",
-        "loftq", "qlora", "mora", "melora", "mtl-lora", "flat-lora", "lora-sp", "full", "bitfit", "houlsby", "prefix",
-        "mam", "iaa-s", "iaa-l", "iaa-m", "trf", "trf-linear", "none",
-    ] = "lora"  # `ragadapt methods` tells what each is; none trains nothing
-    # fmt: on
+    method: MethodName = "lora"  # `ragadapt methods` tells what each is; none trains nothing
     adapt: Literal["both", "query"] = "both"  # query leaves passage vectors as they are: an existing index stays valid
     rank: int | None = Field(None, ge=0)  # of the low-rank matrices, or width of bottlenecks; None = the method's own
     alpha: float | None = Field(None, gt=0)  # scales what they add; None = the method's own, 2 * rank for lora
@@ -271,6 +274,14 @@ class RerankConfig(Settings):
     weight: float | None = Field(None, ge=0, le=1)  # its share of the score; None = learnt per corpus, 0 = it stays out
     depth: int | None = Field(None, ge=1)  # passages that it reads of a query; None = 20 on a CPU, 50 elsewhere
     max_length: int | None = Field(None, ge=8)  # tokens read of a pair; None = the model's own
+    method: MethodName = "lora"  # by which it is trained where `stage` says so; settings of the method: adapter.…
+    loss: RerankLoss = "listwise"  # softmax over an answer and others; pointwise = binary cross-entropy of each
+    negatives: int = Field(7, ge=1)  # beside an answer, drawn anew every time from what the first stage finds
+    epochs: float = Field(2.0, gt=0)  # passes over the questions
+    batch_size: int = Field(16, ge=2)  # questions
+    learning_rate: float = Field(2e-4, gt=0)  # of AdamW; full training wants less
+
+    TRAINING: ClassVar[tuple[str, ...]] = ("method", "loss", "negatives", "epochs", "batch_size", "learning_rate")
 
 
 class PefaConfig(Settings):
@@ -290,6 +301,7 @@ class FitConfig(Settings):
     """Everything that decides what `fit` makes of a corpus."""
 
     seed: int = 13  # of everything random
+    stage: Literal["retrieve", "rerank", "both"] = "retrieve"  # what is trained: the encoder, the re-ranker, both
     read: ReadConfig = ReadConfig()
     chunk: ChunkConfig = ChunkConfig()
     query: QueryConfig = QueryConfig()
@@ -303,6 +315,16 @@ class FitConfig(Settings):
     fusion: FusionConfig = FusionConfig()
     rerank: RerankConfig = RerankConfig()
     pefa: PefaConfig = PefaConfig()
+
+    @property
+    def trains_retriever(self) -> bool:
+        """Whether the encoder of the first stage is trained."""
+        return self.stage != "rerank" and self.adapter.trains
+
+    @property
+    def trains_reranker(self) -> bool:
+        """Whether the second stage is trained."""
+        return self.stage != "retrieve" and self.rerank.method != "none"
 
     @classmethod
     def build(cls, values: dict[str, Any]) -> Self:

@@ -118,12 +118,14 @@ def export(
 
 @dataclass(frozen=True, slots=True)
 class ExportedReranker:
-    """What was written. difference: the most by which an exported probe score differs from the re-ranker's own."""
+    """What was written. difference: the most by which an exported probe score differs from the re-ranker's own.
+    needs_ragadapt: as of `Exported`."""
 
     folder: Path
     format: ExportFormat
     files: tuple[str, ...]
     difference: float
+    needs_ragadapt: bool = False
 
 
 def export_reranker(
@@ -136,10 +138,12 @@ def export_reranker(
     """Write a retriever's re-ranker to `target` in float32, and prove that it gives the same scores.
 
     retriever: also a re-ranker's own folder, hub name or preset. sentence-transformers: `CrossEncoder(target)` opens
-    it. onnx: model.onnx; input_ids, attention_mask and, where the model tells the two texts apart, token_type_ids in,
-    logits (n, 1) out; ragadapt_onnx.json says the activation and the maximal length. Raises InvalidInput if target
-    holds something, NotARetriever where there is no re-ranker, MissingExtra, StoreError.
+    it; with an adapter that could not be folded, where ragadapt is installed and with trust_remote_code=True. onnx:
+    model.onnx; input_ids, attention_mask and, where the model tells the two texts apart, token_type_ids in, logits
+    (n, 1) out; ragadapt_onnx.json says the activation and the maximal length. Raises InvalidInput if target holds
+    something, NotARetriever where there is no re-ranker, MissingExtra, StoreError.
     """
+    from ragadapt.encoder.loading import own_modules
     from ragadapt.rerank import Reranker
     from ragadapt.rerank.reranker import PROBE_PAIRS, by_library
 
@@ -158,8 +162,11 @@ def export_reranker(
             from sentence_transformers import CrossEncoder
 
             reranker.save(folder, portable=True)
-            difference = float(np.abs(by_library(CrossEncoder(str(folder), device="cpu"), PROBE_PAIRS) - scores).max())
-    return ExportedReranker(target, format, _files(target), difference)
+            own = bool(own_modules(folder))
+            again = CrossEncoder(str(folder), device="cpu", trust_remote_code=own)
+            difference = float(np.abs(by_library(again, PROBE_PAIRS) - scores).max())
+    needs = format == "sentence-transformers" and bool(own_modules(target))
+    return ExportedReranker(target, format, _files(target), difference, needs)
 
 
 def _free(target: str | Path) -> Path:

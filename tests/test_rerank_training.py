@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ragadapt_cli.main import run
+from small_retriever import fit_pages
 from tiny_models import sentences, write_modular_cross_encoder, write_tiny_cross_encoder, write_tiny_model
 from torch import Tensor
 
-from ragadapt.config import AdapterConfig, EncoderConfig, TrainingConfig
+from ragadapt.config import AdapterConfig, EncoderConfig, FitConfig, TrainingConfig
 from ragadapt.errors import FingerprintMismatch, InvalidConfiguration, InvalidInput
+from ragadapt.export import export_reranker
+from ragadapt.pipeline import fit as fit_module
+from ragadapt.pipeline.fit import fit
+from ragadapt.pipeline.queries import Labels
 from ragadapt.rerank import Reranker
 from ragadapt.rerank import reranker as module
 from ragadapt.rerank.adapted import AdaptedReranker, write_fresh
+from ragadapt.retriever import Retriever
 from ragadapt.training import Example, losses
 from ragadapt.training.rerank import RerankerTrainingResult, _PairRun, train_reranker
 
@@ -290,3 +298,158 @@ def test_what_cannot_be_trained_is_refused(models: dict[str, Path], tmp_path: Pa
     trained(models["fresh"], "iaa-l").reranker.merged().save(tmp_path / "saved")
     with pytest.raises(InvalidConfiguration, match="was adapted before"):
         AdaptedReranker(load(tmp_path / "saved"), AdapterConfig(method="lora"))
+
+
+# What a fit makes of it
+
+
+@pytest.fixture(scope="module")
+def retriever(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fit_pages(tmp_path_factory.mktemp("pages"))
+
+
+@pytest.fixture(scope="module")
+def liked(retriever: Path, models: dict[str, Path]) -> dict[str, str]:
+    """Questions whose answers are what a re-ranker finds best among the first ten."""
+    made: dict[str, str] = {}
+    reader = load(models["bert"])
+    with Retriever.open(retriever, precision="float32") as opened:
+        for text in sentences(60, words=8, seed=77):
+            hits = opened.search(text, k=10)
+            best = int(np.argmax(reader.logits(text, [hit.chunk.passage for hit in hits])))
+            made[text] = hits[best].chunk.document_id
+    return made
+
+
+def labelled(folder: Path, answers: Mapping[str, str]) -> Labels:
+    queries, qrels = folder / "queries.jsonl", folder / "qrels.tsv"
+    rows = [json.dumps({"_id": f"q{at}", "text": text}) for at, text in enumerate(answers)]
+    queries.write_text("\n".join(rows) + "\n")
+    judged = [f"q{at}\t{document}\t1" for at, document in enumerate(answers.values())]
+    qrels.write_text("\n".join(["query-id\tcorpus-id\tscore", *judged]) + "\n")
+    return Labels(queries, qrels)
+
+
+def fit_values(retriever: Path, stage: str, rerank: Mapping[str, Any], **gate: Any) -> dict[str, Any]:
+    return {
+        "stage": stage,
+        "encoder": {"model": str(retriever.parent / "base" / "model"), "precision": "float32"},
+        "chunk": {"max_tokens": 40, "min_tokens": 4},
+        "adapter": {"rank": 2},
+        "training": {"max_steps": 3, "evaluations": 2},
+        "gate": gate,
+        "index": {"kind": "exact"},
+        "rerank": {"depth": 10, "negatives": 3, "learning_rate": 1e-4, **rerank},
+    }
+
+
+class Seen:
+    """What every training of a re-ranker was given."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.examples: list[list[Example]] = []
+        self.dev: list[bool] = []
+
+        def watched(base: Reranker, examples: list[Example], dev: Any, *rest: Any, **more: Any) -> Any:
+            self.examples.append(list(examples))
+            self.dev.append(dev is not None)
+            return train_reranker(base, examples, dev, *rest, **more)
+
+        monkeypatch.setattr("ragadapt.training.rerank.train_reranker", watched)
+
+
+def test_a_trained_reranker_is_judged_by_what_did_not_train_it_and_kept(
+    retriever: Path, models: dict[str, Path], liked: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, judged = Seen(monkeypatch), list[str]()
+    learn = fit_module.learn_reranking
+
+    def watched(reranker: Reranker, depth: int, read: Any, items: Any, *rest: Any, **more: Any) -> Any:
+        judged.extend(item.query.text for item in items)
+        return learn(reranker, depth, read, items, *rest, **more)
+
+    monkeypatch.setattr(fit_module, "learn_reranking", watched)
+    values = fit_values(retriever, "rerank", {"model": str(models["bert"]), "method": "iaa-l"}, cross_fit_below=0)
+    values["split"] = {"heldout": 0.5}
+    labels = [labelled(tmp_path, liked)]
+    made = fit([retriever.parent / "docs"], tmp_path / "fitted", FitConfig.build(values), labels=labels)
+    (examples,) = seen.examples
+    assert seen.dev == [True] or seen.dev == [False]
+    assert judged and not {example.query for example in examples} & set(judged)
+    assert {example.query for example in examples} | set(judged) <= set(liked)
+    passages = {example.query: {example.positive} for example in examples}
+    assert all(not passages[example.query] & set(example.negatives) for example in examples)
+    assert not made.decision.adapted and "Only the re-ranker is trained" in made.decision.reasons[0]
+    steps = {step.name: step for step in made.report.verdict.steps}  # type: ignore[union-attr]
+    assert "method iaa-l" in steps["Training of the re-ranker"].detail and steps["Re-ranker"].passed is True
+    with Retriever.open(made.path, precision="float32") as opened:
+        section = opened.manifest.sections["rerank"]
+        assert section["weight"] > 0 and "method iaa-l" in section["training"]
+        assert section["fingerprint"] != load(models["bert"]).fingerprint
+        text = next(iter(liked))
+        assert "rerank" in opened.search(text, rerank=True)[0].parts
+    exported = export_reranker(made.path, tmp_path / "exported")
+    assert exported.difference < 1e-4
+    again = load(tmp_path / "exported")
+    own = Reranker.load(made.path, device="cpu", precision="float32")
+    module.forget_scores()
+    assert np.allclose(logits(again), logits(own), atol=1e-5)
+    assert again.fingerprint == own.fingerprint == section["fingerprint"]
+
+
+def test_of_few_questions_every_one_is_read_by_a_model_that_did_not_see_it(
+    retriever: Path, models: dict[str, Path], liked: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = Seen(monkeypatch)
+    read: list[tuple[int, set[str]]] = []
+    reader = fit_module.read_candidates
+
+    def watched(candidates: Any, fusions: Any, judged: Any, *rest: Any) -> Any:
+        read.append((len(seen.examples) - 1, {item.query.text for item in judged}))
+        return reader(candidates, fusions, judged, *rest)
+
+    monkeypatch.setattr(fit_module, "read_candidates", watched)
+    values = fit_values(retriever, "rerank", {"model": str(models["bert"])})
+    labels = [labelled(tmp_path, liked)]
+    made = fit([retriever.parent / "docs"], tmp_path / "fitted", FitConfig.build(values), labels=labels)
+    assert len(seen.examples) == 4 and len(read) == 3 and seen.dev == [False] * 4  # what ships, and three folds
+    assert {example.query for example in seen.examples[0]} == set(liked)
+    for training, texts in read:
+        assert texts and not {example.query for example in seen.examples[training]} & texts
+    assert set().union(*(texts for _, texts in read)) == set(liked)
+    with Retriever.open(made.path) as opened:
+        assert opened.manifest.sections["rerank"]["weight"] > 0
+
+
+def test_command_line_trains_both_stages(retriever: Path, liked: dict[str, str], tmp_path: Path) -> None:
+    labels = labelled(tmp_path, liked)
+    config = tmp_path / "fit.toml"
+    config.write_text(
+        "[chunk]\nmax_tokens = 40\nmin_tokens = 4\n[training]\nmax_steps = 2\n[gate]\ncross_fit_below = 0\n"
+        '[rerank]\ndepth = 5\n[encoder]\nprecision = "float32"\n'
+    )
+    arguments = ["fit", retriever.parent / "docs", "-o", tmp_path / "out", "--queries", labels.queries,
+                 "--qrels", labels.qrels, "--model", retriever.parent / "base" / "model", "--index", "exact",
+                 "--config", config, "--stage", "both", "--rerank-method", "iaa-s", "-q"]  # fmt: skip
+    assert run([str(argument) for argument in arguments]) == 0
+    report = json.loads((tmp_path / "out" / "report" / "report.json").read_text())
+    names = [step["name"] for step in report["verdict"]["steps"]]
+    assert "Training of the re-ranker" in names and "Re-ranker" in names
+    with Retriever.open(tmp_path / "out") as opened:
+        section = opened.manifest.sections["rerank"]
+        assert "method iaa-s" in section["training"] and section["model"].endswith("with a head of its own")
+        assert opened.search("a cat by the river")
+
+
+def test_without_answers_nothing_is_trained(retriever: Path, models: dict[str, Path], tmp_path: Path) -> None:
+    for name, rerank in (("fresh", {}), ("named", {"model": str(models["bert"])})):
+        config = FitConfig.build(fit_values(retriever, "rerank", rerank))
+        made = fit([retriever.parent / "docs"], tmp_path / name, config)
+        section = Retriever.open(made.path).manifest.sections["rerank"]
+        assert section["weight"] == 0 and section["training"].startswith("It was not trained: ")
+
+
+def test_a_method_without_a_training_is_refused(retriever: Path, tmp_path: Path) -> None:
+    values = fit_values(retriever, "retrieve", {"method": "iaa-l", "negatives": 7, "learning_rate": 2e-4})
+    with pytest.raises(InvalidConfiguration, match=r"trains no re-ranker\. Say --stage both"):
+        fit([tmp_path / "no such documents"], tmp_path / "out", FitConfig.build(values))

@@ -78,6 +78,8 @@ INDEXING = (
 )
 RERANKING = (
     Flag("--rerank", "rerank.model", "A re-ranker to judge and keep: ettin-17m, minilm, bge, a hub name, or a folder."),
+    Flag("--stage", "stage", "What is trained: the encoder that retrieves, the re-ranker, or both."),
+    Flag("--rerank-method", "rerank.method", "By which the re-ranker is trained (see `ragadapt methods`)."),
 )
 SEED = Flag("--seed", "seed", "Everything random follows from it.")
 

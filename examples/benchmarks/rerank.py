@@ -2,11 +2,19 @@
 
     python examples/benchmarks/rerank.py --data DATA [--folder FOLDER] [--parts scores,speed,search,corpus]
         [--model NAME] [--collections scifact] [--seeds 13] [--depth 20]
+    python examples/benchmarks/rerank.py --data DATA --folder FOLDER --parts train --collections scifact,stackfaq
+        --seeds 13,14,15 [--methods iaa-l,iaa-s,lora,full] [--rates 5e-5,2e-4,1e-3] [--steps 200] [--jobs 4]
+        [--device cuda] [--model NAME]
 
 With a network, any re-ranker: --model ettin-17m. Without --model, one of MiniLM's weights and a head of its own is
 used: with a random head for `scores`, `speed` and `search`; for `corpus` it is first trained here, on half of the
 collection's train labels and the passages that the first stage puts beside their answers. The other half goes to `fit`,
 which learns the weight from it and judges; nothing of the test split is looked at before the end.
+
+`train` compares methods of training: from --model, or from MiniLM's weights under a fresh head, each at as many steps,
+at the rate at which half as many gave the best dev score with the first seed. A fifth of the train questions is held
+out; it chooses the rate, the step whose weights are kept, and the share of the score. Every training is a
+cell of its own, --jobs of them at a time.
 
 `speed` and `search` alternate between the sides and count medians; `speed` by the processor's time, so that others at
 work on the machine count less: set OMP_NUM_THREADS=1, or waiting threads count. Results go to FOLDER/rerank.json as
@@ -23,6 +31,7 @@ import random
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import date
 from pathlib import Path
 from statistics import median
@@ -33,16 +42,21 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import torch
 from beir import Collection, check_data, load, write_labels
+from rerank_cells import Task, train_cell
 from synthetic import mixed_lengths, shaped_model
 
 from ragadapt import FitConfig, Labels, Retriever, fit
+from ragadapt.config import EncoderConfig
 from ragadapt.encoder.presets import resolve
 from ragadapt.evaluation import evaluate, paired_bootstrap
+from ragadapt.pipeline.cells import Cells
 from ragadapt.rerank import Reranker
+from ragadapt.rerank.adapted import write_fresh
 from ragadapt.rerank.reranker import forget_scores
 from ragadapt.search.reranking import Rerank
 
 PARTS = ("scores", "speed", "search", "corpus")
+ON_REQUEST = ("train",)
 PAIRS = 64  # of a timed run
 REPEATS = 3
 SEARCHES = 40
@@ -59,6 +73,10 @@ class Bench:
         self.model: str | None = arguments.model
         self.depth: int = arguments.depth
         self.steps: int | None = arguments.steps
+        self.methods: list[str] = arguments.methods
+        self.rates: list[float] = arguments.rates
+        self.jobs: int = arguments.jobs
+        self.device: str = arguments.device
         self.collections: list[str] = arguments.collections
         self.seeds: list[int] = arguments.seeds
         self.file = folder / "rerank.json"
@@ -95,8 +113,6 @@ def fresh_cross_encoder(folder: Path, seed: int = 0) -> Path:
     from transformers.utils import logging
 
     if not folder.is_dir():
-        from ragadapt.config import EncoderConfig
-
         source = resolve(EncoderConfig(model="offline")).location
         logging.set_verbosity_error()
         torch.manual_seed(seed)
@@ -178,7 +194,7 @@ def fitted(bench: Bench, collection: Collection, seed: int, name: str, **changes
     """A retriever of the untrained base; labels and re-ranker come with the changes."""
     values: dict[str, Any] = {
         "seed": seed,
-        "encoder": {"model": "offline"},
+        "encoder": {"model": "offline", "device": changes.get("device", "auto")},
         "index": {"kind": "exact"},
         "adapter": {"method": "none"},
         "rerank": changes.get("rerank", {}),
@@ -295,6 +311,115 @@ def corpus(bench: Bench) -> None:
             )  # fmt: skip
 
 
+def first_stage(bench: Bench, collection: Collection) -> Path:
+    """A file with what an untrained retriever, its mix learnt from the train labels, finds for all questions."""
+    file = bench.folder / f"found-{collection.name}.json"
+    if file.is_file():
+        return file
+    files = write_labels(collection, "train", sorted(collection.qrels["train"]), bench.folder / collection.name)
+    path = fitted(
+        bench, collection, bench.seeds[0], f"first-{collection.name}", labels=[Labels(*files)], device=bench.device
+    )
+    text_of = dict(zip(collection.ids, collection.texts, strict=True))
+    made: dict[str, dict[str, Any]] = {}
+    with Retriever.open(path, device=bench.device) as retriever:
+        for split in ("train", "test"):
+            asked = collection.asked(split)
+            made[split] = {}
+            for id, hits in zip(asked, retriever.search_many(list(asked.values()), 100), strict=True):
+                answers = collection.qrels[split][id]
+                best: dict[str, str] = {}  # of each answer the passage that is found first
+                for hit in hits:
+                    best.setdefault(hit.chunk.document_id, hit.chunk.passage)
+                made[split][id] = {
+                    "text": asked[id],
+                    "documents": [hit.chunk.document_id for hit in hits],
+                    "passages": [hit.chunk.passage for hit in hits[: max(50, bench.depth)]],
+                    "scores": [hit.score for hit in hits],
+                    "answers": answers,
+                    "answer_passages": [best.get(answer, text_of[answer]) for answer in answers if answer in text_of],
+                }
+    file.write_text(json.dumps(made), encoding="utf-8")
+    return file
+
+
+def train(bench: Bench) -> None:
+    """Methods of training beside each other: what the second stage adds to the first, and what it costs."""
+    steps = bench.steps or 200
+    found = {name: first_stage(bench, load(bench.data, name)) for name in bench.collections}
+
+    def base(seed: int) -> str:
+        if bench.model is not None:
+            return bench.model
+        folder = bench.folder / f"fresh-{seed}"
+        if not (folder / "modules.json").is_file():
+            write_fresh(folder, EncoderConfig(model="offline"), seed=seed, max_length=LENGTH)
+        return str(folder)
+
+    def task(collection: str, method: str, rate: float, seed: int, final: bool) -> Task:
+        return Task(
+            found[collection], base(seed), bench.model is None, method, rate, steps if final else max(1, steps // 2),
+            seed, bench.depth, LENGTH, bench.device, final,
+        )  # fmt: skip
+
+    def measure(part: str, tasks: list[tuple[str, Task]]) -> None:
+        """Those that are not known yet, each kept as it comes."""
+        open_tasks = [
+            (name, one)
+            for name, one in tasks
+            if not bench.known(
+                part=part, collection=name, method=one.method, rate=one.rate, seed=one.seed, steps=one.steps,
+                depth=one.depth, base=bench.model or "MiniLM",
+            )
+        ]  # fmt: skip
+        with Cells(bench.jobs, reuse=True) as cells, ThreadPoolExecutor(max(1, bench.jobs)) as pool:
+            waiting = {pool.submit(cells.run, train_cell, one): name for name, one in open_tasks}
+            for done in as_completed(waiting):
+                bench.add(part=part, collection=waiting[done], base=bench.model or "MiniLM", **done.result())
+
+    cells = [(name, method) for name in bench.collections for method in bench.methods]
+    measure(
+        "train-rate",
+        [(name, task(name, method, rate, bench.seeds[0], False)) for name, method in cells for rate in bench.rates],
+    )
+    chosen: dict[tuple[str, str], float] = {}
+    for name, method in cells:
+        rows = [
+            row for row in bench.rows
+            if row["part"] == "train-rate" and (row["collection"], row["method"]) == (name, method)
+            and row["rate"] in bench.rates and row["base"] == (bench.model or "MiniLM")
+        ]  # fmt: skip
+        chosen[name, method] = max(rows, key=lambda row: row["dev"])["rate"]
+    measure(
+        "train",
+        [
+            (name, task(name, method, chosen[name, method], seed, True))
+            for seed in bench.seeds
+            for name, method in cells
+        ],
+    )
+    print_training(bench)
+
+
+def print_training(bench: Bench) -> None:
+    """Means over the seeds; the interval is of the questions, each with its mean over the seeds."""
+    print("collection  method   share    rate   s/step  first   alone   fused   gain of the fused [95 %]")
+    rows = [row for row in bench.rows if row["part"] == "train" and row["base"] == (bench.model or "MiniLM")]
+    for name in bench.collections:
+        for method in bench.methods:
+            own = [row for row in rows if (row["collection"], row["method"]) == (name, method)]
+            if not own:
+                continue
+            first, fused = (np.mean([row["per_query"][side] for row in own], axis=0) for side in ("first", "fused"))
+            gain = paired_bootstrap(fused.tolist(), first.tolist())
+            mean = {key: float(np.mean([row[key] for row in own])) for key in ("first", "alone", "fused")}
+            pace = float(np.mean([row["step_seconds"] / row["steps"] for row in own]))
+            print(
+                f"{name:<11} {method:<8} {own[0]['share']:7.2%} {own[0]['rate']:7.0e} {pace:7.3f} {mean['first']:7.4f} "
+                f"{mean['alone']:7.4f} {mean['fused']:7.4f} {gain.delta:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="collections in BEIR layout")
@@ -304,17 +429,27 @@ def main() -> None:
     parser.add_argument("--collections", default="scifact", type=lambda text: text.split(","))
     parser.add_argument("--seeds", default="13", type=lambda text: [int(seed) for seed in text.split(",")])
     parser.add_argument("--depth", type=int, default=20)
-    parser.add_argument("--steps", type=int, help="of the training, 4 questions each (default: one epoch)")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help="of the training: for corpus 4 questions each (default: one epoch), for train 16 (200)",
+    )
+    parser.add_argument("--methods", default="iaa-l,iaa-s,lora,full", type=lambda text: text.split(","))
+    parser.add_argument(
+        "--rates", default="5e-5,2e-4,1e-3", type=lambda text: [float(rate) for rate in text.split(",")]
+    )
+    parser.add_argument("--jobs", type=int, default=0, help="trainings at a time, each in its process; 0 = in this one")
+    parser.add_argument("--device", default="auto", help="of `train` and its first stage")
     arguments = parser.parse_args()
-    if unknown := set(arguments.parts) - set(PARTS):
-        parser.error(f"unknown parts {sorted(unknown)}: they are {', '.join(PARTS)}")
+    if unknown := set(arguments.parts) - {*PARTS, *ON_REQUEST}:
+        parser.error(f"unknown parts {sorted(unknown)}: they are {', '.join((*PARTS, *ON_REQUEST))}")
     check_data(parser, arguments.data, arguments.collections)
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         bench = Bench(arguments, folder)
         for part in arguments.parts:
-            {"scores": scores, "speed": speed, "search": search, "corpus": corpus}[part](bench)
+            {"scores": scores, "speed": speed, "search": search, "corpus": corpus, "train": train}[part](bench)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def make_examples(
     positions = corpus.position_of
     queries = [query for query in queries if any(id in positions for id in query.positives)]
     known = [[positions[id] for id in query.positives if id in positions] for query in queries]
-    relevant = _chunks_of_graded(queries, corpus, grades or {})
+    relevant = chunks_of_graded(queries, corpus, grades or {})
     found = searcher.candidates(
         [query.text for query in queries],
         rows_of(vectors, queries),
@@ -160,7 +160,7 @@ def _on_the_students_scale(examples: list[Example], cosines: Sequence[Floats]) -
     ]
 
 
-def _chunks_of_graded(
+def chunks_of_graded(
     queries: Sequence[Query], corpus: Corpus, grades: Mapping[str, Mapping[str, int]]
 ) -> list[tuple[int, ...]]:
     """Per query the positions of all chunks of the documents that its labels call relevant."""
@@ -305,6 +305,7 @@ __all__ = [
     "DevPool",
     "check_teacher",
     "choose_strength",
+    "chunks_of_graded",
     "dev_judges",
     "dev_pool",
     "drift",

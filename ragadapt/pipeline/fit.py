@@ -1,7 +1,7 @@
 """fit(): documents in, a retriever out that is shown to be better, or shown not to need training.
 
-documents → chunks → vectors, lexical index → queries → split → fusion → plan → training → gate → re-ranker → index →
-folder
+documents → chunks → vectors, lexical index → queries → split → fusion → plan → training → gate → re-ranker, trained or
+not → index → folder
 
 Every stage is kept until the folder is written, so a killed run goes on from its last finished stage.
 """
@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ragadapt import profiling
@@ -30,6 +31,7 @@ from ragadapt.pipeline.adapt import (
     DevPool,
     check_teacher,
     choose_strength,
+    chunks_of_graded,
     dev_judges,
     dev_pool,
     drift,
@@ -61,11 +63,17 @@ from ragadapt.pipeline.queries import (
 from ragadapt.pipeline.report import AfterTraining, Facts, build_report, model_card, runs_of_base
 from ragadapt.pipeline.rerank import (
     LearntReranking,
+    RerankPool,
+    check_training,
+    choose_rerank_strength,
     given_reranking,
     learn_reranking,
     load_read,
     read_candidates,
+    rerank_examples,
     rerank_judges,
+    reranker_adapter,
+    reranker_pace,
     save_read,
 )
 from ragadapt.pipeline.stages import (
@@ -79,12 +87,14 @@ from ragadapt.pipeline.stages import (
     index_parts,
     keep_vectors_beside,
     mutable_parts,
+    rows_of,
     searcher_of,
     vectors_kept_for,
 )
 from ragadapt.queries import FEWEST_DEV, check_generator
 from ragadapt.queries.filters import chance
 from ragadapt.report import Report, write_report
+from ragadapt.search.fusion import ReadCandidates
 from ragadapt.search.searcher import Searcher
 from ragadapt.store.chunks import document_hash
 from ragadapt.store.workspace import RERANKER, Manifest, Stage, Workspace, answers_file
@@ -97,6 +107,7 @@ if TYPE_CHECKING:
     from ragadapt.rerank import Reranker
     from ragadapt.training import Example, TrainingResult
     from ragadapt.training.processes import Processes
+    from ragadapt.training.rerank import RerankerTrainingResult
 
 log = logging.getLogger(__name__)
 
@@ -151,13 +162,20 @@ def fit(
             from ragadapt.rerank.presets import source_of
 
             source_of(config.rerank.model)  # a name that cannot be one is told before anything is read
+        check_training(config)
         check_generator(config.query)
         _check_cache_folder(config)
-        if config.adapter.trains:
-            from ragadapt.adapters.method import method_named, options_of
+        from ragadapt.adapters.method import method_named, options_of
 
+        if config.trains_retriever:
             options_of(config.adapter)
-            method_named(config.adapter.method).check_device(choose_device(config.encoder.device).split(":")[0])
+        kind = choose_device(config.encoder.device).split(":")[0]
+        for trains, method in (
+            (config.trains_retriever, config.adapter.method),
+            (config.trains_reranker, config.rerank.method),
+        ):
+            if trains:
+                method_named(method).check_device(kind)
         target = checked_path(target, "The target")
         sources = checked_list(sources, "sources") if chunked else listed_sources(sources)
         if processes.index > 0:
@@ -198,17 +216,19 @@ def _fit(
         with clock("load model"), profiling.work("load model"):
             encoder = Encoder.load(config.encoder)
             reranker = load_reranker(config)  # now, so that a wrong model shows before hours of encoding
-        if config.adapter.trains and encoder.query_tower is not None:
+        if config.trains_retriever and encoder.query_tower is not None:
             Scope.of(encoder.query_tower.model, config.adapter.layers)  # say now that there are not so many
 
         queries, plan, base = steps.prepare(documents, chunks, encoder, labels)
         encoded, fusion = base.encoded, base.fusion
         shipped, shipped_encoded, trained, crossed = encoder, encoded, None, None
         decision = gate.not_trained(plan.reason)
-        if plan.crossed:
+        if not config.trains_retriever and config.trains_reranker:
+            decision = gate.not_trained("Only the re-ranker is trained: the encoder stays as it is.")
+        if plan.crossed and config.trains_retriever:
             crossed = steps.cross_fit(plan, queries, base)
             decision = crossed.decision
-        if plan.train and (crossed is None or decision.adapted):
+        if plan.train and config.trains_retriever and (crossed is None or decision.adapted):
             trained = steps.train(plan, queries, base, crossed)
             if crossed is None:
                 decision, trained, adapted = steps.judge(trained, plan, queries, base)
@@ -219,9 +239,11 @@ def _fit(
                 fusion = trained.fusion or base.fusion
 
         second = None
-        if reranker is not None:
+        if reranker is not None or config.trains_reranker:
             out_of_fold = crossed if decision.adapted else None
-            second = steps.rerank(reranker, plan, queries, (shipped, shipped_encoded, fusion), out_of_fold)
+            second, reranker = steps.second_stage(
+                reranker, plan, queries, base, (shipped, shipped_encoded, fusion), out_of_fold
+            )
         report = steps.report(
             documents, skipped, queries, plan, decision, trained, crossed, base, (shipped, shipped_encoded, fusion),
             second,
@@ -256,12 +278,25 @@ class _Training:
     judged: bool  # whether the first process looks at a dev part
 
 
+@dataclass(frozen=True)
+class _RerankerTraining:
+    """The same of a training of the second stage."""
+
+    fingerprint: str
+    examples: Sequence[Example]
+    training: TrainingConfig
+    judged: bool
+
+
 def _train_along(processes: Processes, config: FitConfig) -> FitResult:
     """What every process but the first one does: train with it when it says so, until it says what came of it."""
     from ragadapt.encoder import Encoder
     from ragadapt.training import train
 
     while not isinstance(received := processes.broadcast(), FitResult):
+        if isinstance(received, _RerankerTraining):
+            _train_reranker_along(processes, config, received)
+            continue
         assert isinstance(received, _Training)
         encoder = Encoder.load(config.encoder)
         if encoder.fingerprint != received.fingerprint:
@@ -271,6 +306,35 @@ def _train_along(processes: Processes, config: FitConfig) -> FitResult:
         dev = (lambda _: 0.0) if received.judged else None  # the first process looks, and tells the others
         train(encoder, received.examples, dev, config.adapter, received.training, seed=config.seed)
     return received
+
+
+def _train_reranker_along(processes: Processes, config: FitConfig, received: _RerankerTraining) -> None:
+    from ragadapt.training.rerank import train_reranker
+
+    with TemporaryDirectory(prefix="ragadapt-", ignore_cleanup_errors=True) as folder:
+        reranker = load_reranker(config) or fresh_reranker(config, Path(folder))
+        if reranker.fingerprint != received.fingerprint:
+            raise InvalidConfiguration(
+                f"Process {processes.index} has another re-ranker than the first one. Give all of them the same files."
+            )
+        train_reranker(
+            reranker, received.examples, (lambda _: 0.0) if received.judged else None, reranker_adapter(config),
+            received.training, loss=config.rerank.loss, negatives=config.rerank.negatives,
+            fresh=config.rerank.model is None, seed=config.seed,
+        )  # fmt: skip
+
+
+def fresh_reranker(config: FitConfig, folder: Path) -> Reranker:
+    """The encoder's own weights under a head that has learnt nothing, written to the folder where it is not yet."""
+    from ragadapt.rerank import Reranker
+    from ragadapt.rerank.adapted import write_fresh
+
+    settings = config.encoder
+    if not (folder / "modules.json").is_file():
+        write_fresh(folder, settings, seed=config.seed, max_length=config.rerank.max_length)
+    made = Reranker.load(folder, device=settings.device, precision=settings.precision)
+    made.spec = replace(made.spec, model=f"{settings.model} with a head of its own")
+    return made
 
 
 @dataclass(frozen=True)
@@ -464,7 +528,7 @@ class FitSteps(Measures):
     def plan(self, queries: DividedQueries, corpus: Corpus, neutral: Neutral) -> gate.Plan:
         """What trains and what judges."""
         config = self.config
-        if not config.adapter.trains:
+        if not config.trains_retriever and not config.trains_reranker:
             return gate.Plan((), (), None, "Training was switched off (--method none): only the search is tuned.")
         plan = gate.plan(
             queries.train,
@@ -665,7 +729,7 @@ class FitSteps(Measures):
         training = self.config.training
         shared = training.prefix_cache_folder  # serves other fits too: nothing in it is deleted
         folder = Path(shared).expanduser() if shared is not None else self.work.path / "frozen-layers"
-        layers = self.config.adapter.layers if self.config.adapter.trains else None
+        layers = self.config.adapter.layers if self.config.trains_retriever else None
         if training.prefix_cache and training.prefix_cache_bytes > 0 and layers is not None:
             limit = int(room * training.prefix_cache_bytes)
             if encoder.use_prefix_cache(folder, top_layers=layers, max_bytes=limit) and shared is None:
@@ -714,8 +778,12 @@ class FitSteps(Measures):
         queries: DividedQueries,
         shipped: tuple[Encoder, EncodedCorpus, LearntFusion],
         crossed: CrossJudged | None,
+        by_fold: Callable[[int, Path], Reranker] | None = None,
+        training: Mapping[str, Any] | None = None,
     ) -> LearntReranking:
-        """The second stage on what ships; crossed: where that was trained on all questions, what its folds found."""
+        """The second stage on what ships; crossed: where that was trained on all questions, what its folds found.
+        by_fold: where the re-ranker itself was, (fold, scratch) → one that did not see the fold's. training: settings
+        by which it was trained."""
         config, (encoder, encoded, learnt) = self.config, shipped
         depth = config.rerank.depth or reranker.depth
         if (given := given_reranking(reranker, depth, config.rerank)) is not None:
@@ -729,7 +797,7 @@ class FitSteps(Measures):
         with self.stage(
             "rerank", ("queries",), reranker=reranker.fingerprint, precision=reranker.precision.dtype, depth=depth,
             encoder=encoder.fingerprint, fusion=learnt.fusion.as_dict(), queries=sorted(ids),
-            crossed=crossed is not None,
+            crossed=crossed is not None, **({} if training is None else {"training": training}),
         ) as stage:  # fmt: skip
             if not stage.finished:
                 read = []
@@ -740,10 +808,17 @@ class FitSteps(Measures):
                         if crossed is None
                         else crossed.found.adapted[crossed.strength].candidates[fusions[0].feedback]
                     )
-                    read = read_candidates(
-                        [found[at] for at in rows], [fusions[at] for at in rows], judged, arena.passages, reranker,
-                        depth, self.progress,
-                    )  # fmt: skip
+                    folds = [0] * len(rows) if by_fold is None else [plan.folds[item.query.id] for item in judged]
+                    placed: dict[int, ReadCandidates] = {}
+                    for fold in sorted(set(folds)):
+                        own = [at for at, other in enumerate(folds) if other == fold]
+                        model = reranker if by_fold is None else by_fold(fold, stage.scratch)
+                        part = read_candidates(
+                            [found[rows[at]] for at in own], [fusions[rows[at]] for at in own],
+                            [judged[at] for at in own], arena.passages, model, depth, self.progress,
+                        )  # fmt: skip
+                        placed |= dict(zip(own, part, strict=True))
+                    read = [placed[at] for at in range(len(rows))]
                 save_read(stage.path / "read.npz", read)
             read = load_read(stage.path / "read.npz")
         with self.clock("gate"):
@@ -751,6 +826,156 @@ class FitSteps(Measures):
                 reranker, depth, read, judged, encoded.corpus.chunks, encoded.corpus.groups, evidence=rank,
                 config=config.gate, seed=config.seed,
             )  # fmt: skip
+
+    def second_stage(
+        self,
+        reranker: Reranker | None,
+        plan: gate.Plan,
+        queries: DividedQueries,
+        base: Base,
+        shipped: tuple[Encoder, EncodedCorpus, LearntFusion],
+        crossed: CrossJudged | None,
+    ) -> tuple[LearntReranking, Reranker | None]:
+        """The re-ranker that was named, or one with a fresh head, trained where the configuration says so, and judged.
+
+        Questions that judge never train it: those that were held out, or by cross-fitting a model for every fold.
+        """
+        config = self.config
+        if not config.trains_reranker:
+            assert reranker is not None
+            return self.rerank(reranker, plan, queries, shipped, crossed), reranker
+        if reranker is None:
+            with self.stage(
+                "rerank-base", encoder=base.encoder.fingerprint, seed=config.seed, length=config.rerank.max_length
+            ) as stage:
+                fresh_reranker(config, stage.path / "model")
+                reranker = fresh_reranker(config, stage.path / "model")
+        depth = config.rerank.depth or reranker.depth
+        examples = self.rerank_examples(plan, queries, base, shipped, depth) if plan.train else []
+        if not any(example.negatives for example in examples):
+            why = "the first stage finds nothing beside the answers" if plan.train else plan.reason
+            words = f"It was not trained: {why}"
+            if config.rerank.model is None:  # a head that has learnt nothing
+                return LearntReranking(reranker.spec.model, "", 0.0, depth, words, training=words), None
+            return replace(self.rerank(reranker, plan, queries, shipped, crossed), training=words), reranker
+        key = {
+            "base": reranker.fingerprint,
+            "precision": reranker.precision.dtype,
+            "encoder": shipped[0].fingerprint,
+            "fusion": shipped[2].fusion.as_dict(),
+            "depth": depth,
+            "adapter": reranker_adapter(config).deciding(),
+            "training": reranker_pace(config).deciding(),
+            "loss": config.rerank.loss,
+            "negatives": config.rerank.negatives,
+            "queries": [query.id for query in plan.train],
+        }
+        by_fold = None
+        if plan.crossed:
+            by_fold = partial(self.reranker_of_fold, reranker, examples, plan)
+            key["folds"] = dict(plan.folds)
+        trained, words = self.train_reranker(reranker, examples, plan, queries, shipped, depth, key)
+        made = self.rerank(trained, plan, queries, shipped, crossed, by_fold, key)
+        return replace(made, training=words), trained
+
+    def rerank_examples(
+        self,
+        plan: gate.Plan,
+        queries: DividedQueries,
+        base: Base,
+        shipped: tuple[Encoder, EncodedCorpus, LearntFusion],
+        depth: int,
+    ) -> list[Example]:
+        """What the second stage learns from: answers, and what the first stage that ships finds beside them."""
+        encoder, encoded, learnt = shipped
+        corpus = encoded.corpus
+        trainers = narrowed(plan.train, base.encoder, base.encoded, queries.grades, self.progress)
+        trainers = [query for query in trainers if any(id in corpus.position_of for id in query.positives)]
+        rows = rows_of(encode_query_texts(encoder, trainers, self.progress), trainers)
+        with self.clock("mine negatives"):
+            found = searcher_of(encoded, LexicalIndex.open(self.lexical_folder)).candidates(
+                [query.text for query in trainers], rows, fusion=learnt.fusion, progress=self.progress
+            )
+            relevant = chunks_of_graded(trainers, corpus, queries.grades)
+            return rerank_examples(trainers, found, learnt.fusion, corpus, relevant, depth)
+
+    def fit_reranker(
+        self, base: Reranker, examples: Sequence[Example], pool: RerankPool | None, checkpoint: Path
+    ) -> RerankerTrainingResult:
+        """One training of the second stage, together with the other processes."""
+        from ragadapt.training.rerank import train_reranker
+
+        config, training = self.config, reranker_pace(self.config)
+        self.processes.broadcast(_RerankerTraining(base.fingerprint, examples, training, pool is not None))
+        return train_reranker(
+            base, examples, pool.score if pool else None, reranker_adapter(config), training, loss=config.rerank.loss,
+            negatives=config.rerank.negatives, fresh=config.rerank.model is None, seed=config.seed,
+            checkpoint=checkpoint, progress=self.progress,
+        )  # fmt: skip
+
+    def reranker_of_fold(
+        self, base: Reranker, examples: Sequence[Example], plan: gate.Plan, fold: int, scratch: Path
+    ) -> Reranker:
+        """One that saw nothing of what judges in this fold."""
+        barred: dict[str, frozenset[int]] = {}
+        for query in plan.train:
+            barred[query.text] = barred.get(query.text, frozenset()) | plan.barred[query.id]
+        own = [example for example in examples if fold not in barred[example.query]]
+        return self.fit_reranker(base, own, None, scratch / f"checkpoint-{fold}").reranker.merged()
+
+    def train_reranker(
+        self,
+        base: Reranker,
+        examples: Sequence[Example],
+        plan: gate.Plan,
+        queries: DividedQueries,
+        shipped: tuple[Encoder, EncodedCorpus, LearntFusion],
+        depth: int,
+        key: Mapping[str, Any],
+    ) -> tuple[Reranker, str]:
+        """The second stage that may ship, at its best weights and strength on the dev part, and how it was trained, in
+        words; of what is cross-fitted, at the end of the training."""
+        from ragadapt.rerank import Reranker
+
+        config = self.config
+        interpolation = sorted(config.gate.interpolation)
+        with self.stage("rerank-train", ("queries",), **key, strengths=interpolation) as stage:
+            if not stage.finished:
+                pool = None if plan.crossed else self.rerank_pool(plan, queries, shipped, depth)
+                result = self.fit_reranker(base, examples, pool, stage.scratch / "checkpoint")
+                strength, _ = choose_rerank_strength(result.reranker, pool, interpolation)
+                effect = result.reranker.effect()
+                result.reranker.merged().save(stage.path / "model")
+                words = (
+                    f"method {config.rerank.method} ({result.reranker.share}), {config.rerank.loss}, {len(examples):,} "
+                    f"examples, the weights of step {result.best_step} of {result.planned_steps}, strength {strength:g}"
+                )
+                if result.dev_before is not None:
+                    words += (
+                        f"; nDCG@10 of its own order on the dev part {result.dev_before:.3f} → {result.best_dev:.3f}"
+                    )
+                words += "".join(f"; {problem}" for problem in effect.problems)
+                (stage.path / "trained.json").write_text(json.dumps({"words": words}), encoding="utf-8")
+            words = json.loads((stage.path / "trained.json").read_text(encoding="utf-8"))["words"]
+            settings = config.encoder
+            made = Reranker.open(stage.path / "model", device=settings.device, precision=settings.precision)
+        log.info("re-ranker trained: %s", words)
+        return made, words
+
+    def rerank_pool(
+        self,
+        plan: gate.Plan,
+        queries: DividedQueries,
+        shipped: tuple[Encoder, EncodedCorpus, LearntFusion],
+        depth: int,
+    ) -> RerankPool | None:
+        """The best dev queries of which there are enough, and what the first stage finds for them."""
+        encoder, encoded, learnt = shipped
+        for judges in dev_judges(queries.dev, plan):
+            arena = self.arena(judges, encoder, encoded, queries.grades)
+            if len(arena.judged) >= FEWEST_DEV:
+                return RerankPool.of(arena, learnt.fusion, depth)
+        return None
 
     # The folder
 
@@ -907,7 +1132,7 @@ def _check_cache_folder(config: FitConfig) -> None:
         return
     if Path(folder).expanduser().exists() and not Path(folder).expanduser().is_dir():
         raise InvalidConfiguration(f"training.prefix_cache_folder = {folder!r} is a file. Name a folder.")
-    if config.adapter.layers is None or not config.adapter.trains:
+    if config.adapter.layers is None or not config.trains_retriever:
         raise InvalidConfiguration(
             f"training.prefix_cache_folder = {folder!r}, but all layers are trained or none, so there is nothing to "
             "keep. Set adapter.layers (3 of six are the quick choice), or leave the folder out."

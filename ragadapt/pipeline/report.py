@@ -336,6 +336,8 @@ def _steps(facts: Facts) -> tuple[reports.Step, ...]:
         second = facts.second
         passed = None if second.interval is None else second.ships
         detail = f"{second.model}, share {second.weight:g}, {second.depth} passages a query: {second.reason}"
+        if second.training:
+            steps.append(reports.Step(name="Training of the re-ranker", detail=second.training))
         steps.append(reports.Step(name="Re-ranker", passed=passed, detail=detail))
     return tuple(steps)
 

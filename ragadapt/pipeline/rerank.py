@@ -14,20 +14,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragadapt.config import GateConfig, RerankConfig
+from ragadapt.config import AdapterConfig, FitConfig, GateConfig, RerankConfig, TrainingConfig
+from ragadapt.errors import InvalidConfiguration, InvalidInput
 from ragadapt.evaluation import gate
 from ragadapt.evaluation.judging import JudgedQuery
 from ragadapt.evaluation.significance import Interval, paired_bootstrap
+from ragadapt.pipeline.corpus import Corpus
 from ragadapt.pipeline.fusion import DEPTH, tolerance_of
+from ragadapt.queries import masked_passage
 from ragadapt.queries.split import deal_folds
 from ragadapt.search.fusion import Candidates, Fusion, FusionCurve, ReadCandidates, learn_rerank_weight
 from ragadapt.values import Chunk, Evidence, Progress, Query, no_progress
 
 if TYPE_CHECKING:
+    from ragadapt.pipeline.arena import Arena
     from ragadapt.rerank import Reranker
+    from ragadapt.rerank.adapted import AdaptedReranker
+    from ragadapt.training import Example
 
 log = logging.getLogger(__name__)
 
+_DEV_QUERIES = 75  # that steer a training; each costs as many readings as the re-ranker is deep
 MOST_READ = 300  # questions; each costs as many readings as the re-ranker is deep
 
 
@@ -36,7 +43,8 @@ class LearntReranking:
     """A corpus's second stage and where its weight comes from. weight 0: it does not ship.
 
     interval: nDCG@10 with it less that without, each question under a weight learnt without it; None where nothing
-    could judge. curve: quality over the weight, on all of them.
+    could judge. curve: quality over the weight, on all of them. training: how it was trained, or why
+    not, in words; "" = nobody asked.
     """
 
     model: str
@@ -48,6 +56,7 @@ class LearntReranking:
     queries: int = 0
     interval: Interval | None = None
     curve: FusionCurve | None = None
+    training: str = ""
 
     @property
     def ships(self) -> bool:
@@ -61,6 +70,7 @@ class LearntReranking:
             "weight": self.weight,
             "depth": self.depth,
             "reason": self.reason,
+            **({"training": self.training} if self.training else {}),
         }
 
 
@@ -181,3 +191,123 @@ def given_reranking(reranker: Reranker, depth: int, config: RerankConfig) -> Lea
     return LearntReranking(
         reranker.spec.model, reranker.fingerprint, config.weight, depth, "its weight was set by the configuration"
     )
+
+
+# Training ---------------------------------------------------------------------------------------------------
+
+
+def check_training(config: FitConfig) -> None:
+    """Raises InvalidConfiguration where the settings of a training stand beside none, or cannot be trained by."""
+    plain = RerankConfig()
+    given = [name for name in RerankConfig.TRAINING if getattr(config.rerank, name) != getattr(plain, name)]
+    if given and config.stage == "retrieve":
+        name = given[0]
+        raise InvalidConfiguration(
+            f"rerank.{name} = {getattr(config.rerank, name)!r}, but stage = 'retrieve' trains no re-ranker. Say "
+            "--stage both, or --stage rerank to leave the encoder as it is; or leave the setting out."
+        )
+    if config.trains_reranker:
+        reranker_adapter(config)
+
+
+def reranker_adapter(config: FitConfig) -> AdapterConfig:
+    """What is trained of the second stage's transformer: the settings of `adapter`, as far as its method has them."""
+    from ragadapt.adapters.method import options_of, settings_for
+
+    adapter = settings_for(config.rerank.method, config.adapter)
+    adapter = adapter.model_copy(update={"adapt": "both", "reweight": "none"})
+    options_of(adapter)
+    return adapter
+
+
+def reranker_pace(config: FitConfig) -> TrainingConfig:
+    """How long and how fast the second stage is trained: the rest is as for the first."""
+    own = config.rerank
+    update = {
+        "loss": "infonce",
+        "epochs": own.epochs,
+        "learning_rate": own.learning_rate,
+        "batch_size": own.batch_size,
+    }
+    return config.training.model_copy(update=update)
+
+
+def rerank_examples(
+    queries: Sequence[Query],
+    candidates: Sequence[Candidates],
+    fusion: Fusion,
+    corpus: Corpus,
+    relevant: Sequence[Sequence[int]],
+    depth: int,
+) -> list[Example]:
+    """One example for every answer of a question: beside it, what the first stage ranks among its best `depth` and
+    nobody called an answer.
+
+    candidates: of the first stage, with its fusion. relevant: per query further positions that are no negatives. As in
+    the mining for the first stage, neither is text that equals an answer's, or nearly does.
+    """
+    from ragadapt.training import Example
+
+    positions, made = corpus.position_of, []
+    for query, found, others in zip(queries, candidates, relevant, strict=True):
+        own = [positions[id] for id in query.positives if id in positions]
+        known = {*own, *others}
+        texts, groups = ({side[at] for at in known} for side in (corpus.text_keys, corpus.groups))
+        ranked = found.ranked(fusion, depth + len(known))[0].tolist()
+        wrong = [at for at in ranked if corpus.text_keys[at] not in texts and corpus.groups[at] not in groups][:depth]
+        made += [
+            Example(
+                query.text,
+                masked_passage(query, corpus.chunks[at]),
+                tuple(corpus.chunks[other].passage for other in wrong),
+                task=query.kind,
+            )
+            for at in own
+        ]
+    return made
+
+
+@dataclass(frozen=True)
+class RerankPool:
+    """Dev questions and what the first stage found for them: what steers the training of the second."""
+
+    judged: tuple[JudgedQuery, ...]
+    positions: tuple[Any, ...]  # of every question, the best first
+    passages: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, arena: Arena, fusion: Fusion, depth: int) -> RerankPool:
+        """The best `depth` of the arena's questions, of which some are left out where they are many."""
+        keep = range(0, len(arena.judged), -(-len(arena.judged) // _DEV_QUERIES))
+        found = arena.candidates(fusion)
+        ranked = [found[at].ranked(fusion, depth)[0] for at in keep]
+        passages = tuple(tuple(arena.passages[at] for at in positions.tolist()) for positions in ranked)
+        return cls(tuple(arena.judged[at] for at in keep), tuple(ranked), passages)
+
+    def score(self, reranker: AdaptedReranker) -> float:
+        """Mean nDCG@10 of the re-ranker's own order."""
+        lists = [(item.query.text, own) for item, own in zip(self.judged, self.passages, strict=True)]
+        read = reranker.logits_of(lists)
+        orders = [
+            positions[np.argsort(-scores, kind="stable")]
+            for positions, scores in zip(self.positions, read, strict=True)
+        ]
+        return float(np.mean([item.ndcg(order) for item, order in zip(self.judged, orders, strict=True)]))
+
+
+def choose_rerank_strength(
+    reranker: AdaptedReranker, pool: RerankPool | None, interpolation: Sequence[float]
+) -> tuple[float, dict[float, float]]:
+    """The way from the base that is best on the dev part; 1 where there is none, or no way between. Leaves it set."""
+    if pool is None:
+        return 1.0, {}
+    curve = {1.0: pool.score(reranker)}
+    for strength in sorted(interpolation, reverse=True):
+        try:
+            reranker.scale(strength)
+        except InvalidInput:
+            break
+        curve[strength] = pool.score(reranker)
+    best = max(curve, key=lambda strength: (curve[strength], strength))
+    reranker.scale(best)
+    return best, curve

@@ -56,6 +56,8 @@ def export_command(terminal: Terminal, retriever: Path, output: Path, format: An
         else:
             same = f"same scores as the retriever's re-ranker (they differ by {second.difference:.1e} at most)"
             terminal.write(f"{second.folder}: {second.format}, {same}")
+            if second.needs_ragadapt:
+                terminal.write(_needs_ragadapt("CrossEncoder", second.folder))
         return
     with terminal.progress() as progress:
         made = export(retriever, output, format, int8=int8, progress=progress)
@@ -76,14 +78,18 @@ def export_command(terminal: Terminal, retriever: Path, output: Path, format: An
             f"{made.folder}: {made.format}, same vectors as the retriever's (least cosine {made.cosine:.6f})"
         )
         if made.needs_ragadapt:
-            terminal.write(
-                "It holds a module of ragadapt: install it where the folder is opened, with "
-                f"SentenceTransformer({str(made.folder)!r}, trust_remote_code=True)."
-            )
+            terminal.write(_needs_ragadapt("SentenceTransformer", made.folder))
         return
     cost = made.int8
     terminal.write(
         f"{made.folder}: onnx in int8, {cost.bytes / 1e6:.1f} MB instead of {cost.float_bytes / 1e6:.1f} MB. "
         f"On {cost.passages} passages and {cost.queries} queries of this retriever: mean cosine with float32 "
         f"{cost.mean_cosine:.4f} (least {cost.least_cosine:.4f}), {cost.rank_agreement:.1%} of the pairs ranked alike."
+    )
+
+
+def _needs_ragadapt(kind: str, folder: Path) -> str:
+    return (
+        "It holds a module of ragadapt: install it where the folder is opened, with "
+        f"{kind}({str(folder)!r}, trust_remote_code=True)."
     )
