@@ -49,6 +49,7 @@ from ragadapt import FitConfig, Labels, Retriever, fit
 from ragadapt.config import EncoderConfig
 from ragadapt.encoder.presets import resolve
 from ragadapt.evaluation import evaluate, paired_bootstrap
+from ragadapt.evaluation.significance import paired_bootstrap_over_runs
 from ragadapt.pipeline.cells import Cells
 from ragadapt.rerank import Reranker
 from ragadapt.rerank.adapted import write_fresh
@@ -302,7 +303,7 @@ def corpus(bench: Bench) -> None:
                 }
             found = {stage: evaluate(run, qrels) for stage, run in runs.items()}
             quality = {stage: list(evaluation.per_query["nDCG@10"].values()) for stage, evaluation in found.items()}
-            gain = paired_bootstrap(quality["shipped"], quality["first"])
+            gain = paired_bootstrap(quality["shipped"], quality["first"], seed=seed)
             bench.add(
                 part="corpus", collection=name, seed=seed, model=bench.model or "trained here from MiniLM",
                 trained_on=0 if bench.model else half, depth=bench.depth, weight=section["weight"],
@@ -402,7 +403,7 @@ def train(bench: Bench) -> None:
 
 
 def print_training(bench: Bench) -> None:
-    """Means over the seeds; the interval is of the questions, each with its mean over the seeds."""
+    """Means over the seeds; the interval draws seeds and questions."""
     print("collection  method   share    rate   s/step  first   alone   fused   gain of the fused [95 %]")
     rows = [row for row in bench.rows if row["part"] == "train" and row["base"] == (bench.model or "MiniLM")]
     for name in bench.collections:
@@ -410,8 +411,8 @@ def print_training(bench: Bench) -> None:
             own = [row for row in rows if (row["collection"], row["method"]) == (name, method)]
             if not own:
                 continue
-            first, fused = (np.mean([row["per_query"][side] for row in own], axis=0) for side in ("first", "fused"))
-            gain = paired_bootstrap(fused.tolist(), first.tolist())
+            fused = np.array([row["per_query"]["fused"] for row in own])
+            gain = paired_bootstrap_over_runs(fused, own[0]["per_query"]["first"], seed=bench.seeds[0])
             mean = {key: float(np.mean([row[key] for row in own])) for key in ("first", "alone", "fused")}
             pace = float(np.mean([row["step_seconds"] / row["steps"] for row in own]))
             print(

@@ -133,7 +133,8 @@ def train_cell(task: Task, *, progress: Progress = no_progress) -> dict[str, Any
         "trained": trained.share.trained, "whole": trained.share.whole,
         "share": trained.share.trained / trained.share.whole,
         "step_seconds": result.step_seconds, "seconds": time.perf_counter() - started,
-        "precision": base.precision.dtype, "device": device_name(), "questions": len(own), "depth": task.depth,
+        "precision": base.precision.dtype, "device": device_name(), "on": base.precision.device,
+        "questions": len(own), "depth": task.depth,
     }  # fmt: skip
     if not task.final:
         return row
@@ -150,7 +151,7 @@ def train_cell(task: Task, *, progress: Progress = no_progress) -> dict[str, Any
     row |= {name: float(np.mean(values)) for name, values in quality.items()}
     row["weight"] = curve.chosen
     for name in ("fused", "half"):
-        gain = paired_bootstrap(quality[name], quality["first"])
+        gain = paired_bootstrap(quality[name], quality["first"], seed=task.seed)
         row |= {f"{name}_gain": gain.delta, f"{name}_low": gain.low, f"{name}_high": gain.high}
     row["test"] = len(tested)
     row["per_query"] = {name: [round(value, 4) for value in quality[name]] for name in ("first", "fused", "half")}

@@ -39,7 +39,7 @@ def write_fresh(folder: Path, config: EncoderConfig, *, seed: int, max_length: i
     """
     from sentence_transformers import CrossEncoder
     from sentence_transformers.cross_encoder.modules import Dense
-    from sentence_transformers.sentence_transformer.modules import Pooling
+    from sentence_transformers.models import Pooling
 
     source = resolve(config)
     encoder = loading.open_model(source, config, "cpu")
