@@ -322,6 +322,11 @@ class FitConfig(Settings):
         return self.stage != "rerank" and self.adapter.trains
 
     @property
+    def reranks(self) -> bool:
+        """Whether there is a second stage to judge."""
+        return self.rerank.model is not None or self.trains_reranker
+
+    @property
     def trains_reranker(self) -> bool:
         """Whether the second stage is trained."""
         return self.stage != "retrieve" and self.rerank.method != "none"

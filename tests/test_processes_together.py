@@ -13,10 +13,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_models import sentences, write_tiny_model
 
+from ragadapt.config import FitConfig
 from ragadapt.errors import TrainingFailed
+from ragadapt.pipeline.fit import fit
+from ragadapt.pipeline.queries import Labels
+from ragadapt.rerank import Reranker
 from ragadapt.retriever import Retriever
 from ragadapt.training.channel import Channel
 
@@ -295,3 +300,29 @@ def test_a_busy_process_is_waited_for_however_long_it_takes(corpus: Path, tmp_pa
     assert (tmp_path / "failed").exists()
     with Retriever.open(tmp_path / "retriever") as retriever:
         assert len(retriever.search("red fox", 3)) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dev", ["folds", "dev part"])
+def test_a_reranker_trains_together_as_alone(corpus: Path, tmp_path: Path, dev: str) -> None:
+    variant, together = tmp_path / "variant", tmp_path / "together"
+    variant.mkdir()
+    together.mkdir()
+    for name in ("docs", "queries.jsonl", "qrels.tsv"):
+        (variant / name).symlink_to(corpus / name)
+    config = json.loads((corpus / "config.json").read_text())
+    config |= {"stage": "rerank", "rerank": {"depth": 5, "method": "iaa-l", "weight": 0.5}}
+    config["training"]["max_steps"] = 4
+    config["gate"] = {"cross_fit_below": 200 if dev == "folds" else 0}
+    (variant / "config.json").write_text(json.dumps(config))
+    workers = launch(variant, together, "none", "nowhere", 0)
+    outputs = [worker.communicate(timeout=180) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], outputs
+    labels = [Labels(corpus / "queries.jsonl", corpus / "qrels.tsv")]
+    alone = fit([corpus / "docs"], tmp_path / "alone", FitConfig.build(config), labels=labels).path
+    read = [Reranker.load(path, device="cpu", precision="float32") for path in (together / "retriever", alone)]
+    texts = sentences(20, words=12, seed=3)
+    ours, theirs = (one._run([("red fox", text) for text in texts]) for one in read)
+    # A softmax over a list says nothing of what all its scores have in common, which rounding then moves.
+    assert np.abs((ours - ours.mean()) - (theirs - theirs.mean())).max() < 1e-4 * float(theirs.std()) + 1e-5
+    assert float(theirs.std()) > 1e-3

@@ -23,7 +23,7 @@ from ragadapt.pipeline.fit import fit
 from ragadapt.pipeline.queries import Labels
 from ragadapt.rerank import Reranker
 from ragadapt.rerank import reranker as module
-from ragadapt.rerank.adapted import AdaptedReranker, write_fresh
+from ragadapt.rerank.adapted import AdaptedReranker, fresh_reranker, write_fresh
 from ragadapt.retriever import Retriever
 from ragadapt.training import Example, losses
 from ragadapt.training.rerank import RerankerTrainingResult, _PairRun, train_reranker
@@ -258,10 +258,14 @@ def test_the_base_stays_as_it_was(models: dict[str, Path]) -> None:
 def test_a_fresh_head_is_one_layer_that_the_library_opens(tmp_path: Path) -> None:
     from sentence_transformers import CrossEncoder
 
-    config = EncoderConfig(model=str(write_tiny_model(tmp_path / "base", pooling="mean")))
+    base = write_tiny_model(tmp_path / "base", pooling="mean")
+    config = EncoderConfig(model=str(base), precision="float32", device="cpu")
     made = [write_fresh(tmp_path / f"fresh{at}", config, seed=seed) for at, seed in enumerate((0, 0, 1))]
     first, again, other = (load(folder) for folder in made)
     assert first.fingerprint == again.fingerprint != other.fingerprint
+    unwritten = fresh_reranker(config, seed=0)
+    assert unwritten.fingerprint == first.fingerprint
+    assert np.allclose(unwritten._run([(TEXTS[0], TEXTS[1])]), first._run([(TEXTS[0], TEXTS[1])]), atol=1e-6)
     theirs = CrossEncoder(str(made[0]), device="cpu").predict([(TEXTS[0], text) for text in TEXTS[1:20]])
     assert np.abs(first.scores(TEXTS[0], TEXTS[1:20]) - theirs).max() < 1e-5
     head = AdaptedReranker(first, AdapterConfig(method="lora"), fresh=True).trainable()

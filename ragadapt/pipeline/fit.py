@@ -15,7 +15,6 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ragadapt import profiling
@@ -215,7 +214,9 @@ def _fit(
         )
         with clock("load model"), profiling.work("load model"):
             encoder = Encoder.load(config.encoder)
-            reranker = load_reranker(config)  # now, so that a wrong model shows before hours of encoding
+            reranker = (
+                load_reranker(config) if config.reranks else None
+            )  # now, so that a wrong model shows before hours of encoding
         if config.trains_retriever and encoder.query_tower is not None:
             Scope.of(encoder.query_tower.model, config.adapter.layers)  # say now that there are not so many
 
@@ -239,7 +240,7 @@ def _fit(
                 fusion = trained.fusion or base.fusion
 
         second = None
-        if reranker is not None or config.trains_reranker:
+        if reranker is not None:
             out_of_fold = crossed if decision.adapted else None
             second, reranker = steps.second_stage(
                 reranker, plan, queries, base, (shipped, shipped_encoded, fusion), out_of_fold
@@ -255,12 +256,16 @@ def _fit(
         return FitResult(path, report, decision, tuple(steps.reused))
 
 
-def load_reranker(config: FitConfig) -> Reranker | None:
-    """The second stage that the configuration names, if it names one. Raises as `Reranker.load`."""
+def load_reranker(config: FitConfig) -> Reranker:
+    """The second stage that the configuration names; where it names none, the encoder with a head that has learnt
+    nothing. Raises as `Reranker.load`."""
+    from ragadapt.rerank import Reranker
+
     settings, encoder = config.rerank, config.encoder
     if settings.model is None:
-        return None
-    from ragadapt.rerank import Reranker
+        from ragadapt.rerank.adapted import fresh_reranker
+
+        return fresh_reranker(encoder, seed=config.seed, max_length=settings.max_length)
 
     return Reranker.load(
         settings.model, device=encoder.device, precision=encoder.precision, max_length=settings.max_length,
@@ -311,30 +316,16 @@ def _train_along(processes: Processes, config: FitConfig) -> FitResult:
 def _train_reranker_along(processes: Processes, config: FitConfig, received: _RerankerTraining) -> None:
     from ragadapt.training.rerank import train_reranker
 
-    with TemporaryDirectory(prefix="ragadapt-", ignore_cleanup_errors=True) as folder:
-        reranker = load_reranker(config) or fresh_reranker(config, Path(folder))
-        if reranker.fingerprint != received.fingerprint:
-            raise InvalidConfiguration(
-                f"Process {processes.index} has another re-ranker than the first one. Give all of them the same files."
-            )
-        train_reranker(
-            reranker, received.examples, (lambda _: 0.0) if received.judged else None, reranker_adapter(config),
-            received.training, loss=config.rerank.loss, negatives=config.rerank.negatives,
-            fresh=config.rerank.model is None, seed=config.seed,
-        )  # fmt: skip
-
-
-def fresh_reranker(config: FitConfig, folder: Path) -> Reranker:
-    """The encoder's own weights under a head that has learnt nothing, written to the folder where it is not yet."""
-    from ragadapt.rerank import Reranker
-    from ragadapt.rerank.adapted import write_fresh
-
-    settings = config.encoder
-    if not (folder / "modules.json").is_file():
-        write_fresh(folder, settings, seed=config.seed, max_length=config.rerank.max_length)
-    made = Reranker.load(folder, device=settings.device, precision=settings.precision)
-    made.spec = replace(made.spec, model=f"{settings.model} with a head of its own")
-    return made
+    reranker = load_reranker(config)
+    if reranker.fingerprint != received.fingerprint:
+        raise InvalidConfiguration(
+            f"Process {processes.index} has another re-ranker than the first one. Give all of them the same files."
+        )
+    train_reranker(
+        reranker, received.examples, (lambda _: 0.0) if received.judged else None, reranker_adapter(config),
+        received.training, loss=config.rerank.loss, negatives=config.rerank.negatives,
+        fresh=config.rerank.model is None, seed=config.seed,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -829,7 +820,7 @@ class FitSteps(Measures):
 
     def second_stage(
         self,
-        reranker: Reranker | None,
+        reranker: Reranker,
         plan: gate.Plan,
         queries: DividedQueries,
         base: Base,
@@ -842,14 +833,7 @@ class FitSteps(Measures):
         """
         config = self.config
         if not config.trains_reranker:
-            assert reranker is not None
             return self.rerank(reranker, plan, queries, shipped, crossed), reranker
-        if reranker is None:
-            with self.stage(
-                "rerank-base", encoder=base.encoder.fingerprint, seed=config.seed, length=config.rerank.max_length
-            ) as stage:
-                fresh_reranker(config, stage.path / "model")
-                reranker = fresh_reranker(config, stage.path / "model")
         depth = config.rerank.depth or reranker.depth
         examples = self.rerank_examples(plan, queries, base, shipped, depth) if plan.train else []
         if not any(example.negatives for example in examples):

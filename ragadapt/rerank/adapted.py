@@ -17,10 +17,11 @@ from ragadapt.adapters.method import attach_method, check_strength, method_named
 from ragadapt.adapters.state import AdapterState
 from ragadapt.config import AdapterConfig, EncoderConfig
 from ragadapt.encoder import loading
+from ragadapt.encoder.precision import choose_device, choose_precision
 from ragadapt.encoder.presets import resolve
 from ragadapt.errors import InvalidConfiguration
 from ragadapt.rerank.pairs import parts_of
-from ragadapt.rerank.reranker import PROBE_PAIRS, Reranker, Scores, read_pairs
+from ragadapt.rerank.reranker import PROBE_PAIRS, Reranker, RerankerSpec, Scores, read_pairs
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
@@ -30,12 +31,12 @@ _START = 0.02  # deviation of a fresh head's weights, as BERT's own
 _SAME = 0.99  # least correlation of merged with unmerged scores; bfloat16 rounds the merged weights once more
 
 
-def write_fresh(folder: Path, config: EncoderConfig, *, seed: int, max_length: int | None = None) -> Path:
-    """A plain encoder as a cross-encoder that has learnt nothing yet, in float32: its transformer, its pooling, and one
-    linear layer of random weights to the score.
+def fresh_model(config: EncoderConfig, *, seed: int, max_length: int | None = None) -> CrossEncoder:
+    """A plain encoder as a cross-encoder that has learnt nothing yet, in float32 on the CPU: its transformer, its
+    pooling, and one linear layer of random weights to the score.
 
-    max_length: tokens of a pair; None = as the encoder reads of a text. `Reranker.load` and sentence-transformers'
-    CrossEncoder open the folder. Raises ModelNotFound, InvalidConfiguration for a model without a transformer.
+    max_length: tokens of a pair; None = as the encoder reads of a text. Raises ModelNotFound, InvalidConfiguration for
+    a model without a transformer.
     """
     from sentence_transformers import CrossEncoder
     from sentence_transformers.cross_encoder.modules import Dense
@@ -57,9 +58,34 @@ def write_fresh(folder: Path, config: EncoderConfig, *, seed: int, max_length: i
         head.linear.weight.normal_(0, _START, generator=generator)
         head.linear.bias.zero_()
     length = max_length or loading.max_length(encoder, config, source)
-    model = CrossEncoder(modules=[transformer, pooling, head], device="cpu")
+    model: CrossEncoder = CrossEncoder(modules=[transformer, pooling, head], device="cpu")
     model.max_seq_length = length
+    model.eval()
+    return model
+
+
+def fresh_reranker(config: EncoderConfig, *, seed: int, max_length: int | None = None) -> Reranker:
+    """`fresh_model` as a re-ranker to be trained, where and in what precision the configuration says."""
+    make = partial(fresh_model, config, seed=seed, max_length=max_length)
+    model, source = make(), resolve(config)
+    activation: Any = model.activation_fn
+    kind = type(activation)
+    spec = RerankerSpec(
+        model=f"{config.model} with a head of its own",
+        base=loading.tensors_sha256(model.state_dict()),
+        revision=None,
+        licence=loading.licence(source),
+        max_length=int(model.max_seq_length or 0),
+        activation=f"{kind.__module__}.{kind.__qualname__}",
+    )
+    device = choose_device(config.device)
+    return Reranker(spec, source, model.to(device), choose_precision(config.precision, device), activation, make)
+
+
+def write_fresh(folder: Path, config: EncoderConfig, *, seed: int, max_length: int | None = None) -> Path:
+    """`fresh_model` as a folder, which `Reranker.load` and sentence-transformers' CrossEncoder open."""
     with loading.quiet():
+        model = fresh_model(config, seed=seed, max_length=max_length)
         model.save_pretrained(str(folder), create_model_card=False, safe_serialization=True)
     return folder
 
