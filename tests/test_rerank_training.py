@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -464,3 +465,29 @@ def test_a_method_without_a_training_is_refused(retriever: Path, tmp_path: Path)
     values = fit_values(retriever, "retrieve", {"method": "iaa-l", "negatives": 7, "learning_rate": 2e-4})
     with pytest.raises(InvalidConfiguration, match=r"trains no re-ranker\. Say --stage both"):
         fit([tmp_path / "no such documents"], tmp_path / "out", FitConfig.build(values))
+
+
+def test_a_cell_of_the_benchmark_measures_what_its_training_adds(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "benchmarks"))
+    cells = importlib.import_module("rerank_cells")
+    plain = [text for text in TEXTS if "red" not in text]
+    found: dict[str, dict[str, Any]] = {"train": {}, "test": {}}
+    for at in range(40):  # what is red answers, and stands last
+        passages = [*plain[at % 20 : at % 20 + 5], f"red {plain[at % 20 + 6]}"]
+        found["test" if at % 4 == 0 else "train"][f"q{at}"] = {
+            "text": TEXTS[at],
+            "documents": [f"d{at}-{number}" for number in range(6)],
+            "passages": passages,
+            "scores": [float(6 - number) for number in range(6)],
+            "answers": {f"d{at}-5": 1},
+            "answer_passages": [passages[5]],
+        }
+    file = tmp_path / "found.json"
+    file.write_text(json.dumps(found))
+    task = cells.Task(file, str(models["modernbert"]), False, "lora", 1e-2, 30, 13, 6, None, "cpu", True)
+    row = cells.train_cell(task)
+    assert row["questions"] == 24 and row["test"] == 10 and row["first"] == pytest.approx(1 / np.log2(7))
+    assert row["alone"] > 0.9 and row["weight"] > 0 and row["fused"] > row["first"]
+    assert row["fused_low"] > 0 and row["fused_gain"] == pytest.approx(row["fused"] - row["first"])
