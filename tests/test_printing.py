@@ -201,6 +201,10 @@ CALLS = {
         ["compare", "{docs}", "-o", "{tmp}/compared", "--methods", "lora,full", "--budget-params", "{evil}"],
         ["compare", "{docs}", "-o", "{tmp}/compared", "{evil}"],
     ],
+    "label": [
+        ["label", "{tmp}/{name}", "--no-browser"],
+        ["label", "{retriever}", "--no-browser", "--queries", "{tmp}/{name}"],
+    ],
     "serve": [["serve", "{tmp}/{name}"], ["serve", "{retriever}", "--url-template", "{{{evil}}}"]],
     "mcp": [["mcp", "{tmp}/{name}"]],
     "token": [["token", "{tmp}/tokens{name}", "--json"], ["token", "{tmp}/tokens", "--tenant", "{evil}"]],
