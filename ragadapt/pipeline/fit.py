@@ -214,9 +214,8 @@ def _fit(
         )
         with clock("load model"), profiling.work("load model"):
             encoder = Encoder.load(config.encoder)
-            reranker = (
-                load_reranker(config) if config.reranks else None
-            )  # now, so that a wrong model shows before hours of encoding
+            # Now, so that a wrong model shows before hours of encoding.
+            reranker = load_reranker(config) if config.reranks else None
         if config.trains_retriever and encoder.query_tower is not None:
             Scope.of(encoder.query_tower.model, config.adapter.layers)  # say now that there are not so many
 
