@@ -237,24 +237,27 @@ def launch(corpus: Path, folder: Path, how: str, where: str, who: int) -> list[s
     ]
 
 
+WAYS_TO_END = {
+    "error": "failed: LookupError: the lamp is out.",
+    "exit": "failed: SystemExit: 0.",
+    str(int(signal.SIGINT)): "failed: KeyboardInterrupt.",
+    str(int(signal.SIGTERM)): "failed: SystemExit: 143.",
+    str(int(signal.SIGKILL)): "is gone: it was killed",
+}
+KILLED = str(int(signal.SIGKILL))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("who", [0, 1])
-@pytest.mark.parametrize("where", ["reading", "step"])
 @pytest.mark.parametrize(
-    ("how", "said"),
-    [
-        ("error", "failed: LookupError: the lamp is out."),
-        ("exit", "failed: SystemExit: 0."),
-        (str(int(signal.SIGINT)), "failed: KeyboardInterrupt."),
-        (str(int(signal.SIGTERM)), "failed: SystemExit: 143."),
-        (str(int(signal.SIGKILL)), "is gone: it was killed"),
+    ("how", "where", "who"),
+    [  # every way once, and by either process and at either place what ends with and without a last word
+        *((how, "step", 0) for how in WAYS_TO_END),
+        *((how, where, who) for how in ("error", KILLED) for where, who in (("reading", 0), ("step", 1))),
     ],
 )
 def test_the_other_process_ends_within_seconds_and_says_why(
-    corpus: Path, tmp_path: Path, how: str, said: str, where: str, who: int
+    corpus: Path, tmp_path: Path, how: str, where: str, who: int
 ) -> None:
-    if where == "reading" and who == 1:
-        pytest.skip("the first process alone reads")
     workers = launch(corpus, tmp_path, how, where, who)
     try:
         other = workers[1 - who]
@@ -267,8 +270,8 @@ def test_the_other_process_ends_within_seconds_and_says_why(
         assert ended - began < 40  # a busy machine takes its time to take an interpreter down
         assert code == 1
         told = (tmp_path / f"told-{1 - who}").read_text()
-        assert told.startswith(f"Process {who} {said}") and f"Process {1 - who} ends with it" in told
-        if how not in ("error", str(int(signal.SIGKILL))):
+        assert told.startswith(f"Process {who} {WAYS_TO_END[how]}") and f"Process {1 - who} ends with it" in told
+        if how not in ("error", KILLED):
             workers[who].wait(timeout=60)
             assert list((tmp_path / "temporary").iterdir()) == []
         assert not (tmp_path / "retriever").exists()
