@@ -31,7 +31,7 @@ from ragadapt.profiling import work
 from ragadapt.training import losses
 from ragadapt.training.checkpoint import load_checkpoint, save_checkpoint
 from ragadapt.training.examples import Batch, Example, TrainingSet
-from ragadapt.training.gradients import backward
+from ragadapt.training.gradients import Row, backward
 from ragadapt.training.processes import Processes
 from ragadapt.values import Progress, no_progress
 
@@ -267,6 +267,29 @@ class Run(ABC, Generic[Trained]):
             yield
         finally:
             self.method.training(False)
+
+    def backward(
+        self,
+        embed: Callable[[list[Row], int], Tensor],
+        rows: Sequence[Row],
+        loss_of: Callable[[Tensor], Tensor],
+        tasks: Sequence[str | None] | None,
+    ) -> float:
+        """The gradient of a batch as `gradients.backward` adds it, within this run's limits; returns the loss."""
+        with self.in_training():  # for the gradient alone: what the dev part looks at drops nothing
+            try:
+                return backward(
+                    embed,
+                    rows,
+                    loss_of,
+                    chunk_tokens=self.chunk_tokens,
+                    held_tokens=self.held_tokens,
+                    processes=self.processes,
+                    tasks=tasks,
+                    tell=self.method.tell,
+                )
+            finally:
+                self.method.tell(None)
 
     def step(self, items: list[int], step: int, rate: float) -> float:
         """Gradient of one batch, one optimizer step; returns the loss."""
@@ -518,20 +541,7 @@ class _Run(Run[AdaptedEncoder]):
             passages = vectors[queries:] if fixed is None else fixed[torch.from_numpy(batch.passages)]
             return self.loss(vectors[:queries], passages, batch)
 
-        with self.in_training():  # for the gradient alone: what the dev part looks at drops nothing
-            try:
-                return backward(
-                    embed,
-                    rows,
-                    loss_of,
-                    chunk_tokens=self.chunk_tokens,
-                    held_tokens=self.held_tokens,
-                    processes=self.processes,
-                    tasks=tasks,
-                    tell=self.method.tell,
-                )
-            finally:
-                self.method.tell(None)
+        return self.backward(embed, rows, loss_of, tasks)
 
     def loss(self, queries: Tensor, passages: Tensor, batch: Batch) -> Tensor:
         """The configured mix; queries (Q, d), passages (P, d) of the batch."""

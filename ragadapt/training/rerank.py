@@ -21,7 +21,6 @@ from ragadapt.rerank.adapted import AdaptedReranker
 from ragadapt.rerank.reranker import Reranker
 from ragadapt.training import losses
 from ragadapt.training.examples import Example, check_examples
-from ragadapt.training.gradients import backward
 from ragadapt.training.loop import Course, Run
 from ragadapt.values import Progress, no_progress
 
@@ -175,17 +174,4 @@ class _PairRun(Run[AdaptedReranker]):
             scores = made.new_zeros(present.shape).masked_scatter(present, made[:, 0])  # (Q, C)
             return _LOSSES[self.kind](scores, present, weights)
 
-        with self.in_training():
-            try:
-                return backward(
-                    embed,
-                    rows,
-                    loss_of,
-                    chunk_tokens=self.chunk_tokens,
-                    held_tokens=self.held_tokens,
-                    processes=self.processes,
-                    tasks=tasks,
-                    tell=self.method.tell,
-                )
-            finally:
-                self.method.tell(None)
+        return self.backward(embed, rows, loss_of, tasks)
