@@ -231,6 +231,15 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
+def file_state(path: Path) -> tuple[int, int, int] | None:
+    """Another one after the file was written or replaced; None where it is not there, as between two renames."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def split_lines(text: str) -> list[str]:
     """The lines of a file of one value each, such as JSON Lines; a line ends at a newline and nowhere else.
 

@@ -27,7 +27,7 @@ from ragadapt.checks import (
 )
 from ragadapt.config import PefaConfig
 from ragadapt.errors import FingerprintMismatch, InvalidInput, RagadaptError, StoreCorrupt
-from ragadapt.files import FileRecord, Hashes
+from ragadapt.files import FileRecord, Hashes, file_state
 from ragadapt.index.contract import check_vectors
 from ragadapt.index.filters import given
 from ragadapt.pefa import Feedback, Ledger, Pefa, checked_feedback, named_tenant
@@ -68,7 +68,7 @@ class Snapshot:
         searcher: Searcher,
         chunks: ChunkStore,
         hashes: Hashes | None = None,
-        seen: tuple[int, int] | None = None,
+        seen: tuple[int, int, int] | None = None,
         device: str = "auto",
         precision: str = "auto",
     ) -> None:
@@ -94,7 +94,7 @@ class Snapshot:
         """The folder's parts. old: a build whose model is taken over if it is the same. Raises as `Retriever.open`."""
         from ragadapt.encoder import Encoder
 
-        manifest, path, seen = opened.manifest, opened.path, _identity(opened.path)
+        manifest, path, seen = opened.manifest, opened.path, file_state(opened.path / MANIFEST)
         if old is not None and _model_files(old.manifest) == _model_files(manifest):
             encoder = old.encoder
         else:
@@ -619,7 +619,7 @@ class Retriever:
             return
         try:
             self._looked = time.monotonic()
-            old, seen = self._current, _identity(self.path)
+            old, seen = self._current, file_state(self.path / MANIFEST)
             if old.closed or seen is None or seen == old.seen:
                 return
             try:
@@ -826,12 +826,3 @@ def _checked_search(
     checked_choice("mode", mode, MODES)
     blank = vectors is not None and mode != "lexical"
     return checked_queries(queries, blank=blank), checked_k(k), checked_lam(lam)
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Of the folder's manifest: another one after each build."""
-    try:
-        found = (path / MANIFEST).stat()
-    except OSError:  # between the two renames of a commit
-        return None
-    return found.st_ino, found.st_mtime_ns

@@ -20,6 +20,7 @@ import numpy as np
 from ragadapt.config import FitConfig, QueryConfig
 from ragadapt.errors import InvalidConfiguration, InvalidInput, InvalidLabels, RagadaptError
 from ragadapt.evaluation.gate import labels_to_judge
+from ragadapt.files import file_state
 from ragadapt.queries import EvidenceQuote, JudgedQuestion, QuestionFile, load_questions, text_key
 from ragadapt.queries.generate import check_generator, choose_chunks, generate
 from ragadapt.retriever import Retriever, Snapshot
@@ -101,7 +102,7 @@ class Labelling:
 
     def _questions(self, said: Mapping[str, JudgedQuestion]) -> dict[str, Suggestion]:
         """What was asked, most often first; a question that stands in the file without an answer counts too."""
-        seen = [_identity(source) for source in self._sources]
+        seen = [file_state(source) for source in self._sources]
         with self._lock:
             if self._asked[0] != seen:
                 self._asked = seen, _asked(self._sources)
@@ -261,14 +262,6 @@ def _sample(now: Snapshot) -> list[Chunk]:
         chosen = np.random.default_rng(_SEED).choice(len(ids), _LOOKED_AT, replace=False)
         ids = [ids[at] for at in sorted(chosen.tolist())]
     return now.chunks.get(ids)
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size
 
 
 def named_files(given: Sequence[str], names: Sequence[str]) -> Iterator[tuple[str, str]]:

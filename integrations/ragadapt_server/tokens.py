@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ragadapt.errors import InvalidInput
+from ragadapt.files import file_state
 from ragadapt.pefa.ledger import named_tenant
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class Tokens:
         """Raises InvalidInput for a file that cannot be read, or that holds no token."""
         self.path = path
         self._known = _read(path)
-        self._seen = _identity(path)
+        self._seen = file_state(path)
         self._looked = time.monotonic()
 
     def caller(self, token: str) -> Caller | None:
@@ -57,7 +58,7 @@ class Tokens:
         if now - self._looked < _LOOK_SECONDS:
             return
         self._looked = now
-        seen = _identity(self.path)
+        seen = file_state(self.path)
         if seen == self._seen:
             return
         self._seen = seen
@@ -102,11 +103,3 @@ def _read(path: Path) -> list[tuple[str, str | None]]:
     if not known:
         raise InvalidInput(f"{path} holds no token. Make one with: ragadapt token {path}")
     return known
-
-
-def _identity(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size

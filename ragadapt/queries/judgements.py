@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from ragadapt.checks import checked_path
 from ragadapt.errors import InvalidInput, InvalidLabels, StoreError, StoreLocked
-from ragadapt.files import parse_object, read_lines, write_text
+from ragadapt.files import file_state, parse_object, read_lines, write_text
 from ragadapt.queries.labels import EvidenceQuote
 from ragadapt.queries.text import words
 
@@ -74,7 +74,7 @@ class QuestionFile:
     def rows(self) -> list[Row]:
         """The lines as they are now. Raises InvalidLabels."""
         with self._reading:
-            seen = _identity(self.path)
+            seen = file_state(self.path)
             if seen is None:
                 self._rows = []
             elif seen != self._seen:
@@ -201,11 +201,3 @@ def _quotes(value: Any) -> tuple[EvidenceQuote, ...]:
         for entry in entries
         if isinstance(entry, dict) and isinstance(entry.get("source"), str) and isinstance(entry.get("quote"), str)
     )
-
-
-def _identity(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
