@@ -19,7 +19,7 @@ from torch import Tensor
 from ragadapt.config import AdapterConfig, EncoderConfig, FitConfig, TrainingConfig
 from ragadapt.errors import FingerprintMismatch, InvalidConfiguration, InvalidInput
 from ragadapt.export import export_reranker
-from ragadapt.pipeline import fit as fit_module
+from ragadapt.pipeline import second_stage
 from ragadapt.pipeline.fit import fit
 from ragadapt.pipeline.queries import Labels
 from ragadapt.rerank import Reranker
@@ -368,13 +368,13 @@ def test_a_trained_reranker_is_judged_by_what_did_not_train_it_and_kept(
     retriever: Path, models: dict[str, Path], liked: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen, judged = Seen(monkeypatch), list[str]()
-    learn = fit_module.learn_reranking
+    learn = second_stage.learn_reranking
 
     def watched(reranker: Reranker, depth: int, read: Any, items: Any, *rest: Any, **more: Any) -> Any:
         judged.extend(item.query.text for item in items)
         return learn(reranker, depth, read, items, *rest, **more)
 
-    monkeypatch.setattr(fit_module, "learn_reranking", watched)
+    monkeypatch.setattr(second_stage, "learn_reranking", watched)
     values = fit_values(retriever, "rerank", {"model": str(models["bert"]), "method": "iaa-l"}, cross_fit_below=0)
     values["split"] = {"heldout": 0.5}
     labels = [labelled(tmp_path, liked)]
@@ -414,13 +414,13 @@ def test_of_few_questions_every_one_is_read_by_a_model_that_did_not_see_it(
 ) -> None:
     seen = Seen(monkeypatch)
     read: list[tuple[int, set[str]]] = []
-    reader = fit_module.read_candidates
+    reader = second_stage.read_candidates
 
     def watched(candidates: Any, fusions: Any, judged: Any, *rest: Any) -> Any:
         read.append((len(seen.examples) - 1, {item.query.text for item in judged}))
         return reader(candidates, fusions, judged, *rest)
 
-    monkeypatch.setattr(fit_module, "read_candidates", watched)
+    monkeypatch.setattr(second_stage, "read_candidates", watched)
     values = fit_values(retriever, "rerank", {"model": str(models["bert"])})
     labels = [labelled(tmp_path, liked)]
     made = fit([retriever.parent / "docs"], tmp_path / "fitted", FitConfig.build(values), labels=labels)

@@ -7,7 +7,8 @@ Without a look at any test label; runs are scored with ir-measures. `zero`, `han
 and `generated` fit through the public API, `beside` too, but with a plan of its own and a gate that lets everything
 through; `signals` and `choices` train directly. `few` gives so many judged queries, drawn anew by each seed; what the
 same would do ungated is in pefa.py (part few). `generated` asks a language model at --generator-url. Results go to
-FOLDER/quality.json as they come (default: a temporary folder), tables to stdout.
+FOLDER/quality.json as they come (default: a temporary folder), tables to stdout; a fit whose result is there is not run
+again. `few` and `generated` take the base vectors over from one fit without training, so their seconds lack those.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import itertools
 import json
 import platform
 import random
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -53,7 +55,8 @@ class Bench:
         self.seeds = seeds
         self.collections = collections
         self.encoder = Encoder.load(EncoderConfig(model="offline"))
-        self.rows: list[dict[str, Any]] = []
+        file = folder / "quality.json"
+        self.rows: list[dict[str, Any]] = json.loads(file.read_text("utf-8"))["rows"] if file.exists() else []
         self._baselines: dict[str, dict[str, Evaluation]] = {}
 
     def baselines(self, collection: Collection) -> dict[str, Evaluation]:
@@ -61,14 +64,31 @@ class Bench:
             self._baselines[collection.name] = baselines(collection, self.encoder)
         return self._baselines[collection.name]
 
-    def fit(self, sources: list[Path], name: str, seed: int, labels: Sequence[Labels] = (), **changes: Any) -> Any:
-        """A fit into a folder of its own; seconds beside the result."""
+    def fit(
+        self,
+        sources: list[Path],
+        name: str,
+        seed: int,
+        labels: Sequence[Labels] = (),
+        *,
+        over: str = "",
+        **changes: Any,
+    ) -> Any:
+        """A fit into a folder of its own; seconds beside the result. over: an earlier fit of the same sources, whose
+        base vectors are taken over."""
         values = {**BASE, "seed": seed}
         for stage, change in changes.items():
             values[stage] = {**values.get(stage, {}), **change}
+        if over and not (self.folder / name).exists():
+            shutil.copytree(self.folder / over, self.folder / name)
         started = time.perf_counter()
         result = fit(sources, self.folder / name, FitConfig.build(values), labels=labels)
         return result, time.perf_counter() - started
+
+    def missing(self, **row: Any) -> list[int]:
+        """The seeds for which no earlier run left a result that says this."""
+        known = [other["seed"] for other in self.rows if all(other.get(key) == value for key, value in row.items())]
+        return [seed for seed in self.seeds if seed not in known]
 
     def add(self, **row: Any) -> None:
         """Keep one result, on disk at once."""
@@ -95,7 +115,7 @@ def zero(bench: Bench) -> None:
     for name in bench.collections:
         collection = load(bench.data, name)
         untuned = bench.baselines(collection)
-        for seed in bench.seeds:
+        for seed in bench.missing(part="zero", collection=name):
             result, seconds = bench.fit([collection.corpus], f"zero-{name}-{seed}", seed)
             with Retriever.open(result.path) as retriever:
                 shipped = {mode: score(retriever, collection, mode) for mode in ("hybrid", "dense", "lexical")}
@@ -122,7 +142,7 @@ def handbook(bench: Bench) -> None:
     from ragadapt.search.fusion import Fusion
 
     source, questions = bench.data / "handbook" / "docs", bench.data / "handbook" / "questions.jsonl"
-    for seed in bench.seeds:
+    for seed in bench.missing(part="handbook"):
         result, seconds = bench.fit([source], f"folder-handbook-{seed}", seed)
         with Retriever.open(result.path) as retriever:
             shipped = retriever.evaluate(questions)
@@ -154,7 +174,7 @@ def labelled(bench: Bench, part: str, **changes: Any) -> Callable[[], None]:
             untuned = bench.baselines(collection)
             split, folder = LABELS[name], bench.folder / f"labels-{name}"
             files = write_labels(collection, split, list(collection.qrels[split]), folder)
-            for seed in bench.seeds:
+            for seed in bench.missing(part=part, collection=name):
                 result, seconds = bench.fit(
                     [collection.corpus], f"{part}-{name}-{seed}", seed, [Labels(*files)], **changes
                 )
@@ -191,9 +211,12 @@ def few(bench: Bench, sizes: Sequence[int]) -> None:
         untuned = unlabelled(bench, collection)
         ids = sorted(collection.qrels[LABELS[name]])
         for size, seed in itertools.product(sizes, bench.seeds):
+            if seed not in bench.missing(part="few", collection=name, labels=size):
+                continue
             drawn = random.Random(f"{seed} {size}").sample(ids, min(size, len(ids)))
             files = write_labels(collection, LABELS[name], drawn, bench.folder / f"few-labels-{name}-{size}-{seed}")
-            made = bench.fit([collection.corpus], f"few-{name}-{size}-{seed}", seed, [Labels(*files)])
+            into, base = f"few-{name}-{size}-{seed}", f"untrained-{name}"
+            made = bench.fit([collection.corpus], into, seed, [Labels(*files)], over=base)
             bench.add(part="few", collection=name, labels=size, **against(untuned, collection, seed, *made))
 
 
@@ -203,14 +226,15 @@ def generated(bench: Bench, url: str) -> None:
     for name in bench.collections:
         collection = load(bench.data, name)
         untuned = unlabelled(bench, collection)
-        for seed in bench.seeds:
-            made = bench.fit([collection.corpus], f"generated-{name}-{seed}", seed, query=asked)
+        for seed in bench.missing(part="generated", collection=name):
+            into, base = f"generated-{name}-{seed}", f"untrained-{name}"
+            made = bench.fit([collection.corpus], into, seed, over=base, query=asked)
             bench.add(part="generated", collection=name, **against(untuned, collection, seed, *made))
     if "handbook" not in bench.collections:
         return
     source, questions = bench.data / "handbook" / "docs", bench.data / "handbook" / "questions.jsonl"
     plain, _ = bench.fit([source], "untrained-folder", bench.seeds[0], adapter={"method": "none"})
-    for seed in bench.seeds:
+    for seed in bench.missing(part="generated", collection="handbook, as a folder"):
         result, seconds = bench.fit([source], f"generated-folder-{seed}", seed, query=asked)
         figures = {}
         for key, path in (("untuned", plain.path), ("shipped", result.path)):

@@ -55,6 +55,14 @@ class Plan:
     folds: Mapping[str, int] = field(default_factory=dict)
     barred: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
+    @property
+    def barred_texts(self) -> dict[str, frozenset[int]]:
+        """Text of a query that trains → folds in which no query with it may."""
+        found: dict[str, frozenset[int]] = {}
+        for query in self.train:
+            found[query.text] = found.get(query.text, frozenset()) | self.barred[query.id]
+        return found
+
     def parts(self) -> list[tuple[tuple[Query, ...], tuple[Query, ...]]]:
         """(what trains, what judges it), fold by fold; one pair where the judges were held out."""
         if not self.crossed:

@@ -37,10 +37,11 @@ from ragadapt.files import json_digest
 from ragadapt.pipeline.adapt import DevPool, check_teacher, drift
 from ragadapt.pipeline.cells import Cells, cores, peak_memory_bytes
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
-from ragadapt.pipeline.fit import Base, FitSteps, Measures, check_arguments
+from ragadapt.pipeline.fit import FitSteps, check_arguments
 from ragadapt.pipeline.fusion import LearntFusion, Neutral, quality
 from ragadapt.pipeline.queries import DividedQueries, Labels, leaked
 from ragadapt.pipeline.report import corpus_facts, machine_of
+from ragadapt.pipeline.steps import Base, Measures
 from ragadapt.queries import FEWEST_DEV, check_generator
 from ragadapt.report import (
     CurvePoint,

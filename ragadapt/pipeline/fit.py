@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,14 +30,13 @@ from ragadapt.pipeline.adapt import (
     DevPool,
     check_teacher,
     choose_strength,
-    chunks_of_graded,
     dev_judges,
     dev_pool,
     drift,
     make_examples,
     proof,
 )
-from ragadapt.pipeline.arena import Arena, Grades, build_arena, one_rank
+from ragadapt.pipeline.arena import Arena, one_rank
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus, foreign_note
 from ragadapt.pipeline.crossfit import CrossFitted, CrossJudged, cross_fit, judge_folds, outlook
 from ragadapt.pipeline.fusion import (
@@ -46,7 +45,6 @@ from ragadapt.pipeline.fusion import (
     LearntFusion,
     Neutral,
     learn_fusion,
-    neutral_weight,
     quality,
 )
 from ragadapt.pipeline.queries import (
@@ -62,19 +60,9 @@ from ragadapt.pipeline.queries import (
 from ragadapt.pipeline.report import AfterTraining, Facts, build_report, model_card, runs_of_base
 from ragadapt.pipeline.rerank import (
     LearntReranking,
-    RerankPool,
     check_training,
-    choose_rerank_strength,
-    given_reranking,
-    learn_reranking,
-    load_read,
-    read_candidates,
-    rerank_examples,
-    rerank_judges,
-    reranker_adapter,
-    reranker_pace,
-    save_read,
 )
+from ragadapt.pipeline.second_stage import SecondStage, load_reranker
 from ragadapt.pipeline.stages import (
     build_chunks,
     build_index,
@@ -86,17 +74,16 @@ from ragadapt.pipeline.stages import (
     index_parts,
     keep_vectors_beside,
     mutable_parts,
-    rows_of,
     searcher_of,
     vectors_kept_for,
 )
+from ragadapt.pipeline.steps import Base, Shipped, Steps, Trained, Training
 from ragadapt.queries import FEWEST_DEV, check_generator
 from ragadapt.queries.filters import chance
 from ragadapt.report import Report, write_report
-from ragadapt.search.fusion import ReadCandidates
 from ragadapt.search.searcher import Searcher
 from ragadapt.store.chunks import document_hash
-from ragadapt.store.workspace import RERANKER, Manifest, Stage, Workspace, answers_file
+from ragadapt.store.workspace import RERANKER, Manifest, Workspace, answers_file
 from ragadapt.values import Chunk, Document, Evidence, Progress, Query, no_progress
 from ragadapt.version import __version__
 
@@ -106,7 +93,6 @@ if TYPE_CHECKING:
     from ragadapt.rerank import Reranker
     from ragadapt.training import Example, TrainingResult
     from ragadapt.training.processes import Processes
-    from ragadapt.training.rerank import RerankerTrainingResult
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +164,10 @@ def fit(
         target = checked_path(target, "The target")
         sources = checked_list(sources, "sources") if chunked else listed_sources(sources)
         if processes.index > 0:
-            return _train_along(processes, config)
+            while not isinstance(received := processes.broadcast(), FitResult):
+                assert isinstance(received, Training)
+                received.join(processes, config)
+            return received
         progress = processes.watched(progress)
         with profiling.profiled() if profile is not None else nullcontext() as taken:
             clock = profiling.Clock(taken)
@@ -220,8 +209,7 @@ def _fit(
             Scope.of(encoder.query_tower.model, config.adapter.layers)  # say now that there are not so many
 
         queries, plan, base = steps.prepare(documents, chunks, encoder, labels)
-        encoded, fusion = base.encoded, base.fusion
-        shipped, shipped_encoded, trained, crossed = encoder, encoded, None, None
+        shipped, trained, crossed = Shipped(encoder, base.encoded, base.fusion), None, None
         decision = gate.not_trained(plan.reason)
         if not config.trains_retriever and config.trains_reranker:
             decision = gate.not_trained("Only the re-ranker is trained: the encoder stays as it is.")
@@ -233,200 +221,23 @@ def _fit(
             if crossed is None:
                 decision, trained, adapted = steps.judge(trained, plan, queries, base)
             else:
-                decision, trained, adapted = steps.confirm(trained, crossed, encoded)
+                decision, trained, adapted = steps.confirm(trained, crossed, base.encoded)
             if decision.adapted:
-                shipped, shipped_encoded = trained.encoder, adapted
-                fusion = trained.fusion or base.fusion
+                shipped = Shipped(trained.encoder, adapted, trained.fusion or base.fusion)
 
         second = None
         if reranker is not None:
             out_of_fold = crossed if decision.adapted else None
-            second, reranker = steps.second_stage(
-                reranker, plan, queries, base, (shipped, shipped_encoded, fusion), out_of_fold
-            )
-        report = steps.report(
-            documents, skipped, queries, plan, decision, trained, crossed, base, (shipped, shipped_encoded, fusion),
-            second,
-        )  # fmt: skip
-        path = steps.commit(
-            report, encoder, shipped, shipped_encoded, fusion, adapted=decision.adapted,
-            second=second, reranker=reranker,
-        )  # fmt: skip
+            second, reranker = SecondStage(
+                steps, plan, queries, base, shipped, out_of_fold, config.rerank.depth or reranker.depth
+            ).learn(reranker)
+        report = steps.report(documents, skipped, queries, plan, decision, trained, crossed, base, shipped, second)
+        path = steps.commit(report, encoder, *shipped, adapted=decision.adapted, second=second, reranker=reranker)
         return FitResult(path, report, decision, tuple(steps.reused))
 
 
-def load_reranker(config: FitConfig) -> Reranker:
-    """The second stage that the configuration names; where it names none, the encoder with a head that has learnt
-    nothing. Raises as `Reranker.load`."""
-    from ragadapt.rerank import Reranker
-
-    settings, encoder = config.rerank, config.encoder
-    if settings.model is None:
-        from ragadapt.rerank.adapted import fresh_reranker
-
-        return fresh_reranker(encoder, seed=config.seed, max_length=settings.max_length)
-
-    return Reranker.load(
-        settings.model, device=encoder.device, precision=encoder.precision, max_length=settings.max_length,
-        trust_remote_code=encoder.trust_remote_code,
-    )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Training:
-    """What the other processes have to know of a training in which they take part."""
-
-    fingerprint: str
-    examples: Sequence[Example]
-    training: TrainingConfig
-    judged: bool  # whether the first process looks at a dev part
-
-
-@dataclass(frozen=True)
-class _RerankerTraining:
-    """The same of a training of the second stage."""
-
-    fingerprint: str
-    examples: Sequence[Example]
-    training: TrainingConfig
-    judged: bool
-
-
-def _train_along(processes: Processes, config: FitConfig) -> FitResult:
-    """What every process but the first one does: train with it when it says so, until it says what came of it."""
-    from ragadapt.encoder import Encoder
-    from ragadapt.training import train
-
-    while not isinstance(received := processes.broadcast(), FitResult):
-        if isinstance(received, _RerankerTraining):
-            _train_reranker_along(processes, config, received)
-            continue
-        assert isinstance(received, _Training)
-        encoder = Encoder.load(config.encoder)
-        if encoder.fingerprint != received.fingerprint:
-            raise InvalidConfiguration(
-                f"Process {processes.index} has another base model than the first one. Give all of them the same files."
-            )
-        dev = (lambda _: 0.0) if received.judged else None  # the first process looks, and tells the others
-        train(encoder, received.examples, dev, config.adapter, received.training, seed=config.seed)
-    return received
-
-
-def _train_reranker_along(processes: Processes, config: FitConfig, received: _RerankerTraining) -> None:
-    from ragadapt.training.rerank import train_reranker
-
-    reranker = load_reranker(config)
-    if reranker.fingerprint != received.fingerprint:
-        raise InvalidConfiguration(
-            f"Process {processes.index} has another re-ranker than the first one. Give all of them the same files."
-        )
-    train_reranker(
-        reranker, received.examples, (lambda _: 0.0) if received.judged else None, reranker_adapter(config),
-        received.training, loss=config.rerank.loss, negatives=config.rerank.negatives,
-        fresh=config.rerank.model is None, seed=config.seed,
-    )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained encoder at its chosen strength, and how it came about."""
-
-    encoder: Encoder
-    strength: float
-    strengths: dict[float, float]  # strength → dev score
-    history: tuple[dict[str, Any], ...]
-    examples: int
-    suspects: int
-    negatives: tuple[int, int] | None  # beside the answers: passages that answer held-out queries, and all
-    checks: tuple[dict[str, Any], ...]
-    fusion: LearntFusion | None = None
-    drift: float | None = None
-    outlook: Mapping[str, Forecast] = field(default_factory=dict)  # by kind of search; empty where it ships
-
-
-@dataclass(frozen=True, eq=False)
-class Base:
-    """The base model: its vectors of the corpus, the untuned search over them, and the fusion that was learnt."""
-
-    encoder: Encoder
-    encoded: EncodedCorpus
-    searcher: Searcher
-    fusion: LearntFusion
-
-
-class Measures:
-    """Searches for judged queries by an encoder and the fusion that it gets; needs the lexical index, no workspace."""
-
-    lexical_folder: Path
-
-    def __init__(self, config: FitConfig, clock: profiling.Clock, progress: Progress) -> None:
-        self.config = config
-        self.clock = clock
-        self.progress = progress
-
-    def arena(self, queries: Sequence[Query], encoder: Encoder, encoded: EncodedCorpus, grades: Grades) -> Arena:
-        return build_arena(queries, encoder, encoded, self.lexical_folder, grades, self.progress)
-
-    def neutral(self, queries: DividedQueries, encoder: Encoder, searcher: Searcher) -> Neutral:
-        """Where this encoder's fusion starts. What is held out tells nothing here either."""
-        if self.config.fusion.weight is not None:
-            return Neutral(self.config.fusion.weight, "set by the configuration")
-        cut = [query for query in queries.fusion_queries if query.evidence is not Evidence.LABELLED]
-        asked = [query.text for query in queries.fusion_queries if query.evidence is Evidence.LABELLED]
-        with self.clock("fusion"):
-            return neutral_weight(searcher, encoder, cut, [*queries.asked, *asked], self.progress)
-
-    def moved(self, base: LearntFusion, queries: DividedQueries, encoder: Encoder, encoded: EncodedCorpus) -> Neutral:
-        """Where a trained encoder's fusion starts: at what the base learnt, moved by what its scores' shape changed."""
-        own = self.neutral(queries, encoder, searcher_of(encoded, LexicalIndex.open(self.lexical_folder)))
-        weight = min(max(base.fusion.weight + own.weight - base.neutral, 0.0), 1.0)
-        return Neutral(round(weight, 2), "what the base learnt and how the shape of the scores changed")
-
-    def own_fusion(
-        self, encoder: Encoder, adapted: EncodedCorpus, plan: gate.Plan, queries: DividedQueries, base: LearntFusion
-    ) -> LearntFusion:
-        """The fusion for a trained model, from the dev queries like those that judge; the base's where they are few."""
-        rank, chosen = one_rank([q for q in queries.dev if q.evidence is plan.evidence], ENOUGH, MOST)
-        if not chosen:
-            return base
-        arena = self.arena(chosen, encoder, adapted, queries.grades)
-        neutral = self.moved(base, queries, encoder, adapted)
-        return learn_fusion(arena, self.config.fusion, evidence=rank, neutral=neutral)
-
-
-class FitSteps(Measures):
-    """One fit at work: the workspace and its stages, in the order in which they are called."""
-
-    def __init__(
-        self,
-        work: Workspace,
-        config: FitConfig,
-        clock: profiling.Clock,
-        processes: Processes,
-        progress: Progress,
-        portable: bool,
-        sources: Mapping[str, Any],
-    ) -> None:
-        super().__init__(config, clock, progress)
-        self.work = work
-        self.sources = sources
-        self.processes = processes
-        self.portable = portable
-        self.reused: list[str] = []
-        self.digests: dict[str, str] = {}
-        self.paths: dict[str, Path] = {}
-        self._mined: tuple[list[Example], int] | None = None
-
-    @contextmanager
-    def stage(self, name: str, after: Sequence[str] = (), **key: Any) -> Iterator[Stage]:
-        """A stage whose key holds its own settings and the digests of the stages that it reads."""
-        key["after"] = {earlier: self.digests[earlier] for earlier in after}
-        with self.clock(name), self.work.stage(name, key) as stage:
-            if stage.finished:
-                self.reused.append(name)
-            yield stage
-        self.digests[name] = stage.digest
-        self.paths[name] = stage.path
+class FitSteps(Steps):
+    """One fit at work, its steps in the order in which they are called."""
 
     def prepare(
         self,
@@ -569,7 +380,7 @@ class FitSteps(Measures):
 
         config, training = self.config, self.paced(plan)
         dev = partial(pool.score, progress=self.progress) if pool else None
-        self.processes.broadcast(_Training(base.fingerprint, examples, training, dev is not None))
+        self.processes.broadcast(Training(base.fingerprint, examples, training, dev is not None))
         return train(
             base, examples, dev, config.adapter, training, seed=config.seed, checkpoint=checkpoint,
             progress=self.progress,
@@ -611,9 +422,7 @@ class FitSteps(Measures):
         ) as stage:  # fmt: skip
             if not stage.finished:
                 examples, _ = self.examples(plan, queries, base)
-                barred: dict[str, frozenset[int]] = {}
-                for query in plan.train:
-                    barred[query.text] = barred.get(query.text, frozenset()) | plan.barred[query.id]
+                barred = plan.barred_texts
 
                 def trained(fold: int) -> AdaptedEncoder:
                     own = [
@@ -761,205 +570,6 @@ class FitSteps(Measures):
         log.info("gate: %s", "; ".join(decision.reasons))
         return decision, replace(trained, fusion=fusion, drift=moved, outlook=seen), adapted
 
-    def rerank(
-        self,
-        reranker: Reranker,
-        plan: gate.Plan,
-        queries: DividedQueries,
-        shipped: tuple[Encoder, EncodedCorpus, LearntFusion],
-        crossed: CrossJudged | None,
-        by_fold: Callable[[int, Path], Reranker] | None = None,
-        training: Mapping[str, Any] | None = None,
-    ) -> LearntReranking:
-        """The second stage on what ships; crossed: where that was trained on all questions, what its folds found.
-        by_fold: where the re-ranker itself was, (fold, scratch) → one that did not see the fold's. training: settings
-        by which it was trained."""
-        config, (encoder, encoded, learnt) = self.config, shipped
-        depth = config.rerank.depth or reranker.depth
-        if (given := given_reranking(reranker, depth, config.rerank)) is not None:
-            return given
-        rank, chosen = rerank_judges(plan, (*queries.train, *queries.dev, *queries.heldout))
-        ids = {query.id for query in chosen}
-        arena = self.arena(plan.judge if crossed else chosen, encoder, encoded, queries.grades) if chosen else None
-        every = () if arena is None else arena.judged if crossed is None else crossed.found.judged
-        rows = [at for at, item in enumerate(every) if item.query.id in ids]
-        judged = [every[at] for at in rows]
-        with self.stage(
-            "rerank", ("queries",), reranker=reranker.fingerprint, precision=reranker.precision.dtype, depth=depth,
-            encoder=encoder.fingerprint, fusion=learnt.fusion.as_dict(), queries=sorted(ids),
-            crossed=crossed is not None, **({} if training is None else {"training": training}),
-        ) as stage:  # fmt: skip
-            if not stage.finished:
-                read = []
-                if arena is not None:
-                    fusions = [learnt.fusion] * len(every) if crossed is None else list(crossed.fusions)
-                    found = (
-                        arena.candidates(learnt.fusion)
-                        if crossed is None
-                        else crossed.found.adapted[crossed.strength].candidates[fusions[0].feedback]
-                    )
-                    folds = [0] * len(rows) if by_fold is None else [plan.folds[item.query.id] for item in judged]
-                    placed: dict[int, ReadCandidates] = {}
-                    for fold in sorted(set(folds)):
-                        own = [at for at, other in enumerate(folds) if other == fold]
-                        model = reranker if by_fold is None else by_fold(fold, stage.scratch)
-                        part = read_candidates(
-                            [found[rows[at]] for at in own], [fusions[rows[at]] for at in own],
-                            [judged[at] for at in own], arena.passages, model, depth, self.progress,
-                        )  # fmt: skip
-                        placed |= dict(zip(own, part, strict=True))
-                    read = [placed[at] for at in range(len(rows))]
-                save_read(stage.path / "read.npz", read)
-            read = load_read(stage.path / "read.npz")
-        with self.clock("gate"):
-            return learn_reranking(
-                reranker, depth, read, judged, encoded.corpus.chunks, encoded.corpus.groups, evidence=rank,
-                config=config.gate, seed=config.seed,
-            )  # fmt: skip
-
-    def second_stage(
-        self,
-        reranker: Reranker,
-        plan: gate.Plan,
-        queries: DividedQueries,
-        base: Base,
-        shipped: tuple[Encoder, EncodedCorpus, LearntFusion],
-        crossed: CrossJudged | None,
-    ) -> tuple[LearntReranking, Reranker | None]:
-        """The re-ranker that was named, or one with a fresh head, trained where the configuration says so, and judged.
-
-        Questions that judge never train it: those that were held out, or by cross-fitting a model for every fold.
-        """
-        config = self.config
-        if not config.trains_reranker:
-            return self.rerank(reranker, plan, queries, shipped, crossed), reranker
-        depth = config.rerank.depth or reranker.depth
-        examples = self.rerank_examples(plan, queries, base, shipped, depth) if plan.train else []
-        if not any(example.negatives for example in examples):
-            why = "the first stage finds nothing beside the answers" if plan.train else plan.reason
-            words = f"It was not trained: {why}"
-            if config.rerank.model is None:  # a head that has learnt nothing
-                return LearntReranking(reranker.spec.model, "", 0.0, depth, words, training=words), None
-            return replace(self.rerank(reranker, plan, queries, shipped, crossed), training=words), reranker
-        key = {
-            "base": reranker.fingerprint,
-            "precision": reranker.precision.dtype,
-            "encoder": shipped[0].fingerprint,
-            "fusion": shipped[2].fusion.as_dict(),
-            "depth": depth,
-            "adapter": reranker_adapter(config).deciding(),
-            "training": reranker_pace(config).deciding(),
-            "loss": config.rerank.loss,
-            "negatives": config.rerank.negatives,
-            "queries": [query.id for query in plan.train],
-        }
-        by_fold = None
-        if plan.crossed:
-            by_fold = partial(self.reranker_of_fold, reranker, examples, plan)
-            key["folds"] = dict(plan.folds)
-        trained, words = self.train_reranker(reranker, examples, plan, queries, shipped, depth, key)
-        made = self.rerank(trained, plan, queries, shipped, crossed, by_fold, key)
-        return replace(made, training=words), trained
-
-    def rerank_examples(
-        self,
-        plan: gate.Plan,
-        queries: DividedQueries,
-        base: Base,
-        shipped: tuple[Encoder, EncodedCorpus, LearntFusion],
-        depth: int,
-    ) -> list[Example]:
-        """What the second stage learns from: answers, and what the first stage that ships finds beside them."""
-        encoder, encoded, learnt = shipped
-        corpus = encoded.corpus
-        trainers = narrowed(plan.train, base.encoder, base.encoded, queries.grades, self.progress)
-        trainers = [query for query in trainers if any(id in corpus.position_of for id in query.positives)]
-        rows = rows_of(encode_query_texts(encoder, trainers, self.progress), trainers)
-        with self.clock("mine negatives"):
-            found = searcher_of(encoded, LexicalIndex.open(self.lexical_folder)).candidates(
-                [query.text for query in trainers], rows, fusion=learnt.fusion, progress=self.progress
-            )
-            relevant = chunks_of_graded(trainers, corpus, queries.grades)
-            return rerank_examples(trainers, found, learnt.fusion, corpus, relevant, depth)
-
-    def fit_reranker(
-        self, base: Reranker, examples: Sequence[Example], pool: RerankPool | None, checkpoint: Path
-    ) -> RerankerTrainingResult:
-        """One training of the second stage, together with the other processes."""
-        from ragadapt.training.rerank import train_reranker
-
-        config, training = self.config, reranker_pace(self.config)
-        self.processes.broadcast(_RerankerTraining(base.fingerprint, examples, training, pool is not None))
-        return train_reranker(
-            base, examples, pool.score if pool else None, reranker_adapter(config), training, loss=config.rerank.loss,
-            negatives=config.rerank.negatives, fresh=config.rerank.model is None, seed=config.seed,
-            checkpoint=checkpoint, progress=self.progress,
-        )  # fmt: skip
-
-    def reranker_of_fold(
-        self, base: Reranker, examples: Sequence[Example], plan: gate.Plan, fold: int, scratch: Path
-    ) -> Reranker:
-        """One that saw nothing of what judges in this fold."""
-        barred: dict[str, frozenset[int]] = {}
-        for query in plan.train:
-            barred[query.text] = barred.get(query.text, frozenset()) | plan.barred[query.id]
-        own = [example for example in examples if fold not in barred[example.query]]
-        return self.fit_reranker(base, own, None, scratch / f"checkpoint-{fold}").reranker.merged()
-
-    def train_reranker(
-        self,
-        base: Reranker,
-        examples: Sequence[Example],
-        plan: gate.Plan,
-        queries: DividedQueries,
-        shipped: tuple[Encoder, EncodedCorpus, LearntFusion],
-        depth: int,
-        key: Mapping[str, Any],
-    ) -> tuple[Reranker, str]:
-        """The second stage that may ship, at its best weights and strength on the dev part, and how it was trained, in
-        words; of what is cross-fitted, at the end of the training."""
-        from ragadapt.rerank import Reranker
-
-        config = self.config
-        interpolation = sorted(config.gate.interpolation)
-        with self.stage("rerank-train", ("queries",), **key, strengths=interpolation) as stage:
-            if not stage.finished:
-                pool = None if plan.crossed else self.rerank_pool(plan, queries, shipped, depth)
-                result = self.fit_reranker(base, examples, pool, stage.scratch / "checkpoint")
-                strength, _ = choose_rerank_strength(result.reranker, pool, interpolation)
-                effect = result.reranker.effect()
-                result.reranker.merged().save(stage.path / "model")
-                words = (
-                    f"method {config.rerank.method} ({result.reranker.share}), {config.rerank.loss}, {len(examples):,} "
-                    f"examples, the weights of step {result.best_step} of {result.planned_steps}, strength {strength:g}"
-                )
-                if result.dev_before is not None:
-                    words += (
-                        f"; nDCG@10 of its own order on the dev part {result.dev_before:.3f} → {result.best_dev:.3f}"
-                    )
-                words += "".join(f"; {problem}" for problem in effect.problems)
-                (stage.path / "trained.json").write_text(json.dumps({"words": words}), encoding="utf-8")
-            words = json.loads((stage.path / "trained.json").read_text(encoding="utf-8"))["words"]
-            settings = config.encoder
-            made = Reranker.open(stage.path / "model", device=settings.device, precision=settings.precision)
-        log.info("re-ranker trained: %s", words)
-        return made, words
-
-    def rerank_pool(
-        self,
-        plan: gate.Plan,
-        queries: DividedQueries,
-        shipped: tuple[Encoder, EncodedCorpus, LearntFusion],
-        depth: int,
-    ) -> RerankPool | None:
-        """The best dev queries of which there are enough, and what the first stage finds for them."""
-        encoder, encoded, learnt = shipped
-        for judges in dev_judges(queries.dev, plan):
-            arena = self.arena(judges, encoder, encoded, queries.grades)
-            if len(arena.judged) >= FEWEST_DEV:
-                return RerankPool.of(arena, learnt.fusion, depth)
-        return None
-
     # The folder
 
     def report(
@@ -972,7 +582,7 @@ class FitSteps(Measures):
         trained: Trained | None,
         crossed: CrossJudged | None,
         base: Base,
-        shipped: tuple[Encoder, EncodedCorpus, LearntFusion],
+        shipped: Shipped,
         second: LearntReranking | None = None,
     ) -> Report:
         """Measure what ships beside the baselines on the queries that judged, or the held-out ones of the best rank."""
