@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WHOLE = 600
+WHOLE = 300
 """Passages up to which a corpus is encoded as a whole by every fold's model."""
 
-_ORDINARY = 500  # passages at random, of a larger one: mean and deviation of a query's scores come out within 5 %
+_ORDINARY = 200  # passages at random, of a larger one: the deviation of a query's scores comes out within some 5 %
 _POOL_DEPTH = 30  # passages of either side that the base finds for a judged query
 
 FEEDBACKS = (Fusion().feedback, 0.0)
