@@ -32,6 +32,8 @@ from ragadapt.index.contract import check_vectors
 from ragadapt.index.filters import given
 from ragadapt.pefa import Feedback, Ledger, Pefa, checked_feedback, named_tenant
 from ragadapt.pefa.passages import StoredPassages
+from ragadapt.search.context import Expand, Reach, Surroundings, checked_expand, expand_hits
+from ragadapt.search.diversity import Fold, checked_fold, checked_max_per_document, diverse
 from ragadapt.search.fusion import Floats, Fusion, with_reranker
 from ragadapt.search.reranking import PLAIN_WEIGHT, Rerank, checked_rerank, rerank_all
 from ragadapt.search.saved import open_searcher
@@ -403,19 +405,29 @@ class Retriever:
         lam: float | None = None,
         tenant: str | None = None,
         rerank: bool | Rerank = False,
+        expand: Reach | int | Expand | None = None,
+        fold: Fold = "same",
+        max_per_document: int | None = None,
     ) -> list[Hit]:
         """The best k chunks, best first. mode: "hybrid" (the learnt fusion), "dense" or "lexical".
 
         filter: on the chunks' metadata, e.g. {"lang": "en"} or {"year": {"$gte": 2024}}, and like one of them on id,
         document_id, source and heading where the metadata have no such field. lam: λ of the feedback, None
         = as tuned, 1 = without feedback. tenant: whose feedback counts beside that for all. rerank: True = let the
-        re-ranker that was fitted read the best passages; a Rerank says which one and how deep. Raises InvalidInput.
+        re-ranker that was fitted read the best passages; a Rerank says which one and how deep. expand: give each hit
+        its "neighbours", "section" or "document" as `Hit.context`, all together within a budget of tokens (2,048; a
+        number is another one); hits that touch become one, and what does not fit is left out. fold: passages of the
+        same text are one hit, which lists its `copies`; "near" = near-duplicates too, "none" = each by itself.
+        max_per_document: hits of one document at most. Raises InvalidInput.
         """
         if not isinstance(query, str):
             raise InvalidInput(
                 f"query is {type(query).__name__} ({shown(query)}); pass one string, or use search_many for a list."
             )
-        return self.search_many([query], k, mode=mode, filter=filter, lam=lam, tenant=tenant, rerank=rerank)[0]
+        return self.search_many(
+            [query], k, mode=mode, filter=filter, lam=lam, tenant=tenant, rerank=rerank, expand=expand, fold=fold,
+            max_per_document=max_per_document,
+        )[0]  # fmt: skip
 
     def search_many(
         self,
@@ -428,22 +440,44 @@ class Retriever:
         lam: float | None = None,
         tenant: str | None = None,
         rerank: bool | Rerank = False,
+        expand: Reach | int | Expand | None = None,
+        fold: Fold = "same",
+        max_per_document: int | None = None,
     ) -> list[list[Hit]]:
         """`search` for many queries at once, encoded in one batch. vectors: (Q, d) to use instead of encoding."""
         queries, k, lam = _checked_search(queries, k, mode, lam, vectors)
-        second = checked_rerank(rerank, k, mode)
+        second, wider = checked_rerank(rerank, k, mode), checked_expand(expand)
+        fold, most = checked_fold(fold), checked_max_per_document(max_per_document)
         if not queries:
             return []
         with self._using() as now:
-            rankings = self._rank(now, queries, vectors, k, mode, lam, tenant, filter, second)
-            chunks = now.find(list(dict.fromkeys(id for ranked in rankings for id in ranked.ids)))
-        return [
-            [
-                Hit(chunks[id], float(score), _parts(ranked, at))
-                for at, (id, score) in enumerate(zip(ranked.ids, ranked.scores, strict=True))
-            ]
-            for ranked in rankings
-        ]
+
+            def find(deep: int) -> list[list[Hit]]:
+                rankings = self._rank(now, queries, vectors, deep, mode, lam, tenant, filter, second)
+                chunks = now.find(list(dict.fromkeys(id for ranked in rankings for id in ranked.ids)))
+                return [
+                    [
+                        Hit(chunks[id], float(score), _parts(ranked, at))
+                        for at, (id, score) in enumerate(zip(ranked.ids, ranked.scores, strict=True))
+                    ]
+                    for ranked in rankings
+                ]
+
+            found = diverse(find, k, fold, most)
+            return found if wider is None else self._expanded(now, found, wider, filter)
+
+    def _expanded(self, now: Snapshot, found: list[list[Hit]], expand: Expand, filter: Any) -> list[list[Hit]]:
+        """Hits with what stands around them, less what the filter hides."""
+        visible = None
+        if given(filter) is not None:
+            _, allowed = self._allowed(now, filter)
+
+            def visible(ids: Sequence[str]) -> list[bool]:
+                passes: list[bool] = allowed[now.searcher.positions(ids)].tolist()
+                return passes
+
+        around = Surroundings(now.chunks.neighbours, visible)
+        return [expand_hits(hits, expand, around) for hits in found]
 
     def rank(
         self,
