@@ -32,7 +32,7 @@ from ragadapt.index.contract import check_vectors
 from ragadapt.index.filters import given
 from ragadapt.pefa import Feedback, Ledger, Pefa, checked_feedback, named_tenant
 from ragadapt.pefa.passages import StoredPassages
-from ragadapt.search.context import Expand, Reach, Surroundings, checked_expand, expand_hits
+from ragadapt.search.context import STEP, Expand, Reach, Surroundings, checked_expand, expand_hits
 from ragadapt.search.diversity import Fold, checked_fold, checked_max_per_document, diverse
 from ragadapt.search.fusion import Floats, Fusion, with_reranker
 from ragadapt.search.reranking import PLAIN_WEIGHT, Rerank, checked_rerank, rerank_all
@@ -464,20 +464,52 @@ class Retriever:
                 ]
 
             found = diverse(find, k, fold, most)
-            return found if wider is None else self._expanded(now, found, wider, filter)
+            if wider is None:
+                return found
+            around = self._around(now, filter)
+            return [expand_hits(hits, wider, around) for hits in found]
 
-    def _expanded(self, now: Snapshot, found: list[list[Hit]], expand: Expand, filter: Any) -> list[list[Hit]]:
-        """Hits with what stands around them, less what the filter hides."""
-        visible = None
-        if given(filter) is not None:
-            _, allowed = self._allowed(now, filter)
+    def expand(
+        self, hits: Sequence[Hit], expand: Reach | int | Expand = "section", *, filter: Mapping[str, Any] | None = None
+    ) -> list[Hit]:
+        """Hits of one query, best first, with what stands around them, as `search` gives them under the same names.
 
-            def visible(ids: Sequence[str]) -> list[bool]:
-                passes: list[bool] = allowed[now.searcher.positions(ids)].tolist()
-                return passes
+        filter: the search's; what it hides is not given. Raises InvalidInput, InvalidFilter.
+        """
+        wider = checked_expand(expand)
+        if wider is None:
+            return list(hits)
+        with self._using() as now:
+            return expand_hits(hits, wider, self._around(now, filter))
 
-        around = Surroundings(now.chunks.neighbours, visible)
-        return [expand_hits(hits, expand, around) for hits in found]
+    def beside(
+        self, hits: Sequence[Hit], *, filter: Mapping[str, Any] | None = None
+    ) -> list[tuple[Chunk | None, Chunk | None]]:
+        """(the passage before, the passage behind) of every hit's context, or of its passage, in their document.
+
+        None at the ends of the document and where the filter hides what is there. Raises InvalidFilter.
+        """
+        with self._using() as now:
+            around = self._around(now, filter, step=1)
+            found = []
+            for hit in hits:
+                ids = [hit.chunk.id] if hit.context is None else [hit.context.passages[0], hit.context.passages[-1]]
+                ends = now.chunks.find(ids)
+                sides = [around.beside(ends[id], back=back) for id, back in ((ids[0], True), (ids[-1], False))]
+                found.append((sides[0], sides[1]))
+            return found
+
+    def _around(self, now: Snapshot, filter: Any, step: int = STEP) -> Surroundings:
+        """What stands around passages, less what the filter hides."""
+        if given(filter) is None:
+            return Surroundings(now.chunks.neighbours, step=step)
+        _, allowed = self._allowed(now, filter)
+
+        def visible(ids: Sequence[str]) -> list[bool]:
+            passes: list[bool] = allowed[now.searcher.positions(ids)].tolist()
+            return passes
+
+        return Surroundings(now.chunks.neighbours, visible, step=step)
 
     def rank(
         self,

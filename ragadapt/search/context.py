@@ -20,7 +20,9 @@ REACHES: tuple[str, ...] = get_args(Reach)
 TOKENS = 2048
 """For all hits of a query together, unless told otherwise."""
 
-_STEP = 8  # passages that are read of the store at a time
+STEP = 8
+"""Passages that are read of a store at a time."""
+
 _LEAD = 400  # characters of headings above a context; what is longer is no heading
 
 
@@ -69,8 +71,15 @@ class Neighbours(Protocol):
 class Surroundings:
     """The passages around others, as far as they may be seen. visible: ids → which may be given; None = all."""
 
-    def __init__(self, read: Neighbours, visible: Callable[[Sequence[str]], Sequence[bool]] | None = None) -> None:
+    def __init__(
+        self,
+        read: Neighbours,
+        visible: Callable[[Sequence[str]], Sequence[bool]] | None = None,
+        *,
+        step: int = STEP,
+    ) -> None:
         self._read = read
+        self._step = step
         self._visible = visible
         self._next: dict[str, Chunk | None] = {}
         self._previous: dict[str, Chunk | None] = {}
@@ -79,7 +88,7 @@ class Surroundings:
         """The next passage of the document, or the one before; None at its end and before one that may not be seen."""
         known, other = (self._previous, self._next) if back else (self._next, self._previous)
         if chunk.id not in known:
-            found = self._read(chunk.id, _STEP, back=back)
+            found = self._read(chunk.id, self._step, back=back)
             shown = [True] * len(found) if self._visible is None else self._visible([one.id for one in found])
             at = chunk
             for one, seen in zip(found, shown, strict=True):
@@ -89,7 +98,7 @@ class Surroundings:
                 known[at.id], other[one.id] = one, at
                 at = one
             else:
-                if len(found) < _STEP:
+                if len(found) < self._step:
                     known[at.id] = None
         return known[chunk.id]
 
