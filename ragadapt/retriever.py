@@ -32,7 +32,7 @@ from ragadapt.index.contract import check_vectors
 from ragadapt.index.filters import given
 from ragadapt.pefa import Feedback, Ledger, Pefa, checked_feedback, named_tenant
 from ragadapt.pefa.passages import StoredPassages
-from ragadapt.search.context import STEP, Expand, Reach, Surroundings, checked_expand, expand_hits
+from ragadapt.search.context import STEP, Expand, Reach, Surroundings, checked_expand, expand_hits, hits_for
 from ragadapt.search.diversity import Fold, checked_fold, checked_max_per_document, diverse
 from ragadapt.search.fusion import Floats, Fusion, with_reranker
 from ragadapt.search.reranking import PLAIN_WEIGHT, Rerank, checked_rerank, rerank_all
@@ -40,7 +40,7 @@ from ragadapt.search.saved import open_searcher
 from ragadapt.search.searcher import Dense, Mask, Mode, Plain, Ranked, Searcher
 from ragadapt.store.chunks import ChunkFilters, ChunkStore
 from ragadapt.store.workspace import LEDGER, MANIFEST, RERANKER, Manifest, OpenedStore, ledger_lock, load_store
-from ragadapt.text import encodable
+from ragadapt.text import encodable, rough_tokens
 from ragadapt.threads import follow_forks
 from ragadapt.values import Chunk, Hit
 
@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _RECENT = 1024  # queries whose vectors are remembered: feedback mostly follows a search
+_SAMPLE = 500  # passages by which the size of an average one is told
+_HITS = 5  # of a query, where nobody says how many
 _LOOK_SECONDS = 1.0  # between two looks whether the folder was replaced
 _INHERITED: list[Snapshot] = []  # of a forked process: what its parent has open
 
@@ -88,6 +90,7 @@ class Snapshot:
         self.closed = False
         self._hashes = hashes
         self._document_of: list[str] | None = None
+        self._passage_tokens: float | None = None
         self._rerankers: dict[str | None, Reranker] = {}  # by what they were asked for; None = the folder's own
         self._how = device, precision
 
@@ -198,6 +201,13 @@ class Snapshot:
                 f"The re-ranker in {self.path / RERANKER} is not the one that was judged here. Fit again."
             )
         return found
+
+    def passage_tokens(self) -> float:
+        """Estimated tokens of an average passage."""
+        if self._passage_tokens is None:
+            texts = self.chunks.sample(_SAMPLE)
+            self._passage_tokens = sum(map(rough_tokens, texts)) / max(len(texts), 1)
+        return self._passage_tokens
 
     def find(self, ids: Sequence[str]) -> dict[str, Chunk]:
         """The chunks of ids that this build's own search gave. Raises StoreCorrupt where one is not there."""
@@ -398,7 +408,7 @@ class Retriever:
     def search(
         self,
         query: str,
-        k: int = 5,
+        k: int | None = None,
         *,
         mode: Mode = "hybrid",
         filter: Mapping[str, Any] | None = None,
@@ -411,6 +421,7 @@ class Retriever:
     ) -> list[Hit]:
         """The best k chunks, best first. mode: "hybrid" (the learnt fusion), "dense" or "lexical".
 
+        k: None = 5, and with expand as many as suit its budget.
         filter: on the chunks' metadata, e.g. {"lang": "en"} or {"year": {"$gte": 2024}}, and like one of them on id,
         document_id, source and heading where the metadata have no such field. lam: λ of the feedback, None
         = as tuned, 1 = without feedback. tenant: whose feedback counts beside that for all. rerank: True = let the
@@ -432,7 +443,7 @@ class Retriever:
     def search_many(
         self,
         queries: Sequence[str],
-        k: int = 5,
+        k: int | None = None,
         *,
         mode: Mode = "hybrid",
         filter: Mapping[str, Any] | None = None,
@@ -445,8 +456,9 @@ class Retriever:
         max_per_document: int | None = None,
     ) -> list[list[Hit]]:
         """`search` for many queries at once, encoded in one batch. vectors: (Q, d) to use instead of encoding."""
-        queries, k, lam = _checked_search(queries, k, mode, lam, vectors)
-        second, wider = checked_rerank(rerank, k, mode), checked_expand(expand)
+        wider = checked_expand(expand)
+        queries, k, lam = _checked_search(queries, self.wanted(k, wider), mode, lam, vectors)
+        second = checked_rerank(rerank, k, mode)
         fold, most = checked_fold(fold), checked_max_per_document(max_per_document)
         if not queries:
             return []
@@ -469,8 +481,18 @@ class Retriever:
             around = self._around(now, filter)
             return [expand_hits(hits, wider, around) for hits in found]
 
+    def wanted(self, k: int | None, expand: Expand | None = None) -> int:
+        """How many hits a search gives: k, else 5, and with expand as many as suit its budget. Raises InvalidInput."""
+        if k is not None:
+            return checked_k(k)
+        return _HITS if expand is None else hits_for(expand, self.snapshot().passage_tokens())
+
     def expand(
-        self, hits: Sequence[Hit], expand: Reach | int | Expand = "section", *, filter: Mapping[str, Any] | None = None
+        self,
+        hits: Sequence[Hit],
+        expand: Reach | int | Expand = "neighbours",
+        *,
+        filter: Mapping[str, Any] | None = None,
     ) -> list[Hit]:
         """Hits of one query, best first, with what stands around them, as `search` gives them under the same names.
 

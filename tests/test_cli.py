@@ -87,7 +87,7 @@ class Opened:
     def __exit__(self, *_: object) -> None:
         self.asked.append("closed")
 
-    def search_many(self, queries: Sequence[str], k: int, **rest: Any) -> list[list[Hit]]:
+    def search_many(self, queries: Sequence[str], k: int | None, **rest: Any) -> list[list[Hit]]:
         self.asked.append((list(queries), k, rest))
         return [self.hits[:k] for _ in queries]
 
@@ -466,7 +466,7 @@ def test_search_prints_rank_score_place_and_snippet_without_colours_in_a_pipe(
         "     Passwords expire.",
     ]
     assert err == ""
-    assert opened.asked == [(["reset password"], 5, {"mode": "hybrid", "filter": None, **TUNED, **PLAIN}), "closed"]
+    assert opened.asked == [(["reset password"], None, {"mode": "hybrid", "filter": None, **TUNED, **PLAIN}), "closed"]
 
 
 def test_search_marks_the_querys_words_where_colours_are_wanted(
@@ -519,11 +519,11 @@ def test_search_passes_mode_and_filter_on(opened: Opened) -> None:
 def test_search_passes_on_what_is_given_of_each_result(opened: Opened) -> None:
     assert run(["search", "r", "x y", "--expand", "document", "--fold", "near", "--max-per-document", "2"]) == 0
     assert run(["search", "r", "x y", "--tokens", "500"]) == 0
-    assert run(["search", "r", "x y", "--expand", "neighbours", "--tokens", "500"]) == 0
+    assert run(["search", "r", "x y", "--expand", "section", "--tokens", "500"]) == 0
     assert [{name: asked[2][name] for name in PLAIN} for asked in opened.asked[::2]] == [
         {"expand": "document", "fold": "near", "max_per_document": 2},
-        {**PLAIN, "expand": Expand("section", 500)},
         {**PLAIN, "expand": Expand("neighbours", 500)},
+        {**PLAIN, "expand": Expand("section", 500)},
     ]
     assert run(["search", "r", "x y", "--tokens", "0"]) == 2
     assert run(["search", "r", "x y", "--expand", "paragraph"]) == 2

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from small_retriever import fit_pages
 
@@ -15,7 +15,8 @@ from ragadapt.config import ChunkConfig
 from ragadapt.corpus import chunk_documents
 from ragadapt.errors import InvalidInput
 from ragadapt.retriever import Retriever
-from ragadapt.search.context import Expand, Surroundings, checked_expand, expand_hits
+from ragadapt.search.context import Expand, Surroundings, checked_expand, expand_hits, hits_for
+from ragadapt.text import rough_tokens
 from ragadapt.values import Chunk, Document, Hit
 
 SECTIONS = 4
@@ -158,13 +159,14 @@ def test_the_first_hit_is_given_however_large_it_is(shelf: Shelf) -> None:
     assert held(shelf, hit) == [3]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.integers(0, 31), unique=True, min_size=1, max_size=8),
     st.sampled_from(["neighbours", "section", "document"]),
     st.integers(20, 400),
     st.sets(st.integers(0, 31), max_size=4),
 )
+@example([0, 1, 6, 2], "document", 86, {4})
 def test_contexts_are_exact_disjoint_and_within_the_budget(
     hits: list[int], to: Any, tokens: int, walls: set[int]
 ) -> None:
@@ -217,8 +219,13 @@ def test_what_is_no_expansion_is_refused(value: Any) -> None:
 
 def test_a_number_is_a_budget_and_a_word_says_how_far() -> None:
     assert checked_expand(None) is None
-    assert checked_expand(500) == Expand(tokens=500)
+    assert checked_expand(500) == Expand("neighbours", 500)
     assert checked_expand("document") == Expand("document")
+
+
+@pytest.mark.parametrize(("tokens", "of_each", "hits"), [(2048, 150, 12), (512, 150, 3), (10, 150, 1), (9**9, 1, 100)])
+def test_hits_leave_a_tenth_of_the_budget_to_what_stands_around_them(tokens: int, of_each: int, hits: int) -> None:
+    assert hits_for(Expand(tokens=tokens), of_each) == hits
 
 
 # In a fitted retriever
@@ -269,3 +276,13 @@ def test_many_queries_are_expanded_as_one_is(opened: Retriever) -> None:
     assert [[hit.context for hit in hits] for hits in many] == [
         [hit.context for hit in opened.search(query, 4, expand=300)] for query in queries
     ]
+
+
+def test_a_budget_chooses_how_many_hits_there_are(opened: Retriever) -> None:
+    mean = opened.snapshot().passage_tokens()
+    assert mean == sum(rough_tokens(chunk.text) for chunk in opened.chunks) / len(opened)
+    budget = Expand("neighbours", round(mean * 4.4))
+    assert (opened.wanted(None), opened.wanted(None, budget)) == (5, 4)
+    found = [hit.context for hit in opened.search("stone river cat", expand=budget, max_per_document=1)]
+    assert found == [hit.context for hit in opened.search("stone river cat", 4, expand=budget, max_per_document=1)]
+    assert opened.wanted(7, budget) == 7

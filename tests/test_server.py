@@ -265,7 +265,7 @@ def test_search_gives_what_stands_around_a_hit(address: str, retriever: Retrieve
         hits = post(address, "/search", query="old red stone", **body)["hits"]
         given = {name: value for name, value in body.items() if name not in ("expand", "tokens")}
         if "tokens" in body:
-            given["expand"] = Expand(body.get("expand", "section"), body["tokens"])
+            given["expand"] = Expand(body.get("expand", "neighbours"), body["tokens"])
         expected = retriever.search("old red stone", **given)
         assert [hit["id"] for hit in hits] == [hit.chunk.id for hit in expected]
         assert [hit["context"] and hit["context"]["text"] for hit in hits] == [
@@ -737,7 +737,7 @@ async def tools(client: Client, retriever: Retriever) -> None:
     assert whole["text"] == page  # type: ignore[index]
     wide = (await client.call_tool("search", {"query": "old red stone", "tokens": 400})).structured_content
     assert [one["text"] for one in wide["results"]] == [  # type: ignore[index]
-        hit.text for hit in retriever.search("old red stone", 8, expand=400)
+        hit.text for hit in retriever.search("old red stone", expand=400)
     ]
     assert whole["metadata"]["number"] == expected[0].chunk.metadata["number"] and whole["url"] == found[0]["url"]  # type: ignore[index]
     for name, arguments in (("fetch", {"id": "no such"}), ("search", {"query": " "}), ("search", {})):

@@ -164,7 +164,7 @@ def context_options(function: Function) -> Function:
         click.option(
             "--tokens",
             type=click.IntRange(1),
-            help="What the expanded results hold together; expands to sections.  [default: 2048]",
+            help="What the expanded results hold together; alone it expands to neighbours.  [default: 2048]",
         ),
         click.option(
             "--expand",

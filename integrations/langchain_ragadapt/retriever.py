@@ -64,8 +64,8 @@ class LoRARetriever(BaseRetriever):
 
     retriever: SkipValidation[Retriever] = Field(exclude=True, repr=False)
     """The opened retriever."""
-    k: int = 5
-    """How many documents."""
+    k: int | None = None
+    """How many documents; None = 5, and with expand as many as suit its budget."""
     filter: Any = None
     """On the metadata, such as {"lang": "en"} or {"year": {"$gte": 2024}}; or the index engine's own filter object."""
     score_threshold: float | None = None
@@ -226,14 +226,14 @@ class LoRARetriever(BaseRetriever):
         kind = checked_choice("search_type", search_type or self.search_type, tuple(SEARCH_TYPES))
         if kind == "similarity_score_threshold" and least is None:
             raise InvalidInput("search_type 'similarity_score_threshold' needs a score_threshold, a cosine.")
-        wanted, diverse = checked_k(self.k if k is None else k), kind == "mmr"
+        wider = checked_expand(self.expand if expand is None else expand)
+        wanted, diverse = self.retriever.wanted(self.k if k is None else k, wider), kind == "mmr"
         second = self.rerank if rerank is None else rerank
         if diverse and second:
             raise InvalidInput("rerank does not go with search_type 'mmr', which has an order of its own.")
         fetched = checked_k(self.fetch_k if fetch_k is None else fetch_k, "fetch_k") if diverse else wanted
         looked_at = max(wanted, fetched)
         vectors = self.retriever.encoder.encode_queries(list(queries)) if diverse else None
-        wider = checked_expand(self.expand if expand is None else expand)
         condition = self.filter if filter is None else filter
         found = self.retriever.search_many(
             queries,

@@ -41,7 +41,7 @@ class LoRARetriever(BaseRetriever):
     def __init__(
         self,
         retriever: Retriever,
-        similarity_top_k: int = 5,
+        similarity_top_k: int | None = None,
         *,
         filters: MetadataFilters | Any = None,
         search_type: Mode = "hybrid",
@@ -55,7 +55,9 @@ class LoRARetriever(BaseRetriever):
         callback_manager: CallbackManager | None = None,
         verbose: bool = False,
     ) -> None:
-        """filters: MetadataFilters, a dict of ours, or the index engine's own filter. search_type: hybrid = the learnt
+        """similarity_top_k: None = 5, and with expand as many as suit its budget.
+
+        filters: MetadataFilters, a dict of ours, or the index engine's own filter. search_type: hybrid = the learnt
         mix, dense, lexical. score_threshold: leave out what scores less, on the search type's scale. lam: λ, the share
         of the retriever without feedback, None = as it was tuned, 1 = feedback off. tenant: whose feedback counts,
         beside the feedback that is for all. rerank: True = the re-ranker that was fitted reads the best passages; a
@@ -87,7 +89,7 @@ class LoRARetriever(BaseRetriever):
     def from_pretrained(
         cls,
         path: str | Path,
-        similarity_top_k: int = 5,
+        similarity_top_k: int | None = None,
         *,
         device: str = "auto",
         precision: str = "auto",
@@ -182,7 +184,7 @@ class LoRARetriever(BaseRetriever):
         filter = to_filter(self.filters) if isinstance(self.filters, MetadataFilters) else self.filters
         found = self.retriever.search_many(
             queries,
-            self.similarity_top_k,
+            self.retriever.wanted(self.similarity_top_k, wider),
             vectors=vectors,
             mode=self.search_type,
             filter=filter,

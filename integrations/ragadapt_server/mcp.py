@@ -69,12 +69,12 @@ def make_mcp(server: ServerState, engine: Engine) -> MCPServer[Any]:
     async def search(query: str, context: Context[Any, Any], tokens: int | None = None) -> SearchResult:
         """Find the passages that answer a question, best first. Ask in whole sentences or in keywords.
 
-        tokens: give each passage with the section around it, all results together within so many tokens.
+        tokens: give each passage with what stands around it, all results together within so many tokens.
         """
         with _as_tool_error():
             server.log_query(query)
             wider = server.settings.widened(tokens=tokens)
-            hits = await engine.search(query, _HITS, tenant=_tenant(context), expand=wider)
+            hits = await engine.search(query, None if wider else _HITS, tenant=_tenant(context), expand=wider)
         return SearchResult(
             results=[
                 Found(id=hit.chunk.id, title=title_of(hit.chunk), url=server.url(engine, hit.chunk), text=hit.text)

@@ -29,10 +29,11 @@ class Own(BaseModel):
 
 
 class SearchRequest(Own):
-    """As `Retriever.search`. expand: None = as the server was told; tokens: what expanded hits hold together."""
+    """As `Retriever.search`. k: None = 5, and with expand as many as suit its budget. expand: None = as the server was
+    told; tokens: what expanded hits hold together."""
 
     query: str
-    k: int = Field(5, ge=1, le=1000)
+    k: int | None = Field(None, ge=1, le=1000)
     mode: Literal["hybrid", "dense", "lexical"] = "hybrid"
     filter: dict[str, Any] | None = None
     lam: Finite | None = Field(None, ge=0, le=1)

@@ -73,7 +73,7 @@ class ServerSettings:
 
         Raises InvalidInput.
         """
-        to = to or self.expand or ("section" if tokens is not None else None)
+        to = to or self.expand or ("neighbours" if tokens is not None else None)
         most = self.tokens if tokens is None else tokens
         return None if to is None or to == "none" else Expand(to, most)  # type: ignore[arg-type]
 

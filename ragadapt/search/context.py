@@ -23,6 +23,9 @@ TOKENS = 2048
 STEP = 8
 """Passages that are read of a store at a time."""
 
+_MOST_HITS = 100  # of a query, where nobody says how many
+_CROWD = 1.1  # average passages' worth of the budget for each hit: the rest is for what stands around them
+
 _LEAD = 400  # characters of headings above a context; what is longer is no heading
 
 
@@ -30,13 +33,13 @@ _LEAD = 400  # characters of headings above a context; what is longer is no head
 class Expand:
     """How far hits are expanded.
 
-    to: "neighbours" = the passages before and behind; "section" = the largest section around the passage that fits
-    whole, else what fits of its own; "document" = the whole document where it fits, else as "section". tokens: what the
-    hits of a query hold together; the best come first, and each gets an even share of what is left. count: a text →
-    its tokens; None = estimated, one for four ASCII characters and one for every other.
+    to: "neighbours" = the passages before and behind, in turn; "section" = the largest section around the passage that
+    fits whole into an even share, else what fits of its own; "document" = the whole document where it fits so, else as
+    "section". tokens: what the hits of a query hold together, the best first. count: a text → its tokens; None =
+    estimated, one for four ASCII characters and one for every other.
     """
 
-    to: Reach = "section"
+    to: Reach = "neighbours"
     tokens: int = TOKENS
     count: Callable[[str], int] | None = None
 
@@ -59,6 +62,15 @@ def checked_expand(expand: Any) -> Expand | None:
         f"expand = {shown(expand)}: it is 'neighbours', 'section', 'document', a number of tokens, or an "
         "Expand(to=…, tokens=…)."
     )
+
+
+def hits_for(expand: Expand, passage_tokens: float) -> int:
+    """How many hits suit a budget, where nobody says: as many as leave about a tenth of it to their neighbours.
+
+    passage_tokens: of an average passage. More hits find more answers, until they leave no room for what was cut apart
+    (examples/benchmarks/context.py).
+    """
+    return min(max(1, round(expand.tokens / (_CROWD * max(passage_tokens, 1.0)))), _MOST_HITS)
 
 
 class Neighbours(Protocol):
@@ -113,15 +125,23 @@ def expand_hits(hits: Sequence[Hit], expand: Expand, around: Surroundings) -> li
 
 @dataclass(eq=False, slots=True)
 class _Run:
-    """Passages of a document, one behind the other. hits: those found among them, by rank (from 0)."""
+    """Passages of a document, one behind the other. hits: those found among them, by rank (from 0).
+
+    apart: a code block or table that it is a part of is too large to be given whole.
+    """
 
     passages: list[Chunk]
     hits: dict[int, Hit]
     tokens: int
+    apart: bool = False
 
     @property
-    def best(self) -> Hit:
-        return self.hits[min(self.hits)]
+    def rank(self) -> int:
+        return min(self.hits)
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        return self.hits[self.rank].chunk.heading_path
 
 
 class _Spreading:
@@ -141,46 +161,62 @@ class _Spreading:
             if run.tokens <= self.left or not self.owner:
                 self.owner[hit.chunk.id] = run
                 self.left -= run.tokens
-        waiting = self._runs()
-        while waiting:
-            run = waiting.pop(0)
-            self._grow(run, max(self.left, 0) // (1 + len(waiting)))
-            alive = {id(one) for one in self.owner.values()}
-            waiting = [one for one in waiting if id(one) in alive]
         for run in self._runs():
-            if self.owner[run.passages[0].id] is run:
-                self._touch(run)
-        return [replace(run.best, context=self._context(run)) for run in self._runs()]
+            if self._lives(run):
+                whole = self._whole(run.passages)  # the rest of a code block or table
+                run.apart = not self._take(run, whole)
+        if self.to == "neighbours":
+            self._round_about(self._runs(), within=False)
+        else:
+            self._round_about(self._fill_sections(), within=True)
+        for run in self._runs():
+            for back in (False, True):
+                while self._lives(run) and self._touch(run, back):
+                    pass
+        return [replace(run.hits[run.rank], context=self._context(run)) for run in self._runs()]
 
     def _runs(self) -> list[_Run]:
-        return sorted({id(run): run for run in self.owner.values()}.values(), key=lambda run: min(run.hits))
+        return sorted({id(run): run for run in self.owner.values()}.values(), key=lambda run: run.rank)
 
-    def _grow(self, run: _Run, share: int) -> None:
-        """Take in what is around, for at most `share` tokens more."""
-        spare = self.left - share  # what is for the others
-        own = run.best.chunk.heading_path
-        self._take(run, self._whole(run.passages), spare)  # the rest of a code block or table
-        if self.to != "neighbours":
-            lowest = 0 if self.to == "document" else min(2, len(own))
+    def _lives(self, run: _Run) -> bool:
+        """Whether it was not taken into another one."""
+        return self.owner[run.passages[0].id] is run
+
+    def _round_about(self, runs: Sequence[_Run], within: bool) -> None:
+        """One passage for each side of every run, the best first, again and again. within: only of its own section."""
+        # Behind comes first: what follows explains more often than what stands before.
+        sides = [(run, back) for run in runs for back in (False, True)]
+        while sides:
+            sides = [(run, back) for run, back in sides if self._lives(run) and self._longer(run, back, within)]
+
+    def _longer(self, run: _Run, back: bool, within: bool) -> bool:
+        one = self.around.beside(run.passages[0 if back else -1], back=back)
+        if one is None or (within and one.heading_path[: len(run.path)] != run.path):
+            return False
+        longer = [one, *run.passages] if back else [*run.passages, one]
+        return self._take(run, longer if run.apart else self._whole(longer))
+
+    def _fill_sections(self) -> list[_Run]:
+        """Give each run the largest section that fits into an even share of what is left; those that have none."""
+        without = []
+        waiting = self._runs()
+        while waiting:
+            run, *waiting = waiting
+            if not self._lives(run):
+                continue
+            spare = self.left - max(self.left, 0) // (1 + sum(map(self._lives, waiting)))  # for the others
+            lowest = 0 if self.to == "document" else min(2, len(run.path))
             fitted = False
-            for depth in range(len(own), lowest - 1, -1):
-                section = self._section(run, own[:depth], spare)
+            for depth in range(len(run.path), lowest - 1, -1):
+                section = self._section(run, run.path[:depth], spare)
                 if section is None or not self._take(run, section, spare):
                     break
                 fitted = True
-            if fitted:
-                return
-        path = () if self.to == "neighbours" else own
-        apart = len(self._whole(run.passages)) > len(run.passages)  # its own block is too large to be given whole
-        sides = [False, True]  # behind first: what follows explains more often than what stands before
-        while sides:
-            for back in list(sides):
-                one = self.around.beside(run.passages[0 if back else -1], back=back)
-                if one is not None and one.heading_path[: len(path)] == path:
-                    longer = [one, *run.passages] if back else [*run.passages, one]
-                    if self._take(run, longer if apart else self._whole(longer), spare):
-                        continue
-                sides.remove(back)
+                if not self._lives(run):  # a better one took it in
+                    break
+            if not fitted:
+                without.append(run)
+        return [run for run in without if self._lives(run)]
 
     def _section(self, run: _Run, path: tuple[str, ...], spare: int) -> list[Chunk] | None:
         """The run with all passages around it that stand under these headings; None where they are too many."""
@@ -205,28 +241,32 @@ class _Spreading:
                 one = self.around.beside(one, back=back)
         return passages
 
-    def _take(self, run: _Run, passages: list[Chunk], spare: int) -> bool:
-        """Let the run hold these passages, and all of the runs that it meets, if that leaves `spare` tokens."""
-        others = self._met(run, passages)
-        for other in others:
+    def _take(self, run: _Run, passages: list[Chunk], spare: int = 0) -> bool:
+        """Let the run hold these passages, with the runs that it meets, if that leaves `spare` tokens.
+
+        The best of them goes on, and holds the others.
+        """
+        met = self._met(run, passages)
+        for other in met:
             passages = _union(passages, other.passages)
-        more = self._tokens(passages) - run.tokens - sum(other.tokens for other in others)
+        more = self._tokens(passages) - run.tokens - sum(other.tokens for other in met)
         if more > 0 and more > self.left - spare:
             return False
-        for other in others:
-            run.hits |= other.hits
-        run.passages, run.tokens = passages, self._tokens(passages)
+        best = min([run, *met], key=lambda one: one.rank)
+        for other in (run, *met):
+            best.hits |= other.hits
+            best.apart |= other.apart
+        best.passages, best.tokens = passages, self._tokens(passages)
         self.left -= more
-        self.owner.update((one.id, run) for one in passages)
+        self.owner.update((one.id, best) for one in passages)
         return True
 
-    def _touch(self, run: _Run) -> None:
-        """Become one with the runs that begin where this one ends, or end where it begins."""
-        for back in (False, True):
-            while (one := self.around.beside(run.passages[0 if back else -1], back=back)) and one.id in self.owner:
-                longer = [one, *run.passages] if back else [*run.passages, one]
-                if not self._take(run, longer, 0):
-                    break
+    def _touch(self, run: _Run, back: bool) -> bool:
+        """Become one with a run that begins where this one ends, or ends where it begins."""
+        one = self.around.beside(run.passages[0 if back else -1], back=back)
+        if one is None or one.id not in self.owner:
+            return False
+        return self._take(run, [one, *run.passages] if back else [*run.passages, one])
 
     def _met(self, run: _Run, passages: Sequence[Chunk]) -> list[_Run]:
         met = {id(other): other for one in passages if (other := self.owner.get(one.id, run)) is not run}
@@ -247,7 +287,7 @@ class _Spreading:
 
     def _context(self, run: _Run) -> Context:
         text, start, end = joined(run.passages)
-        found = tuple(run.hits[rank].chunk.id for rank in sorted(run.hits))
+        found = tuple(hit.chunk.id for _, hit in sorted(run.hits.items()))
         return Context(text, start, end, tuple(one.id for one in run.passages), found, self.count(text))
 
 

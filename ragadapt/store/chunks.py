@@ -237,6 +237,11 @@ class ChunkStore:
             found.setdefault(content, []).append((id, document))
         return found
 
+    def sample(self, count: int) -> list[str]:
+        """The texts of up to count chunks, evenly over the store."""
+        step = f"max(1, (SELECT max(position) FROM chunks) / {count})"
+        return [row[0] for row in self._rows(f"SELECT text FROM chunks WHERE position % {step} = 0 LIMIT {count}")]
+
     def documents(self) -> list[DocumentRecord]:
         """Every document without its text, by id."""
         rows = self._rows("SELECT id, title, source, metadata, content_hash FROM documents ORDER BY id")

@@ -37,7 +37,9 @@ _PIPE_WIDTH = 240  # characters of a snippet where there is no terminal to ask
 @command("search")
 @retriever_argument
 @click.argument("query", required=False)
-@click.option("-k", type=click.IntRange(min=1), help="How many results.  [default: 5; 100 for --run]")
+@click.option(
+    "-k", type=click.IntRange(min=1), help="How many results.  [default: 5; as many as suit --tokens; 100 for --run]"
+)
 @click.option(
     "--mode",
     type=click.Choice(["hybrid", "dense", "lexical"]),
@@ -125,7 +127,7 @@ def search_command(
                 terminal.note(f"{lines} lines for {len(run)} queries in {run_file}")
             return code
         found = opened.search_many(
-            list(asked.values()), k or 5, mode=mode, filter=condition, lam=lam, tenant=tenant, rerank=rerank, **shape
+            list(asked.values()), k, mode=mode, filter=condition, lam=lam, tenant=tenant, rerank=rerank, **shape
         )
         if terminal.json:
             results = [
