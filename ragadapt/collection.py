@@ -570,7 +570,9 @@ class FittedPassages:
         if texts is None:  # dense search reads no text, but asks for one query each
             assert rows is not None
             texts = ["vector"] * len(rows)
-        return self.retriever.search_many(texts, k, vectors=rows, mode=mode, filter=filter, lam=lam, tenant=tenant)
+        return self.retriever.search_many(
+            texts, k, vectors=rows, mode=mode, filter=filter, lam=lam, tenant=tenant, fold="none"
+        )
 
     def save(self, folder: str | Path | None = None) -> None:
         """Nothing to do in place; elsewhere it is copied as a folder. Raises InvalidInput."""

@@ -32,13 +32,15 @@ from ragadapt.index.contract import check_vectors
 from ragadapt.index.filters import given
 from ragadapt.pefa import Feedback, Ledger, Pefa, checked_feedback, named_tenant
 from ragadapt.pefa.passages import StoredPassages
+from ragadapt.search.context import STEP, Expand, Reach, Surroundings, checked_expand, expand_hits, hits_for
+from ragadapt.search.diversity import Fold, checked_fold, checked_max_per_document, diverse
 from ragadapt.search.fusion import Floats, Fusion, with_reranker
 from ragadapt.search.reranking import PLAIN_WEIGHT, Rerank, checked_rerank, rerank_all
 from ragadapt.search.saved import open_searcher
 from ragadapt.search.searcher import Dense, Mask, Mode, Plain, Ranked, Searcher
 from ragadapt.store.chunks import ChunkFilters, ChunkStore
 from ragadapt.store.workspace import LEDGER, MANIFEST, RERANKER, Manifest, OpenedStore, ledger_lock, load_store
-from ragadapt.text import encodable
+from ragadapt.text import encodable, rough_tokens
 from ragadapt.threads import follow_forks
 from ragadapt.values import Chunk, Hit
 
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _RECENT = 1024  # queries whose vectors are remembered: feedback mostly follows a search
+_SAMPLE = 500  # passages by which the size of an average one is told
+_HITS = 5  # of a query, where nobody says how many
 _LOOK_SECONDS = 1.0  # between two looks whether the folder was replaced
 _INHERITED: list[Snapshot] = []  # of a forked process: what its parent has open
 
@@ -86,6 +90,7 @@ class Snapshot:
         self.closed = False
         self._hashes = hashes
         self._document_of: list[str] | None = None
+        self._passage_tokens: float | None = None
         self._rerankers: dict[str | None, Reranker] = {}  # by what they were asked for; None = the folder's own
         self._how = device, precision
 
@@ -196,6 +201,13 @@ class Snapshot:
                 f"The re-ranker in {self.path / RERANKER} is not the one that was judged here. Fit again."
             )
         return found
+
+    def passage_tokens(self) -> float:
+        """Estimated tokens of an average passage."""
+        if self._passage_tokens is None:
+            texts = self.chunks.sample(_SAMPLE)
+            self._passage_tokens = sum(map(rough_tokens, texts)) / max(len(texts), 1)
+        return self._passage_tokens
 
     def find(self, ids: Sequence[str]) -> dict[str, Chunk]:
         """The chunks of ids that this build's own search gave. Raises StoreCorrupt where one is not there."""
@@ -396,31 +408,42 @@ class Retriever:
     def search(
         self,
         query: str,
-        k: int = 5,
+        k: int | None = None,
         *,
         mode: Mode = "hybrid",
         filter: Mapping[str, Any] | None = None,
         lam: float | None = None,
         tenant: str | None = None,
         rerank: bool | Rerank = False,
+        expand: Reach | int | Expand | None = None,
+        fold: Fold = "same",
+        max_per_document: int | None = None,
     ) -> list[Hit]:
         """The best k chunks, best first. mode: "hybrid" (the learnt fusion), "dense" or "lexical".
 
+        k: None = 5, and with expand as many as suit its budget.
         filter: on the chunks' metadata, e.g. {"lang": "en"} or {"year": {"$gte": 2024}}, and like one of them on id,
         document_id, source and heading where the metadata have no such field. lam: λ of the feedback, None
         = as tuned, 1 = without feedback. tenant: whose feedback counts beside that for all. rerank: True = let the
-        re-ranker that was fitted read the best passages; a Rerank says which one and how deep. Raises InvalidInput.
+        re-ranker that was fitted read the best passages; a Rerank says which one and how deep. expand: give each hit
+        its "neighbours", "section" or "document" as `Hit.context`, all together within a budget of tokens (2,048; a
+        number is another one); hits that touch become one, and what does not fit is left out. fold: passages of the
+        same text are one hit, which lists its `copies`; "near" = near-duplicates too, "none" = each by itself.
+        max_per_document: hits of one document at most. Raises InvalidInput.
         """
         if not isinstance(query, str):
             raise InvalidInput(
                 f"query is {type(query).__name__} ({shown(query)}); pass one string, or use search_many for a list."
             )
-        return self.search_many([query], k, mode=mode, filter=filter, lam=lam, tenant=tenant, rerank=rerank)[0]
+        return self.search_many(
+            [query], k, mode=mode, filter=filter, lam=lam, tenant=tenant, rerank=rerank, expand=expand, fold=fold,
+            max_per_document=max_per_document,
+        )[0]  # fmt: skip
 
     def search_many(
         self,
         queries: Sequence[str],
-        k: int = 5,
+        k: int | None = None,
         *,
         mode: Mode = "hybrid",
         filter: Mapping[str, Any] | None = None,
@@ -428,22 +451,87 @@ class Retriever:
         lam: float | None = None,
         tenant: str | None = None,
         rerank: bool | Rerank = False,
+        expand: Reach | int | Expand | None = None,
+        fold: Fold = "same",
+        max_per_document: int | None = None,
     ) -> list[list[Hit]]:
         """`search` for many queries at once, encoded in one batch. vectors: (Q, d) to use instead of encoding."""
-        queries, k, lam = _checked_search(queries, k, mode, lam, vectors)
+        wider = checked_expand(expand)
+        queries, k, lam = _checked_search(queries, self.wanted(k, wider), mode, lam, vectors)
         second = checked_rerank(rerank, k, mode)
+        fold, most = checked_fold(fold), checked_max_per_document(max_per_document)
         if not queries:
             return []
         with self._using() as now:
-            rankings = self._rank(now, queries, vectors, k, mode, lam, tenant, filter, second)
-            chunks = now.find(list(dict.fromkeys(id for ranked in rankings for id in ranked.ids)))
-        return [
-            [
-                Hit(chunks[id], float(score), _parts(ranked, at))
-                for at, (id, score) in enumerate(zip(ranked.ids, ranked.scores, strict=True))
-            ]
-            for ranked in rankings
-        ]
+
+            def find(deep: int) -> list[list[Hit]]:
+                rankings = self._rank(now, queries, vectors, deep, mode, lam, tenant, filter, second)
+                chunks = now.find(list(dict.fromkeys(id for ranked in rankings for id in ranked.ids)))
+                return [
+                    [
+                        Hit(chunks[id], float(score), _parts(ranked, at))
+                        for at, (id, score) in enumerate(zip(ranked.ids, ranked.scores, strict=True))
+                    ]
+                    for ranked in rankings
+                ]
+
+            found = diverse(find, k, fold, most)
+            if wider is None:
+                return found
+            around = self._around(now, filter)
+            return [expand_hits(hits, wider, around) for hits in found]
+
+    def wanted(self, k: int | None, expand: Expand | None = None) -> int:
+        """How many hits a search gives: k, else 5, and with expand as many as suit its budget. Raises InvalidInput."""
+        if k is not None:
+            return checked_k(k)
+        return _HITS if expand is None else hits_for(expand, self.snapshot().passage_tokens())
+
+    def expand(
+        self,
+        hits: Sequence[Hit],
+        expand: Reach | int | Expand = "neighbours",
+        *,
+        filter: Mapping[str, Any] | None = None,
+    ) -> list[Hit]:
+        """Hits of one query, best first, with what stands around them, as `search` gives them under the same names.
+
+        filter: the search's; what it hides is not given. Raises InvalidInput, InvalidFilter.
+        """
+        wider = checked_expand(expand)
+        if wider is None:
+            return list(hits)
+        with self._using() as now:
+            return expand_hits(hits, wider, self._around(now, filter))
+
+    def beside(
+        self, hits: Sequence[Hit], *, filter: Mapping[str, Any] | None = None
+    ) -> list[tuple[Chunk | None, Chunk | None]]:
+        """(the passage before, the passage behind) of every hit's context, or of its passage, in their document.
+
+        None at the ends of the document and where the filter hides what is there. Raises InvalidFilter.
+        """
+        with self._using() as now:
+            around = self._around(now, filter, step=1)
+            found = []
+            for hit in hits:
+                ids = [hit.chunk.id] if hit.context is None else [hit.context.passages[0], hit.context.passages[-1]]
+                ends = now.chunks.find(ids)
+                sides = [around.beside(ends[id], back=back) for id, back in ((ids[0], True), (ids[-1], False))]
+                found.append((sides[0], sides[1]))
+            return found
+
+    def _around(self, now: Snapshot, filter: Any, step: int = STEP) -> Surroundings:
+        """What stands around passages, less what the filter hides."""
+        if given(filter) is None:
+            return Surroundings(now.chunks.neighbours, step=step)
+        _, allowed = self._allowed(now, filter)
+
+        def visible(ids: Sequence[str]) -> list[bool]:
+            passes: list[bool] = allowed[now.searcher.positions(ids)].tolist()
+            return passes
+
+        return Surroundings(now.chunks.neighbours, visible, step=step)
 
     def rank(
         self,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, TypeAlias
 
@@ -51,6 +51,8 @@ class Chunk:
 
     heading_path starts with the document's title where it has one. metadata holds the document's
     metadata and that of its place, such as the page; `source` is repeated there only if the caller put it there.
+    before: what stands in the document between the passage before it and this one: blank lines, and headings that
+    heading_path says. continues: it begins inside a code block or table that the passage before it began.
     """
 
     id: str
@@ -61,6 +63,8 @@ class Chunk:
     end: int = 0
     metadata: Metadata = field(default_factory=dict)
     source: str = ""
+    before: str = ""
+    continues: bool = False
 
     @property
     def passage(self) -> str:
@@ -102,16 +106,43 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
+class Context:
+    """What a language model is given for a hit: whole passages of one document, and what stands between them.
+
+    text is the document's text[start:end]. passages: their ids, in the document's order; found: of those that the
+    search itself found, best first. tokens: of the text, estimated.
+    """
+
+    text: str
+    start: int
+    end: int
+    passages: tuple[str, ...]
+    found: tuple[str, ...]
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Hit:
-    """One search result. score: larger is better. parts: the scores it was mixed from, by name."""
+    """One search result. score: larger is better. parts: the scores it was mixed from, by name.
+
+    copies: passages of the same text further down, which this one stands for. context: the passage with what stands
+    around it, where the search was asked for it.
+    """
 
     chunk: Chunk
     score: float
     parts: Mapping[str, float] = field(default_factory=dict)
+    copies: tuple[Chunk, ...] = ()
+    context: Context | None = None
+
+    @property
+    def text(self) -> str:
+        """What to give a language model: the context, else the passage."""
+        return self.chunk.text if self.context is None else self.context.text
 
 
 def hits_as_json(hits: Sequence[Hit]) -> list[dict[str, Any]]:
-    """Every field of the hits. rank: from 1; score: larger is better."""
+    """Every field of the hits. rank: from 1; score: larger is better. context: None where none was asked for."""
     return [
         {
             "rank": rank,
@@ -125,6 +156,8 @@ def hits_as_json(hits: Sequence[Hit]) -> list[dict[str, Any]]:
             "end": hit.chunk.end,
             "metadata": dict(hit.chunk.metadata),
             "parts": dict(hit.parts),
+            "copies": [{"id": copy.id, "document_id": copy.document_id, "source": copy.source} for copy in hit.copies],
+            "context": None if hit.context is None else asdict(hit.context),
         }
         for rank, hit in enumerate(hits, start=1)
     ]

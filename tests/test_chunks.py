@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ DOCUMENTS = [
 ]
 CHUNKS = [
     Chunk("b#1", "b.md", "two chunks", ("B", "First"), 0, 10, {"lang": "en"}, "b.md"),
-    Chunk("b#0", "b.md", "here", ("B",), 11, 15),
+    Chunk("b#0", "b.md", "here", ("B",), 11, 15, before=" ", continues=True),
     Chunk("a#0", "a.md", "one", ("日本語",), 0, 3, {"page": 3}, "a.md"),
 ]
 
@@ -187,3 +188,31 @@ def test_a_closed_store_says_so(store: ChunkStore) -> None:
     store.close()
     with pytest.raises(InvalidInput, match="was closed"):
         len(store)
+
+
+def test_neighbours_are_those_of_the_same_document_by_place_nearest_first(tmp_path: Path) -> None:
+    chunks = [Chunk(f"{d}{n}", d, f"text {n}", start=10 * n, end=10 * n + 6) for n in (3, 1, 0, 2, 4) for d in "xy"]
+    with ChunkStore.create(tmp_path / "c.sqlite") as store:
+        store.add([Document("x", ""), Document("y", "")], chunks)
+        assert [one.id for one in store.neighbours("x1", 2)] == ["x2", "x3"]
+        assert [one.id for one in store.neighbours("x1", 9)] == ["x2", "x3", "x4"]
+        assert [one.id for one in store.neighbours("y3", 2, back=True)] == ["y2", "y1"]
+        assert store.neighbours("y4", 2) == store.neighbours("nobody", 2) == []
+
+
+def test_passages_at_one_place_follow_each_other_as_they_were_added(tmp_path: Path) -> None:
+    with ChunkStore.create(tmp_path / "c.sqlite") as store:
+        store.add([Document("d", "")], [Chunk(id, "d", id) for id in ("b", "a", "c")])
+        assert [one.id for one in store.neighbours("b", 5)] == ["a", "c"]
+        assert [one.id for one in store.neighbours("c", 5, back=True)] == ["a", "b"]
+
+
+def test_a_file_of_an_earlier_version_is_read_without_what_it_lacks(tmp_path: Path) -> None:
+    with ChunkStore.create(tmp_path / "c.sqlite") as store:
+        store.add(DOCUMENTS, CHUNKS)
+    with sqlite3.connect(tmp_path / "c.sqlite") as connection:
+        connection.execute("ALTER TABLE chunks DROP COLUMN before")
+        connection.execute("ALTER TABLE chunks DROP COLUMN continues")
+    with ChunkStore.open(tmp_path / "c.sqlite") as old:
+        assert list(old) == [CHUNKS[0], replace(CHUNKS[1], before="", continues=False), CHUNKS[2]]
+        assert [one.id for one in old.neighbours("b#1", 3)] == ["b#0"]

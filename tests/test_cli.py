@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,13 @@ from ragadapt_cli.terminal import ProgressLines, Stages, Terminal, clock, times
 from ragadapt.config import FitConfig
 from ragadapt.errors import GeneratorFailed, MissingExtra, NotARetriever
 from ragadapt.report import Measure, MeasuredSystem, Report, VerdictFacts
+from ragadapt.search.context import Expand
 from ragadapt.search.reranking import Rerank
-from ragadapt.values import Chunk, Hit
+from ragadapt.values import Chunk, Context, Hit
 from ragadapt.version import __version__
 
 TUNED = {"lam": None, "tenant": None, "rerank": False}  # feedback as it was tuned, for all; no second stage
+PLAIN = {"expand": None, "fold": "same", "max_per_document": None}  # passages as they are
 
 
 class Result:
@@ -76,6 +79,7 @@ class Opened:
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
+        self.hits = HITS
 
     def __enter__(self) -> Opened:
         return self
@@ -83,9 +87,9 @@ class Opened:
     def __exit__(self, *_: object) -> None:
         self.asked.append("closed")
 
-    def search_many(self, queries: Sequence[str], k: int, **rest: Any) -> list[list[Hit]]:
+    def search_many(self, queries: Sequence[str], k: int | None, **rest: Any) -> list[list[Hit]]:
         self.asked.append((list(queries), k, rest))
-        return [HITS[:k] for _ in queries]
+        return [self.hits[:k] for _ in queries]
 
     def run(self, queries: Mapping[str, str], k: int, **rest: Any) -> dict[str, dict[str, float]]:
         self.asked.append((dict(queries), k, rest))
@@ -462,7 +466,7 @@ def test_search_prints_rank_score_place_and_snippet_without_colours_in_a_pipe(
         "     Passwords expire.",
     ]
     assert err == ""
-    assert opened.asked == [(["reset password"], 5, {"mode": "hybrid", "filter": None, **TUNED}), "closed"]
+    assert opened.asked == [(["reset password"], None, {"mode": "hybrid", "filter": None, **TUNED, **PLAIN}), "closed"]
 
 
 def test_search_marks_the_querys_words_where_colours_are_wanted(
@@ -498,6 +502,8 @@ def test_search_prints_every_field_under_json_and_null_for_what_was_not_computed
         "end": 48,
         "metadata": {"lang": "en"},
         "parts": {"dense": 0.5},
+        "copies": [],
+        "context": None,
     }
     assert second["parts"] == {"lexical": None}
 
@@ -507,7 +513,32 @@ def test_search_passes_mode_and_filter_on(opened: Opened) -> None:
     arguments = ["--mode", "dense", "--filter", json.dumps(condition), "-k", "3", "--lam", "0.25", "--tenant", "acme"]
     assert run(["search", "r", "x y", *arguments]) == 0
     expected = {"mode": "dense", "filter": condition, "lam": 0.25, "tenant": "acme", "rerank": False}
-    assert opened.asked[0] == (["x y"], 3, expected)
+    assert opened.asked[0] == (["x y"], 3, {**expected, **PLAIN})
+
+
+def test_search_passes_on_what_is_given_of_each_result(opened: Opened) -> None:
+    assert run(["search", "r", "x y", "--expand", "document", "--fold", "near", "--max-per-document", "2"]) == 0
+    assert run(["search", "r", "x y", "--tokens", "500"]) == 0
+    assert run(["search", "r", "x y", "--expand", "section", "--tokens", "500"]) == 0
+    assert [{name: asked[2][name] for name in PLAIN} for asked in opened.asked[::2]] == [
+        {"expand": "document", "fold": "near", "max_per_document": 2},
+        {**PLAIN, "expand": Expand("neighbours", 500)},
+        {**PLAIN, "expand": Expand("section", 500)},
+    ]
+    assert run(["search", "r", "x y", "--tokens", "0"]) == 2
+    assert run(["search", "r", "x y", "--expand", "paragraph"]) == 2
+
+
+def test_search_shows_a_context_whole_and_names_the_copies(opened: Opened, capsys: pytest.CaptureFixture[str]) -> None:
+    [first, second] = opened.hits
+    context = Context(
+        "# Install\n\nReset the password.\n  Then log in.", 0, 44, (first.chunk.id,), (first.chunk.id,), 12
+    )
+    opened.hits = [replace(first, context=context, copies=(second.chunk,) * 5)]
+    assert run(["search", "r", "password", "--expand", "section"]) == 0
+    _, copies, *text = capsys.readouterr().out.splitlines()
+    assert copies == f"     = 5 more of the same text: {second.chunk.source or second.chunk.document_id}, …"
+    assert text == ["     # Install", "     ", "     Reset the password.", "       Then log in."]
 
 
 def test_search_passes_the_second_stage_on(opened: Opened) -> None:

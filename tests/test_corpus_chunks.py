@@ -45,6 +45,10 @@ def check(document: Document, chunks: Sequence[Chunk], limit: int) -> None:
     assert max(words([c.passage for c in chunks]), default=0) <= limit
     assert [c.id for c in chunks] == [f"{document.id}#{n}" for n in range(len(chunks))]
     assert all(a.end <= b.start for a, b in pairwise(chunks))
+    told = 0
+    for chunk in chunks:
+        assert chunk.before == document.text[told : chunk.start]
+        told = chunk.end
 
 
 PIECES = st.sampled_from(
@@ -471,3 +475,21 @@ def test_a_hundred_thousand_chunks_take_linear_time() -> None:
         seconds.append(time.perf_counter() - start)
     assert len(chunks) >= 100_000
     assert seconds[1] < 20 * seconds[0]
+
+
+def test_a_passage_knows_that_it_begins_inside_a_code_block_or_table() -> None:
+    code = "\n\n".join(f"line_{n} = {n}" for n in range(20))
+    rows = "\n".join(f"| row {n} | {n} |" for n in range(20))
+    text = f"# T\n\nWords before the code.\n\n```python\n{code}\n```\n\n"
+    text += f"## Table\n\n| a | b |\n| --- | --- |\n{rows}\n\nThe end."
+    chunks = cut(text, 30)
+    inside = [not chunk.text.startswith(("Words", "```python", "| a |", "The end")) for chunk in chunks]
+    assert [chunk.continues for chunk in chunks] == inside
+    assert sum(inside) >= 4
+
+
+def test_a_paragraph_or_list_that_is_cut_is_no_block_to_be_kept_whole() -> None:
+    text = "# T\n\n" + "A sentence of some words. " * 40 + "\n\n" + "- item of a list\n" * 30
+    chunks = cut(text, 30)
+    assert len(chunks) > 6
+    assert not any(chunk.continues for chunk in chunks)

@@ -52,6 +52,7 @@ from ragadapt.errors import (
     StoreCorrupt,
 )
 from ragadapt.retriever import Retriever
+from ragadapt.search.context import Expand
 from ragadapt.search.reranking import Rerank
 
 KINDS = ("exact", "faiss", "qdrant-memory", "qdrant-folder", "qdrant-edge")
@@ -1135,3 +1136,43 @@ def test_reranker_refuses_what_it_cannot_read(reranker: RagAdaptReranker, folder
         RagAdaptReranker.from_pretrained(folder)
     with pytest.raises(ValueError, match="greater than or equal to 1"):
         RagAdaptReranker(reranker=reranker.reranker, top_n=0)
+
+
+# What the language model is given
+
+
+def page_of(opened: Retriever, document_id: str) -> str:
+    return "".join(chunk.before + chunk.text for chunk in opened.chunks.of_document(document_id)).strip()
+
+
+def test_documents_come_with_what_stands_around_them(opened: Retriever) -> None:
+    query = next(iter(opened.chunks)).text
+    plain = LoRARetriever(retriever=opened, k=2).invoke(query)
+    wide = LoRARetriever(retriever=opened, k=2, expand="document").invoke(query)
+    first = plain[0].metadata["document_id"]
+    assert wide[0].id == plain[0].id
+    assert wide[0].page_content == page_of(opened, first)
+    assert wide[0].metadata["passages"] == [chunk.id for chunk in opened.chunks.of_document(first)]
+    assert {name: wide[0].metadata[name] for name in plain[0].metadata} == plain[0].metadata
+    retriever = LoRARetriever(retriever=opened, k=2)
+    for call in ({"expand": "document"}, {"expand": Expand("document", 2048), "search_type": "mmr"}):
+        [document, *_] = retriever.invoke(query, **call)
+        assert document.page_content == page_of(opened, document.metadata["document_id"])
+    assert len(retriever.invoke(query, k=9, max_per_document=1, fold="none")) == 9
+    with pytest.raises(InvalidInput, match="expand"):
+        retriever.invoke(query, expand="paragraph")
+
+
+def test_a_store_of_a_fitted_retriever_expands_and_others_say_why_they_cannot(folder: Path, opened: Retriever) -> None:
+    store = RagAdaptVectorStore.from_pretrained(folder)
+    query = next(iter(opened.chunks)).text
+    for found in (
+        store.similarity_search(query, 1, expand="document"),
+        store.max_marginal_relevance_search(query, 1, expand="document"),
+        store.as_retriever(search_kwargs={"k": 1, "expand": "document"}).invoke(query),
+    ):
+        assert found[0].page_content == page_of(opened, found[0].metadata["document_id"])
+    own = store_of("exact", LoRAEmbeddings(encoder=opened.encoder), folder)
+    own.add_texts(["some text"])
+    with pytest.raises(InvalidInput, match="from_pretrained"):
+        own.similarity_search(query, expand="section")

@@ -958,3 +958,45 @@ def test_rerank_refuses_what_it_cannot_read(rerank: RagAdaptRerank, folder: Path
         RagAdaptRerank()
     with pytest.raises(NotARetriever, match="has no re-ranker"):
         RagAdaptRerank.from_pretrained(folder)
+
+
+# What the language model is given
+
+
+def test_nodes_know_the_passages_beside_them_and_their_document(opened: Retriever) -> None:
+    of_page = opened.chunks.of_document("page03.md")
+    ids = [chunk.id for chunk in of_page]
+    nodes = LoRARetriever(opened, len(opened), fold="none").retrieve(of_page[0].text)
+    by_id = {one.node.node_id: one.node for one in nodes}
+    relations = [by_id[id].relationships for id in ids]
+    assert [one.get(NodeRelationship.NEXT) and one[NodeRelationship.NEXT].node_id for one in relations] == [  # type: ignore[union-attr]
+        *ids[1:], None,
+    ]  # fmt: skip
+    assert (
+        [
+            one.get(NodeRelationship.PREVIOUS) and one[NodeRelationship.PREVIOUS].node_id  # type: ignore[union-attr]
+            for one in relations
+        ]
+        == [None, *ids[:-1]]
+    )
+    assert by_id[ids[0]].parent_node is not None and by_id[ids[0]].parent_node.node_id == "page03.md"
+    assert by_id[ids[0]].ref_doc_id == "page03.md"
+
+
+def test_a_filter_hides_neighbours_too(opened: Retriever) -> None:
+    chunk = opened.chunks.of_document("page03.md")[0]
+    [one] = LoRARetriever(opened, 3, filters={"id": chunk.id}, expand="document").retrieve(chunk.text)
+    assert not {NodeRelationship.NEXT, NodeRelationship.PREVIOUS} & one.node.relationships.keys()
+    assert one.node.get_content().endswith(chunk.text)
+
+
+def test_an_expanded_node_has_the_text_of_its_children(opened: Retriever) -> None:
+    of_page = opened.chunks.of_document("page03.md")
+    retriever = LoRARetriever(opened, 1)
+    retriever.expand = "document"
+    [one] = retriever.retrieve(of_page[1].text)
+    node = one.node
+    assert node.get_content() == "".join(chunk.before + chunk.text for chunk in of_page).strip()
+    assert node.node_id == of_page[1].id
+    assert [child.node_id for child in node.child_nodes or []] == [chunk.id for chunk in of_page]
+    assert (node.start_char_idx, node.end_char_idx) == (0, of_page[-1].end)  # type: ignore[attr-defined]

@@ -150,6 +150,7 @@ CALLS = {
     "search": [
         ["search", "{retriever}", "row {evil}", "-k", "20"],
         ["search", "{retriever}", "row {evil}", "-k", "20", "--json"],
+        ["search", "{retriever}", "row {evil}", "-k", "20", "--expand", "document", "--fold", "near"],
         ["search", "{retriever}", "--queries", "{questions}"],
         ["search", "{retriever}", "--queries", "{questions}", "--json"],
         ["search", "{retriever}", "--queries", "{questions}", "--run", "{tmp}/run{name}.trec"],

@@ -39,6 +39,7 @@ from small_retriever import fit_pages, write_pages
 from ragadapt.errors import InvalidInput
 from ragadapt.pipeline.refresh import refresh_documents, rollback
 from ragadapt.retriever import Retriever
+from ragadapt.search.context import Expand
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +253,42 @@ def test_search_is_that_of_the_retriever(address: str, retriever: Retriever) -> 
         np.testing.assert_allclose([hit["score"] for hit in hits], [hit.score for hit in expected], rtol=1e-4)
         assert [hit["text"] for hit in hits] == [hit.chunk.text for hit in expected]
         assert all(hit["url"] == f"ragadapt://pages/{hit['id'].replace('#', '%23')}" for hit in hits)
+
+
+def test_search_gives_what_stands_around_a_hit(address: str, retriever: Retriever) -> None:
+    body: dict[str, Any]
+    for body in (
+        {"expand": "document", "tokens": 150},
+        {"tokens": 90},
+        {"max_per_document": 1, "fold": "near", "k": 9},
+    ):
+        hits = post(address, "/search", query="old red stone", **body)["hits"]
+        given = {name: value for name, value in body.items() if name not in ("expand", "tokens")}
+        if "tokens" in body:
+            given["expand"] = Expand(body.get("expand", "neighbours"), body["tokens"])
+        expected = retriever.search("old red stone", **given)
+        assert [hit["id"] for hit in hits] == [hit.chunk.id for hit in expected]
+        assert [hit["context"] and hit["context"]["text"] for hit in hits] == [
+            hit.context and hit.context.text for hit in expected
+        ]
+    refused = httpx.post(f"{address}/search", json={"query": "stone", "expand": "paragraph"})
+    assert refused.status_code == 400 and "expand" in refused.text
+
+
+def test_a_server_may_expand_for_clients_that_cannot_ask_for_it(made: Path, retriever: Retriever) -> None:
+    query = "old red stone"
+    texts = [hit.text for hit in retriever.search(query, 4, expand=Expand("document", 200))]
+    assert texts != [hit.text for hit in retriever.search(query, 4)]
+    with running(("pages", made / "retriever"), expand="document", tokens=200) as address:
+        setting = {"top_k": 4, "score_threshold": 0.0}
+        records = post(address, "/retrieval", knowledge_id="pages", query=query, retrieval_setting=setting)["records"]
+        assert [one["content"] for one in records] == texts
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
+        page = client.vector_stores.search("pages", query=query, max_num_results=4)
+        assert [one.content[0].text for one in page.data] == texts
+        hits = post(address, "/search", query=query, k=4)["hits"]
+        assert [hit["context"]["text"] for hit in hits] == texts
+        assert all(hit["context"] is None for hit in post(address, "/search", query=query, expand="none")["hits"])
 
 
 def test_openai_client_searches_a_vector_store(address: str, retriever: Retriever) -> None:
@@ -696,7 +733,12 @@ async def tools(client: Client, retriever: Retriever) -> None:
     assert all(one["title"] and one["url"] and one["text"] for one in found)
     whole = (await client.call_tool("fetch", {"id": found[0]["id"]})).structured_content
     around = retriever.chunks.of_document(expected[0].chunk.document_id)
-    assert whole["text"] == "\n\n".join(chunk.text for chunk in around)  # type: ignore[index]
+    page = "".join(chunk.before + chunk.text for chunk in around).strip()
+    assert whole["text"] == page  # type: ignore[index]
+    wide = (await client.call_tool("search", {"query": "old red stone", "tokens": 400})).structured_content
+    assert [one["text"] for one in wide["results"]] == [  # type: ignore[index]
+        hit.text for hit in retriever.search("old red stone", expand=400)
+    ]
     assert whole["metadata"]["number"] == expected[0].chunk.metadata["number"] and whole["url"] == found[0]["url"]  # type: ignore[index]
     for name, arguments in (("fetch", {"id": "no such"}), ("search", {"query": " "}), ("search", {})):
         wrong = await client.call_tool(name, arguments)

@@ -132,6 +132,50 @@ def rerank_options(function: Function) -> Function:
     return made
 
 
+def context_options(function: Function) -> Function:
+    """What a search gives of what it found; the function gets it as `shape`, arguments of `Retriever.search`."""
+
+    @functools.wraps(function)
+    def call(
+        *args: Any,
+        expand: Any,
+        tokens: int | None,
+        fold: str,
+        max_per_document: int | None,
+        **values: Any,
+    ) -> Any:
+        from ragadapt.search.context import Expand
+
+        wider = expand
+        if tokens is not None:
+            wider = Expand(tokens=tokens) if expand is None else Expand(expand, tokens)
+        return function(*args, shape={"expand": wider, "fold": fold, "max_per_document": max_per_document}, **values)
+
+    made: Function = call
+    for option in (
+        click.option("--max-per-document", type=click.IntRange(1), help="Results of one document at most."),
+        click.option(
+            "--fold",
+            type=click.Choice(["same", "near", "none"]),
+            default="same",
+            show_default=True,
+            help="Passages of the same text are one result; near-duplicates too; or none are.",
+        ),
+        click.option(
+            "--tokens",
+            type=click.IntRange(1),
+            help="What the expanded results hold together; alone it expands to neighbours.  [default: 2048]",
+        ),
+        click.option(
+            "--expand",
+            type=click.Choice(["neighbours", "section", "document"]),
+            help="Show each result with what stands around it, as a language model would get it.",
+        ),
+    ):
+        made = option(made)
+    return made
+
+
 def device_option(function: Function) -> Function:
     """Where the encoder runs, for commands that open a saved retriever: what it was made on is no demand."""
     return click.option(

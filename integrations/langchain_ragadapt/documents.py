@@ -22,9 +22,18 @@ def origin(chunk: Chunk) -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
+def as_given(hit: Hit, extra: Mapping[str, Any] | None = None) -> Document:
+    """`as_document` with the hit's context, where it has one, as the text; its passages' ids as "passages"."""
+    document = as_document(hit.chunk, extra)
+    if hit.context is not None:
+        document.page_content = hit.text
+        document.metadata = {"passages": list(hit.context.passages), **document.metadata}
+    return document
+
+
 def as_documents(hits: Sequence[Hit], score_key: str | None) -> list[Document]:
     """Fitted passages with where they come from, and the score under `score_key` (None = without)."""
-    documents = [as_document(hit.chunk, origin(hit.chunk)) for hit in hits]
+    documents = [as_given(hit, origin(hit.chunk)) for hit in hits]
     if score_key is not None:
         for document, hit in zip(documents, hits, strict=True):
             document.metadata[score_key] = hit.score

@@ -25,6 +25,8 @@ from ragadapt.collection import FittedPassages, diverse_hits
 from ragadapt.errors import InvalidInput
 from ragadapt.pefa import named_tenant
 from ragadapt.retriever import Retriever
+from ragadapt.search.context import Expand, Reach, checked_expand
+from ragadapt.search.diversity import Fold
 from ragadapt.search.reranking import Rerank
 from ragadapt.search.searcher import Mode
 from ragadapt.values import Hit
@@ -62,8 +64,8 @@ class LoRARetriever(BaseRetriever):
 
     retriever: SkipValidation[Retriever] = Field(exclude=True, repr=False)
     """The opened retriever."""
-    k: int = 5
-    """How many documents."""
+    k: int | None = None
+    """How many documents; None = 5, and with expand as many as suit its budget."""
     filter: Any = None
     """On the metadata, such as {"lang": "en"} or {"year": {"$gte": 2024}}; or the index engine's own filter object."""
     score_threshold: float | None = None
@@ -82,6 +84,13 @@ class LoRARetriever(BaseRetriever):
     """For mmr: 1 = relevance alone, 0 = difference alone."""
     rerank: bool | Rerank = False
     """True = the re-ranker that was fitted reads the best passages; a Rerank says which one, how deep, how long."""
+    expand: Reach | int | Expand | None = None
+    """Give documents with their "neighbours", "section" or "document", all together within a budget of tokens (2,048; a
+    number is another one). Documents that touch become one, and what does not fit is left out."""
+    fold: Fold = "same"
+    """Passages of the same text are one document; "near" = near-duplicates too, "none" = each by itself."""
+    max_per_document: int | None = Field(default=None, ge=1)
+    """Hits of one source document at most."""
     score_key: str | None = None
     """Where the score stands in a document's metadata, too; None = nowhere. With it, one passage that two questions
     found is two documents for what merges results."""
@@ -203,41 +212,48 @@ class LoRARetriever(BaseRetriever):
         lam: float | None = None,
         tenant: str | None = None,
         rerank: bool | Rerank | None = None,
+        expand: Reach | int | Expand | None = None,
+        fold: Fold | None = None,
+        max_per_document: int | None = None,
         **unknown: Any,
     ) -> list[list[Hit]]:
         if unknown:
             raise InvalidInput(
                 f"{', '.join(sorted(unknown))}: not known here. A call takes k, filter, score_threshold, search_type, "
-                "fetch_k, lambda_mult, lam, tenant, rerank."
+                "fetch_k, lambda_mult, lam, tenant, rerank, expand, fold, max_per_document."
             )
         least = checked_threshold(self.score_threshold if score_threshold is None else score_threshold)
         kind = checked_choice("search_type", search_type or self.search_type, tuple(SEARCH_TYPES))
         if kind == "similarity_score_threshold" and least is None:
             raise InvalidInput("search_type 'similarity_score_threshold' needs a score_threshold, a cosine.")
-        wanted, diverse = checked_k(self.k if k is None else k), kind == "mmr"
+        wider = checked_expand(self.expand if expand is None else expand)
+        wanted, diverse = self.retriever.wanted(self.k if k is None else k, wider), kind == "mmr"
         second = self.rerank if rerank is None else rerank
         if diverse and second:
             raise InvalidInput("rerank does not go with search_type 'mmr', which has an order of its own.")
         fetched = checked_k(self.fetch_k if fetch_k is None else fetch_k, "fetch_k") if diverse else wanted
         looked_at = max(wanted, fetched)
         vectors = self.retriever.encoder.encode_queries(list(queries)) if diverse else None
+        condition = self.filter if filter is None else filter
         found = self.retriever.search_many(
             queries,
             looked_at,
             vectors=vectors,
             mode=SEARCH_TYPES[kind],
-            filter=self.filter if filter is None else filter,
+            filter=condition,
             lam=self.lam if lam is None else lam,
             tenant=self.tenant if tenant is None else tenant,
             rerank=second,
+            fold=self.fold if fold is None else fold,
+            max_per_document=self.max_per_document if max_per_document is None else max_per_document,
         )
         if least is not None:
             found = [[hit for hit in hits if hit.score >= least] for hits in found]
-        if vectors is None:
-            return found
-        balance = self.lambda_mult if lambda_mult is None else lambda_mult
-        passages = FittedPassages(self.retriever)
-        return [diverse_hits(passages, vector, hits, wanted, balance) for vector, hits in zip(vectors, found)]
+        if vectors is not None:
+            balance = self.lambda_mult if lambda_mult is None else lambda_mult
+            passages = FittedPassages(self.retriever)
+            found = [diverse_hits(passages, vector, hits, wanted, balance) for vector, hits in zip(vectors, found)]
+        return found if wider is None else [self.retriever.expand(hits, wider, filter=condition) for hits in found]
 
     # Many questions at once
 

@@ -14,7 +14,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.runnables.config import run_in_executor
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
-from langchain_ragadapt.documents import as_document, origin
+from langchain_ragadapt.documents import as_document, as_given, origin
 from langchain_ragadapt.embeddings import LoRAEmbeddings
 from ragadapt.checks import (
     checked_choice,
@@ -29,6 +29,7 @@ from ragadapt.checks import (
 from ragadapt.collection import Collection, FittedPassages, Passages, diverse_hits, open_collection
 from ragadapt.errors import InvalidInput
 from ragadapt.retriever import Retriever
+from ragadapt.search.context import checked_expand
 from ragadapt.search.searcher import Mode
 from ragadapt.values import Chunk, Hit
 
@@ -216,12 +217,13 @@ class RagAdaptVectorStore(VectorStore):
     # Searching
 
     def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
-        """The k best documents, best first. kwargs: filter, search_type, weight, score_threshold, lam, tenant."""
+        """The k best documents, best first. kwargs: filter, search_type, weight, score_threshold, lam, tenant; of a
+        fitted retriever also expand ("neighbours", "section", "document", or a number of tokens)."""
         return [document for document, _ in self.similarity_search_with_score(query, k, **kwargs)]
 
     def similarity_search_with_score(self, query: str, k: int = 4, **kwargs: Any) -> list[tuple[Document, float]]:
         """The k best documents with their scores, larger is better."""
-        return self._scored(self._find(query, k, **kwargs))
+        return self._scored(self._expanded(self._find, query, k, **kwargs))
 
     def similarity_search_by_vector(self, embedding: list[float], k: int = 4, **kwargs: Any) -> list[Document]:
         """The k best documents for a vector."""
@@ -232,7 +234,7 @@ class RagAdaptVectorStore(VectorStore):
     ) -> list[tuple[Document, float]]:
         """The k best documents for a vector, with their cosines."""
         kwargs.setdefault("search_type", "dense")
-        return self._scored(self._find(None, k, vector=embedding, **kwargs))
+        return self._scored(self._expanded(self._find, None, k, vector=embedding, **kwargs))
 
     def max_marginal_relevance_search(
         self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
@@ -358,7 +360,7 @@ class RagAdaptVectorStore(VectorStore):
         if unknown:
             raise InvalidInput(
                 f"{', '.join(sorted(unknown))}: not known here. A search takes filter, search_type, weight, "
-                "score_threshold, lam, tenant."
+                "score_threshold, lam, tenant, expand."
             )
         least = checked_threshold(score_threshold)
         mode = self.passages.default_mode
@@ -382,14 +384,31 @@ class RagAdaptVectorStore(VectorStore):
         self, query: str | None, vector: Sequence[float], k: int, fetch_k: int, lambda_mult: float, **kwargs: Any
     ) -> list[Document]:
         k, fetch_k = checked_k(k), checked_k(fetch_k, "fetch_k")
-        hits = self._find(query, max(k, fetch_k), vector=vector, **kwargs)
-        return [self._document(hit.chunk) for hit in diverse_hits(self.passages, vector, hits, k, lambda_mult)]
+
+        def find(**kwargs: Any) -> list[Hit]:
+            hits = self._find(query, max(k, fetch_k), vector=vector, **kwargs)
+            return diverse_hits(self.passages, vector, hits, k, lambda_mult)
+
+        return [document for document, _ in self._scored(self._expanded(find, **kwargs))]
+
+    def _expanded(self, find: Callable[..., list[Hit]], *args: Any, expand: Any = None, **kwargs: Any) -> list[Hit]:
+        """What a search finds, with what stands around it where that was asked for."""
+        wider = checked_expand(expand)
+        if wider is None:
+            return find(*args, **kwargs)
+        if not isinstance(self.passages, FittedPassages):
+            raise InvalidInput(
+                "expand: texts that were added one by one have no neighbours. It works in a store of a retriever that "
+                "`ragadapt fit` saved: RagAdaptVectorStore.from_pretrained(folder)."
+            )
+        return self.passages.retriever.expand(find(*args, **kwargs), wider, filter=kwargs.get("filter"))
 
     def _document(self, chunk: Chunk) -> Document:
         return as_document(chunk, origin(chunk) if isinstance(self.passages, FittedPassages) else None)
 
     def _scored(self, hits: Sequence[Hit]) -> list[tuple[Document, float]]:
-        return [(self._document(hit.chunk), hit.score) for hit in hits]
+        fitted = isinstance(self.passages, FittedPassages)
+        return [(as_given(hit, origin(hit.chunk) if fitted else None), hit.score) for hit in hits]
 
 
 def _check_search_type(search_type: str) -> None:

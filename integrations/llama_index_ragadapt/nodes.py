@@ -37,9 +37,25 @@ def as_node(chunk: Chunk) -> BaseNode:
     return node
 
 
-def as_scored(hits: Sequence[Hit]) -> list[NodeWithScore]:
-    """Hits as nodes with their scores."""
-    return [NodeWithScore(node=as_node(hit.chunk), score=hit.score) for hit in hits]
+def as_related(hits: Sequence[Hit], beside: Sequence[tuple[Chunk | None, Chunk | None]]) -> list[NodeWithScore]:
+    """Hits of a fitted retriever as nodes that know the passages beside them, and their document as their parent.
+
+    A hit with a context has its text; the passages that it is made of are the node's children.
+    """
+    scored = []
+    for hit, (previous, following) in zip(hits, beside, strict=True):
+        node = as_node(hit.chunk)
+        for name, chunk in ((NodeRelationship.PREVIOUS, previous), (NodeRelationship.NEXT, following)):
+            if chunk is not None:
+                node.relationships[name] = RelatedNodeInfo(node_id=chunk.id)
+        if NodeRelationship.SOURCE in node.relationships:
+            node.relationships[NodeRelationship.PARENT] = node.relationships[NodeRelationship.SOURCE]
+        if hit.context is not None and isinstance(node, TextNode):
+            node.set_content(hit.text)
+            node.start_char_idx, node.end_char_idx = hit.context.start, hit.context.end
+            node.relationships[NodeRelationship.CHILD] = [RelatedNodeInfo(node_id=id) for id in hit.context.passages]
+        scored.append(NodeWithScore(node=node, score=hit.score))
+    return scored
 
 
 def as_passage(node: BaseNode) -> tuple[str, str, dict[str, Any]]:

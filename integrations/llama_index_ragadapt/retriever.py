@@ -14,12 +14,14 @@ from llama_index.core.vector_stores.types import MetadataFilters
 
 from llama_index_ragadapt.embedding import LoRAEmbedding
 from llama_index_ragadapt.filters import to_filter
-from llama_index_ragadapt.nodes import as_scored
+from llama_index_ragadapt.nodes import as_related
 from ragadapt.checks import checked_list, checked_threshold
 from ragadapt.errors import InvalidInput
 from ragadapt.index.contract import check_vectors
 from ragadapt.pefa import named_tenant
 from ragadapt.retriever import Retriever
+from ragadapt.search.context import Expand, Reach, checked_expand
+from ragadapt.search.diversity import Fold
 from ragadapt.search.fusion import Floats
 from ragadapt.search.reranking import Rerank
 from ragadapt.search.searcher import Mode
@@ -31,14 +33,15 @@ class LoRARetriever(BaseRetriever):
         retriever = LoRARetriever.from_pretrained("./retriever", similarity_top_k=5)
         engine = RetrieverQueryEngine.from_args(retriever)
 
-    A node has its passage's id, text and metadata, and its document as source node. A query bundle's own embedding, or
+    A node has its passage's id, text and metadata, its document as source node and parent, and the passages before and
+    behind it as previous and next. With expand its text is that of all its children. A query bundle's own embedding, or
     its embedding strings, are used where there are any. The async twins work in a thread, so the event loop goes on.
     """
 
     def __init__(
         self,
         retriever: Retriever,
-        similarity_top_k: int = 5,
+        similarity_top_k: int | None = None,
         *,
         filters: MetadataFilters | Any = None,
         search_type: Mode = "hybrid",
@@ -46,14 +49,22 @@ class LoRARetriever(BaseRetriever):
         lam: float | None = None,
         tenant: str | None = None,
         rerank: bool | Rerank = False,
+        expand: Reach | int | Expand | None = None,
+        fold: Fold = "same",
+        max_per_document: int | None = None,
         callback_manager: CallbackManager | None = None,
         verbose: bool = False,
     ) -> None:
-        """filters: MetadataFilters, a dict of ours, or the index engine's own filter. search_type: hybrid = the learnt
+        """similarity_top_k: None = 5, and with expand as many as suit its budget.
+
+        filters: MetadataFilters, a dict of ours, or the index engine's own filter. search_type: hybrid = the learnt
         mix, dense, lexical. score_threshold: leave out what scores less, on the search type's scale. lam: λ, the share
         of the retriever without feedback, None = as it was tuned, 1 = feedback off. tenant: whose feedback counts,
         beside the feedback that is for all. rerank: True = the re-ranker that was fitted reads the best passages; a
-        Rerank says which one, how deep, how long. All but the first may be changed on the object.
+        Rerank says which one, how deep, how long. expand: nodes with their "neighbours", "section" or "document", all
+        together within a budget of tokens (2,048; a number is another one); nodes that touch become one, and what does
+        not fit is left out. fold: passages of the same text are one node; "near" = near-duplicates too, "none" = each
+        by itself. max_per_document: nodes of one document at most. All but the first may be changed on the object.
         """
         if not isinstance(retriever, Retriever):
             raise InvalidInput(
@@ -69,13 +80,16 @@ class LoRARetriever(BaseRetriever):
         named_tenant(tenant)
         self.tenant = tenant
         self.rerank = rerank
+        self.expand = expand
+        self.fold: Fold = fold
+        self.max_per_document = max_per_document
         super().__init__(callback_manager=callback_manager, verbose=verbose)
 
     @classmethod
     def from_pretrained(
         cls,
         path: str | Path,
-        similarity_top_k: int = 5,
+        similarity_top_k: int | None = None,
         *,
         device: str = "auto",
         precision: str = "auto",
@@ -166,16 +180,24 @@ class LoRARetriever(BaseRetriever):
         return vector
 
     def _find(self, queries: list[str], vectors: Floats | None) -> list[list[NodeWithScore]]:
-        least = checked_threshold(self.score_threshold)
+        least, wider = checked_threshold(self.score_threshold), checked_expand(self.expand)
         filter = to_filter(self.filters) if isinstance(self.filters, MetadataFilters) else self.filters
         found = self.retriever.search_many(
             queries,
-            self.similarity_top_k,
+            self.retriever.wanted(self.similarity_top_k, wider),
             vectors=vectors,
             mode=self.search_type,
             filter=filter,
             lam=self.lam,
             tenant=self.tenant,
             rerank=self.rerank,
+            fold=self.fold,
+            max_per_document=self.max_per_document,
         )
-        return [as_scored([hit for hit in hits if least is None or hit.score >= least]) for hits in found]
+        nodes = []
+        for hits in found:
+            kept = [hit for hit in hits if least is None or hit.score >= least]
+            if wider is not None:
+                kept = self.retriever.expand(kept, wider, filter=filter)
+            nodes.append(as_related(kept, self.retriever.beside(kept, filter=filter)))
+        return nodes

@@ -53,7 +53,8 @@ async def retrieval(request: Request, body: RetrievalRequest) -> Json:
         filter = await engine.call(dify_filter, body.metadata_condition, values)
     server.log_query(body.query)
     setting = body.retrieval_setting
-    hits = await engine.search(body.query, setting.top_k, filter=filter, tenant=tenant_of(caller_of(request), None))
+    tenant, wider = tenant_of(caller_of(request), None), server.settings.widened()
+    hits = await engine.search(body.query, setting.top_k, filter=filter, tenant=tenant, expand=wider)
     records = []
     for hit, score in zip(hits, relevance([hit.score for hit in hits]).tolist(), strict=True):
         if score < (setting.score_threshold or 0.0):
@@ -65,5 +66,5 @@ async def retrieval(request: Request, body: RetrievalRequest) -> Json:
             "source": chunk.source,
             **{name: value for name, value in chunk.metadata.items() if value is not None},
         }
-        records.append({"content": chunk.text, "score": score, "title": title_of(chunk), "metadata": metadata})
+        records.append({"content": hit.text, "score": score, "title": title_of(chunk), "metadata": metadata})
     return Json({"records": records})

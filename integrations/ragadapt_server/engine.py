@@ -22,9 +22,11 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from ragadapt.checks import MODES, checked_choice, checked_k, checked_lam, checked_queries, checked_texts
+from ragadapt.checks import MODES, checked_choice, checked_lam, checked_queries, checked_texts
 from ragadapt.pefa.ledger import named_tenant
 from ragadapt.retriever import Retriever, Snapshot
+from ragadapt.search.context import Expand
+from ragadapt.search.diversity import Fold, checked_fold, checked_max_per_document
 from ragadapt.search.fusion import Floats
 from ragadapt.search.searcher import Mode
 from ragadapt.values import Hit
@@ -74,7 +76,7 @@ class _Search:
     @property
     def group(self) -> str:
         """Equal for searches that can run together."""
-        return json.dumps(self.arguments, sort_keys=True)
+        return json.dumps(self.arguments, sort_keys=True, default=repr)
 
 
 class Engine:
@@ -129,20 +131,27 @@ class Engine:
     async def search(
         self,
         query: str,
-        k: int = 5,
+        k: int | None = None,
         *,
         mode: Mode = "hybrid",
         filter: Mapping[str, Any] | None = None,
         lam: float | None = None,
         tenant: str | None = None,
+        expand: Expand | None = None,
+        fold: Fold = "same",
+        max_per_document: int | None = None,
     ) -> list[Hit]:
         """As `Retriever.search`."""
         (query,) = checked_queries([query])
         checked_choice("mode", mode, MODES)
         named_tenant(tenant)
-        if checked_k(k) > _MOST_HITS:
+        k = self.retriever.wanted(k, expand)
+        if k > _MOST_HITS:
             raise Refused(400, f"k = {k}: a request gets at most {_MOST_HITS:,} results.")
-        arguments = {"k": k, "mode": mode, "filter": filter, "lam": checked_lam(lam), "tenant": tenant}
+        arguments = {
+            "k": k, "mode": mode, "filter": filter, "lam": checked_lam(lam), "tenant": tenant, "expand": expand,
+            "fold": checked_fold(fold), "max_per_document": checked_max_per_document(max_per_document),
+        }  # fmt: skip
         with self._admitted(1):
             if mode != "lexical":  # the vector is remembered by the build that made it, and found there by the search
                 await self._encode([query], "query", counted=False)

@@ -10,7 +10,8 @@ from mcp_types import ToolAnnotations
 from pydantic import BaseModel
 
 from ragadapt.errors import InvalidInput
-from ragadapt.values import Chunk
+from ragadapt.search.context import Expand
+from ragadapt.values import Hit
 from ragadapt.version import __version__
 from ragadapt_server.engine import Engine
 from ragadapt_server.errors import refusal_of
@@ -18,7 +19,7 @@ from ragadapt_server.state import ServerState, title_of
 from ragadapt_server.tokens import Caller
 
 _HITS = 8
-_FETCHED_CHARACTERS = 20_000  # of the document around a passage
+_FETCHED = Expand("neighbours", 5000)  # of the document around a passage
 
 
 class Found(BaseModel):
@@ -65,16 +66,18 @@ def make_mcp(server: ServerState, engine: Engine) -> MCPServer[Any]:
     )
 
     @made.tool(annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False))
-    async def search(query: str, context: Context[Any, Any]) -> SearchResult:
-        """Find the passages that answer a question, best first. Ask in whole sentences or in keywords."""
+    async def search(query: str, context: Context[Any, Any], tokens: int | None = None) -> SearchResult:
+        """Find the passages that answer a question, best first. Ask in whole sentences or in keywords.
+
+        tokens: give each passage with what stands around it, all results together within so many tokens.
+        """
         with _as_tool_error():
             server.log_query(query)
-            hits = await engine.search(query, _HITS, tenant=_tenant(context))
+            wider = server.settings.widened(tokens=tokens)
+            hits = await engine.search(query, None if wider else _HITS, tenant=_tenant(context), expand=wider)
         return SearchResult(
             results=[
-                Found(
-                    id=hit.chunk.id, title=title_of(hit.chunk), url=server.url(engine, hit.chunk), text=hit.chunk.text
-                )
+                Found(id=hit.chunk.id, title=title_of(hit.chunk), url=server.url(engine, hit.chunk), text=hit.text)
                 for hit in hits
             ]
         )
@@ -83,10 +86,10 @@ def make_mcp(server: ServerState, engine: Engine) -> MCPServer[Any]:
     async def fetch(id: str) -> Fetched:
         """Read the document around a passage. id: as search gave it."""
         with _as_tool_error():
-            chunk, around = await engine.call(_around, engine, id)
+            hit = await engine.call(_around, engine, id)
+        chunk = hit.chunk
         metadata = {"document_id": chunk.document_id, "source": chunk.source, **chunk.metadata}
-        text = "\n\n".join(one.text for one in around)
-        return Fetched(id=id, title=title_of(chunk), text=text, url=server.url(engine, chunk), metadata=metadata)
+        return Fetched(id=id, title=title_of(chunk), text=hit.text, url=server.url(engine, chunk), metadata=metadata)
 
     @made.tool(annotations=ToolAnnotations(read_only_hint=False, destructive_hint=False, open_world_hint=False))
     async def feedback(query: str, id: str, helpful: bool, context: Context[Any, Any]) -> FeedbackResult:
@@ -120,24 +123,9 @@ def _tenant(context: Context[Any, Any]) -> str | None:
     return caller.tenant if isinstance(caller, Caller) else None
 
 
-def _around(engine: Engine, id: str) -> tuple[Chunk, list[Chunk]]:
-    """(the passage, its document's passages around it in their order, as many as fit)."""
-    chunks = engine.retriever.snapshot().chunks
-    chunk = chunks.find([id]).get(id)
+def _around(engine: Engine, id: str) -> Hit:
+    """The passage with its document around it, as much as fits."""
+    chunk = engine.retriever.snapshot().chunks.find([id]).get(id)
     if chunk is None:
         raise InvalidInput(f"There is no passage {id!r}. Take an id that search gave.")
-    all = chunks.of_document(chunk.document_id)
-    at = next(number for number, one in enumerate(all) if one.id == id)
-    first = last = at
-    size = len(chunk.text)
-    while True:
-        before = first > 0 and size + len(all[first - 1].text) <= _FETCHED_CHARACTERS
-        if before:
-            first -= 1
-            size += len(all[first].text)
-        after = last + 1 < len(all) and size + len(all[last + 1].text) <= _FETCHED_CHARACTERS
-        if after:
-            last += 1
-            size += len(all[last].text)
-        if not before and not after:
-            return chunk, all[first : last + 1]
+    return engine.retriever.expand([Hit(chunk, 0.0)], _FETCHED)[0]

@@ -146,6 +146,8 @@ async def vector_store_search(request: Request, id: str, body: VectorStoreSearch
             if hit.chunk.id not in best or hit.score > best[hit.chunk.id].score:
                 best[hit.chunk.id] = hit
     hits = sorted(best.values(), key=lambda hit: -hit.score)[: body.max_num_results]
+    if (wider := server.settings.widened()) is not None:
+        hits = await engine.call(engine.retriever.expand, hits, wider, filter=filter)
     least = body.ranking_options.score_threshold if body.ranking_options else None
     data = [
         {
@@ -153,7 +155,7 @@ async def vector_store_search(request: Request, id: str, body: VectorStoreSearch
             "filename": hit.chunk.source or hit.chunk.document_id,
             "score": score,
             "attributes": _attributes(hit.chunk.metadata),
-            "content": [{"type": "text", "text": hit.chunk.text}],
+            "content": [{"type": "text", "text": hit.text}],
         }
         for hit, score in zip(hits, relevance([hit.score for hit in hits]).tolist(), strict=True)
         if least is None or score >= least

@@ -29,13 +29,18 @@ class Own(BaseModel):
 
 
 class SearchRequest(Own):
-    """As `Retriever.search`."""
+    """As `Retriever.search`. k: None = 5, and with expand as many as suit its budget. expand: None = as the server was
+    told; tokens: what expanded hits hold together."""
 
     query: str
-    k: int = Field(5, ge=1, le=1000)
+    k: int | None = Field(None, ge=1, le=1000)
     mode: Literal["hybrid", "dense", "lexical"] = "hybrid"
     filter: dict[str, Any] | None = None
     lam: Finite | None = Field(None, ge=0, le=1)
+    expand: Literal["neighbours", "section", "document", "none"] | None = None
+    tokens: int | None = Field(None, ge=1, le=100_000)
+    fold: Literal["same", "near", "none"] = "same"
+    max_per_document: int | None = Field(None, ge=1)
 
 
 class BaseRequest(BaseModel):
@@ -80,7 +85,10 @@ async def search(request: Request, body: SearchRequest) -> Json:
     engine = server.engine(body.retriever)
     tenant = tenant_of(caller_of(request), body.tenant)
     server.log_query(body.query)
-    hits = await engine.search(body.query, body.k, mode=body.mode, filter=body.filter, lam=body.lam, tenant=tenant)
+    hits = await engine.search(
+        body.query, body.k, mode=body.mode, filter=body.filter, lam=body.lam, tenant=tenant, fold=body.fold,
+        max_per_document=body.max_per_document, expand=server.settings.widened(body.expand, body.tokens),
+    )  # fmt: skip
     listed = hits_as_json(hits)
     for row, hit in zip(listed, hits, strict=True):
         row["url"] = server.url(engine, hit.chunk)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ragadapt.checks import checked_number, shown
 from ragadapt.errors import InvalidInput
+from ragadapt.search.context import TOKENS, Expand
 
 _TEMPLATE_FIELDS = ("id", "source", "document_id", "heading")
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -24,7 +25,8 @@ class ServerSettings:
     everybody, for which a host other than this machine needs no_auth. cors: origins whose pages may call. url_template:
     where a hit's document stands. log_queries: append searched queries to this file, None = nowhere. labels: name →
     file of labelled questions that the page /label fills. questions: files of questions to label, beside log_queries.
-    generator: the settings of a language model that writes more (a QueryConfig), None = none does.
+    generator: the settings of a language model that writes more (a QueryConfig), None = none does. expand: how far
+    results are expanded where a request does not say, None = not; tokens: what those of one request hold together.
     """
 
     retrievers: tuple[tuple[str, str], ...]
@@ -43,6 +45,8 @@ class ServerSettings:
     max_body_bytes: int = 8_000_000
     timeout_seconds: float = 60.0
     max_waiting: int = 4096  # texts that wait to be encoded
+    expand: str | None = None
+    tokens: int = TOKENS
 
     def __post_init__(self) -> None:
         if not self.retrievers:
@@ -55,6 +59,7 @@ class ServerSettings:
         checked_number("max_body_bytes", self.max_body_bytes, 1_000)
         checked_number("timeout_seconds", self.timeout_seconds, 0.1)
         checked_number("max_waiting", self.max_waiting, 1)
+        self.widened()
         if self.url_template is not None:
             _check_template(self.url_template)
         if not self.is_local and self.token_file is None and not self.no_auth:
@@ -62,6 +67,15 @@ class ServerSettings:
                 f"host = {self.host!r} lets other machines ask, and nobody would have to show a token. Make one with "
                 "`ragadapt token tokens` and pass --auth-token-file tokens, or say --no-auth."
             )
+
+    def widened(self, to: str | None = None, tokens: int | None = None) -> Expand | None:
+        """How a request's results are expanded: as it says, else as the server was told. "none" = not at all.
+
+        Raises InvalidInput.
+        """
+        to = to or self.expand or ("neighbours" if tokens is not None else None)
+        most = self.tokens if tokens is None else tokens
+        return None if to is None or to == "none" else Expand(to, most)  # type: ignore[arg-type]
 
     @property
     def is_local(self) -> bool:

@@ -17,6 +17,7 @@ from ragadapt.corpus.duplicates import normalise
 from ragadapt.corpus.formats import structure_of
 from ragadapt.corpus.structure import Block, Section, is_visible, refine, sections_of, sentence_spans
 from ragadapt.errors import InvalidConfiguration, InvalidInput
+from ragadapt.text import rough_tokens
 from ragadapt.values import Chunk, Document, Progress, no_progress
 
 CountTokens = Callable[[Sequence[str]], list[int]]
@@ -24,7 +25,6 @@ CountTokens = Callable[[Sequence[str]], list[int]]
 DEFAULT_MAX_TOKENS = 256  # longer passages blur small encoders' vectors; most of them were trained on fewer
 _BATCH_CHARACTERS = 4_000_000  # documents that are cut together: bounds memory, keeps the counter's batches large
 _DEEPEST = 24  # nested blocks that are taken apart level by level
-_CHARACTERS_PER_TOKEN = 4  # of ASCII text, about; other scripts take about one token each
 
 
 def chunk_documents(
@@ -170,12 +170,15 @@ class _Cutter:
             spans[place] = [span for piece in pieces if (span := _span(draft, piece)) is not None]
         self._extend_backwards([(draft, spans[place] or []) for place, draft in drafts])
         checked = self._check([(place, documents[place].text, spans[place] or []) for place, _ in drafts])
+        whole = {place: _kept_whole(draft) for place, draft in drafts}
         for place, document in enumerate(documents):
             final = checked.get(place, spans[place] or [])
             self._spread_title(document, final)
             starts = [start for start, _ in document.places]
+            told = 0  # up to where passages hold the text
             for n, span in enumerate(final):
                 here = bisect_right(starts, span.start)
+                before, told = document.text[told : span.start], max(told, span.end)
                 yield Chunk(
                     id=f"{document.id}#{n}",
                     document_id=document.id,
@@ -185,6 +188,8 @@ class _Cutter:
                     end=span.end,
                     metadata={**document.metadata, **document.places[here - 1][1]} if here else document.metadata,
                     source=document.source,
+                    before=before,
+                    continues=n > 0 and _within(whole.get(place, []), span.start),
                 )
 
     def _whole(self, documents: Sequence[Document]) -> list[list[_Span] | None]:
@@ -194,7 +199,7 @@ class _Cutter:
         for place, document in enumerate(documents):
             blank = not document.text.strip()
             spans.append([] if blank else None)
-            if not blank and _rough_tokens(document.text) <= self.limit:  # likely fits: worth counting whole
+            if not blank and rough_tokens(document.text) <= self.limit:  # likely fits: worth counting whole
                 asked.append((place, _whole_span(document)))
         counts = self.count([_passage(documents[p].text, span) for p, span in asked])
         for (place, span), tokens in zip(asked, counts, strict=True):
@@ -435,6 +440,25 @@ def _draft(document: Document) -> _Draft:
     return _Draft(document, text, sections_of(text, structure), structure in ("python", "code"))
 
 
+def _kept_whole(draft: _Draft) -> list[tuple[int, int]]:
+    """(start, end) of the code blocks and tables, in order; of what nests, the innermost."""
+    found = []
+    stack = [block for section in reversed(draft.sections) for block in reversed(section.blocks)]
+    while stack:
+        block = stack.pop()
+        if block.children:
+            stack.extend(reversed(block.children))
+        elif block.kind in ("code", "table"):
+            found.append(_trim(draft.text, block.start, block.end))
+    return found
+
+
+def _within(blocks: Sequence[tuple[int, int]], place: int) -> bool:
+    """Whether one of the blocks begins before this place of the text and ends behind it."""
+    at = bisect_right(blocks, place, key=lambda block: block[0]) - 1
+    return at >= 0 and blocks[at][0] < place < blocks[at][1]
+
+
 def _heading(path: tuple[str, ...]) -> str:
     return " > ".join(path) + "\n"
 
@@ -442,11 +466,6 @@ def _heading(path: tuple[str, ...]) -> str:
 def _passage(text: str, span: _Span) -> str:
     heading = " > ".join(part for part in span.path if part)
     return f"{heading}\n{text[span.start : span.end]}" if heading else text[span.start : span.end]
-
-
-def _rough_tokens(text: str) -> int:
-    plain = len(text) if text.isascii() else len(text.encode("ascii", "ignore"))
-    return plain // _CHARACTERS_PER_TOKEN + len(text) - plain
 
 
 def _whole_span(document: Document) -> _Span:

@@ -161,7 +161,7 @@ Own = TypeVar("Own", Document, Chunk)
 def _own(item: Own, place: int) -> Own:
     """A Document or Chunk that the caller made, in text that can be stored. Raises InvalidInput with its number."""
     values: dict[str, Any] = {}
-    for name in ("id", "document_id", "text", "title", "source"):
+    for name in ("id", "document_id", "text", "title", "source", "before"):
         if hasattr(item, name):
             values[name] = checked_text(f"Object {place} ({type(item).__name__}): {name}", getattr(item, name))
     if not values["id"]:

@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 _PAGE = 500  # rows per query; below the 999 variables that old SQLite builds allow
 _COLUMNS = "id, document_id, text, heading_path, start, end, metadata, source"
+_AROUND = "before, continues"  # files of earlier versions lack them
 _SCHEMA = f"""
 CREATE TABLE documents (
     id TEXT PRIMARY KEY, title TEXT NOT NULL, source TEXT NOT NULL, metadata TEXT NOT NULL,
@@ -35,7 +36,8 @@ CREATE TABLE documents (
 CREATE TABLE chunks (
     position INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, document_id TEXT NOT NULL REFERENCES documents (id),
     text TEXT NOT NULL, heading_path TEXT NOT NULL, start INTEGER NOT NULL, end INTEGER NOT NULL,
-    metadata TEXT NOT NULL, source TEXT NOT NULL, content_hash TEXT NOT NULL
+    metadata TEXT NOT NULL, source TEXT NOT NULL, content_hash TEXT NOT NULL,
+    before TEXT NOT NULL DEFAULT '', continues INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX chunks_by_document ON chunks (document_id, start);
 CREATE INDEX chunks_by_content ON chunks (content_hash);
@@ -74,6 +76,8 @@ class ChunkStore:
         self._writable = writable
         self._connection = connection
         self._lock = threading.Lock()
+        names = {row[1] for row in connection.execute("PRAGMA table_info(chunks)")}
+        self._columns = f"{_COLUMNS}, {_AROUND}" if "before" in names else _COLUMNS
         weakref.finalize(self, connection.close)  # of a build that was replaced, when its last reader is done
 
     @classmethod
@@ -136,7 +140,7 @@ class ChunkStore:
         chunk_rows = (
             (
                 *(c.id, c.document_id, c.text, json.dumps(c.heading_path, ensure_ascii=False)),
-                *(c.start, c.end, _dump(c.metadata, c.id), c.source, c.content_hash),
+                *(c.start, c.end, _dump(c.metadata, c.id), c.source, c.content_hash, c.before, c.continues),
             )
             for c in chunks
         )
@@ -146,7 +150,7 @@ class ChunkStore:
             _insert(connection, f"INSERT INTO documents ({columns}) VALUES (?,?,?,?,?)", document_rows)
             _insert(
                 connection,
-                f"INSERT INTO chunks ({_COLUMNS}, content_hash) VALUES (?,?,?,?,?,?,?,?,?)",
+                f"INSERT INTO chunks ({_COLUMNS}, content_hash, {_AROUND}) VALUES (?,?,?,?,?,?,?,?,?,?,?)",
                 chunk_rows,
             )
 
@@ -164,7 +168,7 @@ class ChunkStore:
         """All chunks in the order in which they were added, a page at a time."""
         last = -1
         while rows := self._rows(
-            f"SELECT position, {_COLUMNS} FROM chunks WHERE position > ? ORDER BY position LIMIT {_PAGE}", (last,)
+            f"SELECT position, {self._columns} FROM chunks WHERE position > ? ORDER BY position LIMIT {_PAGE}", (last,)
         ):
             last = rows[-1][0]
             yield from (_chunk(row[1:]) for row in rows)
@@ -179,13 +183,23 @@ class ChunkStore:
 
     def find(self, ids: Iterable[str]) -> dict[str, Chunk]:
         """The chunks that exist, by id; unknown ids are left out."""
-        rows = self._pages(f"SELECT {_COLUMNS} FROM chunks WHERE id IN", ids)
+        rows = self._pages(f"SELECT {self._columns} FROM chunks WHERE id IN", ids)
         return {row[0]: _chunk(row) for row in rows}
 
     def of_document(self, document_id: str) -> list[Chunk]:
         """The document's chunks by where they start; empty if it has none or is unknown."""
-        query = f"SELECT {_COLUMNS} FROM chunks WHERE document_id = ? ORDER BY start, position"
+        query = f"SELECT {self._columns} FROM chunks WHERE document_id = ? ORDER BY start, position"
         return [_chunk(row) for row in self._rows(query, (document_id,))]
+
+    def neighbours(self, id: str, count: int, *, back: bool = False) -> list[Chunk]:
+        """Up to count passages of the same document that follow a passage (back: precede it), the nearest first."""
+        side, order = ("<", "DESC") if back else (">", "ASC")
+        query = (
+            f"SELECT {self._columns} FROM chunks WHERE document_id = (SELECT document_id FROM chunks WHERE id = ?1) "
+            f"AND (start, position) {side} (SELECT start, position FROM chunks WHERE id = ?1) "
+            f"ORDER BY start {order}, position {order} LIMIT ?2"
+        )
+        return [_chunk(row) for row in self._rows(query, (id, count))]
 
     def ids(self) -> list[str]:
         """All chunk ids in the order in which they were added."""
@@ -222,6 +236,11 @@ class ChunkStore:
         for content, id, document, _ in sorted(self._pages(query, hashes), key=lambda row: row[3]):
             found.setdefault(content, []).append((id, document))
         return found
+
+    def sample(self, count: int) -> list[str]:
+        """The texts of up to count chunks, evenly over the store."""
+        step = f"max(1, (SELECT max(position) FROM chunks) / {count})"
+        return [row[0] for row in self._rows(f"SELECT text FROM chunks WHERE position % {step} = 0 LIMIT {count}")]
 
     def documents(self) -> list[DocumentRecord]:
         """Every document without its text, by id."""
@@ -341,7 +360,8 @@ def _insert(connection: sqlite3.Connection, statement: str, rows: Iterable[tuple
 
 
 def _chunk(row: Sequence[Any]) -> Chunk:
-    id, document_id, text, heading_path, start, end, metadata, source = row
+    id, document_id, text, heading_path, start, end, metadata, source = row[:8]
+    before, continues = row[8:] or ("", 0)
     return Chunk(
         id=id,
         document_id=document_id,
@@ -351,6 +371,8 @@ def _chunk(row: Sequence[Any]) -> Chunk:
         end=end,
         metadata=json.loads(metadata),
         source=source,
+        before=before,
+        continues=bool(continues),
     )
 
 

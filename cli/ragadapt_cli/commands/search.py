@@ -16,20 +16,30 @@ from ragadapt.errors import InvalidInput
 from ragadapt.files import parse_object, read_lines
 from ragadapt.text import encodable, grouped
 from ragadapt.values import hits_as_json
-from ragadapt_cli.options import command, device_options, feedback_options, rerank_options, retriever_argument
+from ragadapt_cli.options import (
+    command,
+    context_options,
+    device_options,
+    feedback_options,
+    rerank_options,
+    retriever_argument,
+)
 from ragadapt_cli.terminal import ERROR, LinePart, Terminal
 
 if TYPE_CHECKING:
     from ragadapt.search.reranking import Rerank
     from ragadapt.values import Hit
 
+_NAMED = 3  # copies that are named below a result
 _PIPE_WIDTH = 240  # characters of a snippet where there is no terminal to ask
 
 
 @command("search")
 @retriever_argument
 @click.argument("query", required=False)
-@click.option("-k", type=click.IntRange(min=1), help="How many results.  [default: 5; 100 for --run]")
+@click.option(
+    "-k", type=click.IntRange(min=1), help="How many results.  [default: 5; as many as suit --tokens; 100 for --run]"
+)
 @click.option(
     "--mode",
     type=click.Choice(["hybrid", "dense", "lexical"]),
@@ -51,6 +61,7 @@ _PIPE_WIDTH = 240  # characters of a snippet where there is no terminal to ask
     show_default=True,
     help="What the run file ranks; a document stands where its best chunk stands.",
 )
+@context_options
 @rerank_options
 @feedback_options
 @device_options
@@ -64,6 +75,7 @@ def search_command(
     queries: Path | None,
     run_file: Path | None,
     level: str,
+    shape: Mapping[str, Any],
     rerank: bool | Rerank,
     lam: float | None,
     tenant: str | None,
@@ -74,6 +86,7 @@ def search_command(
 
     \b
         ragadapt search ./retriever "how do I reset my password"
+        ragadapt search ./retriever "how do I reset my password" --expand section --tokens 1000
         ragadapt search ./retriever --queries queries.jsonl --run run.trec -k 100
 
     Lines of --queries that hold no query are said, the others are searched for, and the exit code is 1 then.
@@ -84,6 +97,8 @@ def search_command(
         raise click.UsageError("--run writes the results of many queries: it needs --queries.")
     if run_file is not None and conditions is not None:
         raise click.UsageError("--filter does not go with --run: judgements are about the whole corpus.")
+    if run_file is not None and (shape["expand"] is not None or shape["max_per_document"] is not None):
+        raise click.UsageError("A run file ranks passages: --expand, --tokens and --max-per-document go without --run.")
     if query is not None and not query.strip():
         raise click.UsageError("The query is empty.")
     condition = _read_filter(conditions)
@@ -112,7 +127,7 @@ def search_command(
                 terminal.note(f"{lines} lines for {len(run)} queries in {run_file}")
             return code
         found = opened.search_many(
-            list(asked.values()), k or 5, mode=mode, filter=condition, lam=lam, tenant=tenant, rerank=rerank
+            list(asked.values()), k, mode=mode, filter=condition, lam=lam, tenant=tenant, rerank=rerank, **shape
         )
         if terminal.json:
             results = [
@@ -147,8 +162,16 @@ def _show(terminal: Terminal, query: str, hits: Sequence[Hit]) -> None:
         parts = ("page", "slide", "sheet", "row", "cell")
         place += "".join(f", {part} {metadata[part]}" for part in parts if part in metadata)
         score = f"{hit.score:.3f}"
-        text, spans = snippet(hit.chunk.text, query, width * (3 if in_terminal else 1))
         terminal.write(f"{rank:>3}  ", (score, {"fg": "green"}), "  ", (place, {"bold": True}))
+        if hit.copies:
+            others = ", ".join(dict.fromkeys(copy.source or copy.document_id for copy in hit.copies[:_NAMED]))
+            more = ", …" if len(hit.copies) > _NAMED else ""
+            terminal.write(f"     = {len(hit.copies)} more of the same text: {others}{more}")
+        if hit.context is not None:  # whole, as it is what a language model would be given
+            for line in hit.text.splitlines():
+                terminal.write("     ", line)
+            continue
+        text, spans = snippet(hit.chunk.text, query, width * (3 if in_terminal else 1))
         for start, end in _lines(text, width) if in_terminal or terminal.colours else [(0, len(text))]:
             terminal.write("     ", *_marked(text, spans, start, end))
 

@@ -37,6 +37,18 @@ from ragadapt_cli.terminal import Terminal
     metavar="[NAME=]FILE",
     help="Let the page at /label fill this file of labelled questions; what --log-queries keeps is asked first.",
 )
+@click.option(
+    "--expand",
+    type=click.Choice(["neighbours", "section", "document"]),
+    help="Answer with what stands around each hit, also Dify, MCP and OpenAI clients, which cannot ask for it.",
+)
+@click.option(
+    "--tokens",
+    default=2048,
+    show_default=True,
+    type=click.IntRange(1),
+    help="What the expanded hits of a request hold together.",
+)
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 256), help="Processes.")
 @click.option("--max-body", default=8_000_000, show_default=True, type=click.IntRange(1000), help="Bytes of a request.")
 @click.option("--timeout", default=60.0, show_default=True, type=click.FloatRange(0.1), help="Seconds for a request.")
@@ -52,6 +64,8 @@ def serve_command(
     url_template: str | None,
     log_queries: Path | None,
     labels: tuple[str, ...],
+    expand: str | None,
+    tokens: int,
     workers: int,
     max_body: int,
     timeout: float,
@@ -85,6 +99,8 @@ def serve_command(
         labels=tuple(
             (name, str(Path(file).resolve())) for name, file in named_files(labels, [one for one, _ in named])
         ),
+        expand=expand,
+        tokens=tokens,
         max_body_bytes=max_body,
         timeout_seconds=timeout,
         device=device,
