@@ -163,6 +163,8 @@ CALLS = {
         ["eval", "{retriever}", "--evidence", "{questions}"],
         ["eval", "{retriever}", "--evidence", "{questions}", "--json"],
         ["eval", "{retriever}", "--evidence", "{tmp}/{name}"],
+        ["eval", "{retriever}", "--evidence", "{questions}", "--per-question", "-o", "{tmp}/judged{name}"],
+        ["eval", "{retriever}", "--evidence", "{questions}", "--against", "{copy}", "--json"],
     ],
     "refresh": [
         ["refresh", "{copy}", "--feedback", "{feedback}"],

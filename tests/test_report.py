@@ -28,13 +28,17 @@ from ragadapt.report import (
     Curve,
     Delta,
     EvidenceUsed,
+    ExpectedAnswer,
     Failures,
+    FoundPassage,
     LearningPoint,
     Licence,
     Measure,
     MeasuredSystem,
     Passage,
     QueryYield,
+    QuestionJudged,
+    QuestionsJudged,
     Report,
     ScoreDistributions,
     SkippedSource,
@@ -119,6 +123,30 @@ def full(words: str = "plain") -> Report:
         versions={words: words},
         machine={words: words},
         licences=(Licence(what=words, licence=words, source=words),),
+        judged=QuestionsJudged(
+            subject="shipped",
+            k=10,
+            depth=100,
+            unit="quotes",
+            sentence=words,
+            systems=("base-dense", "shipped"),
+            reasons={"low": 1},
+            questions=(
+                QuestionJudged(
+                    id=words,
+                    query=words,
+                    values={"shipped": 0.5},
+                    expected=(
+                        ExpectedAnswer(text=words, source=words, passage=text("e"), missed="low", why=words),
+                        ExpectedAnswer(text=words, ranks={"shipped": 2}),
+                    ),
+                    found=(FoundPassage(passage=text("f"), right=True, ranks={"dense": 1}),),
+                    missed="low",
+                    why=words,
+                ),
+                QuestionJudged(id="2", query=words, partly=True),
+            ),
+        ),
     )
 
 

@@ -17,6 +17,7 @@ from ragadapt.corpus.duplicates import normalise
 from ragadapt.corpus.formats import structure_of
 from ragadapt.corpus.structure import Block, Section, is_visible, refine, sections_of, sentence_spans
 from ragadapt.errors import InvalidConfiguration, InvalidInput
+from ragadapt.text import rough_tokens
 from ragadapt.values import Chunk, Document, Progress, no_progress
 
 CountTokens = Callable[[Sequence[str]], list[int]]
@@ -24,7 +25,6 @@ CountTokens = Callable[[Sequence[str]], list[int]]
 DEFAULT_MAX_TOKENS = 256  # longer passages blur small encoders' vectors; most of them were trained on fewer
 _BATCH_CHARACTERS = 4_000_000  # documents that are cut together: bounds memory, keeps the counter's batches large
 _DEEPEST = 24  # nested blocks that are taken apart level by level
-_CHARACTERS_PER_TOKEN = 4  # of ASCII text, about; other scripts take about one token each
 
 
 def chunk_documents(
@@ -194,7 +194,7 @@ class _Cutter:
         for place, document in enumerate(documents):
             blank = not document.text.strip()
             spans.append([] if blank else None)
-            if not blank and _rough_tokens(document.text) <= self.limit:  # likely fits: worth counting whole
+            if not blank and rough_tokens(document.text) <= self.limit:  # likely fits: worth counting whole
                 asked.append((place, _whole_span(document)))
         counts = self.count([_passage(documents[p].text, span) for p, span in asked])
         for (place, span), tokens in zip(asked, counts, strict=True):
@@ -442,11 +442,6 @@ def _heading(path: tuple[str, ...]) -> str:
 def _passage(text: str, span: _Span) -> str:
     heading = " > ".join(part for part in span.path if part)
     return f"{heading}\n{text[span.start : span.end]}" if heading else text[span.start : span.end]
-
-
-def _rough_tokens(text: str) -> int:
-    plain = len(text) if text.isascii() else len(text.encode("ascii", "ignore"))
-    return plain // _CHARACTERS_PER_TOKEN + len(text) - plain
 
 
 def _whole_span(document: Document) -> _Span:

@@ -20,6 +20,7 @@ from ragadapt.report import charts
 from ragadapt.report.elements import checklist, figure, label_of_system, more, table, tiles
 from ragadapt.report.markup import Child, tag
 from ragadapt.report.methods_section import methods_section
+from ragadapt.report.questions_section import questions_section
 from ragadapt.report.values import (
     Comparison,
     Curve,
@@ -63,6 +64,7 @@ def page(report: Report) -> str:
         ("quality", "Quality", _quality(report)),
         ("methods", "Methods", methods_section(report)),
         ("decision", "Decision", _decision(report)),
+        ("each", "Every question", questions_section(report)),
         ("questions", "Wins and losses", _questions(report)),
         ("failures", "What still fails", _failures(report)),
         ("training", "Training" if report.learning or report.checks else "Scores", _training(report)),

@@ -404,6 +404,57 @@ class MethodsCompared(Part):
     left_out: tuple[SkippedSource, ...] = ()
 
 
+class ExpectedAnswer(Part):
+    """One thing that a question expects. text: the quote, the passage, or the document's id. passage: the best one that
+    has it; None where none does. ranks: system → its rank there, absent where it is deeper than was looked. missed: a
+    reason of ragadapt.evaluation.questions.Missed, "" where it was found; why: a sentence about it."""
+
+    text: Text
+    source: Text = ""
+    passage: Passage | None = None
+    ranks: dict[Text, int] = Field(default_factory=dict)
+    missed: Text = ""
+    why: Text = ""
+
+
+class FoundPassage(Part):
+    """One result. right: it answers. ranks: its rank on each side ("dense", "lexical") that has it."""
+
+    passage: Passage
+    right: bool = False
+    ranks: dict[Text, int] = Field(default_factory=dict)
+
+
+class QuestionJudged(Part):
+    """One question: what it expects and what was found. values: system → the deciding metric, absent where nothing here
+    answers. missed, why: where nothing that it expects is among the first results; partly: where only some is."""
+
+    id: Text
+    query: Text
+    values: dict[Text, float] = Field(default_factory=dict)
+    expected: tuple[ExpectedAnswer, ...] = ()
+    found: tuple[FoundPassage, ...] = ()
+    missed: Text = ""
+    why: Text = ""
+    partly: bool = False
+
+
+class QuestionsJudged(Part):
+    """Questions one by one. subject: the system that is explained; systems: all of them. k: how many results count as
+    found; depth: how far was looked. unit: what was judged: quotes, documents or passages. reasons: why questions were
+    missed → how many. sentence: what came out. unread: lines of the labels that could not be read."""
+
+    subject: Text
+    k: int
+    depth: int
+    unit: Text
+    sentence: Text
+    systems: tuple[Text, ...]
+    reasons: dict[Text, int] = Field(default_factory=dict)
+    questions: tuple[QuestionJudged, ...] = ()
+    unread: int = 0
+
+
 class Licence(Part):
     """Under which terms something that went into the retriever stands."""
 
@@ -443,6 +494,7 @@ class Report(Part):
     machine: dict[Text, Text] = Field(default_factory=dict)
     licences: tuple[Licence, ...] = ()
     methods: MethodsCompared | None = None
+    judged: QuestionsJudged | None = None
 
     def system(self, name: str) -> MeasuredSystem | None:
         """The system of that name, if it was measured."""
