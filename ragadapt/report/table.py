@@ -23,7 +23,7 @@ def table(report: Report) -> str:
     if report.metric in metrics:
         metrics.sort(key=lambda name: name != report.metric)
     if report.systems and metrics:
-        versus = any(report.delta(system.name, "base-dense") for system in report.systems)
+        versus = report.judged is None and any(report.delta(s.name, "base-dense") for s in report.systems)
         header = ["", *metrics, *(["against base dense"] if versus else [])]
         rows = []
         for system in report.systems:
@@ -54,7 +54,8 @@ def table(report: Report) -> str:
         lines += [f"Missed: {number} × {meaning(reason)}" for reason, number in judged.reasons.items()]
     if report.evidence is not None:
         words = EVIDENCE.get(report.evidence.tier, "")
-        lines.append(f"Judged by {judges(report.evidence)}: {report.evidence.tier}" + (f" ({words})" if words else ""))
+        many = judges(report.evidence) if report.judged is None else f"{report.evidence.queries} questions"
+        lines.append(f"Judged by {many}: {report.evidence.tier}" + (f" ({words})" if words else ""))
     lines.append(f"{report.verdict.outcome}: {headline(report)}" if report.verdict else headline(report))
     lines.extend(f"Warning: {warning}" for warning in cautions(report))
     return "\n".join(map(printable, lines))
