@@ -13,6 +13,10 @@ from ragadapt.report.words import count, percent, score
 LISTED = 300
 """Questions shown at most on the page, missed ones first; report.json has all of them."""
 _SNIPPET = 200  # characters of a result
+_SHORT = {
+    "base-dense": "dense", "bm25": "BM25", "base-hybrid": "RRF", "fitted-dense": "fitted, dense", "shipped": "ships",
+    "reranked": "re-ranked", "other": "the other",
+}  # fmt: skip
 
 
 def questions_section(report: Report) -> Markup | None:
@@ -29,8 +33,8 @@ def questions_section(report: Report) -> Markup | None:
         "div",
         tag(
             "p",
-            f"“Found” means among the first {found.k} of {label_of_system(report, found.subject)}. Ranks go down to "
-            f"{found.depth}.",
+            f"Found: among the first {found.k} results of the {label_of_system(report, found.subject)}. Ranks are told "
+            f"down to {found.depth}.",
         ),
         tiles(
             [
@@ -114,7 +118,7 @@ def _question(each: QuestionJudged, found: QuestionsJudged, report: Report) -> M
         tag(
             "div",
             tag("p", tag("strong", f"{_upper(meaning(each.missed))}. "), each.why) if each.missed else None,
-            _expected(each.expected, found, report),
+            _expected(each.expected, found),
             _found(each.found),
             tag(
                 "p",
@@ -136,17 +140,20 @@ def _rank(each: QuestionJudged, found: QuestionsJudged) -> str:
     return f"rank {min(ranks)}" if ranks else "not found"
 
 
-def _expected(expected: tuple[ExpectedAnswer, ...], found: QuestionsJudged, report: Report) -> Child:
+def _expected(expected: tuple[ExpectedAnswer, ...], found: QuestionsJudged) -> Child:
     def cell(answer: ExpectedAnswer, name: str) -> str:
         return str(answer.ranks[name]) if name in answer.ranks else f"> {found.depth}"
 
+    several = len(expected) > 1  # the reason of a single one stands above
     return table(
-        ["expected", *(label_of_system(report, name) for name in found.systems), "why missed"],
+        ["expected", *(_SHORT.get(name, name) for name in found.systems), "why missed"],
         [
             [
-                [tag("span", _cut(answer.text), dir="auto"), tag("small", _place(answer), cls="note")],
+                [tag("span", _cut(answer.text), dir="auto"), tag("small", _place(answer), cls="note wraps")],
                 *(cell(answer, name) for name in found.systems),
-                [meaning(answer.missed), tag("small", answer.why, cls="note wraps")] if answer.missed else "–",
+                [meaning(answer.missed), tag("small", answer.why, cls="note wraps")]
+                if answer.missed and several
+                else "–",
             ]
             for answer in expected
         ],
