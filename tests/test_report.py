@@ -24,6 +24,7 @@ from ragadapt.evaluation import Interval, evaluate, interval, paired_bootstrap
 from ragadapt.evaluation.gate import Verdict
 from ragadapt.report import (
     AdapterCheck,
+    ChoicesSwept,
     CorpusFacts,
     Curve,
     Delta,
@@ -44,6 +45,7 @@ from ragadapt.report import (
     SkippedSource,
     SplitSizes,
     Step,
+    SweptChoice,
     Timing,
     VerdictFacts,
     compare,
@@ -123,6 +125,33 @@ def full(words: str = "plain") -> Report:
         versions={words: words},
         machine={words: words},
         licences=(Licence(what=words, licence=words, source=words),),
+        swept=ChoicesSwept(
+            best="a",
+            cheapest="b",
+            sentence=words,
+            alike=words,
+            choices=tuple(
+                SweptChoice(
+                    name=name,
+                    label=words,
+                    model=words,
+                    chunk_tokens=128,
+                    settings=words,
+                    value=0.5,
+                    low=-0.1,
+                    told=name == "b",
+                    passages=3,
+                    tokens=99,
+                    encoded=3,
+                    seconds=1.0,
+                    parameters=10,
+                    vector_bytes=1000,
+                    search_ms=1.0,
+                )
+                for name in ("a", "b")
+            ),
+            left_out=(SkippedSource(source=words, reason=words),),
+        ),
         judged=QuestionsJudged(
             subject="shipped",
             k=10,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -151,18 +151,13 @@ def _own_systems(
         return rank
 
     def plain(searcher: Searcher, rows: Floats, mode: Mode) -> RankChunks:
-        def rank(numbers: Sequence[int], deep: int) -> list[list[str]]:
-            with now.lock:
-                found = searcher.rank(
-                    [texts[at] for at in numbers],
-                    rows[list(numbers)],
-                    deep,
-                    mode,
-                    fusion=Fusion(method="rrf"),
-                )
-            return [ranked.ids for ranked in found]
+        rank = ranker(searcher, texts, rows, mode, Fusion(method="rrf"))
 
-        return rank
+        def held(numbers: Sequence[int], deep: int) -> list[list[str]]:
+            with now.lock:
+                return rank(numbers, deep)
+
+        return held
 
     sides: dict[str, RankChunks] = {}
     untuned = _untuned(retriever, now, base, progress) if trained else None
@@ -183,7 +178,7 @@ def _own_systems(
         sides["reranked"] = by("hybrid", second)
     made = []
     for done, (name, rank) in enumerate(sides.items(), start=1):
-        ids = _to_documents(rank, asked, len(texts)) if asked.whole else rank(range(len(texts)), DEPTH)
+        ids = down_to_documents(rank, asked, len(texts)) if asked.whole else rank(range(len(texts)), DEPTH)
         made.append(_System(name, LABELS[name], [[asked.chunk_of[id] for id in found] for found in ids]))
         progress("search", done, len(sides))
     return made
@@ -200,7 +195,18 @@ def _check_passages(against: Retriever | Finder, asked: Asked, qrels: str | Path
         )
 
 
-def _to_documents(rank: RankChunks, asked: Asked, count: int) -> list[list[str]]:
+def ranker(searcher: Searcher, texts: Sequence[str], vectors: Floats, mode: Mode, fusion: Fusion) -> RankChunks:
+    """Search for some of the questions by a searcher. vectors: (Q, d) of the texts."""
+
+    def rank(numbers: Sequence[int], deep: int) -> list[list[str]]:
+        asked = list(numbers)
+        found = searcher.rank([texts[at] for at in asked], vectors[asked], deep, mode, fusion=fusion)
+        return [ranked.ids for ranked in found]
+
+    return rank
+
+
+def down_to_documents(rank: RankChunks, asked: Asked, count: int) -> list[list[str]]:
     """Passages of every question, so many that DEPTH documents are among them, as `Retriever.run` looks for them."""
     everything, documents = len(asked.chunks), len(asked.of_document)
     deep = max(1, min(everything, 4 * DEPTH))
@@ -308,12 +314,22 @@ def _other_system(
 
 
 def _measured(system: _System, asked: Asked, same: bool) -> _System:
-    """With its figures. same: all systems search the same passages, so that their ids can be compared."""
+    """With its figures."""
+    return replace(system, values=values_of(system.rankings, asked, same))
+
+
+def values_of(
+    rankings: Sequence[Sequence[Chunk]], asked: Asked, same: bool, tokens: int = TOKENS
+) -> dict[str, dict[str, float]]:
+    """Metric → query id → value of what a search found, by question.
+
+    same: what it is compared with searches the same passages, so that their ids can be judged; else documents and
+    quotes are.
+    """
     values: dict[str, dict[str, float]] = {}
-    quoted = {question.id: question.quotes for question in asked.questions if question.quotes}
-    if same or asked.whole or not quoted:
+    if same or asked.whole or not any(question.quotes for question in asked.questions):
         run = {}
-        for question, ranking in zip(asked.questions, system.rankings, strict=True):
+        for question, ranking in zip(asked.questions, rankings, strict=True):
             if asked.whole:
                 units = list(dict.fromkeys(chunk.document_id for chunk in ranking))[:DEPTH]
             elif same:
@@ -322,12 +338,12 @@ def _measured(system: _System, asked: Asked, same: bool) -> _System:
                 units = [chunk.id for chunk in ranking if asked.chunk_of.get(chunk.id, chunk).text == chunk.text]
             run[question.id] = {unit: 1 / rank for rank, unit in enumerate(units, start=1)}
         values = {metric: dict(each) for metric, each in evaluate(run, asked.judged).per_query.items()}
-    for question, ranking in zip(asked.questions, system.rankings, strict=True):
+    for question, ranking in zip(asked.questions, rankings, strict=True):
         if question.quotes:
-            for metric, value in quote_measures(ranking[:DEPTH], question.quotes).items():
+            for metric, value in quote_measures(ranking[:DEPTH], question.quotes, tokens).items():
                 if metric != "RR@10" or not (same or asked.whole):  # else it is that of the judged ids
                     values.setdefault(metric, {})[question.id] = value
-    return _System(system.name, system.label, system.rankings, values)
+    return values
 
 
 def _report(
@@ -535,4 +551,4 @@ def _sentence(
     return text
 
 
-__all__ = ["TOKENS", "Finder", "evaluate_questions"]
+__all__ = ["TOKENS", "Finder", "down_to_documents", "evaluate_questions", "ranker", "values_of"]

@@ -21,6 +21,7 @@ from ragadapt.report.table import question_lines, table
 from ragadapt.report.values import (
     SCHEMA_VERSION,
     AdapterCheck,
+    ChoicesSwept,
     Comparison,
     CorpusFacts,
     Curve,
@@ -50,6 +51,7 @@ from ragadapt.report.values import (
     SkippedSource,
     SplitSizes,
     Step,
+    SweptChoice,
     Timing,
     VerdictFacts,
     WorkDone,
@@ -60,6 +62,7 @@ from ragadapt.text import encodable, printable_json
 __all__ = [
     "SCHEMA_VERSION",
     "AdapterCheck",
+    "ChoicesSwept",
     "Comparison",
     "CorpusFacts",
     "Curve",
@@ -89,6 +92,7 @@ __all__ = [
     "SkippedSource",
     "SplitSizes",
     "Step",
+    "SweptChoice",
     "Timing",
     "VerdictFacts",
     "WorkDone",

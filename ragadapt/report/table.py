@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ragadapt.report.elements import label_of_system
 from ragadapt.report.methods import method_rows
 from ragadapt.report.questions_section import meaning
+from ragadapt.report.sweep_section import sweep_rows
 from ragadapt.report.values import QuestionsJudged, Report
 from ragadapt.report.words import EVIDENCE, cautions, headline, judges, score, signed
 from ragadapt.text import printable
@@ -19,6 +20,11 @@ def table(report: Report) -> str:
     escaped for a terminal. No trailing newline.
     """
     lines = []
+    if (swept := report.swept) is not None:
+        lines += [*_aligned(sweep_rows(swept, report.metric)), "* the cheapest that cannot be told from the best", ""]
+        lines += [f"All alike: {swept.alike}."]
+        lines += [f"Left out: {each.source}: {each.reason}" for each in swept.left_out]
+        return "\n".join(map(printable, [*lines, headline(report), *(f"Warning: {text}" for text in cautions(report))]))
     metrics = list(dict.fromkeys(name for system in report.systems for name in system.metrics))
     if report.metric in metrics:
         metrics.sort(key=lambda name: name != report.metric)

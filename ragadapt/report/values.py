@@ -455,6 +455,50 @@ class QuestionsJudged(Part):
     unread: int = 0
 
 
+class SweptChoice(Part):
+    """A model and a size of passages, measured. value: mean of the deciding metric; low, high: simultaneous bounds of
+    its difference from the best choice. told: whether it is worse than that beyond doubt. settings: how `fit` is given
+    it.
+
+    passages, tokens: to encode; encoded: of them now, seconds: that took (the others were known by their content, or
+    from an earlier call). parameters: of the transformer. vector_bytes: of all passages. search_ms: median of a search,
+    its query encoded. cost: geometric mean of how many times the least of the choices it takes, in work to encode,
+    bytes and search time.
+    """
+
+    name: Text
+    label: Text
+    model: Text
+    chunk_tokens: int
+    settings: Text
+    value: float
+    low: float = 0.0
+    high: float = 0.0
+    told: bool = False
+    weight: float = 0.5
+    passages: int
+    tokens: int
+    encoded: int
+    seconds: float
+    parameters: int
+    vector_bytes: int
+    search_ms: float
+    cost: float = 1.0
+
+
+class ChoicesSwept(Part):
+    """Models and sizes of passages side by side on the same questions. best, cheapest: names of choices, the second of
+    those that cannot be told from the first. sentence: what to do. left_out: choices that could not be measured, and
+    why."""
+
+    best: Text
+    cheapest: Text
+    sentence: Text
+    alike: Text
+    choices: tuple[SweptChoice, ...]
+    left_out: tuple[SkippedSource, ...] = ()
+
+
 class Licence(Part):
     """Under which terms something that went into the retriever stands."""
 
@@ -495,6 +539,7 @@ class Report(Part):
     licences: tuple[Licence, ...] = ()
     methods: MethodsCompared | None = None
     judged: QuestionsJudged | None = None
+    swept: ChoicesSwept | None = None
 
     def system(self, name: str) -> MeasuredSystem | None:
         """The system of that name, if it was measured."""

@@ -47,6 +47,8 @@ def headline(report: Report) -> str:
     """One sentence that says, without jargon, what the reader got."""
     if report.methods is not None:
         return report.methods.sentence
+    if report.swept is not None:
+        return report.swept.sentence
     if report.judged is not None:
         return report.judged.sentence
     verdict, shipped, base = report.verdict, report.shipped, report.system("base-dense")
