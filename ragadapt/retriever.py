@@ -40,7 +40,7 @@ from ragadapt.store.chunks import ChunkFilters, ChunkStore
 from ragadapt.store.workspace import LEDGER, MANIFEST, RERANKER, Manifest, OpenedStore, ledger_lock, load_store
 from ragadapt.text import encodable
 from ragadapt.threads import follow_forks
-from ragadapt.values import Chunk, Hit
+from ragadapt.values import Chunk, Hit, Hits
 
 if TYPE_CHECKING:
     from ragadapt.encoder import Encoder
@@ -415,7 +415,7 @@ class Retriever:
             raise InvalidInput(
                 f"query is {type(query).__name__} ({shown(query)}); pass one string, or use search_many for a list."
             )
-        return self.search_many([query], k, mode=mode, filter=filter, lam=lam, tenant=tenant, rerank=rerank)[0]
+        return Hits(self.search_many([query], k, mode=mode, filter=filter, lam=lam, tenant=tenant, rerank=rerank)[0])
 
     def search_many(
         self,

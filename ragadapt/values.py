@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeAlias
 
+from ragadapt.notebook import html_table
+
 Metadata = Mapping[str, Any]
 
 JsonValue: TypeAlias = "str | int | float | bool | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
@@ -108,6 +110,20 @@ class Hit:
     chunk: Chunk
     score: float
     parts: Mapping[str, float] = field(default_factory=dict)
+
+
+class Hits(list[Hit]):
+    """The results of one search, best first: a list that a notebook shows as a table."""
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [str(rank), f"{hit.score:.3f}", _place(hit.chunk), hit.chunk.text] for rank, hit in enumerate(self, start=1)
+        ]
+        return html_table(["", "score", "where", "text"], rows) if rows else "<p>Nothing was found.</p>"
+
+
+def _place(chunk: Chunk) -> str:
+    return " › ".join(part for part in (chunk.source or chunk.document_id, *chunk.heading_path) if part)
 
 
 def hits_as_json(hits: Sequence[Hit]) -> list[dict[str, Any]]:

@@ -78,6 +78,9 @@ class Sweep:
     encoded: int
     known: int
 
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
     @property
     def sentence(self) -> str:
         """What to do."""

@@ -287,6 +287,11 @@ class Comparison(Part):
         """Queries that got worse."""
         return sum(change < -1e-9 for change in self.changes)
 
+    def _repr_html_(self) -> str:
+        from ragadapt.report.fragment import comparison_fragment
+
+        return comparison_fragment(self)
+
 
 class NeverRetrieved(Part):
     """Chunks that no query brought into its first k. of: chunks in the index."""
@@ -454,6 +459,11 @@ class QuestionsJudged(Part):
     questions: tuple[QuestionJudged, ...] = ()
     unread: int = 0
 
+    def _repr_html_(self) -> str:
+        from ragadapt.report.fragment import questions_fragment
+
+        return questions_fragment(self)
+
 
 class SweptChoice(Part):
     """A model and a size of passages, measured. value: mean of the deciding metric; low, high: simultaneous bounds of
@@ -540,6 +550,11 @@ class Report(Part):
     methods: MethodsCompared | None = None
     judged: QuestionsJudged | None = None
     swept: ChoicesSwept | None = None
+
+    def _repr_html_(self) -> str:
+        from ragadapt.report.fragment import report_fragment
+
+        return report_fragment(self)
 
     def system(self, name: str) -> MeasuredSystem | None:
         """The system of that name, if it was measured."""
