@@ -42,7 +42,7 @@ from ragadapt.store.chunks import ChunkFilters, ChunkStore
 from ragadapt.store.workspace import LEDGER, MANIFEST, RERANKER, Manifest, OpenedStore, ledger_lock, load_store
 from ragadapt.text import encodable, rough_tokens
 from ragadapt.threads import follow_forks
-from ragadapt.values import Chunk, Hit
+from ragadapt.values import Chunk, Hit, Hits
 
 if TYPE_CHECKING:
     from ragadapt.encoder import Encoder
@@ -435,10 +435,12 @@ class Retriever:
             raise InvalidInput(
                 f"query is {type(query).__name__} ({shown(query)}); pass one string, or use search_many for a list."
             )
-        return self.search_many(
-            [query], k, mode=mode, filter=filter, lam=lam, tenant=tenant, rerank=rerank, expand=expand, fold=fold,
-            max_per_document=max_per_document,
-        )[0]  # fmt: skip
+        return Hits(
+            self.search_many(
+                [query], k, mode=mode, filter=filter, lam=lam, tenant=tenant, rerank=rerank, expand=expand, fold=fold,
+                max_per_document=max_per_document,
+            )[0]
+        )  # fmt: skip
 
     def search_many(
         self,

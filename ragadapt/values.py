@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, TypeAlias
 
+from ragadapt.notebook import html_table
+
 Metadata = Mapping[str, Any]
 
 JsonValue: TypeAlias = "str | int | float | bool | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
@@ -139,6 +141,20 @@ class Hit:
     def text(self) -> str:
         """What to give a language model: the context, else the passage."""
         return self.chunk.text if self.context is None else self.context.text
+
+
+class Hits(list[Hit]):
+    """The results of one search, best first: a list that a notebook shows as a table."""
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [str(rank), f"{hit.score:.3f}", _place(hit.chunk), hit.chunk.text] for rank, hit in enumerate(self, start=1)
+        ]
+        return html_table(["", "score", "where", "text"], rows) if rows else "<p>Nothing was found.</p>"
+
+
+def _place(chunk: Chunk) -> str:
+    return " › ".join(part for part in (chunk.source or chunk.document_id, *chunk.heading_path) if part)
 
 
 def hits_as_json(hits: Sequence[Hit]) -> list[dict[str, Any]]:

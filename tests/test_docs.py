@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WRITTEN = (
     "README.md", "docs/getting-started.md", "docs/how-it-works.md", "docs/langchain.md", "docs/llama-index.md",
     "docs/python.md", "docs/refresh.md", "docs/reranking.md", "docs/feedback.md", "docs/serving.md", "docs/speed.md",
-    "docs/comparing.md", "docs/applications.md", "docs/skills/ragadapt/SKILL.md",
+    "docs/comparing.md", "docs/applications.md", "docs/evaluating.md", "docs/skills/ragadapt/SKILL.md",
 )  # fmt: skip
 """Pages that people write; docs/cli.md and docs/configuration.md are generated and tested elsewhere."""
 
@@ -204,6 +204,7 @@ def test_snippets_that_open_a_retriever_run(
     out = capsys.readouterr().out.splitlines()
     assert {"Within 30 days.", "refunds"} <= set(out)
     assert "{'num_added': 1, 'num_updated': 0, 'num_skipped': 0, 'num_deleted': 0}" in out
+    execute(blocks("docs/evaluating.md", "python"))
     execute(blocks("docs/speed.md", "python"))
     execute(blocks("docs/llama-index.md", "python"))
     assert "billing.md" in capsys.readouterr().out

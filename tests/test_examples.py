@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from bs4 import BeautifulSoup
 
 from ragadapt.config import EncoderConfig, FitConfig
 from ragadapt.pipeline.fit import fit
@@ -108,3 +112,32 @@ def test_the_frameworks_are_timed_beside_the_core(tmp_path: Path) -> None:
     for mode in ("hybrid", "dense"):
         assert figures[mode]["core_milliseconds"] > 0
         assert all(figures[mode][side]["ratio"] > 0 for side in ("langchain", "llama_index"))
+
+
+def test_the_notebook_runs_and_shows_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = json.loads((EXAMPLES / "questions.ipynb").read_text(encoding="utf-8"))
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in notebook["cells"])
+    shutil.copytree(EXAMPLES / "pages", tmp_path / "pages")
+    shutil.copy(EXAMPLES / "pages-questions.json", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    shown, names = [], dict[str, Any]()
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            body = ast.parse("".join(cell["source"])).body
+            last = body.pop() if isinstance(body[-1], ast.Expr) else None
+            exec(compile(ast.Module(body, []), "notebook", "exec"), names)
+            if last is not None:  # what a notebook shows of a cell
+                value = eval(compile(ast.Expression(last.value), "notebook", "eval"), names)  # type: ignore[attr-defined]
+                if value is not None:
+                    shown.append(BeautifulSoup(value._repr_html_(), "html.parser"))
+    fitted, hits, questions, compared, swept = shown
+    assert "NO GAIN" in fitted.text or "No model was trained" in fitted.text
+    first = hits.select("tbody tr")[0].find_all("td")
+    assert first[2].text.startswith("billing.md › ")
+    assert len(hits.select("tbody tr")) == 3
+    assert "base hybrid (RRF)" in questions.text
+    assert "better" in compared.text and "unchanged" in compared.text
+    assert swept.select("thead th")[0].text == "choice"
+    assert len(swept.select("tbody tr")) == 3

@@ -17,9 +17,9 @@ import ragadapt
 ROOT = Path(__file__).resolve().parents[1]
 
 PARTS = (
-    "version", "text", "secrets", "errors", "checks", "values", "config", "files", "threads", "profiling", "corpus",
-    "queries", "lexical", "index", "store", "search", "encoder", "adapters", "rerank", "training", "evaluation",
-    "report", "pefa", "retriever", "collection", "feedback", "pipeline", "export", "doctor",
+    "version", "text", "secrets", "errors", "checks", "notebook", "values", "config", "files", "threads", "profiling",
+    "corpus", "queries", "lexical", "index", "store", "search", "encoder", "adapters", "rerank", "training",
+    "evaluation", "report", "pefa", "retriever", "collection", "feedback", "pipeline", "export", "doctor",
 )  # fmt: skip
 """The modules and packages of ragadapt. Each may import those before it, never those behind it."""
 

@@ -22,9 +22,10 @@ from trained_retriever import fit_trained
 from ragadapt.config import EncoderConfig
 from ragadapt.encoder import Encoder
 from ragadapt.index import exact_index
+from ragadapt.pipeline.questions import evaluate_questions
 from ragadapt.pipeline.refresh import refresh_documents
 from ragadapt.retriever import Retriever
-from ragadapt.search.fusion import Background
+from ragadapt.search.fusion import Background, Fusion
 from ragadapt.search.searcher import Searcher
 
 QUERIES = ("old red stone", "the small river", "cheap flight to the city")
@@ -75,6 +76,29 @@ def test_base_ranks_as_the_base_model_would_in_the_same_mix(retriever: Retriever
             hit.chunk.id for hit in base.search(query, 10, "dense").hits
         ]
     assert moved  # else nothing would be shown
+
+
+def test_questions_are_judged_beside_the_base_where_its_vectors_are_at_hand(
+    retriever: Retriever, made: Path, own: Path
+) -> None:
+    labels = made / "labels.jsonl"
+    report = evaluate_questions(retriever, labels)
+    assert [s.name for s in report.systems] == ["base-dense", "bm25", "base-hybrid", "fitted-dense", "shipped"]
+    encoder, searcher = base_of(retriever, made)
+    assert report.judged is not None
+    for question in report.judged.questions[:6]:
+        vector = encoder.encode_queries([question.query])
+        dense = searcher.rank([question.query], vector, 100, "dense")[0].ids
+        hybrid = searcher.rank([question.query], vector, 100, fusion=Fusion(method="rrf"))[0].ids
+        for answer in question.expected:
+            assert answer.passage is not None
+            assert answer.ranks["base-dense"] == dense.index(answer.passage.id) + 1
+            assert answer.ranks["base-hybrid"] == hybrid.index(answer.passage.id) + 1
+    with Retriever.open(own, precision="float32") as elsewhere:
+        alone = evaluate_questions(elsewhere, labels)
+        assert [s.name for s in alone.systems] == ["bm25", "fitted-dense", "shipped"]
+        assert "--base" in alone.warnings[-1]
+        assert evaluate_questions(elsewhere, labels, base=True).systems == report.systems
 
 
 def test_vectors_that_the_fit_kept_are_not_made_again(

@@ -20,6 +20,7 @@ from ragadapt_cli.terminal import INTERRUPTED, Terminal, report_error
 COMMANDS = {
     "fit": "Learn a corpus and save a retriever that is shown to be better on it.",
     "compare": "Compare methods of training on your documents, with equal budgets.",
+    "sweep": "Compare models and sizes of passages on your documents and questions, without training.",
     "search": "Search a retriever: one query, or a file of queries into a TREC run.",
     "eval": "Measure a retriever on judged queries.",
     "refresh": "Bring a retriever up to date: documents, of which only what is new is encoded, and feedback.",

@@ -93,6 +93,8 @@ COMPARE_FLAGS = (
     SEED,
 )
 
+SWEEP_FLAGS = (*(flag for flag in MODEL if flag.name != "--model"), *READING, SEED)
+
 
 def settings_options(flags: Sequence[Flag]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The flags, --config and --set; the function gets the finished `config`."""

@@ -153,6 +153,43 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+def simultaneous_bounds(
+    rows: Rows, *, samples: int = 4000, confidence: float = 0.95, seed: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """(low, high), (K, K) each: bounds of mean(i) − mean(j) that hold for all pairs of K systems at once.
+
+    rows: (K, Q), a value per system and query. The bootstrap's largest deviation over all pairs, in standard errors,
+    sets the width of each (Romano and Wolf, Econometrica 2005), so that the best system may be chosen by these very
+    queries and then compared with the others. Raises InvalidInput for other shapes, or values that are not finite.
+    """
+    table = np.asarray(rows, dtype=np.float64)
+    if table.ndim != 2 or not table.size:
+        raise InvalidInput(f"rows has the shape {table.shape}; it must be systems × queries.")
+    for row in table:
+        _array(row, "rows")
+    systems, queries = table.shape
+    first, second = np.triu_indices(systems, 1)
+    rng = np.random.default_rng(seed)
+    means = np.empty((samples, systems))
+    block = max(1, 2_000_000 // queries)
+    for start in range(0, samples, block):
+        stop = min(start + block, samples)
+        drawn = rng.multinomial(queries, np.full(queries, 1 / queries), size=stop - start)
+        means[start:stop] = drawn @ table.T / queries
+    differences = means[:, first] - means[:, second]  # (samples, pairs)
+    observed = table.mean(axis=1)
+    errors = differences.std(axis=0)
+    varies = errors > 1e-12
+    width = 0.0
+    if varies.any():
+        deviation = np.abs(differences - (observed[first] - observed[second]))[:, varies] / errors[varies]
+        width = float(np.quantile(deviation.max(axis=1), confidence))
+    reach = np.zeros((systems, systems))
+    reach[first, second] = reach[second, first] = width * np.where(varies, errors, 0.0)
+    apart = observed[:, None] - observed[None, :]
+    return apart - reach, apart + reach
+
+
 def interval(
     values: Values,
     *,

@@ -133,6 +133,9 @@ class MethodComparison:
     trained: int
     reused: int
 
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
     @property
     def sentence(self) -> str:
         """What to do."""

@@ -108,6 +108,9 @@ class FitResult:
     decision: gate.Decision
     reused: tuple[str, ...]
 
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
     @property
     def verdict(self) -> str:
         """WIN, NO GAIN or REGRESSION AVOIDED."""

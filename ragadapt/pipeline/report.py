@@ -33,13 +33,14 @@ from ragadapt.values import Chunk, Document, Evidence
 if TYPE_CHECKING:
     from ragadapt.encoder import Precision
 
-_LABELS = {
+LABELS = {
     "base-dense": "base model, dense",
     "bm25": "BM25",
     "base-hybrid": "base hybrid (RRF)",
     "base-fused": "base, learnt fusion",
     "fitted-dense": "fitted model, dense",
     "shipped": "fitted retriever (default search)",
+    "reranked": "default search, re-ranked",
 }
 _FLATTERING = "cut from the passages themselves, so BM25 looks better here than with users' own questions"
 
@@ -248,7 +249,7 @@ def _measure(facts: Facts, base: Arena, before: Mapping[str, Run], after: AfterT
     evaluations: dict[str, Evaluation] = {name: evaluate(run, qrels) for name, run in found.items()}
     seed = facts.seed
     systems = [
-        build.measured(name, _LABELS[name], evaluation, seed=seed, shipped=name == "shipped")
+        build.measured(name, LABELS[name], evaluation, seed=seed, shipped=name == "shipped")
         for name, evaluation in evaluations.items()
     ]
     baselines = {name: evaluations[name] for name in build.BASELINES}
@@ -259,7 +260,7 @@ def _measure(facts: Facts, base: Arena, before: Mapping[str, Run], after: AfterT
     texts = {item.query.id: item.query.text for item in base.judged}
     kinds = {item.query.id: item.query.kind for item in base.judged}
     by_unit = _first_chunks(corpus)
-    untuned, shipped = ((_LABELS[name], found[name], evaluations[name]) for name in ("base-hybrid", "shipped"))
+    untuned, shipped = ((LABELS[name], found[name], evaluations[name]) for name in ("base-hybrid", "shipped"))
 
     def passage(id: str) -> reports.Passage | None:
         chunk = by_unit.get(id)

@@ -219,7 +219,7 @@ def vectors_kept_for(target: Path, encoder: Encoder) -> Iterator[list[KnownVecto
                     manifest.sections.get("encoded_by", manifest.library_version),
                 ]
                 files = [name for name in manifest.files if name == "chunks.sqlite" or name.startswith("index/")]
-                if about != _about(encoder) or "index" in manifest.mutable:
+                if about != about_vectors(encoder) or "index" in manifest.mutable:
                     continue
                 if any(record_file(folder / name) != manifest.files[name] for name in files):
                     log.warning("%s is damaged: its vectors are not taken over", folder)
@@ -235,7 +235,8 @@ def vectors_kept_for(target: Path, encoder: Encoder) -> Iterator[list[KnownVecto
         yield found
 
 
-def _about(encoder: Encoder) -> list[str]:
+def about_vectors(encoder: Encoder) -> list[str]:
+    """What must be equal for vectors to be taken over to the bit."""
     return [encoder.fingerprint, _computed(asdict(encoder.precision)), __version__]
 
 
@@ -250,7 +251,7 @@ def keep_vectors_beside(target: Path, corpus: Corpus, vectors: Path, encoder: En
     folder.mkdir()
     link_or_copy(vectors, folder / "vectors.npy")
     about = {
-        "about": _about(encoder),
+        "about": about_vectors(encoder),
         "sha256": record_file(folder / "vectors.npy").sha256,
         "contents": [chunk.content_hash for chunk in corpus.chunks],
     }
@@ -270,7 +271,7 @@ def _vectors_beside(target: Path, encoder: Encoder) -> KnownVectors | None:
     folder = _beside(target)
     known = read_json(folder / "vectors.json")
     try:
-        if known is None or known["about"] != _about(encoder):
+        if known is None or known["about"] != about_vectors(encoder):
             return None
         if record_file(folder / "vectors.npy").sha256 != known["sha256"]:
             log.warning("%s is damaged: its vectors are not taken over", folder)

@@ -48,7 +48,8 @@ class LabelledSet:
     grades: query id → chunk id → grade, grades of 0 included; a judged document's grade holds for all its chunks.
     document_positives: query id → document ids judged relevant as wholes; empty for judged chunks and evidence.
     evidence: query id → its quotes, those included that no chunk holds (they count as not found).
-    quotes_not_found: how many of these quotes no chunk holds.
+    quotes_not_found: how many of these quotes no chunk holds. texts: query id → text of all these queries, those whose
+    quotes no chunk holds included.
     """
 
     queries: list[Query]
@@ -57,6 +58,7 @@ class LabelledSet:
     document_positives: dict[str, tuple[str, ...]] = field(default_factory=dict)
     evidence: dict[str, tuple[EvidenceQuote, ...]] = field(default_factory=dict)
     quotes_not_found: int = 0
+    texts: dict[str, str] = field(default_factory=dict)
 
     @property
     def unread(self) -> int:
@@ -134,6 +136,7 @@ def load_labels(
         {id: tuple(_positives(graded)) for id, graded in wholes.items() if id in kept and _positives(graded)},
         evidence,
         quotes_not_found,
+        {query_id: text for query_id, text, *_ in asked if query_id in kept or query_id in evidence},
     )
 
 
@@ -246,6 +249,12 @@ def same_source(source: str, own_source: str, document_id: str) -> bool:
         return True
     wanted = _path(source)
     return any(_ends_with(own, wanted) or _ends_with(wanted, own) for own in (_path(own_source), _path(document_id)))
+
+
+def document_finder(chunks: Sequence[Chunk]) -> Callable[[str], str | None]:
+    """What a label calls a document (its id, its source, the end of its path) → its id; None where none is meant, or
+    several may be."""
+    return _LabelTargets(chunks, ()).document
 
 
 class _LabelTargets:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ragadapt.evaluation.metrics import Evaluation, Qrels, Run, ranked
-from ragadapt.evaluation.significance import interval, paired_bootstrap
+from ragadapt.evaluation.significance import holm, interval, p_value, paired_bootstrap
 from ragadapt.report.values import (
     Comparison,
     Delta,
@@ -73,6 +73,12 @@ def differences(
     return tuple(made)
 
 
+def with_holm(deltas: Sequence[Delta], samples: int) -> tuple[Delta, ...]:
+    """The differences with p-values that are corrected for all of them (Holm). samples: of the bootstrap."""
+    corrected = holm([p_value(delta.interval, samples) for delta in deltas])
+    return tuple(delta.model_copy(update={"p": p}) for delta, p in zip(deltas, corrected, strict=True))
+
+
 def compare(
     texts: Mapping[str, str],
     qrels: Qrels,
@@ -91,11 +97,7 @@ def compare(
     """
     first, second = before[2].per_query[metric], after[2].per_query[metric]
     changes = {query: second[query] - first[query] for query in first}
-    order = sorted(changes, key=lambda query: (-changes[query], query))
-    lost = [query for query in reversed(order) if changes[query] < 0]
-    won = [query for query in order if changes[query] > 0]
-    losses = lost[: max(limit // 2, limit - len(won))]
-    shown = [*won[: limit - len(losses)], *reversed(losses)]
+    order, shown = _most_changed(changes, limit)
     queries = tuple(
         one_query(query, texts, qrels, before, after, passage, metric=metric, kinds=kinds) for query in shown
     )
@@ -105,6 +107,31 @@ def compare(
         metric=metric,
         changes=tuple(changes[query] for query in order),
         queries=queries,
+    )
+
+
+def _most_changed(changes: Mapping[str, float], limit: int) -> tuple[list[str], list[str]]:
+    """All queries, best change first, and at most `limit` of those that changed; half of it for losses."""
+    order = sorted(changes, key=lambda query: (-changes[query], query))
+    lost = [query for query in reversed(order) if changes[query] < 0]
+    won = [query for query in order if changes[query] > 0]
+    losses = lost[: max(limit // 2, limit - len(won))]
+    return order, [*won[: limit - len(losses)], *reversed(losses)]
+
+
+def comparison_of(
+    before: str, after: str, metric: str, queries: Sequence[QueryComparison], limit: int = 100
+) -> Comparison:
+    """All queries, compared already: every change, and at most `limit` of those that changed most, as `compare`."""
+    by_id = {query.id: query for query in queries}
+    changes = {id: query.change for id, query in by_id.items()}
+    order, shown = _most_changed(changes, limit)
+    return Comparison(
+        before=before,
+        after=after,
+        metric=metric,
+        changes=tuple(changes[id] for id in order),
+        queries=tuple(by_id[id] for id in shown),
     )
 
 

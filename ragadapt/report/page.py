@@ -20,6 +20,8 @@ from ragadapt.report import charts
 from ragadapt.report.elements import checklist, figure, label_of_system, more, table, tiles
 from ragadapt.report.markup import Child, tag
 from ragadapt.report.methods_section import methods_section
+from ragadapt.report.questions_section import questions_section
+from ragadapt.report.sweep_section import sweep_section
 from ragadapt.report.values import (
     Comparison,
     Curve,
@@ -62,7 +64,9 @@ def page(report: Report) -> str:
     made = (
         ("quality", "Quality", _quality(report)),
         ("methods", "Methods", methods_section(report)),
+        ("choices", "Choices", sweep_section(report)),
         ("decision", "Decision", _decision(report)),
+        ("each", "Every question", questions_section(report)),
         ("questions", "Wins and losses", _questions(report)),
         ("failures", "What still fails", _failures(report)),
         ("training", "Training" if report.learning or report.checks else "Scores", _training(report)),
@@ -117,7 +121,7 @@ def page(report: Report) -> str:
 def _header(report: Report) -> Markup:
     verdict = report.verdict
     look, sign = _LOOKS[verdict.outcome] if verdict else ("none", "–")
-    if report.methods is not None and report.methods.ships:
+    if (report.methods is not None and report.methods.ships) or report.swept is not None:
         look = "win"
     about = " · ".join(part for part in (report.base_model, _when(report.created)) if part)
     return tag(
@@ -192,7 +196,7 @@ def _quality(report: Report) -> Markup | None:
                 "The diamond is what ships. Bars are bootstrap intervals over the questions.",
                 title=f"{report.metric} of every system",
             ),
-            _change_figure(report) if report.methods is None else None,  # there each method has one
+            _change_figure(report) if report.methods is None and report.swept is None else None,  # there each has one
             cls="pair",
         ),
         table(

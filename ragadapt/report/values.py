@@ -287,6 +287,11 @@ class Comparison(Part):
         """Queries that got worse."""
         return sum(change < -1e-9 for change in self.changes)
 
+    def _repr_html_(self) -> str:
+        from ragadapt.report.fragment import comparison_fragment
+
+        return comparison_fragment(self)
+
 
 class NeverRetrieved(Part):
     """Chunks that no query brought into its first k. of: chunks in the index."""
@@ -404,6 +409,106 @@ class MethodsCompared(Part):
     left_out: tuple[SkippedSource, ...] = ()
 
 
+class ExpectedAnswer(Part):
+    """One thing that a question expects. text: the quote, the passage, or the document's id. passage: the best one that
+    has it; None where none does. ranks: system → its rank there, absent where it is deeper than was looked. missed: a
+    reason of ragadapt.evaluation.questions.Missed, "" where it was found; why: a sentence about it."""
+
+    text: Text
+    source: Text = ""
+    passage: Passage | None = None
+    ranks: dict[Text, int] = Field(default_factory=dict)
+    missed: Text = ""
+    why: Text = ""
+
+
+class FoundPassage(Part):
+    """One result. right: it answers. ranks: its rank on each side ("dense", "lexical") that has it."""
+
+    passage: Passage
+    right: bool = False
+    ranks: dict[Text, int] = Field(default_factory=dict)
+
+
+class QuestionJudged(Part):
+    """One question: what it expects and what was found. values: system → the deciding metric, absent where nothing here
+    answers. missed, why: where nothing that it expects is among the first results; partly: where only some is."""
+
+    id: Text
+    query: Text
+    values: dict[Text, float] = Field(default_factory=dict)
+    expected: tuple[ExpectedAnswer, ...] = ()
+    found: tuple[FoundPassage, ...] = ()
+    missed: Text = ""
+    why: Text = ""
+    partly: bool = False
+
+
+class QuestionsJudged(Part):
+    """Questions one by one. subject: the system that is explained; systems: all of them. k: how many results count as
+    found; depth: how far was looked. unit: what was judged: quotes, documents or passages. reasons: why questions were
+    missed → how many. sentence: what came out. unread: lines of the labels that could not be read."""
+
+    subject: Text
+    k: int
+    depth: int
+    unit: Text
+    sentence: Text
+    systems: tuple[Text, ...]
+    reasons: dict[Text, int] = Field(default_factory=dict)
+    questions: tuple[QuestionJudged, ...] = ()
+    unread: int = 0
+
+    def _repr_html_(self) -> str:
+        from ragadapt.report.fragment import questions_fragment
+
+        return questions_fragment(self)
+
+
+class SweptChoice(Part):
+    """A model and a size of passages, measured. value: mean of the deciding metric; low, high: simultaneous bounds of
+    its difference from the best choice. told: whether it is worse than that beyond doubt. settings: how `fit` is given
+    it.
+
+    passages, tokens: to encode; encoded: of them now, seconds: that took (the others were known by their content, or
+    from an earlier call). parameters: of the transformer. vector_bytes: of all passages. search_ms: median of a search,
+    its query encoded. cost: geometric mean of how many times the least of the choices it takes, in work to encode,
+    bytes and search time.
+    """
+
+    name: Text
+    label: Text
+    model: Text
+    chunk_tokens: int
+    settings: Text
+    value: float
+    low: float = 0.0
+    high: float = 0.0
+    told: bool = False
+    weight: float = 0.5
+    passages: int
+    tokens: int
+    encoded: int
+    seconds: float
+    parameters: int
+    vector_bytes: int
+    search_ms: float
+    cost: float = 1.0
+
+
+class ChoicesSwept(Part):
+    """Models and sizes of passages side by side on the same questions. best, cheapest: names of choices, the second of
+    those that cannot be told from the first. sentence: what to do. left_out: choices that could not be measured, and
+    why."""
+
+    best: Text
+    cheapest: Text
+    sentence: Text
+    alike: Text
+    choices: tuple[SweptChoice, ...]
+    left_out: tuple[SkippedSource, ...] = ()
+
+
 class Licence(Part):
     """Under which terms something that went into the retriever stands."""
 
@@ -443,6 +548,13 @@ class Report(Part):
     machine: dict[Text, Text] = Field(default_factory=dict)
     licences: tuple[Licence, ...] = ()
     methods: MethodsCompared | None = None
+    judged: QuestionsJudged | None = None
+    swept: ChoicesSwept | None = None
+
+    def _repr_html_(self) -> str:
+        from ragadapt.report.fragment import report_fragment
+
+        return report_fragment(self)
 
     def system(self, name: str) -> MeasuredSystem | None:
         """The system of that name, if it was measured."""

@@ -13,6 +13,9 @@ METRICS = {
     "R@100": "share of the right passages within the first 100",
     "RR@10": "1 / rank of the first right passage, 0 beyond 10",
     "AP@100": "average precision over the first 100",
+    "evidence recall@5": "share of the quotes that the first 5 passages hold",
+    "evidence recall@10": "share of the quotes that the first 10 passages hold",
+    "evidence recall, 1,024 tokens": "share of the quotes in the first 1,024 tokens of text",
 }
 
 EVIDENCE = {
@@ -44,6 +47,10 @@ def headline(report: Report) -> str:
     """One sentence that says, without jargon, what the reader got."""
     if report.methods is not None:
         return report.methods.sentence
+    if report.swept is not None:
+        return report.swept.sentence
+    if report.judged is not None:
+        return report.judged.sentence
     verdict, shipped, base = report.verdict, report.shipped, report.system("base-dense")
     if verdict is None:
         if report.systems:

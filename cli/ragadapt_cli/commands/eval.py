@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,10 @@ from ragadapt_cli.options import FILE, command, device_options, feedback_options
 from ragadapt_cli.terminal import ERROR, Terminal
 
 if TYPE_CHECKING:
+    from ragadapt.report import Report
+    from ragadapt.retriever import Retriever
     from ragadapt.search.reranking import Rerank
+    from ragadapt.values import Progress
 
 MODES = ("hybrid", "dense", "lexical")
 
@@ -29,6 +33,28 @@ MODES = ("hybrid", "dense", "lexical")
     type=click.Choice(MODES),
     help="Which search to measure; may be repeated.  [default: all three]",
 )
+@click.option(
+    "--per-question", is_flag=True, help="List every question: where each side has its answer, why it was missed."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write a page of every question here: report.html, and report.json beside it.",
+)
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    help="Another retriever, to compare with question by question.",
+)
+@click.option(
+    "-k",
+    type=click.IntRange(min=1),
+    help="How many results an answer must be among to count as found.  [default: 10]",
+)
+@click.option(
+    "--base", is_flag=True, help="Encode all passages with the untuned model, too, where its vectors are gone."
+)
 @rerank_options
 @feedback_options
 @device_options
@@ -39,6 +65,11 @@ def eval_command(
     qrels: Path | None,
     evidence: Path | None,
     modes: tuple[Any, ...],
+    per_question: bool,
+    output: Path | None,
+    against: Path | None,
+    k: int | None,
+    base: bool,
     rerank: bool | Rerank,
     lam: float | None,
     tenant: str | None,
@@ -52,6 +83,11 @@ def eval_command(
     \b
         ragadapt eval ./retriever --queries queries.jsonl --qrels qrels/test.tsv
         ragadapt eval ./retriever --evidence questions.jsonl
+        ragadapt eval ./retriever --evidence questions.jsonl --per-question -o ./judged
+        ragadapt eval ./retriever --evidence questions.jsonl --against ./other -o ./judged
+
+    The last two look at each question: what it expects, which side has it at which rank, and why it is not among the
+    first results. Their rows are dense, lexical and plain hybrid search, and what ships, with paired intervals.
     """
     if (queries is None) == (evidence is None):
         raise click.UsageError("Give --queries with --qrels, or --evidence.")
@@ -59,9 +95,20 @@ def eval_command(
         raise click.UsageError("--evidence holds its own judgements: it does not go with --qrels.")
     file = queries if queries is not None else evidence
     assert file is not None
+    each = per_question or output is not None or against is not None or k is not None or base
+    if each and modes:
+        raise click.UsageError("--mode chooses rows of the short table; the look at each question has all of them.")
 
     from ragadapt.retriever import Retriever
 
+    if each:
+        with terminal.progress() as progress, ExitStack() as stack:
+            opened = stack.enter_context(Retriever.open(retriever, device=device, precision=precision))
+            other = (
+                stack.enter_context(Retriever.open(against, device=device, precision=precision)) if against else None
+            )
+            report = _each_question(terminal, opened, other, file, qrels, k or 10, base, lam, tenant, rerank, progress)
+        return _show(terminal, retriever, report, output, per_question)
     with terminal.progress(), Retriever.open(retriever, device=device, precision=precision) as opened:
         if rerank is True and (why := opened.rerank_refused):
             terminal.note(f"Not re-ranked: {why}")
@@ -75,6 +122,48 @@ def eval_command(
         for line in rows(systems):
             terminal.write(line)
     return ERROR if any(metrics.get("lines not read") for metrics in systems.values()) else 0
+
+
+def _each_question(
+    terminal: Terminal,
+    opened: Retriever,
+    other: Retriever | None,
+    file: Path,
+    qrels: Path | None,
+    k: int,
+    base: bool,
+    lam: float | None,
+    tenant: str | None,
+    rerank: bool | Rerank,
+    progress: Progress,
+) -> Report:
+    from ragadapt.pipeline.questions import evaluate_questions
+
+    if rerank is True and (why := opened.rerank_refused):
+        terminal.note(f"Not re-ranked: {why}")
+    return evaluate_questions(
+        opened, file, qrels, k=k, against=other, name=str(other.path.name) if other else "", base=base, lam=lam,
+        tenant=tenant, rerank=rerank, progress=progress,
+    )  # fmt: skip
+
+
+def _show(terminal: Terminal, retriever: Path, report: Report, output: Path | None, per_question: bool) -> int:
+    from ragadapt.report import question_lines, table, write_report
+
+    assert report.judged is not None
+    page = write_report(output, report)[1] if output is not None else None
+    if terminal.json:
+        terminal.write_json("eval", {"retriever": retriever, "page": page, "report": report})
+    else:
+        if per_question:
+            for line in question_lines(report.judged):
+                terminal.write(line)
+            terminal.write()
+        terminal.write_lines(table(report))
+        if page is not None:
+            terminal.write()
+            terminal.write(f"Report:    {page}")
+    return ERROR if report.judged.unread else 0
 
 
 def rows(systems: Mapping[str, Mapping[str, float]]) -> list[str]:
