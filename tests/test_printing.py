@@ -208,6 +208,11 @@ CALLS = {
     "serve": [["serve", "{tmp}/{name}"], ["serve", "{retriever}", "--url-template", "{{{evil}}}"]],
     "mcp": [["mcp", "{tmp}/{name}"]],
     "token": [["token", "{tmp}/tokens{name}", "--json"], ["token", "{tmp}/tokens", "--tenant", "{evil}"]],
+    "library": [
+        ["library", "list", "{tmp}/{name}"],
+        ["library", "add", "{tmp}/library", "{retriever}", "--name", "{evil}"],
+        ["library", "show", "{tmp}/library", "{evil}"],
+    ],
     "methods": [["methods"], ["methods", "--json"], ["methods", "{evil}"]],
     "completion": [["completion", "bash"], ["completion", "{evil}"]],
 }

@@ -311,7 +311,7 @@ def _steps(facts: Facts) -> tuple[reports.Step, ...]:
     decision = facts.decision
     steps = [
         reports.Step(
-            name="Is there evidence to judge a trained model?", passed=bool(facts.plan.train), detail=facts.plan.reason
+            name="Is there evidence to judge a trained model?", passed=facts.plan.goes_on, detail=facts.plan.reason
         )
     ]
     if facts.strength is not None:
