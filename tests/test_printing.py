@@ -213,6 +213,11 @@ CALLS = {
         ["library", "add", "{tmp}/library", "{retriever}", "--name", "{evil}"],
         ["library", "show", "{tmp}/library", "{evil}"],
     ],
+    "prime": [
+        ["prime", "{docs}", "-o", "{tmp}/{name}", "--config", "{toml}"],
+        ["prime", "{docs}", "-o", "{tmp}/primed", "--set", "adapter.method=full", "--licence", "{evil}=x"],
+        ["prime", "{docs}", "-o", "{tmp}/primed", "--licence", "{evil}"],
+    ],
     "methods": [["methods"], ["methods", "--json"], ["methods", "{evil}"]],
     "completion": [["completion", "bash"], ["completion", "{evil}"]],
 }

@@ -34,6 +34,7 @@ COMMANDS = {
     "report": "Show the report of a retriever.",
     "doctor": "Before a fit: will tuning pay? After one: is the retriever sound?",
     "library": "Keep adapters of many corpora: add, list, find the nearest, blend them without training.",
+    "prime": "Learn from many corpora at once: a base model from which the next fit begins.",
     "methods": "List the methods of training that fit --method takes.",
     "completion": "Print the shell's completion script.",
 }

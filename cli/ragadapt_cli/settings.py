@@ -89,6 +89,13 @@ SEED = Flag("--seed", "seed", "Everything random follows from it.")
 
 FIT_FLAGS = (*MODEL, *READING, *GENERATOR, *TRAINING, *LIBRARY, *INDEXING, *RERANKING, SEED)
 DOCTOR_FLAGS = (*MODEL, *READING, *GENERATOR, SEED)
+PRIME_FLAGS = (
+    *MODEL,
+    *READING,
+    *GENERATOR,
+    *(flag for flag in TRAINING if flag.name in ("--method", "--rank", "--epochs", "--lr")),
+    SEED,
+)
 COMPARE_FLAGS = (
     *MODEL,
     *READING,

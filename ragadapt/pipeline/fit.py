@@ -704,6 +704,8 @@ class FitSteps(Steps):
             if not stage.finished:
                 write_report(stage.path, report)
                 (stage.path / "README.md").write_text(model_card(report), encoding="utf-8")
+                (stage.path / "questions").mkdir()
+                DividedQueries.read(self.paths["queries"]).without_crops().write(stage.path / "questions")
         if reranker is not None and second is not None and second.ships:
             with self.stage("reranker", model=reranker.fingerprint, portable=self.portable) as stage:
                 if not stage.finished:

@@ -2,5 +2,16 @@
 
 from ragadapt.training.examples import Example, TrainingSet
 from ragadapt.training.loop import Dev, Point, TrainingResult, train, untrained
+from ragadapt.training.priming import Recipe, prime_encoder
 
-__all__ = ["Dev", "Example", "Point", "TrainingResult", "TrainingSet", "train", "untrained"]
+__all__ = [
+    "Dev",
+    "Example",
+    "Point",
+    "Recipe",
+    "TrainingResult",
+    "TrainingSet",
+    "prime_encoder",
+    "train",
+    "untrained",
+]

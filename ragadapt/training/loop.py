@@ -42,7 +42,7 @@ Dev = Callable[[Encoder], float]
 
 _CHUNK_TOKENS = {"cpu": 2048, "cuda": 65_536, "mps": 8192}  # run at once; fits the caches of a CPU
 _HELD_TOKENS = {"cpu": 24_576, "cuda": 262_144, "mps": 24_576}  # whose activations may be kept
-_MAX_GRADIENT_NORM = 1.0
+MAX_GRADIENT_NORM = 1.0
 _CHECKPOINT_SECONDS = 60.0
 
 
@@ -314,7 +314,7 @@ class Run(ABC, Generic[Trained]):
             return loss
         with work("optimizer"):
             self.processes.sum_gradients(self.parameters)
-            torch.nn.utils.clip_grad_norm_(self.parameters, _MAX_GRADIENT_NORM)
+            torch.nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group["times"]
             self.optimizer.step()
