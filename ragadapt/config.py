@@ -204,6 +204,17 @@ Strength = Annotated[float, Field(gt=0, le=1)]
 """Share of the way from the base (0) to what was trained (1)."""
 
 
+class LibraryConfig(Settings):
+    """Adapters of other corpora, from which a training can begin."""
+
+    folder: str | None = None  # a library of adapters (`ragadapt library`)
+    start: str | None = None  # nearest, blend (the nearest ones, summed), or an adapter's name; None = from the base
+    train: bool = True  # false = what the library has is judged as it is, and nothing is trained
+    nearest: int = Field(3, ge=1)  # adapters of a blend
+    weights: Literal["softmax", "least-squares"] = "softmax"  # of a blend: by distance, or by the mix of the means
+    temperature: float = Field(0.1, gt=0)  # of the softmax over distances; the smaller, the more the nearest counts
+
+
 class GateConfig(Settings):
     """When the adapted model ships."""
 
@@ -309,6 +320,7 @@ class FitConfig(Settings):
     mining: MiningConfig = MiningConfig()
     encoder: EncoderConfig = EncoderConfig()
     adapter: AdapterConfig = AdapterConfig()
+    library: LibraryConfig = LibraryConfig()
     training: TrainingConfig = TrainingConfig()
     gate: GateConfig = GateConfig()
     index: IndexConfig = IndexConfig()

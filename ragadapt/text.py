@@ -91,13 +91,6 @@ def is_encodable(text: str) -> bool:
     return _SURROGATE.search(text) is None
 
 
-def rough_tokens(text: str) -> int:
-    """About how many tokens a text has, whatever the model: four characters of ASCII are one, another character is
-    about one by itself."""
-    plain = len(text) if text.isascii() else len(text.encode("ascii", "ignore"))
-    return plain // 4 + len(text) - plain
-
-
 def grouped(problems: Iterable[tuple[str, str]], most: int = 5) -> list[str]:
     """(where, why) of things that were left out, as a few lines: like reasons together, with the first of each.
 

@@ -475,13 +475,13 @@ def test_a_rate_at_which_the_loss_leaves_the_numbers_is_one_of_those_tried(
 ) -> None:
     from ragadapt.training import loop
 
-    real = loop._Run.step
+    real = loop.EncoderRun.step
 
     def step(self: Any, items: Any, number: int, rate: float) -> float:
         loss = real(self, items, number, rate)
         return float("nan") if self.peak_rate > 1e-3 else loss
 
-    monkeypatch.setattr(loop._Run, "step", step)
+    monkeypatch.setattr(loop.EncoderRun, "step", step)
     found = run_task(task, tmp_path / "out", budget=Budget(steps=1), seeds=1, rates=3)
     assert found.report.methods is not None
     for method in found.report.methods.measured:

@@ -35,7 +35,8 @@ ROOT = Path(__file__).resolve().parents[1]
 WRITTEN = (
     "README.md", "docs/getting-started.md", "docs/how-it-works.md", "docs/langchain.md", "docs/llama-index.md",
     "docs/python.md", "docs/refresh.md", "docs/reranking.md", "docs/feedback.md", "docs/serving.md", "docs/speed.md",
-    "docs/comparing.md", "docs/applications.md", "docs/evaluating.md", "docs/skills/ragadapt/SKILL.md",
+    "docs/comparing.md", "docs/applications.md", "docs/context.md", "docs/evaluating.md", "docs/priming.md",
+    "docs/skills/ragadapt/SKILL.md",
 )  # fmt: skip
 """Pages that people write; docs/cli.md and docs/configuration.md are generated and tested elsewhere."""
 

@@ -208,7 +208,7 @@ def test_the_optimizer_is_fused_and_its_state_comes_back(model: Path, tmp_path: 
     adapter, training = AdapterConfig(rank=4), TrainingConfig(epochs=1, batch_size=8)
     given = (encoder(model, "cuda"), task(), adapter, training, 3)
     train(*given[:2], None, *given[2:4], seed=3, checkpoint=tmp_path / "c")
-    run = loop._Run(*given)
+    run = loop.EncoderRun(*given)
     assert run.optimizer.defaults["fused"] is True
     run.resume(tmp_path / "c")
     kept = load_checkpoint(tmp_path / "c", run.identity)

@@ -41,7 +41,7 @@ from ragadapt.errors import InvalidConfiguration, InvalidInput, StoreCorrupt
 from ragadapt.pipeline.fit import fit
 from ragadapt.retriever import Retriever
 from ragadapt.training import Example, TrainingResult, train
-from ragadapt.training.loop import _Run
+from ragadapt.training.loop import EncoderRun
 
 TEXTS = sentences(12)
 KINDS: dict[str, dict[str, Any]] = {
@@ -284,9 +284,9 @@ def test_every_trainable_parameter_gets_a_gradient_and_moves(load: Loader, kind:
     assert lowest is not None and result.encoder.layers == 1
 
 
-def run_of(encoder: Encoder, method: str, **values: Any) -> _Run:
+def run_of(encoder: Encoder, method: str, **values: Any) -> EncoderRun:
     """A run whose parameters are away from their start, where many gradients vanish."""
-    run = _Run(
+    run = EncoderRun(
         encoder, examples(), settings(method, **values), TrainingConfig(batch_size=8, prefix_cache=False), seed=0
     )
     generator = torch.Generator().manual_seed(1)
@@ -296,7 +296,7 @@ def run_of(encoder: Encoder, method: str, **values: Any) -> _Run:
     return run
 
 
-def gradient_of(run: _Run, items: list[int], held_tokens: int) -> dict[str, Tensor]:
+def gradient_of(run: EncoderRun, items: list[int], held_tokens: int) -> dict[str, Tensor]:
     run.chunk_tokens, run.held_tokens = 64, held_tokens
     run.optimizer.zero_grad(set_to_none=True)
     with run.prepared(None, lambda *_: None):
@@ -484,7 +484,7 @@ def test_a_cross_encoder_is_adapted_by_the_same_code(tmp_path: Path, method: str
 
 
 def test_b_learns_at_its_own_rate_with_lora_plus(load: Loader) -> None:
-    run = _Run(load("bert"), examples(), settings("lora+", lr_ratio=8.0), TrainingConfig(batch_size=8), seed=0)
+    run = EncoderRun(load("bert"), examples(), settings("lora+", lr_ratio=8.0), TrainingConfig(batch_size=8), seed=0)
     start = run.weights()
     run.steps = 4
     with run.prepared(None, lambda *_: None):

@@ -228,6 +228,16 @@ CALLS = {
     "serve": [["serve", "{tmp}/{name}"], ["serve", "{retriever}", "--url-template", "{{{evil}}}"]],
     "mcp": [["mcp", "{tmp}/{name}"]],
     "token": [["token", "{tmp}/tokens{name}", "--json"], ["token", "{tmp}/tokens", "--tenant", "{evil}"]],
+    "library": [
+        ["library", "list", "{tmp}/{name}"],
+        ["library", "add", "{tmp}/library", "{retriever}", "--name", "{evil}"],
+        ["library", "show", "{tmp}/library", "{evil}"],
+    ],
+    "prime": [
+        ["prime", "{docs}", "-o", "{tmp}/{name}", "--config", "{toml}"],
+        ["prime", "{docs}", "-o", "{tmp}/primed", "--set", "adapter.method=full", "--licence", "{evil}=x"],
+        ["prime", "{docs}", "-o", "{tmp}/primed", "--licence", "{evil}"],
+    ],
     "methods": [["methods"], ["methods", "--json"], ["methods", "{evil}"]],
     "completion": [["completion", "bash"], ["completion", "{evil}"]],
 }

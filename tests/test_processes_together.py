@@ -140,7 +140,7 @@ from ragadapt.pipeline.queries import Labels
 from ragadapt.config import FitConfig
 from ragadapt.errors import TrainingFailed
 from ragadapt.pipeline.fit import fit
-from ragadapt.training.loop import _Run
+from ragadapt.training.loop import EncoderRun
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
 folder, how, where, who = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
@@ -164,12 +164,12 @@ def progress(stage, done, total):
     if where == "reading" and rank == who and not (folder / "failed").exists():
         trouble()
 
-step = _Run.step
+step = EncoderRun.step
 def failing(self, items, number, rate):
     if where == "step" and rank == who and number == 3:
         trouble()
     return step(self, items, number, rate)
-_Run.step = failing
+EncoderRun.step = failing
 
 config = FitConfig.build(json.loads((folder / "config.json").read_text()))
 labels = [Labels(folder / "queries.jsonl", folder / "qrels.tsv")]

@@ -26,7 +26,7 @@ from ragadapt.encoder import Encoder
 from ragadapt.errors import InvalidConfiguration, InvalidInput, TrainingFailed
 from ragadapt.training import Example, TrainingSet, losses, train
 from ragadapt.training.gradients import backward
-from ragadapt.training.loop import _Run, learning_rate
+from ragadapt.training.loop import EncoderRun, learning_rate
 
 # ---------------------------------------------------------------------------- losses
 
@@ -232,7 +232,7 @@ def test_one_seed_gives_the_same_weights_twice(folder: Path, method: str, reweig
     assert same(states[0], states[1]) and not same(states[0], states[2])
 
 
-def gradients_of(run: _Run, items: list[int], **sizes: int) -> dict[str, torch.Tensor]:
+def gradients_of(run: EncoderRun, items: list[int], **sizes: int) -> dict[str, torch.Tensor]:
     for name, value in sizes.items():
         setattr(run, name, value)
     run.optimizer.zero_grad(set_to_none=True)
@@ -244,7 +244,7 @@ def gradients_of(run: _Run, items: list[int], **sizes: int) -> dict[str, torch.T
 @pytest.mark.parametrize("reweight", ["none", "vector", "tokens", "dims"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_cached_gradient_equals_the_direct_one(folder: Path, reweight: str, dropout: float) -> None:
-    run = _Run(load(folder), task(), adapter(reweight=reweight, dropout=dropout), config(), seed=0)
+    run = EncoderRun(load(folder), task(), adapter(reweight=reweight, dropout=dropout), config(), seed=0)
     with torch.no_grad():  # away from B = 0, where most gradients vanish
         for parameter in run.parameters:
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
@@ -260,7 +260,7 @@ def test_cached_gradient_equals_the_direct_one(folder: Path, reweight: str, drop
 
 
 def test_gradient_equals_plain_autograd_over_the_whole_batch(folder: Path) -> None:
-    run = _Run(load(folder), task(), adapter(reweight="vector"), config(prefix_cache=False), seed=0)
+    run = EncoderRun(load(folder), task(), adapter(reweight="vector"), config(prefix_cache=False), seed=0)
     with torch.no_grad():
         for parameter in run.parameters:
             parameter.add_(0.1)

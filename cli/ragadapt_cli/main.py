@@ -34,6 +34,8 @@ COMMANDS = {
     "encode": "Encode files of texts into shards of vectors, on one machine or on many.",
     "report": "Show the report of a retriever.",
     "doctor": "Before a fit: will tuning pay? After one: is the retriever sound?",
+    "library": "Keep adapters of many corpora: add, list, find the nearest, blend them without training.",
+    "prime": "Learn from many corpora at once: a base model from which the next fit begins.",
     "methods": "List the methods of training that fit --method takes.",
     "completion": "Print the shell's completion script.",
 }

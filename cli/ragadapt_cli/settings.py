@@ -72,6 +72,10 @@ TRAINING = (
     Flag("--epochs", "training.epochs", "Passes over the training queries."),
     Flag("--lr", "training.learning_rate", "Learning rate."),
 )
+LIBRARY = (
+    Flag("--library", "library.folder", "Adapters of other corpora, as `ragadapt library` keeps them."),
+    Flag("--start", "library.start", "Begin training from the library: nearest, blend, or an adapter's name."),
+)
 INDEXING = (
     Flag("--index", "index.kind", "Where the vectors live."),
     Flag("--index-url", "index.url", "A Qdrant server, as http://localhost:6333; else --index qdrant is a folder."),
@@ -83,8 +87,15 @@ RERANKING = (
 )
 SEED = Flag("--seed", "seed", "Everything random follows from it.")
 
-FIT_FLAGS = (*MODEL, *READING, *GENERATOR, *TRAINING, *INDEXING, *RERANKING, SEED)
+FIT_FLAGS = (*MODEL, *READING, *GENERATOR, *TRAINING, *LIBRARY, *INDEXING, *RERANKING, SEED)
 DOCTOR_FLAGS = (*MODEL, *READING, *GENERATOR, SEED)
+PRIME_FLAGS = (
+    *MODEL,
+    *READING,
+    *GENERATOR,
+    *(flag for flag in TRAINING if flag.name in ("--method", "--rank", "--epochs", "--lr")),
+    SEED,
+)
 COMPARE_FLAGS = (
     *MODEL,
     *READING,

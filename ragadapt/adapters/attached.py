@@ -186,6 +186,24 @@ class AdaptedEncoder(Encoder):
             learnt.copy_(tensors[_GAMMA])
         self.method.load({name: tensor for name, tensor in tensors.items() if name != _GAMMA})
 
+    def begin_at(self, state: AdapterState) -> None:
+        """Set what another adapter of the same base and settings learnt, at full strength: training goes on from it.
+
+        Raises InvalidConfiguration.
+        """
+        if state.base != self.base._spec.base:
+            raise InvalidConfiguration(
+                f"The adapter to begin with belongs to the base model {state.model!r}, not to "
+                f"{self.base._spec.model!r}. Fit with that base, or begin with an adapter of this one."
+            )
+        if method_named(state.config.method).SEEDED and state.seed != self.seed:
+            raise InvalidConfiguration(
+                f"An adapter of method {state.config.method!r} means something with its own seed alone, {state.seed}. "
+                f"Fit with --seed {state.seed}."
+            )
+        gamma = {} if self._learnt_gamma is None else {_GAMMA: torch.tensor(state.config.gamma)}
+        self.set_tensors({**state.tensors, **gamma})
+
     @property
     def watches_layers(self) -> bool:
         """Whether it must see what a layer inside the transformer reads, which a compiled model hides."""

@@ -203,6 +203,7 @@ class MELoRA(Adding[MeloraLinear]):
 
     OPTIONS = SliceOptions
     PAIRS = True
+    LINEAR = True
     SIZES = ("rank",)
     SOURCE = "Ren et al. 2024, arXiv 2402.17263"
 
@@ -274,6 +275,7 @@ class MTLLoRA(Adding[MtlLinear]):
 
     OPTIONS = TaskOptions
     PAIRS = True
+    LINEAR = True
     SIZES = ("rank",)
     TASKS = True
     SOURCE = "Yang et al. 2024, arXiv 2410.09437"

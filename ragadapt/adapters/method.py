@@ -166,6 +166,7 @@ class Method(ABC):
     STARTS_SAVED: ClassVar[bool] = False  # what is saved says where it began: at rest, W is not asked
     TASKS: ClassVar[bool] = False  # learns by task, and is told that of every text it trains on
     FOLDS: ClassVar[bool] = True  # whether `fold` gives weights
+    LINEAR: ClassVar[bool] = False  # adds its pairs' products to W and does nothing else: several of it add up
     CUDA: ClassVar[bool] = False  # trains on a CUDA device alone
     SOURCE: ClassVar[str] = ""  # who described it, where; the first line of the class's docstring says what it is
 

@@ -160,6 +160,7 @@ class LoRA(Method):
 
     OPTIONS = LowRankOptions
     PAIRS = True
+    LINEAR = True
     SOURCE = "Hu et al. 2021, arXiv 2106.09685"
     LAYER: ClassVar[type[LowRankLinear]] = LowRankLinear
     VARIANT: ClassVar[LoraVariant] = {}
@@ -282,6 +283,7 @@ class LoRAPlus(LoRA):
 class DoRA(LoRA):
     """LoRA for the direction of every row of W, and its length as a parameter of its own."""
 
+    LINEAR = False
     SOURCE = "Liu et al. 2024, arXiv 2402.09353"
     LAYER = DoraLinear
     VARIANT: ClassVar[LoraVariant] = {"use_dora": True}

@@ -108,6 +108,7 @@ class QuantisedLinear(LowRankLinear):
 class QLoRA(LoRA):
     """LoRA on a base that is held in numbers of four bits while it trains; for large models on a small GPU."""
 
+    LINEAR = False
     SOURCE = "Dettmers et al. 2023, arXiv 2305.14314"
     LAYER = QuantisedLinear
     CUDA = True

@@ -222,6 +222,7 @@ class AdaLoRA(Tuner[AdaPair]):
 
     OPTIONS = AdaptiveOptions
     PAIRS = True
+    LINEAR = True
     SOURCE = "Zhang et al. 2023, arXiv 2303.10512"
     START = "reset_lora_parameters"
     LAYER = AdaPair
@@ -336,6 +337,7 @@ class VeRA(Tuner[VeraPair]):
 
     OPTIONS = RandomOptions
     PAIRS = True
+    LINEAR = True
     SEEDED = True
     SOURCE = "Kopiczko et al. 2024, arXiv 2310.11454"
     START = "reset_vera_parameters"

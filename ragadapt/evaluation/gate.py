@@ -44,7 +44,8 @@ class Plan:
     """What may train and what must judge. reason: said to the user; train is empty where nothing could judge.
 
     crossed: number of folds where every query that judges trains as well, 0 where what judges was held out. folds:
-    query id → the fold that it judges; barred: query id → folds in which it must not train.
+    query id → the fold that it judges; barred: query id → folds in which it must not train. untrained: what is judged
+    was made elsewhere and nothing trains.
     """
 
     train: tuple[Query, ...]
@@ -54,6 +55,12 @@ class Plan:
     crossed: int = 0
     folds: Mapping[str, int] = field(default_factory=dict)
     barred: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    untrained: bool = False
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there will be a model to judge."""
+        return bool(self.train) or self.untrained
 
     @property
     def barred_texts(self) -> dict[str, frozenset[int]]:
@@ -124,6 +131,20 @@ def plan(
         or _by_paraphrases(queries, dense_share)
         or _by_nobody(queries)
     )
+
+
+def plan_untrained(
+    train: Sequence[Query], heldout: Sequence[Query], *, only_train: Collection[str] = (), config: GateConfig = _GATE
+) -> Plan:
+    """Who judges a model that learnt nothing from these queries: all of the best rank of which there are enough, but
+    for those of the dev part, which choose its strength, and those that are for training alone."""
+    queries = _Queries(train, (), heldout, frozenset(), frozenset(only_train), _SPLIT, config)
+    for rank, few in MINIMUM.items():
+        judges = [one for one in queries.everything if one.evidence is rank and one.id not in only_train]
+        if len(judges) >= few:
+            reason = f"{len(judges)} queries ({rank.value}) judge a model that was not trained here."
+            return Plan((), tuple(judges), rank, reason, untrained=True)
+    return _by_nobody(queries)
 
 
 class _Queries:

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from pathlib import Path
@@ -41,6 +41,7 @@ from ragadapt.pipeline.fit import FitSteps, check_arguments
 from ragadapt.pipeline.fusion import LearntFusion, Neutral, quality
 from ragadapt.pipeline.queries import DividedQueries, Labels, leaked
 from ragadapt.pipeline.report import corpus_facts, machine_of
+from ragadapt.pipeline.stages import read_examples, write_examples
 from ragadapt.pipeline.steps import Base, Measures
 from ragadapt.queries import FEWEST_DEV, check_generator
 from ragadapt.report import (
@@ -297,8 +298,6 @@ class _Steps(FitSteps):
 
     def mined(self, plan: gate.Plan, queries: DividedQueries, base: Base) -> list[Example]:
         """The training examples, mined once for all methods."""
-        from ragadapt.training import Example
-
         config = self.config
         with self.stage(
             "examples", ("queries",), mining=config.mining.deciding(), loss=config.training.loss,
@@ -307,13 +306,8 @@ class _Steps(FitSteps):
             file = stage.path / "examples.jsonl"
             if not stage.finished:
                 examples, _ = self.examples(plan, queries, base)
-                lines = (json.dumps(asdict(example), default=float) + "\n" for example in examples)
-                file.write_text("".join(lines), encoding="utf-8")
-            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        tuples: list[dict[str, Any]] = [
-            {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()} for row in rows
-        ]
-        return [Example(**values) for values in tuples]
+                write_examples(file, examples)
+            return read_examples(file)
 
 
 # Trainings ---------------------------------------------------------------------------------------------

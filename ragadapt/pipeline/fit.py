@@ -47,6 +47,7 @@ from ragadapt.pipeline.fusion import (
     learn_fusion,
     quality,
 )
+from ragadapt.pipeline.library import check_library, starting_adapter
 from ragadapt.pipeline.queries import (
     DividedQueries,
     Labels,
@@ -151,6 +152,7 @@ def fit(
 
             source_of(config.rerank.model)  # a name that cannot be one is told before anything is read
         check_training(config)
+        check_library(config)
         check_generator(config.query)
         _check_cache_folder(config)
         from ragadapt.adapters.method import method_named, options_of
@@ -212,6 +214,8 @@ def _fit(
             Scope.of(encoder.query_tower.model, config.adapter.layers)  # say now that there are not so many
 
         queries, plan, base = steps.prepare(documents, chunks, encoder, labels)
+        if config.library.start is not None:
+            steps.begin(base, plan)
         shipped, trained, crossed = Shipped(encoder, base.encoded, base.fusion), None, None
         decision = gate.not_trained(plan.reason)
         if not config.trains_retriever and config.trains_reranker:
@@ -219,7 +223,7 @@ def _fit(
         if plan.crossed and config.trains_retriever:
             crossed = steps.cross_fit(plan, queries, base)
             decision = crossed.decision
-        if plan.train and config.trains_retriever and (crossed is None or decision.adapted):
+        if plan.goes_on and config.trains_retriever and (crossed is None or decision.adapted):
             trained = steps.train(plan, queries, base, crossed)
             if crossed is None:
                 decision, trained, adapted = steps.judge(trained, plan, queries, base)
@@ -305,6 +309,30 @@ class FitSteps(Steps):
 
     # Learning
 
+    def begin(self, base: Base, plan: gate.Plan) -> None:
+        """Take from the library what training begins with; its settings are the training's from here on. Where nothing
+        could judge the result it is only told of."""
+        from ragadapt.adapters.blending import check_start
+        from ragadapt.adapters.library import CorpusStatistics
+
+        config, corpus = self.config, base.encoded.corpus
+        with self.clock("library"):
+            statistics = CorpusStatistics.of(
+                base.encoded.vectors, base.encoder.fingerprint, languages=corpus.languages
+            )  # fmt: skip
+            start = starting_adapter(config, base.encoder, statistics)
+        if not plan.goes_on:
+            self.notes.append(
+                f"The library offers {start.words}. Nothing here can judge it, so it is not used: {plan.reason} To use "
+                f"it unjudged: ragadapt library blend {config.library.folder} DOCUMENTS -o MODEL, and --model MODEL."
+            )
+            return
+        done = "Training began with" if config.library.train else "Nothing was trained here; what was judged is"
+        self.notes.append(f"{done} {start.words}.")
+        log.info("from the library: %s", start.words)
+        self.start = start.state
+        self.config = config.model_copy(update={"adapter": check_start(config.adapter, start.state)})
+
     def fusion(
         self, plan: gate.Plan, queries: DividedQueries, encoder: Encoder, encoded: EncodedCorpus, neutral: Neutral
     ) -> LearntFusion:
@@ -334,6 +362,10 @@ class FitSteps(Steps):
         config = self.config
         if not config.trains_retriever and not config.trains_reranker:
             return gate.Plan((), (), None, "Training was switched off (--method none): only the search is tuned.")
+        if config.library.start is not None and not config.library.train:
+            return gate.plan_untrained(
+                queries.train, queries.heldout, only_train=queries.only_train, config=config.gate
+            )  # fmt: skip
         plan = gate.plan(
             queries.train,
             queries.heldout,
@@ -369,6 +401,8 @@ class FitSteps(Steps):
         """The settings that decide what a training makes of its queries."""
         config = self.config
         made = {name: getattr(config, name).deciding() for name in ("mining", "adapter")}
+        if self.start is not None:
+            made["start"] = {"adapter": self.start.spec.sha256, "train": config.library.train}
         return made | {"training": self.paced(plan).deciding()}
 
     def paced(self, plan: gate.Plan) -> TrainingConfig:
@@ -379,13 +413,17 @@ class FitSteps(Steps):
         self, base: Encoder, examples: Sequence[Example], plan: gate.Plan, pool: DevPool | None, checkpoint: Path
     ) -> TrainingResult:
         """One training, together with the other processes."""
-        from ragadapt.training import train
+        from ragadapt.training import train, untrained
 
         config, training = self.config, self.paced(plan)
+        if self.start is not None and not config.library.train:
+            return untrained(base, self.start)
         dev = partial(pool.score, progress=self.progress) if pool else None
-        self.processes.broadcast(Training(base.fingerprint, examples, training, dev is not None))
+        self.processes.broadcast(
+            Training(base.fingerprint, examples, training, dev is not None, config.adapter, self.start)
+        )
         return train(
-            base, examples, dev, config.adapter, training, seed=config.seed, checkpoint=checkpoint,
+            base, examples, dev, config.adapter, training, start=self.start, seed=config.seed, checkpoint=checkpoint,
             progress=self.progress,
         )  # fmt: skip
 
@@ -476,7 +514,7 @@ class FitSteps(Steps):
             portable=self.portable,
         ) as stage:  # fmt: skip
             if not stage.finished:
-                examples, suspects = self.examples(plan, queries, base)
+                examples, suspects = self.examples(plan, queries, base) if plan.train else ([], 0)
                 pool = None if crossed else self.dev_pool(plan, queries, base)
                 with self.frozen_layers(base.encoder):
                     result = self.train_on(base.encoder, examples, plan, pool, stage.scratch / "checkpoint")
@@ -626,6 +664,7 @@ class FitSteps(Steps):
                     *corpus.notes,
                     *filter(None, [foreign_note(corpus.languages, config.encoder)]),
                     *queries.notes,
+                    *self.notes,
                 ),
                 history=trained.history if trained else (),
                 strengths=outcome.strengths if outcome else {},
@@ -668,6 +707,8 @@ class FitSteps(Steps):
             if not stage.finished:
                 write_report(stage.path, report)
                 (stage.path / "README.md").write_text(model_card(report), encoding="utf-8")
+                (stage.path / "questions").mkdir()
+                DividedQueries.read(self.paths["queries"]).without_crops().write(stage.path / "questions")
         if reranker is not None and second is not None and second.ships:
             with self.stage("reranker", model=reranker.fingerprint, portable=self.portable) as stage:
                 if not stage.finished:

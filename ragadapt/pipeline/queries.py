@@ -116,6 +116,29 @@ class DividedQueries:
         """What the fusion may learn from: everything that is not held out."""
         return (*self.train, *self.dev)
 
+    def parts(self, keep: Callable[[Query], bool]) -> dict[str, Any]:
+        """Part → those of its queries."""
+        return {part: tuple(query for query in getattr(self, part) if keep(query)) for part in PARTS}
+
+    def without_crops(self) -> DividedQueries:
+        """What may train and judge, and grades for it alone."""
+        parts = self.parts(lambda query: query.evidence is not Evidence.CROP)
+        ids = {query.id for part in parts.values() for query in part}
+        return replace(self, **parts, grades={id: own for id, own in self.grades.items() if id in ids}, asked=())
+
+    def within(self, corpus: Corpus) -> DividedQueries:
+        """Without queries whose passages are gone."""
+        there = corpus.position_of
+        return replace(self, **self.parts(lambda query: any(id in there for id in query.positives)))
+
+    def joined(self, other: DividedQueries) -> DividedQueries:
+        """With other queries, part by part; their ids are made unlike."""
+        parts: dict[str, Any] = {
+            part: (*getattr(self, part), *(replace(query, id=f"+{query.id}") for query in getattr(other, part)))
+            for part in PARTS
+        }
+        return replace(self, **parts, grades=self.grades | {f"+{id}": own for id, own in other.grades.items()})
+
     def write(self, folder: Path) -> None:
         """As train.jsonl, dev.jsonl, heldout.jsonl and queries.json."""
         for part in PARTS:
@@ -257,6 +280,15 @@ def _split_labels(queries: Sequence[Query], use: str, config: FitConfig) -> dict
         return {"train": set(), "dev": set(), "heldout": set()}
     split = split_labelled(queries, settings, config.seed)
     return {"train": set(split.train), "dev": set(split.dev), "heldout": set(split.heldout)}
+
+
+def split_own_labels(corpus: Corpus, labels: Labels, config: FitConfig) -> DividedQueries:
+    """One set of labelled queries by part, and nothing else. Raises InvalidLabels."""
+    sets = read_labels(corpus, [labels], config).sets
+    parts: dict[str, Any] = {
+        part: tuple(query for found, ids in sets for query in found.queries if query.id in ids[part]) for part in PARTS
+    }
+    return DividedQueries(**parts, grades=document_grades(sets, corpus), made={}, kept={}, documents={}, notes=())
 
 
 def shown_examples(sets: Sequence[DividedLabels]) -> list[Query]:

@@ -312,7 +312,7 @@ def _steps(facts: Facts) -> tuple[reports.Step, ...]:
     decision = facts.decision
     steps = [
         reports.Step(
-            name="Is there evidence to judge a trained model?", passed=bool(facts.plan.train), detail=facts.plan.reason
+            name="Is there evidence to judge a trained model?", passed=facts.plan.goes_on, detail=facts.plan.reason
         )
     ]
     if facts.strength is not None:
@@ -449,7 +449,7 @@ def _evidence_of(kind: str) -> str:
 _MARKUP = re.compile(r"[\\`<>\[\]|]")
 
 
-def _plain(text: str) -> str:
+def as_markdown(text: str) -> str:
     """Text on one line of Markdown that is nothing but text: no link, no HTML, no cell of a table."""
     return _MARKUP.sub(lambda found: f"\\{found[0]}", printable(text))
 
@@ -458,11 +458,11 @@ def model_card(report: reports.Report) -> str:
     """The folder's README: data, method, figures, licences."""
     lines = ["# Retriever fitted by ragadapt", ""]
     if report.verdict is not None:
-        lines += [f"**{report.verdict.outcome}**: ships {_plain(report.verdict.shipped)}.", ""]
-        lines += [f"- {_plain(reason)}" for reason in report.verdict.reasons] + [""]
+        lines += [f"**{report.verdict.outcome}**: ships {as_markdown(report.verdict.shipped)}.", ""]
+        lines += [f"- {as_markdown(reason)}" for reason in report.verdict.reasons] + [""]
     if report.corpus is not None:
         lines += [f"Data: {report.corpus.documents} documents, {report.corpus.chunks} passages.", ""]
-    lines += [f"Base model: {_plain(report.base_model)}.", ""]
+    lines += [f"Base model: {as_markdown(report.base_model)}.", ""]
     if "precision" in report.machine:
         machine = report.machine
         agrees = (
@@ -477,12 +477,15 @@ def model_card(report: reports.Report) -> str:
         for system in report.systems:
             value = system.metrics[metric]
             interval = "" if value.low is None or value.high is None else f" [{value.low:.3f}, {value.high:.3f}]"
-            lines.append(f"| {_plain(system.label)} | {value.value:.3f}{interval} |")
+            lines.append(f"| {as_markdown(system.label)} | {value.value:.3f}{interval} |")
         lines.append("")
     if report.evidence is not None:
         lines += [f"Measured on {judges(report.evidence)} ({report.evidence.tier}).", ""]
-    lines += ["Licences: " + "; ".join(_plain(f"{item.what}: {item.licence}") for item in report.licences) + ".", ""]
-    lines += [f"- {_plain(warning)}" for warning in report.warnings]
+    lines += [
+        "Licences: " + "; ".join(as_markdown(f"{item.what}: {item.licence}") for item in report.licences) + ".",
+        "",
+    ]
+    lines += [f"- {as_markdown(warning)}" for warning in report.warnings]
     return "\n".join(lines).rstrip() + "\n"
 
 

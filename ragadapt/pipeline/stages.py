@@ -45,6 +45,7 @@ from ragadapt.version import __version__
 
 if TYPE_CHECKING:
     from ragadapt.encoder import Encoder
+    from ragadapt.training import Example
 
 
 log = logging.getLogger(__name__)
@@ -423,6 +424,26 @@ def read_queries(path: Path) -> list[Query]:
                 values["span"] = tuple(values["span"])
             queries.append(Query(**values))
     return queries
+
+
+def write_examples(path: Path, examples: Iterable[Example]) -> None:
+    """One JSON object a line."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for example in examples:
+            file.write(json.dumps(asdict(example), default=float) + "\n")
+
+
+def read_examples(path: Path) -> list[Example]:
+    """What `write_examples` wrote."""
+    from ragadapt.training import Example
+
+    examples = []
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            values: dict[str, Any] = json.loads(line)
+            values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+            examples.append(Example(**values))
+    return examples
 
 
 def encode_query_texts(encoder: Encoder, queries: Sequence[Query], progress: Progress) -> dict[str, Floats]:

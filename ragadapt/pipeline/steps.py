@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ragadapt import profiling
-from ragadapt.config import FitConfig, TrainingConfig
+from ragadapt.config import AdapterConfig, FitConfig, TrainingConfig
 from ragadapt.errors import InvalidConfiguration
 from ragadapt.evaluation import gate
 from ragadapt.evaluation.forecast import Forecast
@@ -24,6 +24,7 @@ from ragadapt.store.workspace import Stage, Workspace
 from ragadapt.values import Evidence, Progress, Query
 
 if TYPE_CHECKING:
+    from ragadapt.adapters import AdapterState
     from ragadapt.encoder import Encoder
     from ragadapt.training import Example
     from ragadapt.training.processes import Processes
@@ -129,6 +130,8 @@ class Steps(Measures):
         self.reused: list[str] = []
         self.digests: dict[str, str] = {}
         self.paths: dict[str, Path] = {}
+        self.notes: list[str] = []  # for the report
+        self.start: AdapterState | None = None  # what training begins with; None = the base
         self._mined: tuple[list[Example], int] | None = None
 
     @contextmanager
@@ -147,13 +150,16 @@ class Steps(Measures):
 class Training:
     """What the other processes have to know of a training in which they take part.
 
-    judged: whether the first process looks at a dev part.
+    judged: whether the first process looks at a dev part. adapter, start: of an encoder's that begins with what another
+    adapter learnt.
     """
 
     fingerprint: str
     examples: Sequence[Example]
     training: TrainingConfig
     judged: bool
+    adapter: AdapterConfig | None = None
+    start: AdapterState | None = None
 
     def join(self, processes: Processes, config: FitConfig) -> None:
         """Take part; only the first process keeps the result. Raises InvalidConfiguration where its base is another."""
@@ -162,7 +168,8 @@ class Training:
 
         encoder = Encoder.load(config.encoder)
         self.check(encoder.fingerprint, processes, "base model")
-        train(encoder, self.examples, self.dev, config.adapter, self.training, seed=config.seed)
+        adapter = self.adapter or config.adapter
+        train(encoder, self.examples, self.dev, adapter, self.training, start=self.start, seed=config.seed)
 
     def check(self, fingerprint: str, processes: Processes, what: str) -> None:
         """Raises InvalidConfiguration where this process loaded something else than the first."""

@@ -103,12 +103,13 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def order(self, epoch: int, seed: int, batch_size: int) -> list[list[int]]:
+    def order(self, epoch: int, seed: int, batch_size: int, items: Sequence[int] | None = None) -> list[list[int]]:
         """One epoch's batches, shuffled; examples with the same query or positive are spread over batches.
 
-        The last batch may be a little smaller or larger.
+        The last batch may be a little smaller or larger. items: of these examples alone; None = of all.
         """
-        shuffled = np.random.default_rng([seed, epoch]).permutation(len(self)).tolist()
+        own = np.arange(len(self)) if items is None else np.asarray(items)
+        shuffled = np.random.default_rng([seed, epoch]).permutation(own).tolist()
         batches: list[list[int]] = []
         waiting: list[int] = shuffled
         while waiting:

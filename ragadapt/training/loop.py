@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ragadapt.adapters import AdaptedEncoder, attach
+from ragadapt.adapters import AdaptedEncoder, AdapterState, attach
 from ragadapt.adapters.method import Method, config_of
 from ragadapt.config import AdapterConfig, TrainingConfig
 from ragadapt.encoder import Encoder
@@ -42,7 +42,7 @@ Dev = Callable[[Encoder], float]
 
 _CHUNK_TOKENS = {"cpu": 2048, "cuda": 65_536, "mps": 8192}  # run at once; fits the caches of a CPU
 _HELD_TOKENS = {"cpu": 24_576, "cuda": 262_144, "mps": 24_576}  # whose activations may be kept
-_MAX_GRADIENT_NORM = 1.0
+MAX_GRADIENT_NORM = 1.0
 _CHECKPOINT_SECONDS = 60.0
 
 
@@ -94,20 +94,28 @@ def train(
     adapter: AdapterConfig,
     training: TrainingConfig,
     *,
+    start: AdapterState | None = None,
     seed: int = 0,
     checkpoint: Path | None = None,
     progress: Progress = no_progress,
 ) -> TrainingResult:
-    """Fit a fresh adapter on the encoder. The encoder itself stays as it is.
+    """Fit a fresh adapter on the encoder, or go on from what another learnt. The encoder itself stays as it is.
 
     dev: looked at before the first step and `training.evaluations` times; larger is better; None = train to
     the end. checkpoint: a file; a killed run called again with the same arguments goes on from it and ends with
     the same weights as an uninterrupted one. Of several processes that train together, the first one looks at the dev
     part and keeps the checkpoint. Raises InvalidInput, InvalidConfiguration, TrainingFailed.
     """
-    run = _Run(encoder, examples, adapter, training, seed)
+    run = EncoderRun(encoder, examples, adapter, training, seed, start)
     log.info("method %s trains %s", adapter.method, run.encoder.share)
     return TrainingResult(encoder=run.encoder, **vars(run.follow(dev, checkpoint, progress)))
+
+
+def untrained(encoder: Encoder, start: AdapterState) -> TrainingResult:
+    """The encoder with what another adapter learnt, as a training of no steps would leave it."""
+    made = attach(encoder, start.config, seed=start.seed)
+    made.begin_at(start)
+    return TrainingResult((), 0, 0, 0, None, None, False, 0, 0.0, 0.0, 0.0, 0, encoder=made)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
@@ -306,7 +314,7 @@ class Run(ABC, Generic[Trained]):
             return loss
         with work("optimizer"):
             self.processes.sum_gradients(self.parameters)
-            torch.nn.utils.clip_grad_norm_(self.parameters, _MAX_GRADIENT_NORM)
+            torch.nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group["times"]
             self.optimizer.step()
@@ -399,7 +407,7 @@ class Run(ABC, Generic[Trained]):
         return state
 
 
-class _Run(Run[AdaptedEncoder]):
+class EncoderRun(Run[AdaptedEncoder]):
     """The training of an encoder: vectors of queries and passages, the loss between them."""
 
     def __init__(
@@ -409,12 +417,15 @@ class _Run(Run[AdaptedEncoder]):
         adapter: AdapterConfig,
         training: TrainingConfig,
         seed: int,
+        start: AdapterState | None = None,
     ) -> None:
         distil, contrast = training.loss != "infonce", training.loss in ("infonce", "both")
         self.data = TrainingSet(examples, distil=distil, contrast=contrast)
         self.encoder = attach(base, adapter, seed=seed)
         method = self.encoder.method
         method.learn_tasks(self.data.tasks)
+        if start is not None:
+            self.encoder.begin_at(start)
         if training.compile and self.encoder.watches_layers:
             raise InvalidConfiguration(
                 "compile and reweight = 'tokens' do not go together: a compiled model hides what its layers receive. "
@@ -425,12 +436,13 @@ class _Run(Run[AdaptedEncoder]):
         self.query_rows: list[Ids] = []
         self.passage_rows: list[Ids] = []
         self.fixed_passages: Tensor | None = None  # (all passages, d) where only the query side is trained
-        self.identity = self._identity(base, adapter)
+        self.identity = self._identity(base, adapter, start)
 
-    def _identity(self, base: Encoder, adapter: AdapterConfig) -> str:
+    def _identity(self, base: Encoder, adapter: AdapterConfig, start: AdapterState | None) -> str:
         digest = hashlib.sha256()
-        settings = (adapter.deciding(), self.training.deciding())
-        for part in (base.fingerprint, base.precision.dtype, *settings, self.seed):
+        settings = [adapter.deciding(), self.training.deciding()]
+        begun = [] if start is None else [start.spec.sha256]
+        for part in (base.fingerprint, base.precision.dtype, *settings, self.seed, *begun):
             digest.update(json.dumps(part, sort_keys=True, default=str).encode())
         for example in self.data.examples:
             digest.update(json.dumps(asdict(example)).encode())
