@@ -53,6 +53,7 @@ log = logging.getLogger(__name__)
 _RECENT = 1024  # queries whose vectors are remembered: feedback mostly follows a search
 _SAMPLE = 500  # passages by which the size of an average one is told
 _HITS = 5  # of a query, where nobody says how many
+_FILL = 2  # times as many are looked at to fill what expanded ones leave of a budget
 _LOOK_SECONDS = 1.0  # between two looks whether the folder was replaced
 _INHERITED: list[Snapshot] = []  # of a forked process: what its parent has open
 
@@ -459,8 +460,8 @@ class Retriever:
     ) -> list[list[Hit]]:
         """`search` for many queries at once, encoded in one batch. vectors: (Q, d) to use instead of encoding."""
         wider = checked_expand(expand)
-        queries, k, lam = _checked_search(queries, self.wanted(k, wider), mode, lam, vectors)
-        second = checked_rerank(rerank, k, mode)
+        queries, count, lam = _checked_search(queries, self.wanted(k, wider), mode, lam, vectors)
+        second = checked_rerank(rerank, count, mode)
         fold, most = checked_fold(fold), checked_max_per_document(max_per_document)
         if not queries:
             return []
@@ -477,14 +478,17 @@ class Retriever:
                     for ranked in rankings
                 ]
 
-            found = diverse(find, k, fold, most)
             if wider is None:
-                return found
+                return diverse(find, count, fold, most)
+            found = diverse(find, count if k is not None else _FILL * count, fold, most)
             around = self._around(now, filter)
-            return [expand_hits(hits, wider, around) for hits in found]
+            return [expand_hits(hits, wider, around, first=count) for hits in found]
 
     def wanted(self, k: int | None, expand: Expand | None = None) -> int:
-        """How many hits a search gives: k, else 5, and with expand as many as suit its budget. Raises InvalidInput."""
+        """How many hits a search gives: k, else 5; how many it expands where nobody says, as suits the budget.
+
+        Raises InvalidInput.
+        """
         if k is not None:
             return checked_k(k)
         return _HITS if expand is None else hits_for(expand, self.snapshot().passage_tokens())

@@ -154,6 +154,15 @@ def test_code_and_tables_are_given_whole_or_not_at_all() -> None:
     assert len(held(shelf, cut)) == 2
 
 
+def test_what_is_left_of_a_budget_goes_to_further_hits(shelf: Shelf) -> None:
+    hits = [Hit(shelf.chunks[at], 1.0) for at in (9, 20, 10, 25)]
+    alone = expand_hits(hits, Expand("section", 90, count), Surroundings(shelf.neighbours), first=1)
+    assert [held(shelf, hit) for hit in alone] == [[8, 9, 10, 11], [20]]
+    assert alone[0].context is not None and alone[0].context.found == (shelf.chunks[9].id, shelf.chunks[10].id)
+    both = expand_hits(hits[:2], Expand("section", 90, count), Surroundings(shelf.neighbours))
+    assert [held(shelf, hit) for hit in both] == [[8, 9], [20, 21]]
+
+
 def test_the_first_hit_is_given_however_large_it_is(shelf: Shelf) -> None:
     [hit] = shelf.expand([3, 4], Expand("section", 1, count))
     assert held(shelf, hit) == [3]
@@ -283,6 +292,7 @@ def test_a_budget_chooses_how_many_hits_there_are(opened: Retriever) -> None:
     assert mean == sum(rough_tokens(chunk.text) for chunk in opened.chunks) / len(opened)
     budget = Expand("neighbours", round(mean * 4.4))
     assert (opened.wanted(None), opened.wanted(None, budget)) == (5, 4)
-    found = [hit.context for hit in opened.search("stone river cat", expand=budget, max_per_document=1)]
-    assert found == [hit.context for hit in opened.search("stone river cat", 4, expand=budget, max_per_document=1)]
+    found = [hit.chunk.id for hit in opened.search("stone river cat", expand=budget)]
+    four = [hit.chunk.id for hit in opened.search("stone river cat", 4, expand=budget)]
+    assert found[: len(four)] == four
     assert opened.wanted(7, budget) == 7

@@ -48,7 +48,7 @@ COLLECTIONS = (
 SEED = 13
 DEEP = 60  # passages of plain search that are tried for the budget
 
-Given = Callable[[str, int], list[Hit]]
+Given = Callable[[Sequence[str], int], list[list[Hit]]]
 
 
 class Bench:
@@ -149,18 +149,23 @@ class Passages:
 
 
 def ways(retriever: Retriever, count: Callable[[str], int]) -> dict[str, Given]:
-    """Name → (question, tokens) → what is given. count: a text → its tokens."""
+    """Name → (questions, tokens) → what is given. count: a text → its tokens."""
 
-    def plain(question: str, tokens: int) -> list[Hit]:
-        given, left = [], tokens
-        for hit in retriever.search(question, DEEP, fold="none"):
+    def fitting(hits: Sequence[Hit], left: int) -> list[Hit]:
+        given = []
+        for hit in hits:
             if count(hit.text) <= left:
                 given.append(hit)
                 left -= count(hit.text)
         return given
 
+    def plain(questions: Sequence[str], tokens: int) -> list[list[Hit]]:
+        return [fitting(hits, tokens) for hits in retriever.search_many(questions, DEEP, fold="none")]
+
     def expanded(to: Any, k: int | None = None, **settings: Any) -> Given:
-        return lambda question, tokens: retriever.search(question, k, expand=Expand(to, tokens, count), **settings)
+        return lambda questions, tokens: retriever.search_many(
+            questions, k, expand=Expand(to, tokens, count), **settings
+        )
 
     return {
         "plain": plain,
@@ -179,7 +184,7 @@ def budget(bench: Bench) -> None:
                 for tokens in BUDGETS:
                     key = {"part": "budget", "collection": questions.name, "tokens": tokens, "side": side}
                     if bench.find(**key) is None:
-                        given = [give(question, tokens) for question in questions.questions]
+                        given = give(questions.questions, tokens)
                         found = [questions.found(at, hits) for at, hits in enumerate(given)]
                         used = float(np.mean([sum(count(hit.text) for hit in hits) for hits in given]))
                         hits = float(np.mean([len(one) for one in given]))
@@ -201,7 +206,7 @@ def budget(bench: Bench) -> None:
 def against(each: Sequence[float], first: Sequence[float]) -> str:
     """The paired difference of the means with its interval."""
     found = paired_bootstrap(each, first, seed=SEED)
-    return f"{found.mean:+.3f} ({found.low:+.3f} … {found.high:+.3f})"
+    return f"{found.delta:+.3f} ({found.low:+.3f} … {found.high:+.3f})"
 
 
 # Documents among five hits
@@ -233,7 +238,7 @@ def documents(bench: Bench, collections: Sequence[str]) -> None:
                 ]
                 bench.add(
                     part="documents", collection=name, side=side, recall=float(np.mean(each)),
-                    with_copies=float(np.mean(with_copies)), difference=difference.mean, low=difference.low,
+                    with_copies=float(np.mean(with_copies)), difference=difference.delta, low=difference.low,
                     high=difference.high,
                 )  # fmt: skip
     print("\n| documents among five hits | " + " | ".join(sides) + " |")

@@ -227,17 +227,18 @@ class LoRARetriever(BaseRetriever):
         if kind == "similarity_score_threshold" and least is None:
             raise InvalidInput("search_type 'similarity_score_threshold' needs a score_threshold, a cosine.")
         wider = checked_expand(self.expand if expand is None else expand)
-        wanted, diverse = self.retriever.wanted(self.k if k is None else k, wider), kind == "mmr"
+        k, diverse = self.k if k is None else k, kind == "mmr"
+        late = wider if diverse or least is not None else None  # expanded after hits were left out
+        wanted = self.retriever.wanted(k, wider)
         second = self.rerank if rerank is None else rerank
         if diverse and second:
             raise InvalidInput("rerank does not go with search_type 'mmr', which has an order of its own.")
         fetched = checked_k(self.fetch_k if fetch_k is None else fetch_k, "fetch_k") if diverse else wanted
-        looked_at = max(wanted, fetched)
         vectors = self.retriever.encoder.encode_queries(list(queries)) if diverse else None
         condition = self.filter if filter is None else filter
         found = self.retriever.search_many(
             queries,
-            looked_at,
+            k if wider is not late else max(wanted, fetched),
             vectors=vectors,
             mode=SEARCH_TYPES[kind],
             filter=condition,
@@ -246,6 +247,7 @@ class LoRARetriever(BaseRetriever):
             rerank=second,
             fold=self.fold if fold is None else fold,
             max_per_document=self.max_per_document if max_per_document is None else max_per_document,
+            expand=wider if late is None else None,
         )
         if least is not None:
             found = [[hit for hit in hits if hit.score >= least] for hits in found]
@@ -253,7 +255,7 @@ class LoRARetriever(BaseRetriever):
             balance = self.lambda_mult if lambda_mult is None else lambda_mult
             passages = FittedPassages(self.retriever)
             found = [diverse_hits(passages, vector, hits, wanted, balance) for vector, hits in zip(vectors, found)]
-        return found if wider is None else [self.retriever.expand(hits, wider, filter=condition) for hits in found]
+        return found if late is None else [self.retriever.expand(hits, late, filter=condition) for hits in found]
 
     # Many questions at once
 

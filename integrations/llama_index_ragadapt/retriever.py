@@ -181,10 +181,11 @@ class LoRARetriever(BaseRetriever):
 
     def _find(self, queries: list[str], vectors: Floats | None) -> list[list[NodeWithScore]]:
         least, wider = checked_threshold(self.score_threshold), checked_expand(self.expand)
+        late = None if least is None else wider  # expanded after hits were left out
         filter = to_filter(self.filters) if isinstance(self.filters, MetadataFilters) else self.filters
         found = self.retriever.search_many(
             queries,
-            self.retriever.wanted(self.similarity_top_k, wider),
+            self.similarity_top_k if late is None else self.retriever.wanted(self.similarity_top_k, late),
             vectors=vectors,
             mode=self.search_type,
             filter=filter,
@@ -193,11 +194,12 @@ class LoRARetriever(BaseRetriever):
             rerank=self.rerank,
             fold=self.fold,
             max_per_document=self.max_per_document,
+            expand=wider if late is None else None,
         )
         nodes = []
         for hits in found:
             kept = [hit for hit in hits if least is None or hit.score >= least]
-            if wider is not None:
-                kept = self.retriever.expand(kept, wider, filter=filter)
+            if late is not None:
+                kept = self.retriever.expand(kept, late, filter=filter)
             nodes.append(as_related(kept, self.retriever.beside(kept, filter=filter)))
         return nodes

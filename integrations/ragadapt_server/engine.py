@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from ragadapt.checks import MODES, checked_choice, checked_lam, checked_queries, checked_texts
+from ragadapt.checks import MODES, checked_choice, checked_k, checked_lam, checked_queries, checked_texts
 from ragadapt.pefa.ledger import named_tenant
 from ragadapt.retriever import Retriever, Snapshot
 from ragadapt.search.context import Expand
@@ -145,8 +145,7 @@ class Engine:
         (query,) = checked_queries([query])
         checked_choice("mode", mode, MODES)
         named_tenant(tenant)
-        k = self.retriever.wanted(k, expand)
-        if k > _MOST_HITS:
+        if k is not None and checked_k(k) > _MOST_HITS:
             raise Refused(400, f"k = {k}: a request gets at most {_MOST_HITS:,} results.")
         arguments = {
             "k": k, "mode": mode, "filter": filter, "lam": checked_lam(lam), "tenant": tenant, "expand": expand,

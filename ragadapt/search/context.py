@@ -20,7 +20,7 @@ REACHES: tuple[str, ...] = get_args(Reach)
 TOKENS = 2048
 """For all hits of a query together, unless told otherwise."""
 
-STEP = 8
+STEP = 4
 """Passages that are read of a store at a time."""
 
 _MOST_HITS = 100  # of a query, where nobody says how many
@@ -115,12 +115,13 @@ class Surroundings:
         return known[chunk.id]
 
 
-def expand_hits(hits: Sequence[Hit], expand: Expand, around: Surroundings) -> list[Hit]:
+def expand_hits(hits: Sequence[Hit], expand: Expand, around: Surroundings, *, first: int | None = None) -> list[Hit]:
     """The hits of one query, best first, each with its context; hits whose contexts overlap or touch become one.
 
-    What does not fit into the budget is left out, but for the first.
+    What does not fit into the budget is left out, but for the first. first: so many hits are expanded, and those behind
+    them fill what is left then; None = all are.
     """
-    return _Spreading(expand, around).spread(hits)
+    return _Spreading(expand, around).spread(hits, len(hits) if first is None else first)
 
 
 @dataclass(eq=False, slots=True)
@@ -155,12 +156,8 @@ class _Spreading:
         self.owner: dict[str, _Run] = {}
         self._counted: dict[str, int] = {}
 
-    def spread(self, hits: Sequence[Hit]) -> list[Hit]:
-        for rank, hit in enumerate(hits):
-            run = _Run([hit.chunk], {rank: hit}, self._tokens([hit.chunk]))
-            if run.tokens <= self.left or not self.owner:
-                self.owner[hit.chunk.id] = run
-                self.left -= run.tokens
+    def spread(self, hits: Sequence[Hit], first: int) -> list[Hit]:
+        self._place(hits[:first], 0)
         for run in self._runs():
             if self._lives(run):
                 whole = self._whole(run.passages)  # the rest of a code block or table
@@ -169,11 +166,24 @@ class _Spreading:
             self._round_about(self._runs(), within=False)
         else:
             self._round_about(self._fill_sections(), within=True)
+        self._place(hits[first:], first)
         for run in self._runs():
             for back in (False, True):
                 while self._lives(run) and self._touch(run, back):
                     pass
         return [replace(run.hits[run.rank], context=self._context(run)) for run in self._runs()]
+
+    def _place(self, hits: Sequence[Hit], rank: int) -> None:
+        """A run for each hit that fits. rank: of the first."""
+        for at, hit in enumerate(hits, rank):
+            run = self.owner.get(hit.chunk.id)
+            if run is not None:  # it was reached from another one
+                run.hits[at] = hit
+                continue
+            run = _Run([hit.chunk], {at: hit}, self._tokens([hit.chunk]))
+            if run.tokens <= self.left or not self.owner:
+                self.owner[hit.chunk.id] = run
+                self.left -= run.tokens
 
     def _runs(self) -> list[_Run]:
         return sorted({id(run): run for run in self.owner.values()}.values(), key=lambda run: run.rank)

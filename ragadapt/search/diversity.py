@@ -14,7 +14,8 @@ from ragadapt.values import Chunk, Hit
 Fold = Literal["same", "near", "none"]
 FOLDS: tuple[str, ...] = get_args(Fold)
 
-_LOOK = 4  # times as many passages are looked at as are wanted: copies stand right behind one another
+_SPARE = 15  # passages that are looked at besides, or as many as are wanted: copies stand right behind one another
+_MORE = 4  # times as many are looked at where those do not suffice
 _MOST = 1000  # passages of a ranking that are looked at to find enough that differ
 _SPEAKS = 80  # characters of a text that says for itself what it is about; of a shorter one the headings count, too
 
@@ -35,14 +36,14 @@ def diverse(
     """For each query its best k hits that differ. find: how many → the best of every query."""
     if fold == "none" and max_per_document is None:
         return find(k)
-    look = min(_LOOK * k, max(_MOST // 10, k))
+    look = min(k + max(k, _SPARE), max(_MOST // 10, k))
     while True:
         found = find(look)
         chosen = [different(hits, k, fold, max_per_document) for hits in found]
         short = any(len(few) < k and len(hits) >= look for few, hits in zip(chosen, found, strict=True))
         if not short or look >= max(_MOST, k):
             return chosen
-        look = min(_LOOK * look, max(_MOST, k))
+        look = min(_MORE * look, max(_MOST, k))
 
 
 def different(hits: Sequence[Hit], k: int, fold: Fold, max_per_document: int | None = None) -> list[Hit]:
