@@ -29,6 +29,7 @@ from ragadapt.config import PefaConfig
 from ragadapt.errors import FingerprintMismatch, InvalidInput, RagadaptError, StoreCorrupt
 from ragadapt.files import FileRecord, Hashes, file_state
 from ragadapt.index.contract import check_vectors
+from ragadapt.index.fields import Field, fields_of
 from ragadapt.index.filters import given
 from ragadapt.pefa import Feedback, Ledger, Pefa, checked_feedback, named_tenant
 from ragadapt.pefa.passages import StoredPassages
@@ -38,7 +39,7 @@ from ragadapt.search.fusion import Floats, Fusion, with_reranker
 from ragadapt.search.reranking import PLAIN_WEIGHT, Rerank, checked_rerank, rerank_all
 from ragadapt.search.saved import open_searcher
 from ragadapt.search.searcher import Dense, Mask, Mode, Plain, Ranked, Searcher
-from ragadapt.store.chunks import ChunkFilters, ChunkStore
+from ragadapt.store.chunks import SHOWN, ChunkFilters, ChunkStore
 from ragadapt.store.workspace import LEDGER, MANIFEST, RERANKER, Manifest, OpenedStore, ledger_lock, load_store
 from ragadapt.text import encodable, rough_tokens
 from ragadapt.threads import follow_forks
@@ -887,6 +888,13 @@ class Retriever:
         with self._using() as now:
             _, allowed = self._allowed(now, filter)
             return [id for id, passes in zip(now.chunks.ids(), allowed, strict=True) if passes]
+
+    def fields(self) -> list[Field]:
+        """The fields that a filter may name, with their types and examples: those of the metadata, then what every
+        result shows. `ragadapt.index.fields.typed` brings a filter's values to these types."""
+        with self._using() as now:
+            found = fields_of(payload for _, payload in now.chunks.shown())
+        return sorted(found, key=lambda field: field.name in SHOWN)
 
     def _allowed(self, now: Snapshot, filter: Any) -> tuple[Any, Mask]:
         """The filter as the index is asked, and (N,) the chunks that pass."""

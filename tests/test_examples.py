@@ -78,6 +78,13 @@ def test_plain_model_needs_no_ragadapt(retriever: str) -> None:
     assert out == {"found": "# Billing", "ragadapt loaded": "False"}
 
 
+@pytest.mark.parametrize("name", ["langchain/self_query.py", "llama_index/auto_retriever.py"])
+def test_a_language_model_makes_the_filter(name: str, retriever: str) -> None:
+    out = run(name, retriever)
+    assert "such as user, developer" in out["audience"]
+    assert out["found"] == "api.md"
+
+
 @pytest.mark.parametrize("name", ["langchain/compare.py", "llama_index/compare.py"])
 def test_any_retriever_is_measured_beside_ours(name: str, retriever: str, tmp_path: Path) -> None:
     run(name, retriever, str(tmp_path))

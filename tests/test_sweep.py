@@ -149,6 +149,14 @@ def test_a_sweep_that_broke_off_goes_on(task: dict[str, Any], monkeypatch: pytes
     assert len(calls) == 3  # the first choice was not searched again
 
 
+def test_passages_that_fill_the_model_leave_room_for_what_it_adds(task: dict[str, Any]) -> None:
+    found = swept(task, "full", models=task["models"][:1], chunk_tokens=(40, 48, 64))
+    settings = [choice.settings.partition(" --set ")[2] for choice in choices(found).values()]
+    most = Encoder.load(EncoderConfig(model=task["models"][0], precision="float32")).max_length
+    assert most == 48
+    assert settings == ["chunk.max_tokens=40", "chunk.max_tokens=46", "chunk.max_tokens=62 --set encoder.max_length=64"]
+
+
 def test_what_cannot_be_measured_is_left_out_with_its_reason(task: dict[str, Any], tmp_path: Path) -> None:
     found = swept(task, models=task["models"][:1], chunk_tokens=(*SIZES, 5000))
     assert found.report.swept is not None

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -112,7 +111,8 @@ def sweep_choices(
     """Measure every model with every size of passages, and write report.html and report.json into the folder.
 
     queries, qrels: as for `Retriever.evaluate`; judgements name documents, or questions have quotes. models: presets,
-    hub names or folders; none = that of the configuration. chunk_tokens: most tokens of a passage, in each model's own.
+    hub names or folders; none = that of the configuration. chunk_tokens: most tokens of a passage, in each model's own,
+    with what the model adds where it reads no more.
     tokens: of text that a language model would be given, within which quotes must stand: so passages of different sizes
     are compared alike. Nothing is trained, and no label decides how the search is mixed.
 
@@ -200,13 +200,14 @@ class _Sweep:
             return loaded[length]
 
         encoder = load(self.config.encoder.max_length)
-        if size <= encoder.passage_room:
+        if size <= encoder.max_length:
             return encoder, False
-        return load(size + encoder.max_length - encoder.passage_room), True
+        return load(size), True
 
     def cell(self, name: str, size: int, encoder: Encoder, longer: bool) -> _Cell:
         """One choice."""
-        chunking = self.config.chunk.model_copy(update={"max_tokens": size})
+        room = min(size, encoder.passage_room)  # the model adds some of its own
+        chunking = self.config.chunk.model_copy(update={"max_tokens": room})
         cut: dict[str, Any] = {
             "documents": self.content,
             "settings": chunking.model_dump(mode="json"),
@@ -236,7 +237,7 @@ class _Sweep:
         found = json.loads(file.read_text(encoding="utf-8"))
         self.metric = found["metric"]
         self.unmatched = found["unmatched"] or self.unmatched
-        settings = f"--model {name} --set chunk.max_tokens={size}"
+        settings = f"--model {name} --set chunk.max_tokens={room}"
         if longer:
             settings += f" --set encoder.max_length={encoder.max_length}"
         choice = reports.SweptChoice(
@@ -337,13 +338,14 @@ class _Sweep:
         return Fusion(weight=neutral_weight(searcher, encoder, cut, (), self.progress).weight)
 
     def timed(self, texts: Sequence[str], encoder: Encoder, searcher: Searcher, fusion: Fusion) -> float:
-        """Milliseconds of a search with its query encoded: the median of some, one at a time."""
+        """Milliseconds of a search with its query encoded, one at a time: the lower quartile of some, which other work
+        on the machine moves least."""
         took = []
         for text in [*texts[:_WARM], *texts[:_TIMED]]:
             started = time.perf_counter()
             searcher.rank([text], encoder.encode_queries([text]), 10, fusion=fusion)
             took.append(1000 * (time.perf_counter() - started))
-        return round(median(took[min(_WARM, len(texts)) :]), 2)
+        return round(float(np.quantile(took[min(_WARM, len(texts)) :], 0.25)), 2)
 
     @contextmanager
     def stage(self, name: str, key: Mapping[str, Any]) -> Iterator[Stage]:
