@@ -20,6 +20,7 @@ from ragadapt.checks import (
     checked_k,
     checked_lam,
     checked_list,
+    checked_path,
     checked_queries,
     checked_text,
     checked_texts,
@@ -46,6 +47,7 @@ from ragadapt.threads import follow_forks
 from ragadapt.values import Chunk, Hit, Hits
 
 if TYPE_CHECKING:
+    from ragadapt.adapters.tenants import TenantAdapters
     from ragadapt.encoder import Encoder
     from ragadapt.rerank import Reranker
 
@@ -95,9 +97,17 @@ class Snapshot:
         self._passage_tokens: float | None = None
         self._rerankers: dict[str | None, Reranker] = {}  # by what they were asked for; None = the folder's own
         self._how = device, precision
+        self.tenants: TenantAdapters | None = None
 
     @classmethod
-    def load(cls, opened: OpenedStore, device: str, precision: str, old: Snapshot | None = None) -> Self:
+    def load(
+        cls,
+        opened: OpenedStore,
+        device: str,
+        precision: str,
+        tenant_adapters: Path | None = None,
+        old: Snapshot | None = None,
+    ) -> Self:
         """The folder's parts. old: a build whose model is taken over if it is the same. Raises as `Retriever.open`."""
         from ragadapt.encoder import Encoder
 
@@ -118,6 +128,14 @@ class Snapshot:
         made = cls(path, manifest, encoder, searcher, chunks, opened.hashes, seen, device, precision)
         if old is not None and old.manifest.sections.get("rerank") == manifest.sections.get("rerank"):
             made._rerankers = old._rerankers
+        if tenant_adapters is not None:
+            from ragadapt.adapters.library import Library
+            from ragadapt.adapters.tenants import TenantAdapters
+
+            kept = old is not None and old.encoder is encoder
+            made.tenants = (
+                old.tenants if old is not None and kept else TenantAdapters(encoder, Library.open(tenant_adapters))
+            )
         return made
 
     def whole(self) -> None:
@@ -132,6 +150,12 @@ class Snapshot:
         if self._document_of is None:
             self._document_of = self.chunks.document_ids()
         return self._document_of
+
+    def vectors_of(self, queries: Sequence[str], tenant: str | None = None) -> Floats:
+        """(Q, d) by the tenant's own adapter where it has one."""
+        if self.tenants is not None and tenant is not None and named_tenant(tenant) in self.tenants:
+            return self.tenants.encode_queries(tenant, queries)
+        return self.query_vectors(queries)
 
     def passages(self) -> StoredPassages:
         """The chunks, as feedback names them."""
@@ -299,24 +323,35 @@ class Retriever:
     hashes while they are loaded; the first call waits for that to end.
     """
 
-    def __init__(self, path: Path, snapshot: Snapshot, device: str, precision: str) -> None:
+    def __init__(
+        self, path: Path, snapshot: Snapshot, device: str, precision: str, tenant_adapters: Path | None = None
+    ) -> None:
         self.path = path
         self._current = snapshot
-        self._how = device, precision
+        self._how = device, precision, tenant_adapters
         self._following = threading.Lock()
         self._looked = time.monotonic()
         self._forked = False
         follow_forks(self)
 
     @classmethod
-    def open(cls, path: str | Path, *, device: str = "auto", precision: str = "auto") -> Self:
-        """Open a folder that `fit` wrote.
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        tenant_adapters: str | Path | None = None,
+    ) -> Self:
+        """Open a folder that `fit` wrote. tenant_adapters: a library, of whose adapters each is for the questions of
+        the tenant of its name; the retriever's own model must be a base as it was (fit with method none).
 
         Raises InvalidInput for a device that is not there, NotARetriever, FormatTooNew, StoreCorrupt, and
         FingerprintMismatch where index and model differ.
         """
-        snapshot = load_store(path, lambda opened: Snapshot.load(opened, device, precision))
-        return cls(Path(path).resolve(), snapshot, device, precision)
+        library = None if tenant_adapters is None else checked_path(tenant_adapters, "tenant_adapters").resolve()
+        how = device, precision, library
+        return cls(Path(path).resolve(), load_store(path, lambda opened: Snapshot.load(opened, *how)), *how)
 
     from_pretrained = open
 
@@ -346,10 +381,9 @@ class Retriever:
     def _open_in_child(self) -> None:
         with self._following:
             if self._forked and not self._current.closed:
-                device, precision = self._how
                 old = self._current
                 _INHERITED.append(old)  # closing the parent's connections here could harm its files
-                self._current = load_store(self.path, lambda opened: Snapshot.load(opened, device, precision, old))
+                self._current = load_store(self.path, lambda opened: Snapshot.load(opened, *self._how, old))
             self._forked = False
 
     @contextmanager
@@ -588,7 +622,7 @@ class Retriever:
             depth = rerank.depth or fitted or reader.depth
             k = max(k, depth)
         if vectors is None:
-            vectors = self._encode(now, queries, mode)
+            vectors = self._encode(now, queries, mode, tenant)
         vectors = check_vectors(vectors, now.encoder.dim, "query vectors")
         if len(vectors) != len(queries):
             raise InvalidInput(f"{len(queries)} queries but {len(vectors)} vectors: one each is needed.")
@@ -603,10 +637,15 @@ class Retriever:
 
         return rerank_all(found, queries, passages, reader, weight, depth, wanted, rerank.milliseconds)
 
-    def _encode(self, now: Snapshot, queries: Sequence[str], mode: Mode) -> Floats:
+    def _encode(self, now: Snapshot, queries: Sequence[str], mode: Mode, tenant: str | None) -> Floats:
         if mode == "lexical":  # needs no vectors
             return np.zeros((len(queries), now.encoder.dim), dtype=np.float32)
-        return now.query_vectors(queries)
+        return now.vectors_of(queries, tenant)
+
+    def adapts_for(self, tenant: str | None) -> bool:
+        """Whether a tenant's questions go through an adapter of its own."""
+        tenants = self._current.tenants
+        return tenants is not None and tenant is not None and tenant in tenants
 
     # Feedback
 
@@ -718,8 +757,7 @@ class Retriever:
             if old.closed or seen is None or seen == old.seen:
                 return
             try:
-                device, precision = self._how
-                fresh = load_store(self.path, lambda opened: Snapshot.load(opened, device, precision, old))
+                fresh = load_store(self.path, lambda opened: Snapshot.load(opened, *self._how, old))
                 fresh.whole()
                 self._current = fresh
             except RagadaptError as error:
@@ -776,7 +814,7 @@ class Retriever:
         with now.lock:
             count = len(now.chunks)
             documents = 0 if level == "chunk" else len(set(now.document_of()))
-            vectors = self._encode(now, texts, mode)
+            vectors = self._encode(now, texts, mode, tenant)
             deep = max(k if level == "chunk" else min(count, 4 * k), 1)
             short = list(range(len(ids)))
             while short:
@@ -917,8 +955,10 @@ def _model_files(manifest: Manifest) -> dict[str, FileRecord]:
     return {name: record for name, record in manifest.files.items() if name.startswith("model/")}
 
 
-def _reopen(kind: type[Retriever], path: Path, device: str, precision: str) -> Retriever:
-    return kind.open(path, device=device, precision=precision)
+def _reopen(
+    kind: type[Retriever], path: Path, device: str, precision: str, tenant_adapters: Path | None = None
+) -> Retriever:
+    return kind.open(path, device=device, precision=precision, tenant_adapters=tenant_adapters)
 
 
 def _checked_search(

@@ -94,6 +94,15 @@ def feedback_options(function: Function) -> Function:
     return function
 
 
+def tenant_adapters_option(function: Function) -> Function:
+    """Adapters of tenants, for commands that search."""
+    return click.option(
+        "--tenant-adapters",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="A library of adapters (`ragadapt library`): a tenant's questions go through the one of its name.",
+    )(function)
+
+
 def rerank_options(function: Function) -> Function:
     """The second stage of a search; the function gets it as `rerank`."""
 

@@ -152,7 +152,8 @@ class Engine:
             "fold": checked_fold(fold), "max_per_document": checked_max_per_document(max_per_document),
         }  # fmt: skip
         with self._admitted(1):
-            if mode != "lexical":  # the vector is remembered by the build that made it, and found there by the search
+            # The vector is remembered by the build that made it, and found there by the search; a tenant's own is not.
+            if mode != "lexical" and not self.retriever.adapts_for(tenant):
                 await self._encode([query], "query", counted=False)
             job = _Search(query, arguments, asyncio.get_running_loop().create_future())
             self._searches.append(job)

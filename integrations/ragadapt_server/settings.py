@@ -27,6 +27,7 @@ class ServerSettings:
     file of labelled questions that the page /label fills. questions: files of questions to label, beside log_queries.
     generator: the settings of a language model that writes more (a QueryConfig), None = none does. expand: how far
     results are expanded where a request does not say, None = not; tokens: what those of one request hold together.
+    tenant_adapters: a library of adapters, of which each is for the searches of the tenant of its name.
     """
 
     retrievers: tuple[tuple[str, str], ...]
@@ -42,6 +43,7 @@ class ServerSettings:
     generator: dict[str, Any] | None = None
     device: str = "auto"
     precision: str = "auto"
+    tenant_adapters: str | None = None
     max_body_bytes: int = 8_000_000
     timeout_seconds: float = 60.0
     max_waiting: int = 4096  # texts that wait to be encoded

@@ -44,7 +44,12 @@ class ServerState:
         engines = {
             name: Engine(
                 name,
-                Retriever.open(folder, device=settings.device, precision=settings.precision),
+                Retriever.open(
+                    folder,
+                    device=settings.device,
+                    precision=settings.precision,
+                    tenant_adapters=settings.tenant_adapters,
+                ),
                 metrics,
                 settings.max_waiting,
             )

@@ -129,7 +129,7 @@ def _own_systems(
     progress: Progress,
 ) -> list[_System]:
     """Dense, lexical and plain hybrid search, by the untuned model where it can be had, and what ships, last."""
-    vectors = now.query_vectors(texts)
+    vectors = now.vectors_of(texts, tenant)
     trained = now.encoder.spec.adapter is not None and now.encoder.spec.adapter.scale != 0
 
     def by(mode: Mode, stage: Rerank | None = None) -> RankChunks:
@@ -233,7 +233,7 @@ def _untuned(retriever: Retriever, now: Snapshot, encode: bool, progress: Progre
 
     spec, fitted = now.encoder.spec, now.searcher
     assert spec.adapter is not None
-    device, precision = retriever._how
+    device, precision, _ = retriever._how
     try:
         encoder = Encoder.load(
             EncoderConfig.model_validate(

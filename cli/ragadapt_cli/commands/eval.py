@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ragadapt_cli.options import FILE, command, device_options, feedback_options, rerank_options, retriever_argument
+from ragadapt_cli.options import (
+    FILE,
+    command,
+    device_options,
+    feedback_options,
+    rerank_options,
+    retriever_argument,
+    tenant_adapters_option,
+)
 from ragadapt_cli.terminal import ERROR, Terminal
 
 if TYPE_CHECKING:
@@ -57,6 +65,7 @@ MODES = ("hybrid", "dense", "lexical")
 )
 @rerank_options
 @feedback_options
+@tenant_adapters_option
 @device_options
 def eval_command(
     terminal: Terminal,
@@ -73,6 +82,7 @@ def eval_command(
     rerank: bool | Rerank,
     lam: float | None,
     tenant: str | None,
+    tenant_adapters: Path | None,
     device: str,
     precision: str,
 ) -> int:
@@ -101,15 +111,14 @@ def eval_command(
 
     from ragadapt.retriever import Retriever
 
+    how: dict[str, Any] = {"device": device, "precision": precision, "tenant_adapters": tenant_adapters}
     if each:
         with terminal.progress() as progress, ExitStack() as stack:
-            opened = stack.enter_context(Retriever.open(retriever, device=device, precision=precision))
-            other = (
-                stack.enter_context(Retriever.open(against, device=device, precision=precision)) if against else None
-            )
+            opened = stack.enter_context(Retriever.open(retriever, **how))
+            other = stack.enter_context(Retriever.open(against, **how)) if against else None
             report = _each_question(terminal, opened, other, file, qrels, k or 10, base, lam, tenant, rerank, progress)
         return _show(terminal, retriever, report, output, per_question)
-    with terminal.progress(), Retriever.open(retriever, device=device, precision=precision) as opened:
+    with terminal.progress(), Retriever.open(retriever, **how) as opened:
         if rerank is True and (why := opened.rerank_refused):
             terminal.note(f"Not re-ranked: {why}")
         found = opened.evaluate(file, qrels, modes=modes or MODES, lam=lam, tenant=tenant, rerank=rerank)

@@ -23,6 +23,7 @@ from ragadapt_cli.options import (
     feedback_options,
     rerank_options,
     retriever_argument,
+    tenant_adapters_option,
 )
 from ragadapt_cli.terminal import ERROR, LinePart, Terminal
 
@@ -64,6 +65,7 @@ _PIPE_WIDTH = 240  # characters of a snippet where there is no terminal to ask
 @context_options
 @rerank_options
 @feedback_options
+@tenant_adapters_option
 @device_options
 def search_command(
     terminal: Terminal,
@@ -79,6 +81,7 @@ def search_command(
     rerank: bool | Rerank,
     lam: float | None,
     tenant: str | None,
+    tenant_adapters: Path | None,
     device: str,
     precision: str,
 ) -> int:
@@ -111,7 +114,10 @@ def search_command(
 
     from ragadapt.retriever import Retriever
 
-    with terminal.progress(), Retriever.open(retriever, device=device, precision=precision) as opened:
+    with (
+        terminal.progress(),
+        Retriever.open(retriever, device=device, precision=precision, tenant_adapters=tenant_adapters) as opened,
+    ):
         if rerank is True and (why := opened.rerank_refused):
             terminal.note(f"Not re-ranked: {why}")
         if run_file is not None:

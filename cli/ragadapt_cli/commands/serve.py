@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ragadapt_cli.options import command, device_options
+from ragadapt_cli.options import command, device_options, tenant_adapters_option
 from ragadapt_cli.terminal import Terminal
 
 
@@ -52,6 +52,7 @@ from ragadapt_cli.terminal import Terminal
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 256), help="Processes.")
 @click.option("--max-body", default=8_000_000, show_default=True, type=click.IntRange(1000), help="Bytes of a request.")
 @click.option("--timeout", default=60.0, show_default=True, type=click.FloatRange(0.1), help="Seconds for a request.")
+@tenant_adapters_option
 @device_options
 def serve_command(
     terminal: Terminal,
@@ -69,6 +70,7 @@ def serve_command(
     workers: int,
     max_body: int,
     timeout: float,
+    tenant_adapters: Path | None,
     device: str,
     precision: str,
 ) -> None:
@@ -103,6 +105,7 @@ def serve_command(
         tokens=tokens,
         max_body_bytes=max_body,
         timeout_seconds=timeout,
+        tenant_adapters=None if tenant_adapters is None else str(tenant_adapters.resolve()),
         device=device,
         precision=precision,
     )
