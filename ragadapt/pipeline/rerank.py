@@ -74,9 +74,10 @@ class LearntReranking:
         }
 
 
-def rerank_judges(plan: gate.Plan, queries: Sequence[Query]) -> tuple[Evidence | None, list[Query]]:
-    """The questions that judge a second stage: those that judge the first, for what it learnt from must not; else the
-    best-ranked ones of which there are enough, but never text that was cut from the passages."""
+def judging_queries(plan: gate.Plan, queries: Sequence[Query]) -> tuple[Evidence | None, list[Query]]:
+    """The questions that judge a second stage, and how sure a search is: those that judge the first stage, for what it
+    learnt from must not; else the best-ranked ones of which there are enough, but never text that was cut from the
+    passages."""
     if plan.judge:
         rank, found = plan.evidence, list(plan.judge)
     else:

@@ -91,7 +91,8 @@ def rerank_all(
     """The best k of every query by the first stage and the reader together.
 
     rankings: of the first stage. passages: ids → id → text. What was not read keeps its order behind. The numbers of
-    the reader come as the part "rerank", NaN where a passage was not read.
+    the reader come as the part "rerank", NaN where a passage was not read. How sure a search is of its first, second …
+    hit stays: the reader says which passage that is.
     """
     texts = passages(list(dict.fromkeys(id for ranked in rankings for id in ranked.ids[:depth])))
     lists = []
@@ -107,7 +108,12 @@ def rerank_all(
         every[: len(read)] = read
         parts = {**ranked.parts, "rerank": every}
         made.append(
-            Ranked([ranked.ids[at] for at in order], scores[order], {name: part[order] for name, part in parts.items()})
+            Ranked(
+                [ranked.ids[at] for at in order],
+                scores[order],
+                {name: part[order] for name, part in parts.items()},
+                None if ranked.confidence is None else ranked.confidence[:k],
+            )
         )
     return made
 
