@@ -243,7 +243,10 @@ class Snapshot:
         [read] = reader.logits_of([(query, [texts[at] for at in order[: depth or reader.depth].tolist()])])
         made = np.empty_like(first)
         made[order] = first.mean() + first.std() * with_reranker(first[order], read, weight)
-        sure[np.argsort(-made, kind="stable")] = np.sort(sure)[::-1]  # the first place is as sure as it was
+        places = np.sort(sure)[::-1]  # the first place is as sure as it was, unless more is known
+        if (reread := self.searcher.confidence.reread) is not None:
+            places = reread.of(places, read)
+        sure[np.argsort(-made, kind="stable")] = places
         return made, sure
 
     @property
@@ -606,7 +609,8 @@ class Retriever:
         def passages(ids: Sequence[str]) -> dict[str, str]:
             return {id: chunk.passage for id, chunk in now.find(ids).items()}
 
-        return rerank_all(found, queries, passages, reader, weight, depth, wanted, rerank.milliseconds)
+        reread = None if rerank.model is not None else now.searcher.confidence.reread
+        return rerank_all(found, queries, passages, reader, weight, depth, wanted, rerank.milliseconds, reread)
 
     def _encode(self, now: Snapshot, queries: Sequence[str], mode: Mode) -> Floats:
         if mode == "lexical":  # needs no vectors

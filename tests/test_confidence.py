@@ -21,10 +21,19 @@ from ragadapt.errors import InvalidInput, StoreCorrupt
 from ragadapt.evaluation.judging import JudgedQuery
 from ragadapt.index import exact_index
 from ragadapt.lexical import LexicalIndex
-from ragadapt.pipeline.confidence import HITS, JudgedHits, calibration_error, fit_platt, learn_confidence, log_loss
+from ragadapt.pipeline.confidence import (
+    HITS,
+    JudgedHits,
+    calibration_error,
+    fit_platt,
+    learn_confidence,
+    learn_reread,
+    log_loss,
+)
+from ragadapt.pipeline.rerank import LearntReranking
 from ragadapt.retriever import Retriever
-from ragadapt.search.confidence import FIXED, VERSION, Confidence, Signals, logits, probability
-from ragadapt.search.fusion import Background, Candidates, Fusion
+from ragadapt.search.confidence import FIXED, VERSION, Confidence, Reread, Signals, logits, probability
+from ragadapt.search.fusion import Background, Candidates, Fusion, ReadCandidates
 from ragadapt.search.searcher import Plain, Searcher
 from ragadapt.store.workspace import MANIFEST, Manifest
 from ragadapt.values import Chunk, Evidence, Query
@@ -269,18 +278,58 @@ def test_a_slope_and_a_shift_are_found_again() -> None:
     sure = here[:, None] * probability(0.6 * hits - 1)
     answers = (rng.random(hits.shape) < sure).astype(float)
     hits[:, 4] = answers[:, 4] = np.nan
-    slope, shift = fit_platt(JudgedHits(here, hits, answers))
+    slope, shift, beside = fit_platt(JudgedHits(here, hits, answers))
+    assert beside == 0
     assert slope == pytest.approx(0.6, abs=0.04)
     assert shift == pytest.approx(-1, abs=0.07)
     backwards = JudgedHits(np.ones(4000), hits, (hits < 0).astype(float))
     assert fit_platt(backwards)[0] == 0  # never the other way round
 
 
+def test_what_a_reranker_says_counts_where_it_tells() -> None:
+    rng = np.random.default_rng(2)
+    said, hits = rng.normal(0, 1, 3000), rng.normal(0, 1, (3000, 5))
+    answers = (rng.random(hits.shape) < probability(hits + 0.8 * said[:, None] - 0.5)).astype(float)
+    assert fit_platt(JudgedHits(np.ones(3000), hits, answers), said) == pytest.approx((1, -0.5, 0.8), abs=0.06)
+    reread = Reread(1.0, -0.5, 0.8, mean=3.0, deviation=2.0)
+    before = np.array([0.9, 0.5, 0.1], np.float32)
+    sure = reread.of(before, np.array([1.0, 5.0], np.float32))
+    assert sure == pytest.approx(probability(np.log(before / (1 - before)) - 0.5 + 0.8), rel=1e-4)
+    assert reread.of(before, np.zeros(0, np.float32)).tolist() == before.tolist()
+
+
+def test_a_fit_learns_how_sure_the_reranked_hits_are() -> None:
+    """A re-ranker that puts the answer first and says more of those that it finds."""
+    rng = np.random.default_rng(7)
+    found, judged, chunks = questions(120, right=0.0)
+    read = {}
+    for one, item in zip(found, judged, strict=True):
+        order = np.argsort(-one.fused(Fusion()), kind="stable")
+        right = rng.random() < 0.7
+        said = np.zeros(10, np.float32)
+        said[4] = 6.0 if right else 1.0
+        if right:
+            object.__setattr__(item, "relevant", {int(order[4]): 1})
+        read[item.query.id] = ReadCandidates(order, one.fused(Fusion())[order], said)
+    second = LearntReranking("m", "f", 1.0, 10, "better", read=read)
+    given = (found, [Fusion()] * 120, judged, chunks, None)
+    settings: Any = {"evidence": Evidence.LABELLED, "config": GateConfig(), "seed": 13}
+    made = learn_reread(FIXED, second, *given, **settings)
+    assert made.reread is not None and made.reread.weight > 0.5
+    assert "With the re-ranker: log loss" in made.reason
+    places = np.array([0.6, 0.3], np.float32)
+    found_it, did_not = (made.reread.of(places, np.array([said]))[0] for said in (6.0, 1.0))
+    assert found_it > 2 * did_not
+    assert Confidence.of_section(json.loads(json.dumps(made.section()))) == made
+    nothing = LearntReranking("m", "f", 1.0, 10, "better")
+    assert learn_reread(FIXED, nothing, *given, **settings) is FIXED
+
+
 def test_a_few_answers_that_are_all_right_make_nothing_certain() -> None:
     few = JudgedHits(np.ones(3), np.full((3, 1), 1.0), np.ones((3, 1)))
-    assert 0.7 < few.sure(*fit_platt(few)).max() < 0.95
+    assert 0.7 < few.sure(*fit_platt(few)[:2]).max() < 0.95
     nothing = JudgedHits(np.ones(3), np.full((3, 1), np.nan), np.full((3, 1), np.nan))
-    assert fit_platt(nothing) == (1.0, 0.0)
+    assert fit_platt(nothing) == (1.0, 0.0, 0.0)
 
 
 def test_the_calibration_error_is_the_mean_distance_of_the_bins() -> None:

@@ -357,7 +357,7 @@ def figures(one: Found, maps: Mapping[str, Weights]) -> dict[str, Any]:
         made = []
         for _ in range(DRAWS):
             drawn = rng.permutation(len(own.here))
-            learnt, rest = fit_platt(own.part(drawn[:size])), own.part(drawn[size:])
+            learnt, rest = fit_platt(own.part(drawn[:size]))[:2], own.part(drawn[size:])
             before = [error_of([rest]), error_of([rest, beside(len(rest.here))])]
             after = [error_of([rest], *learnt), error_of([rest, beside(len(rest.here))], *learnt)]
             losses = [np.mean(log_loss(rest.sure(*way), rest.answers)) for way in ((1.0, 0.0), learnt)]

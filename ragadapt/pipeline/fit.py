@@ -37,7 +37,7 @@ from ragadapt.pipeline.adapt import (
     proof,
 )
 from ragadapt.pipeline.arena import Arena, one_rank
-from ragadapt.pipeline.confidence import learn_confidence
+from ragadapt.pipeline.confidence import learn_confidence, learn_reread
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus, foreign_note
 from ragadapt.pipeline.crossfit import CrossFitted, CrossJudged, cross_fit, judge_folds, outlook
 from ragadapt.pipeline.fusion import (
@@ -242,7 +242,7 @@ def _fit(
             second, reranker = SecondStage(
                 steps, plan, queries, base, shipped, out_of_fold, config.rerank.depth or reranker.depth
             ).learn(reranker)
-        sure = steps.confidence(plan, queries, shipped, crossed, decision.adapted)
+        sure = steps.confidence(plan, queries, shipped, crossed, decision.adapted, second)
         report = steps.report(
             documents, skipped, queries, plan, decision, trained, crossed, base, shipped, second, sure
         )
@@ -627,9 +627,11 @@ class FitSteps(Steps):
         shipped: Shipped,
         crossed: CrossJudged | None,
         adapted: bool,
+        second: LearntReranking | None = None,
     ) -> Confidence:
         """How sure what ships is of its hits, from the questions that judged it. crossed: where all of them trained
-        what ships, what the folds found; where nothing trained, it gives each question the mix learnt without it."""
+        what ships, what the folds found; where nothing trained, it gives each question the mix learnt without it.
+        second: the second stage that ships beside it, if one does."""
         encoder, encoded, learnt = shipped
         rank, chosen = judging_queries(plan, (*queries.train, *queries.dev, *queries.heldout))
         with self.clock("confidence"):
@@ -650,10 +652,10 @@ class FitSteps(Steps):
                 fusions = [without.get(item.query.id, learnt.fusion) for item in judged]
             else:
                 judged, found, fusions = [], [], []
-            return learn_confidence(
-                found, fusions, judged, encoded.corpus.chunks, encoded.corpus.groups, evidence=rank,
-                config=self.config.gate, seed=self.config.seed,
-            )  # fmt: skip
+            given: Any = (found, fusions, judged, encoded.corpus.chunks, encoded.corpus.groups)
+            settings: Any = {"evidence": rank, "config": self.config.gate, "seed": self.config.seed}
+            sure = learn_confidence(*given, **settings)
+            return sure if second is None or not second.ships else learn_reread(sure, second, *given, **settings)
 
     # The folder
 

@@ -76,11 +76,32 @@ class Signals:
 
 
 @dataclass(frozen=True, slots=True)
+class Reread:
+    """How sure hits are once a re-ranker has ordered them: slope and shift of the logit that their places had before,
+    and the weight of the best thing that it said of a passage, standardised by mean and deviation."""
+
+    slope: float
+    shift: float
+    weight: float
+    mean: float
+    deviation: float
+
+    def of(self, sure: Floats, read: Floats) -> Floats:
+        """(k,) from (k,) of the first stage and (R,) what the re-ranker said."""
+        if not len(read):
+            return sure
+        said = self.weight * (float(np.max(read)) - self.mean) / self.deviation
+        made: Floats = probability(self.slope * logit_of(sure) + self.shift + said).astype(np.float32)
+        return made
+
+
+@dataclass(frozen=True, slots=True)
 class Confidence:
     """A map from what a search finds to probabilities.
 
     hybrid, dense, lexical: by kind of search. slope, shift: of the second logit, as a corpus's own questions adjust it.
-    evidence, queries, reason: what it rests on.
+    evidence, queries, reason: what it rests on. reread: with the retriever's own re-ranker; None = each place is as
+    sure as without.
     """
 
     hybrid: Weights
@@ -91,6 +112,7 @@ class Confidence:
     evidence: str | None = None
     queries: int = 0
     reason: str = "the fixed map"
+    reread: Reread | None = None
 
     def of_hybrid(self, candidates: Candidates, order: NDArray[np.int64], scores: Floats) -> Floats:
         """(k,) of some candidates, best first: order says which, the best LOOKED_AT of all among them. scores: (C,)
@@ -126,8 +148,10 @@ class Confidence:
         TypeError, ValueError for what is damaged."""
         if values is None or int(values["version"]) > VERSION:
             return FIXED
-        kinds = {kind: Weights(**values[kind]) for kind in ("hybrid", "dense", "lexical")}
-        return cls(**{name: value for name, value in values.items() if name != "version"} | kinds)
+        parts: dict[str, Any] = {kind: Weights(**values[kind]) for kind in ("hybrid", "dense", "lexical")}
+        if values.get("reread") is not None:
+            parts["reread"] = Reread(**values["reread"])
+        return cls(**{name: value for name, value in values.items() if name != "version"} | parts)
 
 
 def logits(weights: Weights, signals: Signals) -> tuple[float, Doubles]:
@@ -140,6 +164,13 @@ def logits(weights: Weights, signals: Signals) -> tuple[float, Doubles]:
 def probability(logit: Any) -> Any:
     """1 / (1 + e^−logit)."""
     return 1 / (1 + np.exp(-np.clip(logit, -60, 60)))
+
+
+def logit_of(sure: Any) -> Doubles:
+    """log(p / (1 − p))."""
+    p = np.clip(np.asarray(sure, np.float64), 1e-12, 1 - 1e-7)
+    made: Doubles = np.log(p / (1 - p))
+    return made
 
 
 def coverage_of(score: float, mass: float) -> float:
