@@ -55,6 +55,11 @@ def checked_lam(lam: Any) -> float | None:
     return None if lam is None else checked_number("lam", lam, 0, 1, "λ: 0 = feedback only, 1 = feedback off")
 
 
+def checked_confidence(value: Any) -> float | None:
+    """A least probability that a hit answers the question; None = none is asked for."""
+    return None if value is None else checked_number("min_confidence", value, 0, 1, "a probability")
+
+
 def checked_threshold(value: Any) -> float | None:
     """A least score; None = none is asked for."""
     return None if value is None else checked_number("score_threshold", value)

@@ -323,6 +323,7 @@ class Collection:
                 found = self.index.search(rows, k, filter)
             else:
                 found = self._pefa.search(rows, k, filter, lam=lam, tenant=tenant)
+            sure = [[None] * len(ids) for ids, _ in found]  # nothing is known of the other passages' scores
         elif not len(self):
             return [[] for _ in texts or ()]
         else:
@@ -340,11 +341,19 @@ class Collection:
                         texts, rows, k, mode, filter=filter, allowed=allowed, fusion=fusion, dense=both
                     )
                     found = [(one.ids, one.scores) for one in ranked]
+                    sure = [[] if one.confidence is None else one.confidence.tolist() for one in ranked]
                     if not self._shared or not (both.differ or self._differ(found)):  # type: ignore[attr-defined]
                         break
                     self._look_again = 0.0  # somebody changed the collection meanwhile
         chunks = self._get(list(dict.fromkeys(id for ids, _ in found for id in ids)))
-        return [[Hit(chunks[id], float(score)) for id, score in zip(*one) if id in chunks] for one in found]
+        return [
+            [
+                Hit(chunks[id], float(score), confidence=own)
+                for id, score, own in zip(*one, confidence, strict=True)
+                if id in chunks
+            ]
+            for one, confidence in zip(found, sure, strict=True)
+        ]
 
     def save(self, folder: str | Path | None = None) -> None:
         if folder is not None and checked_path(folder, "The store's folder").is_file():

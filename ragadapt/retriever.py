@@ -17,6 +17,7 @@ import numpy as np
 from ragadapt.checks import (
     MODES,
     checked_choice,
+    checked_confidence,
     checked_k,
     checked_lam,
     checked_list,
@@ -245,27 +246,34 @@ class Snapshot:
             )
         return found
 
-    def score(self, query: str, texts: Sequence[str], vectors: Floats | None = None, *, rerank: bool = False) -> Floats:
-        """`Retriever.score` in this build. vectors: (n, d) of the texts, as passages, to use instead of encoding."""
+    def score(
+        self, query: str, texts: Sequence[str], vectors: Floats | None = None, *, rerank: bool = False
+    ) -> tuple[Floats, Floats]:
+        """`Retriever.score` in this build, and (n,) the probability that each text answers the query. vectors: (n, d)
+        of the texts, as passages, to use instead of encoding."""
         (query,), texts = checked_queries([query]), checked_texts(texts)
         if not texts:
-            return np.zeros(0, np.float32)
+            return np.zeros(0, np.float32), np.zeros(0, np.float32)
         (vector,) = self.query_vectors([query])
         if vectors is None:
             vectors = self.encoder.encode_passages(texts)
         vectors = check_vectors(vectors, self.encoder.dim, "passage vectors")
         with self.lock:
             self.whole()
-            first = self.searcher.score_texts(query, vector, texts, vectors)
+            first, sure = self.searcher.score_texts(query, vector, texts, vectors)
         second = self.second_stage(Rerank()) if rerank else None
         if second is None:
-            return first
+            return first, sure
         reader, weight, depth = second
         order = np.argsort(-first, kind="stable")
         [read] = reader.logits_of([(query, [texts[at] for at in order[: depth or reader.depth].tolist()])])
         made = np.empty_like(first)
         made[order] = first.mean() + first.std() * with_reranker(first[order], read, weight)
-        return made
+        places = np.sort(sure)[::-1]  # the first place is as sure as it was, unless more is known
+        if (reread := self.searcher.confidence.reread) is not None:
+            places = reread.of(places, read)
+        sure[np.argsort(-made, kind="stable")] = places
+        return made, sure
 
     @property
     def reranks(self) -> bool:
@@ -454,6 +462,7 @@ class Retriever:
         expand: Reach | int | Expand | None = None,
         fold: Fold = "same",
         max_per_document: int | None = None,
+        min_confidence: float | None = None,
     ) -> list[Hit]:
         """The best k chunks, best first. mode: "hybrid" (the learnt fusion), "dense" or "lexical".
 
@@ -465,7 +474,8 @@ class Retriever:
         its "neighbours", "section" or "document" as `Hit.context`, all together within a budget of tokens (2,048; a
         number is another one); hits that touch become one, and what does not fit is left out. fold: passages of the
         same text are one hit, which lists its `copies`; "near" = near-duplicates too, "none" = each by itself.
-        max_per_document: hits of one document at most. Raises InvalidInput.
+        max_per_document: hits of one document at most. min_confidence: leave out hits that answer the query with less
+        than this probability (`Hit.confidence`). Raises InvalidInput.
         """
         if not isinstance(query, str):
             raise InvalidInput(
@@ -474,7 +484,7 @@ class Retriever:
         return Hits(
             self.search_many(
                 [query], k, mode=mode, filter=filter, lam=lam, tenant=tenant, rerank=rerank, expand=expand, fold=fold,
-                max_per_document=max_per_document,
+                max_per_document=max_per_document, min_confidence=min_confidence,
             )[0]
         )  # fmt: skip
 
@@ -492,22 +502,25 @@ class Retriever:
         expand: Reach | int | Expand | None = None,
         fold: Fold = "same",
         max_per_document: int | None = None,
+        min_confidence: float | None = None,
     ) -> list[list[Hit]]:
         """`search` for many queries at once, encoded in one batch. vectors: (Q, d) to use instead of encoding."""
         wider = checked_expand(expand)
         queries, count, lam = _checked_search(queries, self.wanted(k, wider), mode, lam, vectors)
         second = checked_rerank(rerank, count, mode)
         fold, most = checked_fold(fold), checked_max_per_document(max_per_document)
+        least = checked_confidence(min_confidence)
         if not queries:
             return []
         with self._using() as now:
 
             def find(deep: int) -> list[list[Hit]]:
                 rankings = self._rank(now, queries, vectors, deep, mode, lam, tenant, filter, second)
+                rankings = [ranked.at_least(least) for ranked in rankings]
                 chunks = now.find(list(dict.fromkeys(id for ranked in rankings for id in ranked.ids)))
                 return [
                     [
-                        Hit(chunks[id], float(score), _parts(ranked, at))
+                        Hit(chunks[id], float(score), _parts(ranked, at), confidence=_confidence(ranked, at))
                         for at, (id, score) in enumerate(zip(ranked.ids, ranked.scores, strict=True))
                     ]
                     for ranked in rankings
@@ -600,7 +613,7 @@ class Retriever:
         The texts need not be in the retriever: its model, mix and word statistics are used. rerank: with its second
         stage. Raises InvalidInput, where it has none too.
         """
-        return self.snapshot().score(query, texts, rerank=rerank)
+        return self.snapshot().score(query, texts, rerank=rerank)[0]
 
     def _rank(
         self,
@@ -635,7 +648,8 @@ class Retriever:
         def passages(ids: Sequence[str]) -> dict[str, str]:
             return {id: chunk.passage for id, chunk in now.find(ids).items()}
 
-        return rerank_all(found, queries, passages, reader, weight, depth, wanted, rerank.milliseconds)
+        reread = None if rerank.model is not None else now.searcher.confidence.reread
+        return rerank_all(found, queries, passages, reader, weight, depth, wanted, rerank.milliseconds, reread)
 
     def _encode(self, now: Snapshot, queries: Sequence[str], mode: Mode, tenant: str | None) -> Floats:
         if mode == "lexical":  # needs no vectors
@@ -949,6 +963,10 @@ def _parts(ranked: Ranked, at: int) -> dict[str, float]:
     if np.isnan(parts.get("rerank", 0.0)):
         del parts["rerank"]
     return parts
+
+
+def _confidence(ranked: Ranked, at: int) -> float | None:
+    return None if ranked.confidence is None else float(ranked.confidence[at])
 
 
 def _model_files(manifest: Manifest) -> dict[str, FileRecord]:

@@ -128,7 +128,8 @@ class Hit:
     """One search result. score: larger is better. parts: the scores it was mixed from, by name.
 
     copies: passages of the same text further down, which this one stands for. context: the passage with what stands
-    around it, where the search was asked for it.
+    around it, where the search was asked for it. confidence: the probability that it answers the question, from 0 to 1
+    and never more than that of the hit before it; None where a search has no way to tell.
     """
 
     chunk: Chunk
@@ -136,6 +137,7 @@ class Hit:
     parts: Mapping[str, float] = field(default_factory=dict)
     copies: tuple[Chunk, ...] = ()
     context: Context | None = None
+    confidence: float | None = None
 
     @property
     def text(self) -> str:
@@ -163,6 +165,7 @@ def hits_as_json(hits: Sequence[Hit]) -> list[dict[str, Any]]:
         {
             "rank": rank,
             "score": hit.score,
+            "confidence": hit.confidence,
             "id": hit.chunk.id,
             "document_id": hit.chunk.document_id,
             "source": hit.chunk.source,

@@ -366,14 +366,39 @@ async def test_mmr_chooses_among_the_best_by_difference(opened: Retriever) -> No
 
 def test_a_threshold_is_needed_where_the_search_type_names_one(opened: Retriever) -> None:
     retriever = LoRARetriever(retriever=opened, k=50, search_type="similarity_score_threshold")
-    scores = [
-        score for _, score in LoRARetriever(retriever=opened, k=50, search_type="dense").search_with_scores("file")
-    ]
-    middle = scores[len(scores) // 2]
-    found = retriever.search_with_scores("file", score_threshold=middle)
-    assert [score for _, score in found] == [score for score in scores if score >= middle]
+    hits = opened.search("file", 50, mode="dense")
+    least = hits[2].confidence
+    found = retriever.invoke("file", score_threshold=least)
+    assert [one.id for one in found] == [hit.chunk.id for hit in hits if hit.confidence >= least]  # type: ignore[operator]
+    assert 3 <= len(found) < len(hits)
     with pytest.raises(InvalidInput, match="needs a score_threshold"):
         retriever.invoke("file")
+    with pytest.raises(InvalidInput, match="between 0 and 1"):
+        retriever.invoke("file", score_threshold=12.0)
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "dense", "lexical", "mmr"])
+def test_documents_that_hardly_answer_are_left_out(opened: Retriever, kind: Any) -> None:
+    retriever = LoRARetriever(retriever=opened, k=50, search_type=kind, confidence_key="sure", fetch_k=50)
+    every = {one.id: one.metadata["sure"] for one in retriever.invoke("red file")}
+    least = sorted(every.values())[-3]
+    kept = {one.id for one in retriever.invoke("red file", min_confidence=least)}
+    assert kept == {id for id, sure in every.items() if sure >= least}
+    assert 3 <= len(kept) < len(every)
+    narrowed = LoRARetriever(retriever=opened, k=50, search_type=kind, fetch_k=50, min_confidence=least)
+    assert {one.id for one in narrowed.invoke("red file")} == kept
+    assert "sure" not in narrowed.invoke("red file")[0].metadata
+
+
+def test_relevance_in_a_fitted_store_is_the_probability_of_an_answer(opened: Retriever) -> None:
+    store = RagAdaptVectorStore(LoRAEmbeddings(encoder=opened.encoder), passages=FittedPassages(opened))
+    hits = opened.search("red file", 6)
+    found = store.similarity_search_with_relevance_scores("red file", k=6)
+    assert [(one.id, score) for one, score in found] == [(hit.chunk.id, hit.confidence) for hit in hits]
+    settings = {"score_threshold": hits[2].confidence, "k": 6}
+    narrowed = store.as_retriever(search_type="similarity_score_threshold", search_kwargs=settings)
+    kept = [hit.chunk.id for hit in hits if hit.confidence >= hits[2].confidence]  # type: ignore[operator]
+    assert [one.id for one in narrowed.invoke("red file")] == kept
 
 
 @pytest.mark.parametrize(

@@ -243,6 +243,10 @@ def test_retriever_takes_filters_thresholds_and_search_types(opened: Retriever) 
     assert middle is not None
     kept = LoRARetriever(opened, 50, search_type="dense", score_threshold=middle).retrieve("file")
     assert kept == [node for node in dense if (node.score or 0) >= middle]
+    hits = opened.search("file", 10)
+    surest = LoRARetriever(opened, 10, min_confidence=hits[2].confidence).retrieve("file")
+    assert [node.node_id for node in surest] == [h.chunk.id for h in hits if h.confidence >= hits[2].confidence]  # type: ignore[operator]
+    assert 3 <= len(surest) < len(hits)
     assert len(LoRARetriever(opened, 10_000).retrieve("file")) == len(opened)
     with pytest.raises(InvalidInput, match="give an opened"):
         LoRARetriever("folder")  # type: ignore[arg-type]

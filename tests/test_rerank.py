@@ -34,7 +34,7 @@ from ragadapt.pipeline import fit as fit_module
 from ragadapt.pipeline.fit import FitResult, fit
 from ragadapt.pipeline.queries import Labels
 from ragadapt.pipeline.refresh import refresh_documents
-from ragadapt.pipeline.rerank import rerank_judges
+from ragadapt.pipeline.rerank import judging_queries
 from ragadapt.queries.kinds import evidence_of
 from ragadapt.rerank import PRESETS, Reranker
 from ragadapt.rerank import reranker as module
@@ -653,13 +653,13 @@ def test_what_judges_is_never_cut_from_the_passages() -> None:
 
     none = gate.Plan((), (), None, "")
     crops = [query("title", at) for at in range(300)]
-    assert rerank_judges(none, crops) == (None, [])
+    assert judging_queries(none, crops) == (None, [])
     few = [query("label", at) for at in range(9)]
     human = [query("question", at) for at in range(40)]
-    assert rerank_judges(none, [*crops, *few, *human]) == (Evidence.HUMAN, human)
+    assert judging_queries(none, [*crops, *few, *human]) == (Evidence.HUMAN, human)
     plan = gate.Plan((), tuple(few), Evidence.LABELLED, "")
-    assert rerank_judges(plan, [*human]) == (Evidence.LABELLED, few)
-    rank, found = rerank_judges(none, [query("label", at) for at in range(700)])
+    assert judging_queries(plan, [*human]) == (Evidence.LABELLED, few)
+    rank, found = judging_queries(none, [query("label", at) for at in range(700)])
     assert rank is Evidence.LABELLED and len(found) == 234
 
 

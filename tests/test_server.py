@@ -195,7 +195,7 @@ def test_score_of_an_indexed_passage_is_that_of_a_search(made: Path, retriever: 
     hits = retriever.search("old red stone", 28, lam=1)
     texts = [hit.chunk.text for hit in hits]
     vectors = retriever.searcher.index.vectors([hit.chunk.id for hit in hits])
-    scores = retriever.snapshot().score("old red stone", texts, vectors)
+    scores, sure = retriever.snapshot().score("old red stone", texts, vectors)
     lexical = retriever.searcher.lexical
     headless = type(lexical).build([hit.chunk.id for hit in hits], texts)
     asked = ["old red stone", "stone stone zebra", "zebra"]
@@ -209,10 +209,12 @@ def test_score_of_an_indexed_passage_is_that_of_a_search(made: Path, retriever: 
     dense_only = retriever.searcher.with_fusion(replace(retriever.fusion, weight=1.0))
     (query_vector,) = retriever.encoder.encode_queries(["old red stone"])
     ranked = dense_only.rank(["old red stone"], query_vector[None], 28)[0]
-    again = dense_only.score_texts("old red stone", query_vector, texts, vectors)
+    again, _ = dense_only.score_texts("old red stone", query_vector, texts, vectors)
     by_id = dict(zip([hit.chunk.id for hit in hits], again, strict=True))
     np.testing.assert_allclose([by_id[id] for id in ranked.ids], ranked.scores, rtol=1e-4, atol=1e-4)
     assert scores.shape == (len(hits),)
+    assert sure[np.argsort(-scores, kind="stable")].tolist() == sorted(sure.tolist(), reverse=True)
+    assert 0 < sure.min() < sure.max() < 1
 
 
 def test_cohere_client_reranks_as_the_retriever_scores(address: str, retriever: Retriever) -> None:
@@ -222,7 +224,8 @@ def test_cohere_client_reranks_as_the_retriever_scores(address: str, retriever: 
         got = client.rerank(model="pages", query="old red stone", documents=texts, top_n=3)
         assert [one.index for one in got.results] == expected[:3]
         scores = [one.relevance_score for one in got.results]
-        assert scores == sorted(scores, reverse=True) and all(0 <= score <= 1 for score in scores)
+        sure = retriever.snapshot().score("old red stone", texts)[1]
+        np.testing.assert_allclose(scores, np.sort(sure)[::-1][:3], rtol=1e-3)
 
 
 def test_rerank_gives_documents_back_and_tei_is_told_by_its_keys(address: str, retriever: Retriever) -> None:
@@ -252,7 +255,17 @@ def test_search_is_that_of_the_retriever(address: str, retriever: Retriever) -> 
         assert [hit["id"] for hit in hits] == [hit.chunk.id for hit in expected], settings
         np.testing.assert_allclose([hit["score"] for hit in hits], [hit.score for hit in expected], rtol=1e-4)
         assert [hit["text"] for hit in hits] == [hit.chunk.text for hit in expected]
+        np.testing.assert_allclose([hit["confidence"] for hit in hits], [hit.confidence for hit in expected], rtol=1e-3)
         assert all(hit["url"] == f"ragadapt://pages/{hit['id'].replace('#', '%23')}" for hit in hits)
+
+
+def test_search_leaves_out_what_it_is_not_sure_of(address: str, retriever: Retriever) -> None:
+    hits = retriever.search("old red stone", 5)
+    least = float(hits[2].confidence)  # type: ignore[arg-type]
+    found = post(address, "/search", query="old red stone", min_confidence=least * 0.999)["hits"]
+    kept = [hit.chunk.id for hit in hits if hit.confidence >= least]  # type: ignore[operator]
+    assert [hit["id"] for hit in found] == kept and 3 <= len(kept) < 5
+    assert httpx.post(f"{address}/search", json={"query": "red", "min_confidence": 1.5}).status_code == 400
 
 
 def test_search_gives_what_stands_around_a_hit(address: str, retriever: Retriever) -> None:
@@ -311,7 +324,8 @@ def test_openai_client_searches_a_vector_store(address: str, retriever: Retrieve
         "old red stone", 4, filter={"lang": "de", "$or": [{"number": {"$gte": 4}}, {"number": {"$in": [0]}}]}
     )
     assert [one.content[0].text for one in page.data] == [hit.chunk.text for hit in expected]
-    assert all(one.attributes["lang"] == "de" and 0 <= one.score <= 1 for one in page.data)
+    assert all(one.attributes["lang"] == "de" for one in page.data)
+    np.testing.assert_allclose([one.score for one in page.data], [hit.confidence for hit in expected], rtol=1e-3)
     assert page.data[0].file_id == expected[0].chunk.document_id
     high = client.vector_stores.search("pages", query="old red stone", ranking_options={"score_threshold": 0.999})
     assert high.data == []
@@ -331,7 +345,8 @@ def test_dify_gets_records_with_scores_from_0_to_1(address: str, retriever: Retr
     expected = retriever.search("old red stone", 4, filter={"lang": "de"})
     assert [one["content"] for one in records] == [hit.chunk.text for hit in expected]
     for one in records:
-        assert 0 <= one["score"] <= 1 and one["title"] and isinstance(one["metadata"], dict)
+        assert one["title"] and isinstance(one["metadata"], dict)
+    np.testing.assert_allclose([one["score"] for one in records], [hit.confidence for hit in expected], rtol=1e-3)
     least = sorted(one["score"] for one in records)[-2]
     body["retrieval_setting"] = {"top_k": 4, "score_threshold": least}
     assert [one["score"] for one in post(address, "/retrieval", **body)["records"]] >= [least, least]

@@ -31,10 +31,11 @@ def as_given(hit: Hit, extra: Mapping[str, Any] | None = None) -> Document:
     return document
 
 
-def as_documents(hits: Sequence[Hit], score_key: str | None) -> list[Document]:
-    """Fitted passages with where they come from, and the score under `score_key` (None = without)."""
+def as_documents(hits: Sequence[Hit], score_key: str | None, confidence_key: str | None = None) -> list[Document]:
+    """Fitted passages with where they come from, score and confidence under their keys (None = without)."""
     documents = [as_given(hit, origin(hit.chunk)) for hit in hits]
-    if score_key is not None:
-        for document, hit in zip(documents, hits, strict=True):
-            document.metadata[score_key] = hit.score
+    for document, hit in zip(documents, hits, strict=True):
+        for key, value in ((score_key, hit.score), (confidence_key, hit.confidence)):
+            if key is not None:
+                document.metadata[key] = value
     return documents

@@ -20,7 +20,15 @@ from pydantic import ConfigDict, Field, SkipValidation
 
 from langchain_ragadapt.documents import as_documents
 from langchain_ragadapt.embeddings import LoRAEmbeddings
-from ragadapt.checks import checked_choice, checked_k, checked_list, checked_queries, checked_threshold
+from ragadapt.checks import (
+    checked_choice,
+    checked_confidence,
+    checked_k,
+    checked_list,
+    checked_number,
+    checked_queries,
+    checked_threshold,
+)
 from ragadapt.collection import FittedPassages, diverse_hits
 from ragadapt.errors import InvalidInput
 from ragadapt.pefa import named_tenant
@@ -69,15 +77,19 @@ class LoRARetriever(BaseRetriever):
     filter: Any = None
     """On the metadata, such as {"lang": "en"} or {"year": {"$gte": 2024}}; or the index engine's own filter object."""
     score_threshold: float | None = None
-    """Leave out what scores less. The scale is the search type's: cosines for dense, any number for the others."""
+    """Leave out what scores less. The scale is the search type's: cosines for dense, the probability that a document
+    answers for similarity_score_threshold, any number for the others."""
+    min_confidence: float | None = Field(default=None, ge=0, le=1)
+    """Leave out documents that answer the question with less than this probability; None = none. The same for every
+    search type."""
     lam: float | None = Field(default=None, ge=0, le=1)
     """λ, the share of the retriever without feedback; None = as it was tuned, 1 = feedback off."""
     tenant: str | None = None
     """Whose feedback counts, beside the feedback that is for all."""
     search_type: SearchType = "hybrid"
     """hybrid = the learnt mix of meaning and words; dense, or similarity = meaning alone; lexical = words alone;
-    similarity_score_threshold = dense with a `score_threshold`; mmr = of the `fetch_k` best hybrid ones, `k` that
-    differ from each other."""
+    similarity_score_threshold = dense with a `score_threshold` from 0 to 1, a probability as `min_confidence`; mmr = of
+    the `fetch_k` best hybrid ones, `k` that differ from each other."""
     fetch_k: int = Field(default=20, ge=1)
     """For mmr: how many are looked at."""
     lambda_mult: float = Field(default=0.5, ge=0, le=1)
@@ -94,6 +106,8 @@ class LoRARetriever(BaseRetriever):
     score_key: str | None = None
     """Where the score stands in a document's metadata, too; None = nowhere. With it, one passage that two questions
     found is two documents for what merges results."""
+    confidence_key: str | None = None
+    """The same for the probability that the document answers the question."""
 
     def __init__(self, **fields: Any) -> None:
         """Raises InvalidInput for a retriever that is none, and pydantic's error for other fields that don't fit."""
@@ -180,7 +194,7 @@ class LoRARetriever(BaseRetriever):
         two retrievers, is equal to itself: what merges their results (MultiQueryRetriever, …) compares whole documents.
         """
         hits = self._hits([query], **settings)[0]
-        return [(document, hit.score) for document, hit in zip(as_documents(hits, self.score_key), hits, strict=True)]
+        return [(document, hit.score) for document, hit in zip(self._documents(hits), hits, strict=True)]
 
     async def asearch_with_scores(self, query: str, **settings: Any) -> list[tuple[Document, float]]:
         """`search_with_scores` in a thread."""
@@ -197,7 +211,10 @@ class LoRARetriever(BaseRetriever):
         return (await run_in_executor(None, self._search, [query], **settings))[0]
 
     def _search(self, queries: Sequence[str], **settings: Any) -> list[list[Document]]:
-        return [as_documents(hits, self.score_key) for hits in self._hits(queries, **settings)]
+        return [self._documents(hits) for hits in self._hits(queries, **settings)]
+
+    def _documents(self, hits: Sequence[Hit]) -> list[Document]:
+        return as_documents(hits, self.score_key, self.confidence_key)
 
     def _hits(
         self,
@@ -206,6 +223,7 @@ class LoRARetriever(BaseRetriever):
         k: int | None = None,
         filter: Any = None,
         score_threshold: float | None = None,
+        min_confidence: float | None = None,
         search_type: SearchType | None = None,
         fetch_k: int | None = None,
         lambda_mult: float | None = None,
@@ -219,13 +237,17 @@ class LoRARetriever(BaseRetriever):
     ) -> list[list[Hit]]:
         if unknown:
             raise InvalidInput(
-                f"{', '.join(sorted(unknown))}: not known here. A call takes k, filter, score_threshold, search_type, "
-                "fetch_k, lambda_mult, lam, tenant, rerank, expand, fold, max_per_document."
+                f"{', '.join(sorted(unknown))}: not known here. A call takes k, filter, score_threshold, "
+                "min_confidence, search_type, fetch_k, lambda_mult, lam, tenant, rerank, expand, fold, "
+                "max_per_document."
             )
         least = checked_threshold(self.score_threshold if score_threshold is None else score_threshold)
         kind = checked_choice("search_type", search_type or self.search_type, tuple(SEARCH_TYPES))
-        if kind == "similarity_score_threshold" and least is None:
-            raise InvalidInput("search_type 'similarity_score_threshold' needs a score_threshold, a cosine.")
+        sure = checked_confidence(self.min_confidence if min_confidence is None else min_confidence)
+        if kind == "similarity_score_threshold":
+            if least is None:
+                raise InvalidInput("search_type 'similarity_score_threshold' needs a score_threshold from 0 to 1.")
+            sure, least = max(checked_number("score_threshold", least, 0, 1, "a probability"), sure or 0.0), None
         wider = checked_expand(self.expand if expand is None else expand)
         k, diverse = self.k if k is None else k, kind == "mmr"
         late = wider if diverse or least is not None else None  # expanded after hits were left out
@@ -248,6 +270,7 @@ class LoRARetriever(BaseRetriever):
             fold=self.fold if fold is None else fold,
             max_per_document=self.max_per_document if max_per_document is None else max_per_document,
             expand=wider if late is None else None,
+            min_confidence=sure,
         )
         if least is not None:
             found = [[hit for hit in hits if hit.score >= least] for hits in found]

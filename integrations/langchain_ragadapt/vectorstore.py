@@ -280,9 +280,27 @@ class RagAdaptVectorStore(VectorStore):
     def similarity_search_with_relevance_scores(
         self, query: str, k: int = 4, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        """The k best documents with their cosines, cut to 0…1. kwargs: also score_threshold."""
+        """The k best documents, each with a relevance from 0 to 1. kwargs: also score_threshold.
+
+        Where the search can tell, that is the probability that the document answers the query: always in the store of a
+        fitted retriever, elsewhere in hybrid and lexical search. Else it is the cosine, cut to 0…1.
+        """
         checked_threshold(kwargs.get("score_threshold"))
         return super().similarity_search_with_relevance_scores(query, k, **kwargs)
+
+    def _similarity_search_with_relevance_scores(
+        self, query: str, k: int = 4, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
+        cosine = self._select_relevance_score_fn()
+        return [
+            (self._document(hit.chunk), cosine(hit.score) if hit.confidence is None else hit.confidence)
+            for hit in self._find(query, k, **kwargs)
+        ]
+
+    async def _asimilarity_search_with_relevance_scores(
+        self, query: str, k: int = 4, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
+        return await run_in_executor(None, self._similarity_search_with_relevance_scores, query, k, **kwargs)
 
     # Async: the same in a thread; the base class has twins for the rest
 

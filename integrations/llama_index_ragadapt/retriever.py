@@ -52,6 +52,7 @@ class LoRARetriever(BaseRetriever):
         expand: Reach | int | Expand | None = None,
         fold: Fold = "same",
         max_per_document: int | None = None,
+        min_confidence: float | None = None,
         callback_manager: CallbackManager | None = None,
         verbose: bool = False,
     ) -> None:
@@ -64,7 +65,8 @@ class LoRARetriever(BaseRetriever):
         Rerank says which one, how deep, how long. expand: nodes with their "neighbours", "section" or "document", all
         together within a budget of tokens (2,048; a number is another one); nodes that touch become one, and what does
         not fit is left out. fold: passages of the same text are one node; "near" = near-duplicates too, "none" = each
-        by itself. max_per_document: nodes of one document at most. All but the first may be changed on the object.
+        by itself. max_per_document: nodes of one document at most. min_confidence: leave out what answers the question
+        with less than this probability, in every search type. All but the first may be changed on the object.
         """
         if not isinstance(retriever, Retriever):
             raise InvalidInput(
@@ -80,6 +82,7 @@ class LoRARetriever(BaseRetriever):
         named_tenant(tenant)
         self.tenant = tenant
         self.rerank = rerank
+        self.min_confidence = min_confidence
         self.expand = expand
         self.fold: Fold = fold
         self.max_per_document = max_per_document
@@ -192,6 +195,7 @@ class LoRARetriever(BaseRetriever):
             lam=self.lam,
             tenant=self.tenant,
             rerank=self.rerank,
+            min_confidence=self.min_confidence,
             fold=self.fold,
             max_per_document=self.max_per_document,
             expand=wider if late is None else None,

@@ -101,7 +101,11 @@ class _Side:
             (ranked,) = self.searcher.rank([query], vectors, k, mode, dense=dense)
             chunks = now.find(ranked.ids)
         parts = [{name: float(values[at]) for name, values in ranked.parts.items()} for at in range(len(ranked.ids))]
-        hits = [Hit(chunks[id], float(ranked.scores[at]), parts[at]) for at, id in enumerate(ranked.ids)]
+        sure = [None] * len(ranked.ids) if ranked.confidence is None else ranked.confidence.tolist()
+        hits = [
+            Hit(chunks[id], float(ranked.scores[at]), parts[at], confidence=sure[at])
+            for at, id in enumerate(ranked.ids)
+        ]
         return Found(hits, self.whole)
 
 

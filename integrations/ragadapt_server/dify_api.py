@@ -11,7 +11,7 @@ from pydantic import Field
 from ragadapt_server.errors import Json
 from ragadapt_server.filters import dify_filter
 from ragadapt_server.openai_api import Finite, Foreign
-from ragadapt_server.relevance import relevance
+from ragadapt_server.relevance import confidence
 from ragadapt_server.state import caller_of, server_of, tenant_of, title_of
 
 router = APIRouter()
@@ -56,7 +56,8 @@ async def retrieval(request: Request, body: RetrievalRequest) -> Json:
     tenant, wider = tenant_of(caller_of(request), None), server.settings.widened()
     hits = await engine.search(body.query, setting.top_k, filter=filter, tenant=tenant, expand=wider)
     records = []
-    for hit, score in zip(hits, relevance([hit.score for hit in hits]).tolist(), strict=True):
+    for hit in hits:
+        score = confidence(hit)
         if score < (setting.score_threshold or 0.0):
             continue
         chunk = hit.chunk

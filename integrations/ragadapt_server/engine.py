@@ -22,7 +22,15 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from ragadapt.checks import MODES, checked_choice, checked_k, checked_lam, checked_queries, checked_texts
+from ragadapt.checks import (
+    MODES,
+    checked_choice,
+    checked_confidence,
+    checked_k,
+    checked_lam,
+    checked_queries,
+    checked_texts,
+)
 from ragadapt.pefa.ledger import named_tenant
 from ragadapt.retriever import Retriever, Snapshot
 from ragadapt.search.context import Expand
@@ -140,6 +148,7 @@ class Engine:
         expand: Expand | None = None,
         fold: Fold = "same",
         max_per_document: int | None = None,
+        min_confidence: float | None = None,
     ) -> list[Hit]:
         """As `Retriever.search`."""
         (query,) = checked_queries([query])
@@ -150,6 +159,7 @@ class Engine:
         arguments = {
             "k": k, "mode": mode, "filter": filter, "lam": checked_lam(lam), "tenant": tenant, "expand": expand,
             "fold": checked_fold(fold), "max_per_document": checked_max_per_document(max_per_document),
+            "min_confidence": checked_confidence(min_confidence),
         }  # fmt: skip
         with self._admitted(1):
             # The vector is remembered by the build that made it, and found there by the search; a tenant's own is not.
@@ -160,15 +170,15 @@ class Engine:
             self._to_search.set()
             return await job.done
 
-    async def score(self, query: str, texts: Sequence[str]) -> tuple[Floats, int]:
-        """(n,) scores of given texts as `Retriever.score` gives them, with the second stage where one shipped, and the
-        tokens that the first one read."""
+    async def score(self, query: str, texts: Sequence[str]) -> tuple[Floats, Floats, int]:
+        """(n,) scores of given texts as `Retriever.score` gives them, with the second stage where one shipped, (n,) the
+        probability that each answers the query, and the tokens that the first stage read."""
         (query,), texts = checked_queries([query]), checked_texts(texts)
         with self._admitted(1 + len(texts)):
             asked, encoded = await asyncio.gather(self._encode([query], "query"), self._encode(texts, "passage"))
             now = encoded.snapshot
-            scores = await self.call(now.score, query, texts, encoded.vectors, rerank=now.reranks)
-        return scores, asked.tokens + encoded.tokens
+            scores, sure = await self.call(now.score, query, texts, encoded.vectors, rerank=now.reranks)
+        return scores, sure, asked.tokens + encoded.tokens
 
     async def call(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
         """What is asked rarely or waits for a disk, in a thread of its own."""

@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ragadapt.errors import InvalidInput
 from ragadapt.text import encodable
+from ragadapt.values import Hit
 from ragadapt_server.engine import Task
 from ragadapt_server.errors import Json, Refused
 from ragadapt_server.filters import openai_filter
-from ragadapt_server.relevance import relevance
+from ragadapt_server.relevance import confidence
 from ragadapt_server.state import SIDES, caller_of, server_of, tenant_of
 
 router = APIRouter()
@@ -143,9 +144,9 @@ async def vector_store_search(request: Request, id: str, body: VectorStoreSearch
     for query in queries:
         server.log_query(query)
         for hit in await engine.search(query, body.max_num_results, filter=filter, tenant=tenant):
-            if hit.chunk.id not in best or hit.score > best[hit.chunk.id].score:
+            if hit.chunk.id not in best or _rank(hit) > _rank(best[hit.chunk.id]):
                 best[hit.chunk.id] = hit
-    hits = sorted(best.values(), key=lambda hit: -hit.score)[: body.max_num_results]
+    hits = sorted(best.values(), key=_rank, reverse=True)[: body.max_num_results]
     if (wider := server.settings.widened()) is not None:
         hits = await engine.call(engine.retriever.expand, hits, wider, filter=filter)
     least = body.ranking_options.score_threshold if body.ranking_options else None
@@ -153,12 +154,12 @@ async def vector_store_search(request: Request, id: str, body: VectorStoreSearch
         {
             "file_id": hit.chunk.document_id,
             "filename": hit.chunk.source or hit.chunk.document_id,
-            "score": score,
+            "score": confidence(hit),
             "attributes": _attributes(hit.chunk.metadata),
             "content": [{"type": "text", "text": hit.text}],
         }
-        for hit, score in zip(hits, relevance([hit.score for hit in hits]).tolist(), strict=True)
-        if least is None or score >= least
+        for hit in hits
+        if least is None or confidence(hit) >= least
     ]
     return Json(
         {
@@ -169,6 +170,11 @@ async def vector_store_search(request: Request, id: str, body: VectorStoreSearch
             "next_page": None,
         }
     )
+
+
+def _rank(hit: Hit) -> tuple[float, float]:
+    """Larger is better, also between hits of several queries, whose scores cannot be compared."""
+    return confidence(hit), hit.score
 
 
 def _attributes(metadata: Any) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from ragadapt.text import encodable
 from ragadapt_server.engine import Engine
 from ragadapt_server.errors import Json, Refused
 from ragadapt_server.openai_api import Foreign
-from ragadapt_server.relevance import relevance
 from ragadapt_server.state import server_of
 
 router = APIRouter()
@@ -55,8 +54,8 @@ async def rerank(
     """The documents in the order of how well they answer the query."""
     server = server_of(request)
     if isinstance(body, TextsRequest):
-        scores, order, _ = await _ranked(server.engine(None), body.query, body.texts)
-        shown = scores if body.raw_scores else relevance(scores)
+        scores, sure, order, _ = await _ranked(server.engine(None), body.query, body.texts)
+        shown = scores if body.raw_scores else sure
         return Json(
             [
                 {"index": at, "score": float(shown[at]), **({"text": body.texts[at]} if body.return_text else {})}
@@ -65,12 +64,11 @@ async def rerank(
         )
     engine = server.model(body.model)[0] if body.model is not None else server.engine(None)
     texts = [one if isinstance(one, str) else one.text for one in body.documents]
-    scores, order, tokens = await _ranked(engine, body.query, texts)
-    shown = relevance(scores)
+    _, sure, order, tokens = await _ranked(engine, body.query, texts)
     results: list[dict[str, Any]] = [
         {
             "index": at,
-            "relevance_score": float(shown[at]),
+            "relevance_score": float(sure[at]),
             **({"document": {"text": texts[at]}} if body.return_documents else {}),
         }
         for at in order[: body.top_n]
@@ -85,12 +83,14 @@ async def rerank(
     )
 
 
-async def _ranked(engine: Engine, query: str, texts: list[str]) -> tuple[Any, list[int], int]:
-    """((n,) scores, positions best first, tokens read). An empty document stays last."""
+async def _ranked(engine: Engine, query: str, texts: list[str]) -> tuple[Any, Any, list[int], int]:
+    """((n,) scores, (n,) probabilities that a document answers the query, positions best first, tokens read). An empty
+    document stays last."""
     if not texts:
         raise Refused(400, "There are no documents to rank: send at least one.")
     if len(texts) > _MOST_DOCUMENTS:
         raise Refused(400, f"There are {len(texts):,} documents; a request takes {_MOST_DOCUMENTS:,}.")
-    scores, tokens = await engine.score(query, [encodable(text) for text in texts])
-    scores = np.where([bool(text.strip()) for text in texts], scores, min(0.0, float(scores.min())))
-    return scores, np.argsort(-scores, kind="stable").tolist(), tokens
+    scores, sure, tokens = await engine.score(query, [encodable(text) for text in texts])
+    full = [bool(text.strip()) for text in texts]
+    scores, sure = np.where(full, scores, min(0.0, float(scores.min()))), np.where(full, sure, 0.0)
+    return scores, sure, np.argsort(-scores, kind="stable").tolist(), tokens

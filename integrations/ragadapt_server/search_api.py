@@ -36,6 +36,7 @@ class SearchRequest(Own):
     k: int | None = Field(None, ge=1, le=1000)
     mode: Literal["hybrid", "dense", "lexical"] = "hybrid"
     filter: dict[str, Any] | None = None
+    min_confidence: Finite | None = Field(None, ge=0, le=1)
     lam: Finite | None = Field(None, ge=0, le=1)
     expand: Literal["neighbours", "section", "document", "none"] | None = None
     tokens: int | None = Field(None, ge=1, le=100_000)
@@ -88,6 +89,7 @@ async def search(request: Request, body: SearchRequest) -> Json:
     hits = await engine.search(
         body.query, body.k, mode=body.mode, filter=body.filter, lam=body.lam, tenant=tenant, fold=body.fold,
         max_per_document=body.max_per_document, expand=server.settings.widened(body.expand, body.tokens),
+        min_confidence=body.min_confidence,
     )  # fmt: skip
     listed = hits_as_json(hits)
     for row, hit in zip(listed, hits, strict=True):

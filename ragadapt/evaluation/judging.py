@@ -46,6 +46,11 @@ class JudgedQuery:
             return [int(position) for position in positions]
         return list(dict.fromkeys(int(unit) for unit in self.unit_of[positions]))
 
+    def answering(self, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Of each position, whether it answers; of a document that was judged, every passage does."""
+        units = positions if self.unit_of is None else self.unit_of[positions]
+        return np.isin(units, list(self.relevant))
+
     def ndcg(self, positions: NDArray[np.int64], k: int = 10) -> float:
         """nDCG@k of a ranked list of corpus positions; quick enough to learn from (tested against ir-measures)."""
         if not self.relevant:

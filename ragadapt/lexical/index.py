@@ -117,6 +117,17 @@ class LexicalIndex:
         chosen: NDArray[np.float32] = self.scores([query])[0, np.asarray(positions, np.int64)]
         return chosen
 
+    def masses(self, queries: Sequence[str]) -> NDArray[np.float32]:
+        """(Q,) the summed idf of every query's tokens: what no document's score can reach. A token that no document
+        holds counts as the rarest."""
+        known, columns, n = self._engine.vocab_dict, self._engine.scores["indptr"], len(self)
+        found = np.zeros(len(queries), np.float32)
+        for row, query in enumerate(queries):
+            numbers = [known.get(token) for word in words(query) for token in self._analyse(word).tokens]
+            df = np.array([0 if at is None else columns[at + 1] - columns[at] for at in numbers], np.float64)
+            found[row] = np.log1p((n - df + 0.5) / (df + 0.5)).sum()
+        return found
+
     def scores_of_texts(self, query: str, texts: Sequence[str]) -> NDArray[np.float32]:
         """The scores of one query for texts (n,) that need not be indexed, with the statistics of those that are.
 

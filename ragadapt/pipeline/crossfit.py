@@ -89,6 +89,7 @@ class Rankings:
             made |= _flat(f"{prefix}{feedback} positions", [one.positions for one in candidates])
             made |= _flat(f"{prefix}{feedback} dense_z", [one.dense for one in candidates])
             made |= _flat(f"{prefix}{feedback} lexical_z", [one.lexical for one in candidates])
+            made[f"{prefix}{feedback} signals"] = np.array([(one.nearness, one.coverage) for one in candidates], float)
         return made
 
     @classmethod
@@ -97,7 +98,9 @@ class Rankings:
         candidates = {}
         for feedback in FEEDBACKS:
             lists = (_lists(arrays, f"{prefix}{feedback} {name}") for name in ("positions", "dense_z", "lexical_z"))
-            candidates[feedback] = tuple(Candidates(*parts) for parts in zip(*lists, strict=True))
+            signals = arrays[f"{prefix}{feedback} signals"].tolist()
+            made = (Candidates(*parts, *own) for *parts, own in zip(*lists, signals, strict=True))
+            candidates[feedback] = tuple(made)
         dense = tuple(_lists(arrays, f"{prefix}dense"))
         return cls(dense, candidates, arrays[f"{prefix}answers"], arrays[f"{prefix}others"])
 

@@ -37,6 +37,7 @@ from ragadapt.pipeline.adapt import (
     proof,
 )
 from ragadapt.pipeline.arena import Arena, one_rank
+from ragadapt.pipeline.confidence import learn_confidence, learn_reread
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus, foreign_note
 from ragadapt.pipeline.crossfit import CrossFitted, CrossJudged, cross_fit, judge_folds, outlook
 from ragadapt.pipeline.fusion import (
@@ -62,6 +63,7 @@ from ragadapt.pipeline.report import AfterTraining, Facts, build_report, model_c
 from ragadapt.pipeline.rerank import (
     LearntReranking,
     check_training,
+    judging_queries,
 )
 from ragadapt.pipeline.second_stage import SecondStage, load_reranker
 from ragadapt.pipeline.stages import (
@@ -82,6 +84,8 @@ from ragadapt.pipeline.steps import Base, Shipped, Steps, Trained, Training
 from ragadapt.queries import FEWEST_DEV, check_generator
 from ragadapt.queries.filters import chance
 from ragadapt.report import Report, write_report
+from ragadapt.search.confidence import FIXED, Confidence
+from ragadapt.search.fusion import Fusion
 from ragadapt.search.searcher import Searcher
 from ragadapt.store.chunks import document_hash
 from ragadapt.store.workspace import RERANKER, Manifest, Workspace, answers_file
@@ -238,8 +242,13 @@ def _fit(
             second, reranker = SecondStage(
                 steps, plan, queries, base, shipped, out_of_fold, config.rerank.depth or reranker.depth
             ).learn(reranker)
-        report = steps.report(documents, skipped, queries, plan, decision, trained, crossed, base, shipped, second)
-        path = steps.commit(report, encoder, *shipped, adapted=decision.adapted, second=second, reranker=reranker)
+        sure = steps.confidence(plan, queries, shipped, crossed, decision.adapted, second)
+        report = steps.report(
+            documents, skipped, queries, plan, decision, trained, crossed, base, shipped, second, sure
+        )
+        path = steps.commit(
+            report, encoder, *shipped, adapted=decision.adapted, second=second, reranker=reranker, sure=sure
+        )
         return FitResult(path, report, decision, tuple(steps.reused))
 
 
@@ -459,7 +468,7 @@ class FitSteps(Steps):
         config = self.config
         with self.stage(
             name, ("queries",), settings=self.settings(plan), encoder=base.encoder.fingerprint,
-            folds=dict(plan.folds), queries=[query.id for query in plan.train], strengths=strengths,
+            folds=dict(plan.folds), queries=[query.id for query in plan.train], strengths=strengths, signals=True,
         ) as stage:  # fmt: skip
             if not stage.finished:
                 examples, _ = self.examples(plan, queries, base)
@@ -611,6 +620,43 @@ class FitSteps(Steps):
         log.info("gate: %s", "; ".join(decision.reasons))
         return decision, replace(trained, fusion=fusion, drift=moved, outlook=seen), adapted
 
+    def confidence(
+        self,
+        plan: gate.Plan,
+        queries: DividedQueries,
+        shipped: Shipped,
+        crossed: CrossJudged | None,
+        adapted: bool,
+        second: LearntReranking | None = None,
+    ) -> Confidence:
+        """How sure what ships is of its hits, from the questions that judged it. crossed: where all of them trained
+        what ships, what the folds found; where nothing trained, it gives each question the mix learnt without it.
+        second: the second stage that ships beside it, if one does."""
+        encoder, encoded, learnt = shipped
+        rank, chosen = judging_queries(plan, (*queries.train, *queries.dev, *queries.heldout))
+        with self.clock("confidence"):
+            if crossed is not None and adapted:
+                ids = {query.id for query in chosen}
+                every = crossed.found.adapted[crossed.strength].candidates[crossed.fusions[0].feedback]
+                rows = [at for at, item in enumerate(crossed.found.judged) if item.query.id in ids]
+                judged = [crossed.found.judged[at] for at in rows]
+                found = [every[at] for at in rows]
+                fusions = [crossed.fusions[at] for at in rows]
+            elif chosen:
+                arena = self.arena(chosen, encoder, encoded, queries.grades)
+                judged, found = list(arena.judged), arena.candidates(learnt.fusion)
+                without: dict[str, Fusion] = {}
+                if crossed is not None:
+                    own = zip(crossed.found.judged, crossed.base_fusions, strict=True)
+                    without = {item.query.id: fusion for item, fusion in own}
+                fusions = [without.get(item.query.id, learnt.fusion) for item in judged]
+            else:
+                judged, found, fusions = [], [], []
+            given: Any = (found, fusions, judged, encoded.corpus.chunks, encoded.corpus.groups)
+            settings: Any = {"evidence": rank, "config": self.config.gate, "seed": self.config.seed}
+            sure = learn_confidence(*given, **settings)
+            return sure if second is None or not second.ships else learn_reread(sure, second, *given, **settings)
+
     # The folder
 
     def report(
@@ -625,6 +671,7 @@ class FitSteps(Steps):
         base: Base,
         shipped: Shipped,
         second: LearntReranking | None = None,
+        sure: Confidence = FIXED,
     ) -> Report:
         """Measure what ships beside the baselines on the queries that judged, or the held-out ones of the best rank."""
         config, corpus = self.config, base.encoded.corpus
@@ -679,6 +726,7 @@ class FitSteps(Steps):
                 base_model=base.encoder.spec.model,
                 licences=_licences(base.encoder, config),
                 second=second,
+                sure=sure,
             )
             return build_report(facts, arena, before, after)
 
@@ -693,6 +741,7 @@ class FitSteps(Steps):
         adapted: bool,
         second: LearntReranking | None = None,
         reranker: Reranker | None = None,
+        sure: Confidence = FIXED,
     ) -> Path:
         """Save the model, build the index, write the report, and replace the target in one move."""
         config, corpus, progress = self.config, encoded.corpus, self.progress
@@ -731,6 +780,7 @@ class FitSteps(Steps):
             sections={
                 "fusion": learnt.fusion.as_dict(),
                 "depth": config.fusion.depth,
+                "confidence": sure.section(),
                 **({} if second is None else {"rerank": second.section()}),
                 "verdict": report.verdict.outcome if report.verdict else None,
                 "chunks": len(corpus.chunks),

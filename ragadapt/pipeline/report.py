@@ -26,6 +26,7 @@ from ragadapt.profiling import Profile
 from ragadapt.report import build
 from ragadapt.report.build import library_versions
 from ragadapt.report.words import judges
+from ragadapt.search.confidence import FIXED, Confidence
 from ragadapt.search.fusion import Floats, Fusion, Positions
 from ragadapt.text import printable
 from ragadapt.values import Chunk, Document, Evidence
@@ -77,6 +78,7 @@ class Facts:
     profile: Profile | None = None
     outlook: Mapping[str, Forecast] = field(default_factory=dict)
     second: LearntReranking | None = None
+    sure: Confidence = FIXED
 
 
 @dataclass(frozen=True, eq=False)
@@ -340,6 +342,7 @@ def _steps(facts: Facts) -> tuple[reports.Step, ...]:
         if second.training:
             steps.append(reports.Step(name="Training of the re-ranker", detail=second.training))
         steps.append(reports.Step(name="Re-ranker", passed=passed, detail=detail))
+    steps.append(reports.Step(name="How sure is a hit?", detail=facts.sure.reason))
     return tuple(steps)
 
 

@@ -7,8 +7,8 @@ the first stage alone, the second one does not ship.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ class LearntReranking:
 
     interval: nDCG@10 with it less that without, each question under a weight learnt without it; None where nothing
     could judge. curve: quality over the weight, on all of them. training: how it was trained, or why
-    not, in words; "" = nobody asked.
+    not, in words; "" = nobody asked. read: by judging query, what it read.
     """
 
     model: str
@@ -57,6 +57,7 @@ class LearntReranking:
     interval: Interval | None = None
     curve: FusionCurve | None = None
     training: str = ""
+    read: Mapping[str, ReadCandidates] = field(default_factory=dict)
 
     @property
     def ships(self) -> bool:
@@ -74,9 +75,10 @@ class LearntReranking:
         }
 
 
-def rerank_judges(plan: gate.Plan, queries: Sequence[Query]) -> tuple[Evidence | None, list[Query]]:
-    """The questions that judge a second stage: those that judge the first, for what it learnt from must not; else the
-    best-ranked ones of which there are enough, but never text that was cut from the passages."""
+def judging_queries(plan: gate.Plan, queries: Sequence[Query]) -> tuple[Evidence | None, list[Query]]:
+    """The questions that judge a second stage, and how sure a search is: those that judge the first stage, for what it
+    learnt from must not; else the best-ranked ones of which there are enough, but never text that was cut from the
+    passages."""
     if plan.judge:
         rank, found = plan.evidence, list(plan.judge)
     else:
@@ -181,7 +183,10 @@ def learn_reranking(
         reason = f"{figures}: no proof of a gain, the first stage stays alone"
     log.info("re-ranker: %s", reason)
     weight = curve.chosen if ships else 0.0
-    return LearntReranking(model, fingerprint, weight, depth, reason, evidence, len(judged), interval, curve)
+    by_query = {item.query.id: one for item, one in zip(judged, read, strict=True)}
+    return LearntReranking(
+        model, fingerprint, weight, depth, reason, evidence, len(judged), interval, curve, read=by_query
+    )
 
 
 def given_reranking(reranker: Reranker, depth: int, config: RerankConfig) -> LearntReranking | None:

@@ -20,11 +20,11 @@ from ragadapt.pipeline.rerank import (
     RerankPool,
     choose_rerank_strength,
     given_reranking,
+    judging_queries,
     learn_reranking,
     load_read,
     read_candidates,
     rerank_examples,
-    rerank_judges,
     reranker_adapter,
     reranker_pace,
     save_read,
@@ -146,7 +146,7 @@ class SecondStage:
         if (given := given_reranking(reranker, self.depth, config.rerank)) is not None:
             return given
         queries = self.queries
-        rank, chosen = rerank_judges(plan, (*queries.train, *queries.dev, *queries.heldout))
+        rank, chosen = judging_queries(plan, (*queries.train, *queries.dev, *queries.heldout))
         ids = {query.id for query in chosen}
         arena = steps.arena(plan.judge if crossed else chosen, encoder, encoded, queries.grades) if chosen else None
         every = () if arena is None else arena.judged if crossed is None else crossed.found.judged

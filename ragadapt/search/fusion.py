@@ -91,6 +91,12 @@ class Background:
         variances = np.einsum("qd,qd->q", queries @ self.covariance, queries)
         return means.astype(np.float32), np.sqrt(np.maximum(variances, 1e-12)).astype(np.float32)
 
+    def nearness(self, score: float, scale: float = 1.0) -> float:
+        """How far a dense score lies on the way from that of two passages at random to that of equal vectors, `scale`:
+        about 0 … 1, whether an encoder's cosines begin at 0 or at .7."""
+        floor = float(self.mean @ self.mean)
+        return (score / scale - floor) / (1 - floor) if scale > 1e-6 and floor < 1 - 1e-6 else 0.0
+
 
 def normal_surprisal(z: NDArray[Any]) -> Floats:
     """−log(1 − Φ(z)), stable for large z (via erfcx) and decreasing to 0 below the mean."""
@@ -111,12 +117,16 @@ def standardise(scores: NDArray[Any], mean: NDArray[Any] | float, deviation: NDA
 class Candidates:
     """One query's candidates from both sides: positions (C,) in the corpus, z-scores (C,) of either side.
 
-    Every candidate has both scores, exactly, whichever side brought it in. Positions are ascending.
+    Every candidate has both scores, exactly, whichever side brought it in. Positions are ascending. nearness: of the
+    passage nearest to the query, before any feedback moved it (`Background.nearness`); coverage: the largest share of
+    the idf of the query's words that a passage's BM25 score makes up. None = not computed.
     """
 
     positions: Positions
     dense: Floats
     lexical: Floats
+    nearness: float | None = None
+    coverage: float | None = None
 
     def fused(self, fusion: Fusion) -> Floats:
         """(C,) fused scores, larger is better."""

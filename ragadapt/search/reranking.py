@@ -11,6 +11,7 @@ import numpy as np
 
 from ragadapt.checks import checked_k, checked_number, checked_threshold, shown
 from ragadapt.errors import InvalidInput
+from ragadapt.search.confidence import Reread
 from ragadapt.search.fusion import RRF_K, Floats, with_reranker
 from ragadapt.search.searcher import Ranked
 
@@ -87,11 +88,13 @@ def rerank_all(
     depth: int,
     k: int,
     milliseconds: float | None = None,
+    reread: Reread | None = None,
 ) -> list[Ranked]:
     """The best k of every query by the first stage and the reader together.
 
     rankings: of the first stage. passages: ids → id → text. What was not read keeps its order behind. The numbers of
-    the reader come as the part "rerank", NaN where a passage was not read.
+    the reader come as the part "rerank", NaN where a passage was not read. reread: how sure the hits are then; None =
+    as sure of the first, second … place as before, the reader says which passage that is.
     """
     texts = passages(list(dict.fromkeys(id for ranked in rankings for id in ranked.ids[:depth])))
     lists = []
@@ -106,8 +109,14 @@ def rerank_all(
         every = np.full(len(scores), np.nan, dtype=np.float32)
         every[: len(read)] = read
         parts = {**ranked.parts, "rerank": every}
+        sure = None if ranked.confidence is None else ranked.confidence[:k]
         made.append(
-            Ranked([ranked.ids[at] for at in order], scores[order], {name: part[order] for name, part in parts.items()})
+            Ranked(
+                [ranked.ids[at] for at in order],
+                scores[order],
+                {name: part[order] for name, part in parts.items()},
+                sure if sure is None or reread is None else reread.of(sure, read),
+            )
         )
     return made
 

@@ -9,6 +9,7 @@ import numpy as np
 from ragadapt.errors import MissingExtra, StoreCorrupt, reason_of
 from ragadapt.index import open_index
 from ragadapt.lexical import LexicalIndex
+from ragadapt.search.confidence import Confidence
 from ragadapt.search.fusion import Background, Fusion
 from ragadapt.search.searcher import Searcher
 from ragadapt.store.workspace import Manifest
@@ -38,6 +39,9 @@ def open_searcher(path: Path, manifest: Manifest) -> Searcher:
         ) from error
     try:
         fusion, depth = Fusion.from_dict(manifest.sections["fusion"]), int(manifest.sections["depth"])
+        confidence = Confidence.of_section(manifest.sections.get("confidence"))
     except (KeyError, TypeError, ValueError) as error:
-        raise StoreCorrupt(f"The manifest of {path} lacks its fusion ({error}). Build the retriever again.") from error
-    return Searcher(index, lexical, background, fusion, depth=depth)
+        raise StoreCorrupt(
+            f"The manifest of {path} lacks its fusion or confidence ({error}). Build the retriever again."
+        ) from error
+    return Searcher(index, lexical, background, fusion, depth=depth, confidence=confidence)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ragadapt.errors import InvalidInput
 from ragadapt.lexical.ranking import best_positions, moments
 from ragadapt.profiling import work
+from ragadapt.search.confidence import FIXED, LOOKED_AT, Confidence, coverage_of
 from ragadapt.search.fusion import Background, Candidates, Floats, Fusion, Positions, move_towards, standardise
 from ragadapt.threads import one_thread
 from ragadapt.values import Progress, no_progress
@@ -33,11 +34,27 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """One query's result, best first. parts: per side the raw scores, aligned with ids; NaN where not computed."""
+    """One query's result, best first. parts: per side the raw scores, aligned with ids; NaN where not computed.
+    confidence: (k,) the probability that a hit answers the query, never growing; None = not known."""
 
     ids: list[str]
     scores: Floats
     parts: Mapping[str, Floats] = field(default_factory=dict)
+    confidence: Floats | None = None
+
+    def at_least(self, confidence: float | None) -> Ranked:
+        """What has at least this confidence; all of it where none is asked for, or known."""
+        if confidence is None or self.confidence is None:
+            return self
+        return self.first(int(np.count_nonzero(self.confidence >= confidence)))
+
+    def first(self, count: int) -> Ranked:
+        """The first hits."""
+        if count >= len(self.ids):
+            return self
+        sure = None if self.confidence is None else self.confidence[:count]
+        parts = {name: part[:count] for name, part in self.parts.items()}
+        return Ranked(self.ids[:count], self.scores[:count], parts, sure)
 
 
 class Dense(Protocol):
@@ -92,6 +109,7 @@ class Searcher:
         *,
         depth: int = 200,
         shared: bool = False,
+        confidence: Confidence = FIXED,
     ) -> None:
         """shared: others change the index, so that the two sides may differ for a moment; `dense` must then give only
         passages that the lexical side has."""
@@ -107,11 +125,15 @@ class Searcher:
         self.fusion = fusion
         self.depth = depth
         self.shared = shared
+        self.confidence = confidence
         self._ids = lexical.ids()
 
     def with_fusion(self, fusion: Fusion) -> Searcher:
         """The same sides under another fusion."""
-        return Searcher(self.index, self.lexical, self.background, fusion, depth=self.depth, shared=self.shared)
+        return Searcher(
+            self.index, self.lexical, self.background, fusion, depth=self.depth, shared=self.shared,
+            confidence=self.confidence,
+        )  # fmt: skip
 
     def rank(
         self,
@@ -149,13 +171,10 @@ class Searcher:
         dense: Dense | None,
         progress: Progress,
     ) -> list[Ranked]:
-        if mode == "dense":
-            found = (dense or self.plain).search(vectors, k, filter)
-            return [Ranked(ids, scores, {"dense": scores}) for ids, scores in found]
-        if mode == "lexical":
-            return [Ranked(ids, scores, {"lexical": scores}) for ids, scores in self.lexical.search(texts, k, allowed)]
         if mode != "hybrid":
-            raise InvalidInput(f"mode = {mode!r}: it is 'dense', 'lexical' or 'hybrid'.")
+            return [
+                one.first(k) for one in self._one_sided(texts, vectors, max(k, LOOKED_AT), mode, filter, allowed, dense)
+            ]
         fusion = fusion or self.fusion
         gathered = self.candidates(
             texts, vectors, fusion=fusion, filter=filter, allowed=allowed, depth=max(self.depth, 2 * k), dense=dense,
@@ -164,15 +183,52 @@ class Searcher:
         results = []
         for candidates in gathered:
             scores = candidates.fused(fusion)
-            order = np.argsort(-scores, kind="stable")[:k]
+            order = np.argsort(-scores, kind="stable")
+            sure = self.confidence.of_hybrid(candidates, order[: max(k, LOOKED_AT)], scores)[:k]
+            order = order[:k]
             results.append(
                 Ranked(
                     self.ids_of(candidates.positions[order]),
                     scores[order],
                     {"dense": candidates.dense[order], "lexical": candidates.lexical[order]},
+                    sure,
                 )
             )
         return results
+
+    def _one_sided(
+        self,
+        texts: Sequence[str],
+        vectors: Floats,
+        k: int,
+        mode: Mode,
+        filter: Mapping[str, Any] | None,
+        allowed: Mask | None,
+        dense: Dense | None,
+    ) -> list[Ranked]:
+        """Dense or lexical search."""
+        if mode == "dense":
+            side = dense or self.plain
+            found = side.search(vectors, k, filter)
+            means, deviations = (side.scale * part for part in self.background.of_scores(vectors))
+            return [
+                Ranked(
+                    ids,
+                    scores,
+                    {"dense": scores},
+                    self.confidence.of_dense(scores, mean, deviation, self._nearness(scores, side.scale)),
+                )
+                for (ids, scores), mean, deviation in zip(found, means, deviations, strict=True)
+            ]
+        if mode != "lexical":
+            raise InvalidInput(f"mode = {mode!r}: it is 'dense', 'lexical' or 'hybrid'.")
+        found, means, deviations = self.lexical.search_with_moments(texts, k, allowed)
+        return [
+            Ranked(ids, scores, {"lexical": scores}, self.confidence.of_lexical(scores, mean, deviation, mass))
+            for (ids, scores), mean, deviation, mass in zip(
+                found, means, deviations, self.lexical.masses(texts), strict=True
+            )
+        ]
 
     def candidates(
         self,
@@ -200,20 +256,22 @@ class Searcher:
         for start, block in self.lexical.score_blocks(texts):
             stop = start + len(block)
             extra = include[start:stop] if include is not None else [()] * len(block)
-            pass_ = _QueryBlock(self, block, dense, filter, allowed, depth, extra)
+            pass_ = _QueryBlock(self, texts[start:stop], block, dense, filter, allowed, depth, extra)
             first = pass_.gather(vectors[start:stop])
             if fusion.feedback > 0 and fusion.method != "rrf":
                 best = []
                 for candidates in first:
                     top, _ = candidates.ranked(fusion, fusion.feedback_depth)
                     best.append(dense.vectors(self.ids_of(top)))
-                first = pass_.gather(move_towards(vectors[start:stop], best, fusion.feedback))
+                moved = pass_.gather(move_towards(vectors[start:stop], best, fusion.feedback))
+                first = [replace(one, nearness=own.nearness) for one, own in zip(moved, first, strict=True)]
             found += first
             progress("search", stop, len(texts))
         return found
 
-    def score_texts(self, query: str, vector: Floats, texts: Sequence[str], vectors: Floats) -> Floats:
-        """(n,) fused scores of texts that need not be indexed, on the scale of a hybrid search over what is.
+    def score_texts(self, query: str, vector: Floats, texts: Sequence[str], vectors: Floats) -> tuple[Floats, Floats]:
+        """(n,) fused scores of texts that need not be indexed, on the scale of a hybrid search over what is, and (n,)
+        how sure it is of each.
 
         vector: (d,) of the query. vectors: (n, d) of the texts, as passages. An indexed passage without headings has
         the score that a search gives it.
@@ -225,11 +283,23 @@ class Searcher:
             moved = move_towards(moved, [self.plain.vectors(self.ids_of(top))], fusion.feedback)
         means, deviations = self.background.of_scores(moved)
         lexical_means, lexical_deviations = self.lexical.moments([query])
-        return Candidates(
+        dense, lexical = vectors @ moved[0], self.lexical.scores_of_texts(query, texts)
+        found = Candidates(
             np.arange(len(texts)),
-            standardise(vectors @ moved[0], means[0], deviations[0]),
-            standardise(self.lexical.scores_of_texts(query, texts), lexical_means[0], lexical_deviations[0]),
-        ).fused(fusion)
+            standardise(dense, means[0], deviations[0]),
+            standardise(lexical, lexical_means[0], lexical_deviations[0]),
+            self.background.nearness(float((vectors @ vector).max())),
+            coverage_of(float(lexical.max()), self.lexical.masses([query])[0]),
+        )
+        scores = found.fused(fusion)
+        order = np.argsort(-scores, kind="stable")
+        sure = np.empty_like(scores)
+        sure[order] = self.confidence.of_hybrid(found, order, scores)
+        return scores, sure
+
+    def _nearness(self, scores: Floats, scale: float) -> float:
+        """Of the best of a query's dense scores."""
+        return self.background.nearness(float(scores[0]), scale) if len(scores) else 0.0
 
     def positions(self, ids: Sequence[str]) -> Positions:
         return self.lexical.positions(ids)
@@ -244,6 +314,7 @@ class _QueryBlock:
     def __init__(
         self,
         searcher: Searcher,
+        texts: Sequence[str],
         rows: Floats,
         dense: Dense,
         filter: Mapping[str, Any] | None,
@@ -257,6 +328,7 @@ class _QueryBlock:
         self.filter = filter
         self.depth = depth
         self.means, self.deviations = moments(rows)
+        self.masses = searcher.lexical.masses(texts)
         self.lexical_best = [_best(row, depth, allowed) for row in rows]
         self.extra = [np.asarray(positions, dtype=np.int64) for positions in extra]
 
@@ -273,11 +345,14 @@ class _QueryBlock:
             if len(missing):
                 names = searcher.ids_of(positions[missing])
                 dense[missing] = self.dense.scores(vectors[number], names)
+            lexical = self.rows[number][positions]
             results.append(
                 Candidates(
                     positions,
                     standardise(dense, means[number], deviations[number]),
-                    standardise(self.rows[number][positions], self.means[number], self.deviations[number]),
+                    standardise(lexical, self.means[number], self.deviations[number]),
+                    searcher._nearness(scores, self.dense.scale),
+                    coverage_of(float(lexical.max()), self.masses[number]) if len(lexical) else 0.0,
                 )
             )
         return results

@@ -62,6 +62,11 @@ _PIPE_WIDTH = 240  # characters of a snippet where there is no terminal to ask
     show_default=True,
     help="What the run file ranks; a document stands where its best chunk stands.",
 )
+@click.option(
+    "--min-confidence",
+    type=click.FloatRange(0, 1),
+    help="Leave out hits that answer the query with less than this probability.",
+)
 @context_options
 @rerank_options
 @feedback_options
@@ -77,6 +82,7 @@ def search_command(
     queries: Path | None,
     run_file: Path | None,
     level: str,
+    min_confidence: float | None,
     shape: Mapping[str, Any],
     rerank: bool | Rerank,
     lam: float | None,
@@ -104,6 +110,8 @@ def search_command(
         raise click.UsageError("A run file ranks passages: --expand, --tokens and --max-per-document go without --run.")
     if query is not None and not query.strip():
         raise click.UsageError("The query is empty.")
+    if run_file is not None and min_confidence is not None:
+        raise click.UsageError("--min-confidence does not go with --run: its measures look at whole rankings.")
     condition = _read_filter(conditions)
     problems: list[tuple[str, str]] = []
     query = None if query is None else encodable(query)
@@ -133,8 +141,9 @@ def search_command(
                 terminal.note(f"{lines} lines for {len(run)} queries in {run_file}")
             return code
         found = opened.search_many(
-            list(asked.values()), k, mode=mode, filter=condition, lam=lam, tenant=tenant, rerank=rerank, **shape
-        )
+            list(asked.values()), k, mode=mode, filter=condition, lam=lam, tenant=tenant, rerank=rerank,
+            min_confidence=min_confidence, **shape,
+        )  # fmt: skip
         if terminal.json:
             results = [
                 {"query_id": id, "query": text, "hits": hits_as_json(hits)}
@@ -150,13 +159,13 @@ def search_command(
         if len(asked) > 1:
             terminal.write(f"# {text}")
         if not hits:
-            terminal.note("Nothing was found.")
+            terminal.note("Nothing was found." if min_confidence is None else "Nothing is as sure as that.")
         _show(terminal, text, hits)
     return code
 
 
 def _show(terminal: Terminal, query: str, hits: Sequence[Hit]) -> None:
-    """Rank, score and place on a line; below it the passage's words."""
+    """Rank, score, confidence and place on a line; below it the passage's words."""
     from ragadapt_cli.snippets import snippet
 
     in_terminal = sys.stdout.isatty()
@@ -167,7 +176,7 @@ def _show(terminal: Terminal, query: str, hits: Sequence[Hit]) -> None:
         metadata = hit.chunk.metadata
         parts = ("page", "slide", "sheet", "row", "cell")
         place += "".join(f", {part} {metadata[part]}" for part in parts if part in metadata)
-        score = f"{hit.score:.3f}"
+        score = f"{hit.score:.3f}" + ("" if hit.confidence is None else f"  {hit.confidence:4.0%}")
         terminal.write(f"{rank:>3}  ", (score, {"fg": "green"}), "  ", (place, {"bold": True}))
         if hit.copies:
             others = ", ".join(dict.fromkeys(copy.source or copy.document_id for copy in hit.copies[:_NAMED]))
