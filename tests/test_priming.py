@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -348,3 +349,47 @@ def test_command_primes_and_says_what_came_of_it(
     assert {one["name"]: one["licence"] for one in found["sources"]}["one"] == "MIT"
     assert found["steps"] == 2
     assert run(["prime", *places, "-o", str(tmp_path / "model"), "--licence", "one"]) == 2
+
+
+# The benchmark
+
+
+def test_benchmark_leaves_each_collection_out_and_goes_on_where_it_stopped(
+    base: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "benchmarks"))
+    benchmark = importlib.import_module("priming")
+    texts = sentences(200, words=12, seed=9)
+    for at, name in enumerate(("a", "b", "c")):
+        own = texts[66 * at : 66 * at + 66]
+        write_collection(tmp_path / "data" / name, own, ("train", "test") if name == "a" else ("test",))
+    given = ["priming.py", "--data", str(tmp_path / "data"), "--collections", "a,b,c", "--left-out", "a"]
+    given += [
+        "--folder",
+        str(tmp_path / "out"),
+        "--model",
+        base.config.model,
+        "--sizes",
+        "4",
+        "--draws",
+        "1",
+        "--smoke",
+        "--recipes",
+        "maml",
+    ]
+    monkeypatch.setattr("sys.argv", given)
+    benchmark.main()
+    cells = {path.stem: path.read_bytes() for path in (tmp_path / "out" / "cells").glob("*.json")}
+    assert cells.keys() >= {
+        "prime-maml-a", "zero-a-plain", "few-a-plain-4-0", "full-a-plain", "adapter-b",
+        "adapter-c", "nearest-a", "blend-a",
+    }  # fmt: skip
+    assert "few-b-plain-4-0" not in cells and "adapter-a" not in cells
+    assert "| library, zero-shot | nearest | 1 |" in capsys.readouterr().out
+    benchmark.main()
+    assert capsys.readouterr().out.startswith("| task")  # nothing was made anew
+    assert cells == {path.stem: path.read_bytes() for path in (tmp_path / "out" / "cells").glob("*.json")}
+    summary = json.loads((tmp_path / "out" / "priming.json").read_text())
+    plain, nearest = (summary["cells"][f"{name}"]["dense"] for name in ("zero-a-plain", "nearest-a"))
+    row = next(row for row in summary["rows"] if row["from"] == "nearest")
+    assert row["ARG dense"] == pytest.approx((nearest - plain) / plain, abs=1e-3)

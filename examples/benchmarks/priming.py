@@ -1,0 +1,363 @@
+"""Does what other corpora taught help the next one? Priming, and the library of adapters, one collection left out.
+
+    python examples/benchmarks/priming.py --data DATA [--folder FOLDER] [--parts few,full,library] [--collections …]
+
+For every collection that is left out the others prime the base model, by multi-task learning and by first-order MAML
+with as many batches, and fill a library with an adapter each. Of the collection's questions some train and others
+measure: `train` and `dev` against `test`, or, where there is `test` alone, a random half each. Then
+
+few      LoRA at the defaults on 16 and 64 of them, three draws, from the plain base and from the primed ones
+full     the same on all that may train (at most --questions)
+library  nothing is trained on the collection: the nearest adapter of the others, their blend, the plain base
+
+nDCG@10 of documents, dense and fused with BM25 at equal shares (surprisal fusion, no feedback tuned), no gate: what
+training does is measured, not what a fit would ship. ARG is the mean over collections and draws of the relative gain
+over the plain base with the same questions, with an interval over draws and questions. Every training and measurement
+is kept in FOLDER/cells, so that a run which was stopped goes on; FOLDER/priming.json has the summary, and a Markdown
+table is printed. --smoke does a few steps of everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+from beir import QUALITY, check_data, device
+
+from ragadapt import profiling
+from ragadapt.adapters import AdapterState
+from ragadapt.adapters.blending import softmax_weights
+from ragadapt.adapters.library import CorpusStatistics
+from ragadapt.config import AdapterConfig, FitConfig, TrainingConfig
+from ragadapt.corpus.sources import read_sources
+from ragadapt.encoder import Encoder
+from ragadapt.pipeline.adapt import make_examples
+from ragadapt.pipeline.corpus import EncodedCorpus
+from ragadapt.pipeline.fit import FitSteps
+from ragadapt.pipeline.fusion import quality
+from ragadapt.pipeline.library import blended
+from ragadapt.pipeline.prime import prime
+from ragadapt.pipeline.queries import Labels, document_grades, narrowed, read_labels
+from ragadapt.pipeline.stages import encode_query_texts, searcher_of
+from ragadapt.search.fusion import Fusion
+from ragadapt.store.workspace import Workspace
+from ragadapt.training import Recipe, train, untrained
+from ragadapt.training.processes import Processes
+from ragadapt.values import Query, no_progress
+
+PLAIN, PRIMED, MAML = "plain", "multitask", "maml"
+PARTS = ("few", "full", "library")
+Row = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="collections in BEIR layout")
+    parser.add_argument("--folder", type=Path, default=Path("priming-results"))
+    parser.add_argument("--collections", default=",".join(QUALITY), help="each is left out once")
+    parser.add_argument("--left-out", help="measure on these alone; the others still teach")
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--model", default="offline", help="the base: a preset, a hub name or a folder")
+    parser.add_argument("--recipes", default=f"{PRIMED},{MAML}")
+    parser.add_argument("--sizes", default="16,64", help="questions of a few-shot training")
+    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--questions", type=int, default=800, help="most that a full training or an adapter gets")
+    parser.add_argument("--epochs", type=float, default=1.0, help="of priming")
+    parser.add_argument("--lr", type=float, default=3e-5, help="of priming")
+    parser.add_argument("--smoke", action="store_true", help="two steps of every training")
+    arguments = parser.parse_args()
+    names = arguments.collections.split(",")
+    check_data(parser, arguments.data, names)
+    if len(names) < 3:
+        parser.error("leaving one out needs three collections or more")
+    bench = Bench(arguments, names)
+    for name in (arguments.left_out or arguments.collections).split(","):
+        for part in arguments.parts.split(","):
+            {"few": bench.few, "full": bench.full, "library": bench.library}[part](name)
+    summary = bench.summary()
+    print(table(summary))
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A collection by one base. train: questions that may train; test: those that measure."""
+
+    steps: FitSteps
+    encoder: Encoder
+    encoded: EncodedCorpus
+    grades: dict[str, dict[str, int]]
+    train: list[Query]
+    test: list[Query]
+
+
+class Bench:
+    """Everything that is measured, cell by cell."""
+
+    def __init__(self, arguments: argparse.Namespace, names: Sequence[str]) -> None:
+        self.given = arguments
+        self.names = list(names)
+        self.folder: Path = arguments.folder
+        (self.folder / "cells").mkdir(parents=True, exist_ok=True)
+        self.sizes = [int(size) for size in arguments.sizes.split(",")]
+        self.recipes = [recipe for recipe in arguments.recipes.split(",") if recipe]
+        self._encoders: dict[str, Encoder] = {}
+
+    # What is kept
+
+    def cell(self, name: str, make: Callable[[], Row]) -> Row:
+        """A measurement of an earlier call, or made now."""
+        path = self.folder / "cells" / f"{name}.json"
+        if path.is_file():
+            found: Row = json.loads(path.read_text(encoding="utf-8"))
+            return found
+        started = time.perf_counter()
+        made = make()
+        made["seconds"] = round(time.perf_counter() - started, 1)
+        beside = path.with_suffix(".new")
+        beside.write_text(json.dumps(made), encoding="utf-8")
+        beside.replace(path)
+        shown = {key: value for key, value in made.items() if isinstance(value, str | int | float)}
+        print(f"{name}: {json.dumps(shown)}", flush=True)
+        return made
+
+    def config(self, model: str) -> FitConfig:
+        training = {"max_steps": 2, "batch_size": 4} if self.given.smoke else {}
+        return FitConfig.build({"encoder": {"model": model}, "training": training})
+
+    # Bases
+
+    def base(self, kind: str, left_out: str) -> str | None:
+        """The name or folder of a base; None where the guard let no primed one through."""
+        if kind == PLAIN:
+            return str(self.given.model)
+        folder = self.folder / "primed" / f"{left_out}-{kind}"
+
+        def make() -> Row:
+            config = self.config(self.given.model)
+            pace = {"epochs": self.given.epochs, "learning_rate": self.given.lr}
+            config = config.model_copy(update={"training": config.training.model_copy(update=pace)})
+            sources = [self.given.data / name for name in self.names if name != left_out]
+            result = prime(sources, folder, config, Recipe(kind))  # type: ignore[arg-type]
+            return {
+                "primed": result.primed, "reason": result.reason, "strength": result.strength, "steps": result.steps,
+                "sources": {one.name: [one.before, one.after, one.drift] for one in result.sources},
+            }  # fmt: skip
+
+        return str(folder) if self.cell(f"prime-{kind}-{left_out}", make)["primed"] else None
+
+    @contextmanager
+    def ready(self, name: str, model: str, kind: str) -> Iterator[Ready]:
+        """The collection with vectors and lexical index, which are kept."""
+        config = self.config(model)
+        if model not in self._encoders:
+            self._encoders = {model: Encoder.load(config.encoder)}  # one at a time
+        encoder, place = self._encoders[model], self.given.data / name
+        target = self.folder / "work" / f"{name}-{Path(model).name}-{kind}"
+        with Workspace.open(target, {"command": "priming"}) as work:
+            steps = FitSteps(work, config, profiling.Clock(), Processes(), no_progress, False, {})
+            documents, _, _ = read_sources([place / "corpus.jsonl"], config.read, False, no_progress)
+            corpus = steps.chunks(documents, None, encoder)
+            encoded = steps.encode("base-vectors", corpus, encoder)
+            steps.lexical(corpus)
+            splits = {path.stem: path for path in sorted((place / "qrels").glob("*.tsv"))}
+            labels = [Labels(place / "queries.jsonl", path, "eval") for path in splits.values()]
+            read = read_labels(corpus, labels, config)
+            asked = {split: found.queries for split, (found, _) in zip(splits, read.sets, strict=True)}
+            train = [query for split, queries in asked.items() if split in ("train", "dev") for query in queries]
+            test = list(asked["test"])
+            if not train:
+                order = np.random.default_rng(13).permutation(len(test)).tolist()
+                train = [test[at] for at in order[::2]]
+                test = [test[at] for at in order[1::2]]
+            texts = {query.text for query in test}
+            train = [query for query in train if query.text not in texts]
+            yield Ready(steps, encoder, encoded, document_grades(read.sets, corpus), train, test)
+
+    # Training and measuring
+
+    def learn(self, ready: Ready, questions: Sequence[Query]) -> AdapterState:
+        """LoRA at its defaults on these questions, to the end."""
+        config = ready.steps.config
+        corpus = ready.encoded.corpus
+        trainers = narrowed(questions, ready.encoder, ready.encoded, ready.grades, no_progress)
+        vectors = encode_query_texts(ready.encoder, trainers, no_progress)
+        searcher = searcher_of(ready.encoded, ready.steps.lexical_index())
+        examples, _ = make_examples(trainers, searcher, vectors, corpus, config, ready.grades, no_progress)
+        training: TrainingConfig = config.training
+        return train(ready.encoder, examples, None, AdapterConfig(), training, seed=13).encoder.state()
+
+    def measure(self, ready: Ready, state: AdapterState | None) -> Row:
+        """nDCG@10 by question of the test questions, dense and fused."""
+        encoder, encoded = ready.encoder, ready.encoded
+        if state is not None:
+            encoder = untrained(ready.encoder, state).encoder.merged()
+            encoded = EncodedCorpus(encoded.corpus, encoder.encode_passages(encoded.corpus.passages))
+        arena = ready.steps.arena(ready.test, encoder, encoded, ready.grades).with_fusion(Fusion(feedback=0.0))
+        each = {name: quality(arena, system) for name, system in (("dense", "dense"), ("search", "hybrid"))}
+        means = {name: round(float(values.mean()), 4) for name, values in each.items()}
+        return {**means, "each": {name: [round(float(v), 4) for v in values] for name, values in each.items()}}
+
+    def drawn(self, ready: Ready, size: int, draw: int) -> list[Query]:
+        order = np.random.default_rng([13, draw]).permutation(len(ready.train)).tolist()
+        return [ready.train[at] for at in order[:size]]
+
+    def few(self, name: str) -> None:
+        for kind in (PLAIN, *self.recipes):
+            model = self.base(kind, name)
+            if model is None:
+                continue
+            with self.ready(name, model, kind) as ready:
+                self.cell(f"zero-{name}-{kind}", lambda ready=ready: self.measure(ready, None))  # type: ignore[misc]
+                for size in self.sizes:
+                    for draw in range(self.given.draws):
+
+                        def make(ready: Ready = ready, size: int = size, draw: int = draw) -> Row:
+                            return self.measure(ready, self.learn(ready, self.drawn(ready, size, draw)))
+
+                        if size <= len(ready.train):
+                            self.cell(f"few-{name}-{kind}-{size}-{draw}", make)
+
+    def full(self, name: str) -> None:
+        for kind in (PLAIN, *self.recipes):
+            model = self.base(kind, name)
+            if model is None:
+                continue
+            with self.ready(name, model, kind) as ready:
+
+                def make(ready: Ready = ready) -> Row:
+                    return self.measure(ready, self.learn(ready, self.drawn(ready, self.given.questions, 0)))
+
+                self.cell(f"full-{name}-{kind}", make)
+
+    def adapter(self, name: str) -> Path:
+        """The folder of the adapter that a collection gives, with what it looks like beside it."""
+        folder = self.folder / "adapters" / name
+
+        def make() -> Row:
+            with self.ready(name, self.given.model, PLAIN) as ready:
+                self.learn(ready, self.drawn(ready, self.given.questions, 0)).write(folder)
+            return {"written": str(folder)}
+
+        self.cell(f"adapter-{name}", make)
+        return folder
+
+    def library(self, name: str) -> None:
+        """Nearest and blend, zero-shot."""
+        others = [other for other in self.names if other != name]
+        states = [AdapterState.read(self.adapter(other)) for other in others]
+        statistics: dict[str, CorpusStatistics] = {}
+        for other in self.names:
+            with self.ready(other, self.given.model, PLAIN) as ready:
+                statistics[other] = CorpusStatistics.of(ready.encoded.vectors, ready.encoder.fingerprint)
+        distances = [statistics[name].distance(statistics[other]) for other in others]
+        order = np.argsort(distances, kind="stable").tolist()
+        near, three = order[0], order[:3]
+        with self.ready(name, self.given.model, PLAIN) as ready:
+            self.cell(f"zero-{name}-{PLAIN}", lambda: self.measure(ready, None))
+            self.cell(
+                f"nearest-{name}",
+                lambda: {
+                    **self.measure(ready, states[near]), "of": others[near],
+                    "distances": {other: round(d, 3) for other, d in zip(others, distances, strict=True)},
+                },
+            )  # fmt: skip
+
+            def mixed() -> Row:
+                weights = softmax_weights([distances[at] for at in three], 0.1)
+                state = blended(ready.encoder, [states[at] for at in three], weights)
+                shares = {others[at]: round(weight, 3) for at, weight in zip(three, weights, strict=True)}
+                return {**self.measure(ready, state), "of": json.dumps(shares)}
+
+            self.cell(f"blend-{name}", mixed)
+
+    # What it comes to
+
+    def found(self, name: str) -> Row | None:
+        path = self.folder / "cells" / f"{name}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def summary(self) -> Row:
+        """Means by cell, and ARG of everything against the plain base."""
+        rows: list[Row] = []
+        kinds = [*self.recipes]
+        compared = [("zero", [(f"zero-{{}}-{kind}", "zero-{}-plain", kind) for kind in kinds])]
+        compared += [
+            (f"few {size}", [(f"few-{{}}-{kind}-{size}-{draw}", f"few-{{}}-plain-{size}-{draw}", kind)
+                             for kind in kinds for draw in range(self.given.draws)])
+            for size in self.sizes
+        ]  # fmt: skip
+        compared.append(("full", [(f"full-{{}}-{kind}", "full-{}-plain", kind) for kind in kinds]))
+        zero = [(f"{kind}-{{}}", "zero-{}-plain", kind) for kind in ("nearest", "blend")]
+        compared.append(("library, zero-shot", zero))
+        for task, pairs in compared:
+            for kind in dict.fromkeys(kind for _, _, kind in pairs):
+                row: Row = {"task": task, "from": kind}
+                for system in ("dense", "search"):
+                    gains, ours, theirs = [], [], []
+                    for one, other, own in pairs:
+                        for name in self.names if own == kind else []:
+                            now, before = self.found(one.format(name)), self.found(other.format(name))
+                            if now is None or before is None:
+                                continue
+                            gains.append((now[system] - before[system]) / max(before[system], 1e-9))
+                            level = max(before[system], 1e-9) * len(now["each"][system])
+                            ours.append(np.array(now["each"][system]) / level)
+                            theirs.append(np.array(before["each"][system]) / level)
+                    if not gains:
+                        continue
+                    row["cells"] = len(gains)
+                    row[f"ARG {system}"] = round(float(np.mean(gains)), 4)
+                    row[f"interval {system}"] = arg_interval(ours, theirs, 50 if self.given.smoke else 1000)
+                if "cells" in row:
+                    rows.append(row)
+        cells = {
+            path.stem: {key: value for key, value in json.loads(path.read_text()).items() if key != "each"}
+            for path in sorted((self.folder / "cells").glob("*.json"))
+        }
+        about = {"date": date.today().isoformat(), "device": device(), "model": str(self.given.model), "seed": 13,
+                 "smoke": self.given.smoke, "epochs": self.given.epochs, "lr": self.given.lr}  # fmt: skip
+        summary = {"about": about, "rows": rows, "cells": cells}
+        (self.folder / "priming.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        return summary
+
+
+def arg_interval(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], samples: int = 1000) -> list[float]:
+    """95 % of the mean relative gain, over cells and the questions of each. ours, theirs: parts of 1 / before."""
+    rng = np.random.default_rng(13)
+    sums = []
+    for _ in range(samples):
+        cells = rng.integers(len(ours), size=len(ours))
+        gains = []
+        for cell in cells.tolist():
+            count = len(ours[cell])
+            at = rng.integers(count, size=count)
+            gains.append(float((ours[cell][at] - theirs[cell][at]).sum()))
+        sums.append(np.mean(gains))
+    low, high = np.quantile(sums, [0.025, 0.975]).tolist()
+    return [round(low, 4), round(high, 4)]
+
+
+def table(summary: Row) -> str:
+    lines = ["| task | from | cells | ARG dense | ARG search |", "|---|---|---|---|---|"]
+    for row in summary["rows"]:
+        parts = [
+            f"{row[f'ARG {system}']:+.1%} [{row[f'interval {system}'][0]:+.1%}, {row[f'interval {system}'][1]:+.1%}]"
+            for system in ("dense", "search")
+        ]
+        lines.append(f"| {row['task']} | {row['from']} | {row['cells']} | {' | '.join(parts)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
