@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_retriever import fit_pages
+from small_retriever import fit_pages, write_pages
+from tiny_models import write_tiny_model
 
-from ragadapt.config import GateConfig
+from ragadapt.config import FitConfig, GateConfig
 from ragadapt.errors import InvalidInput, StoreCorrupt
 from ragadapt.evaluation.judging import JudgedQuery
 from ragadapt.index import exact_index
@@ -30,6 +31,8 @@ from ragadapt.pipeline.confidence import (
     learn_reread,
     log_loss,
 )
+from ragadapt.pipeline.fit import fit
+from ragadapt.pipeline.queries import Labels
 from ragadapt.pipeline.rerank import LearntReranking
 from ragadapt.retriever import Retriever
 from ragadapt.search.confidence import FIXED, VERSION, Confidence, Reread, Signals, logits, probability
@@ -396,6 +399,32 @@ def test_feedback_makes_a_search_surer_of_what_answered(tmp_path: Path, folder: 
         with_feedback = retriever.search(query, 8, tenant="one")
         sure = [hit.confidence for hit in with_feedback]
         assert sure == sorted(sure, reverse=True)  # type: ignore[type-var]
+
+
+def test_labelled_questions_of_a_fit_say_how_sure_its_hits_are(tmp_path: Path) -> None:
+    """By what they ask, which every passage's own words are: the first hit answers nearly always."""
+    docs, lines = write_pages(tmp_path / "docs"), []
+    for page in sorted(docs.glob("*.md")):
+        for part, text in enumerate(page.read_text(encoding="utf-8").split("\n\n")[2::2]):
+            quote = {"source": page.name, "quote": text}
+            lines.append({"_id": f"{page.stem}-{part}", "text": " ".join(text.split()[1:9]), "evidence": [quote]})
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    config = FitConfig.build(
+        {
+            "encoder": {"model": str(write_tiny_model(tmp_path / "base")), "precision": "float32"},
+            "chunk": {"max_tokens": 40, "min_tokens": 4},
+            "adapter": {"method": "none"},
+            "index": {"kind": "exact"},
+        }
+    )
+    result = fit([docs], tmp_path / "retriever", config, labels=[Labels(tmp_path / "labels.jsonl")])
+    with Retriever.open(result.path) as retriever:
+        sure = retriever.searcher.confidence
+        assert f"on {len(lines)} questions (labelled), each by a map fitted without it" in sure.reason
+        assert (sure.evidence, sure.queries) == ("labelled", len(lines)) and sure.shift > 0
+        assert Confidence.of_section(retriever.manifest.sections["confidence"]) == sure
+    assert result.report.verdict is not None
+    assert sure.reason in [step.detail for step in result.report.verdict.steps]
 
 
 def rewrite(folder: Path, **sections: Any) -> None:

@@ -540,6 +540,25 @@ def test_a_reranker_that_helps_is_kept_with_its_weight(folder: Path, cross_encod
             plain.score(text, texts, rerank=True)
         asked = Rerank(model=cross_encoder, weight=section["weight"], depth=10)
         assert [hit.chunk.id for hit in own] == [hit.chunk.id for hit in retriever.search(text, k=5, rerank=asked)]
+        confidence = retriever.searcher.confidence
+        assert "With the re-ranker:" in confidence.reason
+        places = [hit.confidence for hit in retriever.search(text, k=10)]
+        sure = [hit.confidence for hit in own]
+        if confidence.reread is None:
+            assert sure == places[:5]
+        else:
+            [read] = (
+                retriever.snapshot()
+                .second_stage(Rerank())[0]
+                .logits_of(  # type: ignore[index]
+                    [(text, [hit.chunk.passage for hit in retriever.search(text, k=10, fold="none")])]
+                )
+            )
+            assert sure == pytest.approx(confidence.reread.of(np.array(places), read)[:5].tolist(), rel=1e-3)
+        assert sure == sorted(sure, reverse=True)  # type: ignore[type-var]
+        kept = retriever.search(text, k=5, rerank=True, min_confidence=sure[1])
+        assert [hit.chunk.id for hit in kept] == [hit.chunk.id for hit in own if hit.confidence >= sure[1]]  # type: ignore[operator]
+        assert [hit.confidence for hit in retriever.search(text, k=5, rerank=asked)] == places[:5]
         measured = retriever.evaluate(labels.queries, labels.qrels, modes=["hybrid"], rerank=True)
         assert measured["reranked"]["nDCG@10"] > measured["hybrid"]["nDCG@10"] + 0.02
     step = next(step for step in made.report.verdict.steps if step.name == "Re-ranker")  # type: ignore[union-attr]
