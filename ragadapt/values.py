@@ -149,10 +149,16 @@ class Hits(list[Hit]):
     """The results of one search, best first: a list that a notebook shows as a table."""
 
     def _repr_html_(self) -> str:
-        rows = [
-            [str(rank), f"{hit.score:.3f}", _place(hit.chunk), hit.chunk.text] for rank, hit in enumerate(self, start=1)
-        ]
-        return html_table(["", "score", "where", "text"], rows) if rows else "<p>Nothing was found.</p>"
+        """As many columns as the hits have to say: their confidence and copies where there are some."""
+        told = any(hit.confidence is not None for hit in self)
+        copied = any(hit.copies for hit in self)
+        rows = []
+        for rank, hit in enumerate(self, start=1):
+            row = [str(rank), f"{hit.score:.3f}"]
+            row += ["–" if hit.confidence is None else f"{hit.confidence:.2f}"] * told
+            rows.append([*row, _place(hit.chunk), *[str(len(hit.copies))] * copied, hit.text])
+        head = ["", "score", *["confidence"] * told, "where", *["copies"] * copied, "text"]
+        return html_table(head, rows) if rows else "<p>Nothing was found.</p>"
 
 
 def _place(chunk: Chunk) -> str:

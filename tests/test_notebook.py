@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -29,6 +30,20 @@ def test_results_are_a_list_that_shows_as_a_table() -> None:
     text = "Money back within 30 days."
     assert rows == [["1", "0.750", f"{text} › {text} › Refunds", text], ["2", "0.500", "b.md", "plain"]]
     assert "Nothing was found" in Hits()._repr_html_()
+
+
+def test_confidence_and_copies_have_columns_where_there_are_some() -> None:
+    first, second = hits("text")
+    found = Hits([replace(first, confidence=0.875, copies=(second.chunk,)), second])
+    rows = [
+        [cell.text for cell in row.find_all(["th", "td"])]
+        for row in BeautifulSoup(found._repr_html_(), "html.parser").select("tr")
+    ]
+    assert rows == [
+        ["", "score", "confidence", "where", "copies", "text"],
+        ["1", "0.750", "0.88", "text › text › Refunds", "1", "text"],
+        ["2", "0.500", "–", "b.md", "0", "plain"],
+    ]
 
 
 @pytest.mark.parametrize("evil", [*NASTY, "half \ud800 pair", "bell \x07 and \x1b[2J"])

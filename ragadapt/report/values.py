@@ -472,8 +472,8 @@ class SweptChoice(Part):
 
     passages, tokens: to encode; encoded: of them now, seconds: that took (the others were known by their content, or
     from an earlier call). parameters: of the transformer. vector_bytes: of all passages. search_ms: of a search with
-    its query encoded, the lower quartile of some. cost: geometric mean of how many times the least of the choices it
-    takes, in work to encode, bytes and search time.
+    its query encoded, the lower quartile of some (on a processor of computing, all threads together). cost: geometric
+    mean of how many times the least of the choices it takes, in work to encode, bytes and search time.
     """
 
     name: Text
