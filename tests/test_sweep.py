@@ -194,6 +194,7 @@ def test_the_command_prints_the_table_and_writes_the_page(
     section = soup.find(id="choices")
     assert section is not None
     assert "take this" in section.text
+    assert "ships" not in soup.find("main").text  # type: ignore[union-attr]
     assert run([*call, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["encoded"] == 0
     assert run([*call, "--chunk-tokens", "x"]) == 2

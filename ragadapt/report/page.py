@@ -149,7 +149,7 @@ def _key_figures(report: Report) -> list[tuple[str, Child, Child]]:
         before = base.metrics.get(report.metric) if base and base is not shipped else None
         figures.append(
             (
-                f"{report.metric}, what ships",
+                f"{report.metric}, {_of_chosen(report)}",
                 score(measure.value),
                 f"untuned model: {score(before.value)}" if before else METRICS.get(report.metric),
             )
@@ -193,7 +193,7 @@ def _quality(report: Report) -> Markup | None:
             "div",
             figure(
                 charts.interval_chart(rows, title=f"{report.metric} by system", axis=report.metric),
-                "The diamond is what ships. Bars are bootstrap intervals over the questions.",
+                f"The diamond is {_of_chosen(report)}. Bars are bootstrap intervals over the questions.",
                 title=f"{report.metric} of every system",
             ),
             _change_figure(report) if report.methods is None and report.swept is None else None,  # there each has one
@@ -205,7 +205,9 @@ def _quality(report: Report) -> Markup | None:
                 [
                     [
                         system.label,
-                        tag("span", "ships", cls="chip strong") if system.shipped else None,
+                        tag("span", "take this" if report.swept else "ships", cls="chip strong")
+                        if system.shipped
+                        else None,
                         tag("small", system.note, cls="note") if system.note else None,
                     ],
                     *(_measure_cell(system.metrics.get(name), best[name]) for name in metrics),
@@ -787,6 +789,11 @@ def _footer(report: Report) -> Markup:
 
 
 # small pieces
+
+
+def _of_chosen(report: Report) -> str:
+    """What the marked system is."""
+    return "what ships" if report.swept is None else "the choice to take"
 
 
 def _measure_cell(measure: Measure | None, best: float) -> Child:
