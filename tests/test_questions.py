@@ -29,7 +29,7 @@ from ragadapt.evaluation.questions import (
     recall_within,
     why_missed,
 )
-from ragadapt.pipeline.questions import evaluate_questions
+from ragadapt.pipeline.questions import _sentence, evaluate_questions
 from ragadapt.queries import EvidenceQuote, load_labels
 from ragadapt.report import QuestionJudged, Report, question_lines, read_report, table, write_report
 from ragadapt.report.page import page
@@ -262,6 +262,21 @@ def test_what_ships_is_compared_with_every_row_and_corrected(report: Report) -> 
         shipped.metrics["nDCG@10"].value - base.metrics["nDCG@10"].value
     )
     assert all(delta.p is not None and delta.p >= (delta.interval.p_value or 0) for delta in report.deltas)
+
+
+@pytest.mark.parametrize(
+    ("reasons", "said"),
+    [
+        ([], "3 of 3 questions have the text that answers them among the first 10 results, 1 of them only part of it."),
+        (["low"], "results, 1 of them only part of it. The other one: ranked too low by both sides."),
+        (["low", "low"], "All 2 others: ranked too low by both sides."),
+        (["low", "copy", "low"], "Of the 3 others most often (2): ranked too low by both sides."),
+    ],
+)  # fmt: skip
+def test_the_sentence_counts_what_was_missed(reasons: list[str], said: str) -> None:
+    found = [QuestionJudged(id="1", query="q"), QuestionJudged(id="2", query="q", partly=True)]
+    found += [QuestionJudged(id="3", query="q"), *(QuestionJudged(id=r, query="q", missed=r) for r in reasons)]
+    assert _sentence(found, 10, "quotes", (), None).endswith(said)
 
 
 def test_the_report_is_written_read_and_shown(report: Report, tmp_path: Path) -> None:

@@ -536,8 +536,10 @@ def _sentence(
     text += "."
     if misses:
         reason, count = missed.most_common(1)[0]
-        most = "all" if count == misses > 1 else f"{count}"
-        text += f" Of the {misses} others most often ({most}): {MISSED[Missed(reason)]}."
+        others = f"Of the {misses} others most often ({count})"
+        if count == misses:
+            others = f"All {misses} others" if misses > 1 else "The other one"
+        text += f" {others}: {MISSED[Missed(reason)]}."
     if other is not None:
         delta = next(each for each in deltas if each.against == _OTHER)
         found = delta.interval
