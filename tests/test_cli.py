@@ -29,6 +29,7 @@ from ragadapt.version import __version__
 
 TUNED = {"lam": None, "tenant": None, "rerank": False}  # feedback as it was tuned, for all; no second stage
 PLAIN = {"expand": None, "fold": "same", "max_per_document": None}  # passages as they are
+ANY = {"min_confidence": None}  # however sure
 
 
 class Result:
@@ -67,7 +68,12 @@ def chunk(id: str, text: str, source: str = "guide/install.md", headings: tuple[
 
 
 HITS = [
-    Hit(chunk("guide/install.md#0", "Reset the password in the settings.\nThen log in."), 0.75, {"dense": 0.5}),
+    Hit(
+        chunk("guide/install.md#0", "Reset the password in the settings.\nThen log in."),
+        0.75,
+        {"dense": 0.5},
+        confidence=0.8,
+    ),
     Hit(chunk("faq.md#3", "Passwords expire.", "faq.md", ("FAQ", "Login")), 0.5, {"lexical": float("nan")}),
 ]
 
@@ -460,13 +466,16 @@ def test_search_prints_rank_score_place_and_snippet_without_colours_in_a_pipe(
     assert run(["search", "r", "reset password"]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines() == [
-        "  1  0.750  guide/install.md",
+        "  1  0.750   80%  guide/install.md",
         "     Reset the password in the settings. Then log in.",
         "  2  0.500  faq.md > Login",
         "     Passwords expire.",
     ]
     assert err == ""
-    assert opened.asked == [(["reset password"], None, {"mode": "hybrid", "filter": None, **TUNED, **PLAIN}), "closed"]
+    assert opened.asked == [
+        (["reset password"], None, {"mode": "hybrid", "filter": None, **TUNED, **ANY, **PLAIN}),
+        "closed",
+    ]
 
 
 def test_search_marks_the_querys_words_where_colours_are_wanted(
@@ -493,6 +502,7 @@ def test_search_prints_every_field_under_json_and_null_for_what_was_not_computed
     assert first == {
         "rank": 1,
         "score": 0.75,
+        "confidence": 0.8,
         "id": "guide/install.md#0",
         "document_id": "guide/install.md",
         "source": "guide/install.md",
@@ -513,7 +523,10 @@ def test_search_passes_mode_and_filter_on(opened: Opened) -> None:
     arguments = ["--mode", "dense", "--filter", json.dumps(condition), "-k", "3", "--lam", "0.25", "--tenant", "acme"]
     assert run(["search", "r", "x y", *arguments]) == 0
     expected = {"mode": "dense", "filter": condition, "lam": 0.25, "tenant": "acme", "rerank": False}
-    assert opened.asked[0] == (["x y"], 3, {**expected, **PLAIN})
+    assert opened.asked[0] == (["x y"], 3, {**expected, **ANY, **PLAIN})
+    assert run(["search", "r", "x y", "--min-confidence", "0.4"]) == 0
+    assert opened.asked[2][2]["min_confidence"] == 0.4
+    assert run(["search", "r", "x y", "--min-confidence", "1.4"]) == 2
 
 
 def test_search_passes_on_what_is_given_of_each_result(opened: Opened) -> None:

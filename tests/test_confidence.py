@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -42,6 +43,9 @@ from ragadapt.store.workspace import MANIFEST, Manifest
 from ragadapt.values import Chunk, Evidence, Query
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "examples" / "benchmarks"))
+
+import confidence as benchmark  # noqa: E402
 
 # What it is made of
 
@@ -104,6 +108,51 @@ def test_the_fixed_map_is_what_the_benchmark_fitted() -> None:
         assert asdict(getattr(FIXED, kind)) == pytest.approx(weights, abs=6e-4), kind
     assert all(row["AUC"]["confidence"] >= 0.9 for row in measured["collections"].values())
     assert len(measured["collections"]) >= 9
+
+
+def made_up(name: str, seed: int, apart: float) -> Any:
+    """What a search found of its own questions, nearer by `apart`, of others', and of its own without their answers."""
+    rng = np.random.default_rng(seed)
+    source = np.array([name] * 30 + ["elsewhere"] * 20 + ["far away"] * 20 + [benchmark.REMOVED] * 10)
+    own = (source == name).astype(float)
+    near = rng.normal(0.3 + apart * own, 0.05)
+    signals = np.stack([near, near, rng.uniform(5, 30, len(source))], axis=1)
+    gaps = np.sort(rng.uniform(0, 20, (len(source), HITS)), axis=1)
+    gaps[:, 0] = 0
+    answers = (rng.random(gaps.shape) < 0.7 * np.exp(-gaps / 5)) * own[:, None]
+    kinds = dict.fromkeys(benchmark.KINDS)
+    raw = dict.fromkeys(("fused", "cosine", "BM25"), near)
+    return benchmark.Found(
+        name, source, dict.fromkeys(kinds, signals), dict.fromkeys(kinds, gaps), dict.fromkeys(kinds, answers), raw
+    )
+
+
+def test_a_collection_has_no_say_in_the_map_that_judges_it(tmp_path: Path) -> None:
+    first, *others = (made_up(name, seed, 0.4) for seed, name in enumerate("abcd"))
+    options, maps = benchmark.maps_without(first, [first, *others])
+    other = made_up("a", 99, -0.4)  # everything the other way round
+    assert benchmark.maps_without(other, [other, *others]) == (options, maps)
+    assert (
+        benchmark.maps_without(others[0], [first, *others])[1] != benchmark.maps_without(others[0], [other, *others])[1]
+    )
+    assert maps["hybrid"].nearness > 0 > maps["hybrid"].gap
+    assert (
+        benchmark.figures(first, maps)["AUC"]["confidence"]
+        > 0.9
+        > 0.1
+        > benchmark.figures(other, maps)["AUC"]["confidence"]
+    )
+    first.save(tmp_path / "a.found-by-all.npz")
+    again = benchmark.Found.load(tmp_path / "a.found-by-all.npz")
+    assert benchmark.figures(again, maps) == benchmark.figures(first, maps)
+    table = benchmark.shown(benchmark.study([first, *others]))
+    assert len([line for line in table.splitlines() if line.startswith("| ")]) == 6
+
+
+def test_the_area_is_the_share_of_pairs_in_the_right_order() -> None:
+    right, wrong = np.array([0.9, 0.5, 0.5]), np.array([0.5, 0.1])
+    pairs = [(a > b) + 0.5 * (a == b) for a in right for b in wrong]
+    assert benchmark.auc(right, wrong) == pytest.approx(np.mean(pairs))
 
 
 def test_a_map_is_read_back_as_it_was_written() -> None:

@@ -491,7 +491,15 @@ def failed(path: Path) -> dict[str, str]:
 def test_fresh_retriever_is_sound(fitted: Path) -> None:
     found = examine(fitted)
     assert found.sound
-    assert [check.name for check in found.checks] == ["files", "opens", "fingerprint", "counts", "vectors", "adapter"]
+    assert [check.name for check in found.checks] == [
+        "files",
+        "opens",
+        "fingerprint",
+        "counts",
+        "vectors",
+        "adapter",
+        "confidence",
+    ]
     assert found.lines()[-1] == "The retriever is sound."
 
 

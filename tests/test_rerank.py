@@ -31,6 +31,7 @@ from ragadapt.errors import (
 from ragadapt.evaluation import gate
 from ragadapt.export import export_reranker
 from ragadapt.pipeline import fit as fit_module
+from ragadapt.pipeline import second_stage
 from ragadapt.pipeline.fit import FitResult, fit
 from ragadapt.pipeline.queries import Labels
 from ragadapt.pipeline.refresh import refresh_documents
@@ -584,9 +585,9 @@ def test_after_cross_fitting_each_question_is_reranked_for_a_model_that_did_not_
 
     monkeypatch.setattr(crossfit.gate, "decide", win)
     seen: dict[str, Any] = {}
-    learn = fit_module.learn_reranking
+    learn = second_stage.learn_reranking
     monkeypatch.setattr(
-        fit_module, "learn_reranking", lambda *values, **more: seen.update(values=values) or learn(*values, **more)
+        second_stage, "learn_reranking", lambda *values, **more: seen.update(values=values) or learn(*values, **more)
     )
     found: list[Any] = []
     judge = fit_module.judge_folds

@@ -686,6 +686,7 @@ def test_a_new_build_is_taken_over_without_a_failed_request(made: Path, tmp_path
         for thread in threads:
             thread.start()
         first = httpx.get(f"{address}/status").json()["retrievers"][0]
+        assert first["confidence"].startswith("the fixed map: no questions")
         (docs / "new.md").write_text("# Zebra\n\nThe zebra crosses the old bridge by the river in the month of fire.\n")
         refresh_documents(folder, [docs])
         seen = wait_for(address, lambda status: status["build"] != first["build"])

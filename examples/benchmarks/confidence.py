@@ -367,13 +367,18 @@ def figures(one: Found, maps: Mapping[str, Weights]) -> dict[str, Any]:
     return row
 
 
+def maps_without(one: Found, collections: Sequence[Found]) -> tuple[dict[str, Any], dict[str, Weights]]:
+    """By kind of search: which signals, and the weights, that the other collections choose."""
+    others = [other for other in collections if other.name != one.name]
+    options = {kind: OPTIONS[kind][choose(kind, others)[0]] for kind in KINDS}
+    return options, {kind: fitted(kind, option, others) for kind, option in options.items()}
+
+
 def study(collections: Sequence[Found], also: Sequence[Found] = ()) -> dict[str, Any]:
     """Every collection by maps of the others, and the maps of all but those that are only judged."""
     rows = {}
     for one in (*collections, *also):
-        others = [other for other in collections if other is not one]
-        options = {kind: OPTIONS[kind][choose(kind, others)[0]] for kind in KINDS}
-        maps = {kind: fitted(kind, option, others) for kind, option in options.items()}
+        options, maps = maps_without(one, collections)
         rows[one.name] = {**figures(one, maps), "options": options}
     chosen = {kind: choose(kind, collections) for kind in KINDS}
     return {

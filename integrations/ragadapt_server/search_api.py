@@ -180,4 +180,5 @@ def _status(engine: Engine) -> dict[str, Any]:
         "passages": len(now.chunks),
         "feedback": now.feedback().status().feedback if now.has_feedback else 0,
         "fusion": {"method": fusion.method, "weight": fusion.weight},
+        "confidence": now.searcher.confidence.reason,
     }

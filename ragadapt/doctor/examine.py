@@ -107,6 +107,7 @@ def _examine_parts(folder: Path, device: str, precision: str) -> Iterable[Check]
         checks.append(Check("counts", len(set(counts.values())) == 1, detail))
         checks.append(_check_vectors(retriever))
         checks.append(_check_adapter(folder / "model", encoder))
+        checks.append(Check("confidence", True, retriever.searcher.confidence.reason))
         if retriever.has_feedback:
             checks.append(_check_feedback(retriever))
         return checks
