@@ -30,8 +30,10 @@ from ragadapt.config import AdapterConfig, EncoderConfig, FitConfig, TrainingCon
 from ragadapt.encoder import Encoder
 from ragadapt.errors import InvalidConfiguration, InvalidInput, StoreCorrupt, StoreError, StoreLocked
 from ragadapt.evaluation import gate
+from ragadapt.pipeline.compare import compare_methods
 from ragadapt.pipeline.fit import fit
 from ragadapt.pipeline.library import add_retriever, offer, write_offer
+from ragadapt.pipeline.prime import prime
 from ragadapt.pipeline.queries import Labels
 from ragadapt.report import read_report
 from ragadapt.training import Example, train
@@ -414,6 +416,10 @@ def test_start_without_a_library_and_names_that_it_lacks_are_told_at_once(
         fit([docs], tmp_path / "new", config_of(trained, filled, start="gone"))
     with pytest.raises(InvalidConfiguration, match="nothing is to begin with"):
         fit([docs], tmp_path / "new", config_of(trained, filled, train=False))
+    begun = config_of(trained, filled, start="pages")
+    for other in (compare_methods, prime):
+        with pytest.raises(InvalidConfiguration, match="begins at the base"):
+            other([docs], tmp_path / "new", config=begun)
     elsewhere = write_tiny_model(tmp_path / "other", seed=1)
     config = config_of(trained, filled, start="pages")
     config = config.model_copy(update={"encoder": config.encoder.model_copy(update={"model": str(elsewhere)})})

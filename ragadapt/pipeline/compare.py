@@ -39,6 +39,7 @@ from ragadapt.pipeline.cells import Cells, cores, peak_memory_bytes
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
 from ragadapt.pipeline.fit import FitSteps, check_arguments
 from ragadapt.pipeline.fusion import LearntFusion, Neutral, quality
+from ragadapt.pipeline.library import refuse_start
 from ragadapt.pipeline.queries import DividedQueries, Labels, leaked
 from ragadapt.pipeline.report import corpus_facts, machine_of
 from ragadapt.pipeline.stages import read_examples, write_examples
@@ -172,6 +173,7 @@ def compare_methods(
         if value is not None and value < least:
             raise InvalidInput(f"{name} = {value}: it must be at least {least}.")
     check_teacher(config)
+    refuse_start(config, "every training of a comparison")
     check_generator(config.query)
     from ragadapt.encoder import Encoder
     from ragadapt.training.processes import Processes, launched

@@ -57,6 +57,15 @@ def check_library(config: FitConfig) -> None:
         raise InvalidInput(f"{settings.folder} holds no adapter yet. Add one: ragadapt library add FOLDER RETRIEVER")
 
 
+def refuse_start(config: FitConfig, what: str) -> None:
+    """Raises InvalidConfiguration where a training is to begin from the library that begins at the base. what: it."""
+    if config.library.start is not None:
+        raise InvalidConfiguration(
+            f"library.start = {config.library.start!r}, but {what} begins at the base. Leave the setting out: it is "
+            "for `fit`."
+        )
+
+
 def starting_adapter(config: FitConfig, base: Encoder, statistics: CorpusStatistics) -> Start:
     """The adapter that `config.library` asks for, for a corpus that looks so to this base.
 
@@ -344,6 +353,7 @@ __all__ = [
     "check_library",
     "load_base",
     "offer",
+    "refuse_start",
     "starting_adapter",
     "statistics_of_source",
     "usable",

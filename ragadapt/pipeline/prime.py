@@ -29,6 +29,7 @@ from ragadapt.files import json_digest, read_json, remove, rename, sync_tree, wr
 from ragadapt.pipeline.adapt import DevPool, dev_pool, drift, make_examples
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
 from ragadapt.pipeline.fit import FitSteps
+from ragadapt.pipeline.library import refuse_start
 from ragadapt.pipeline.queries import DividedQueries, Labels, narrowed, split_own_labels
 from ragadapt.pipeline.report import as_markdown
 from ragadapt.pipeline.stages import encode_query_texts, read_examples, searcher_of, write_examples
@@ -136,6 +137,7 @@ def prime(
         raise InvalidConfiguration("Priming runs in one process: start it without accelerate or torchrun.")
     recipe = recipe or Recipe()
     config = primed_settings(config)
+    refuse_start(config, "priming")
     check_generator(config.query)
     target = checked_path(target, "The target").resolve()
     _refuse_foreign(target)
