@@ -349,11 +349,8 @@ def at_paths() -> Iterator[Case]:
 
 def at_search() -> Iterator[Case]:
     for k in WRONG_K:
-        for mode in ("hybrid", "dense", "lexical"):
-            yield f"search k={k!r} {mode}", lambda w, k=k, m=mode: w.r.search("river", k, mode=m)
         yield f"run k={k!r}", lambda w, k=k: w.r.run({"q": "river"}, k)
         yield f"run chunk k={k!r}", lambda w, k=k: w.r.run({"q": "river"}, k, level="chunk")
-        yield f"LlamaIndex k={k!r}", lambda w, k=k: llama.LoRARetriever(w.r, k).retrieve("river")
         yield f"store k={k!r}", lambda w, k=k: w.store.similarity_search("a", k)
         yield f"store hybrid k={k!r}", lambda w, k=k: w.store.similarity_search("a", k, search_type="hybrid")
         yield f"store mmr k={k!r}", lambda w, k=k: w.store.max_marginal_relevance_search("a", k)
@@ -361,7 +358,10 @@ def at_search() -> Iterator[Case]:
         yield f"store vector k={k!r}", lambda w, k=k: w.store.similarity_search_by_vector([0.1] * 8, k)
         for way in (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR, VectorStoreQueryMode.HYBRID):
             yield f"LlamaIndex store k={k!r} {way}", lambda w, k=k, m=way: w.ask(similarity_top_k=k, mode=m)
-        if k is not None:
+        if k is not None:  # which is: as many as suit
+            for mode in ("hybrid", "dense", "lexical"):
+                yield f"search k={k!r} {mode}", lambda w, k=k, m=mode: w.r.search("river", k, mode=m)
+            yield f"LlamaIndex k={k!r}", lambda w, k=k: llama.LoRARetriever(w.r, k).retrieve("river")
             yield f"LangChain k={k!r}", lambda w, k=k: w.lc.invoke("river", k=k)
             yield f"LangChain batch k={k!r}", lambda w, k=k: w.lc.batch(["river"], k=k)
     for query in (None, 1, b"river", "", " ", ["river"], {}, NAN):
