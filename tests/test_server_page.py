@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -83,7 +84,12 @@ def test_search_shows_the_retrievers_hits_with_marked_words(page: Page, folder: 
         assert ids(page) == [hit.chunk.id for hit in hits]
     first = page.locator("#left article").first
     assert " > ".join(hits[0].chunk.heading_path) in first.locator("h3").inner_text().replace("›", ">")
-    assert first.locator(".score").inner_text() == f"{hits[0].score:.2f}"
+    assert hits[0].confidence is not None
+    shown = first.locator(".score").inner_text()
+    assert re.fullmatch(rf"\d+ % · {hits[0].score:.2f}", shown)
+    assert abs(int(shown.split()[0]) - 100 * hits[0].confidence) < 1
+    doubted = "Perhaps nothing here answers" in page.inner_text("#told")
+    assert doubted == (hits[0].confidence < 0.1)
     assert first.locator(".source").inner_text() == hits[0].chunk.source
     marks = {mark.inner_text().lower() for mark in page.locator(".text mark").all()}
     assert marks and all(mark.startswith(("old", "red", "ston")) for mark in marks)
