@@ -359,7 +359,8 @@ class Retriever:
         """
         library = None if tenant_adapters is None else checked_path(tenant_adapters, "tenant_adapters").resolve()
         how = device, precision, library
-        return cls(Path(path).resolve(), load_store(path, lambda opened: Snapshot.load(opened, *how)), *how)
+        loaded = load_store(path, lambda opened: Snapshot.load(opened, *how))  # which says what is wrong with the path
+        return cls(Path(path).resolve(), loaded, *how)
 
     from_pretrained = open
 
