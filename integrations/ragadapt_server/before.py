@@ -15,7 +15,7 @@ from ragadapt.encoder import Encoder, EncoderSpec
 from ragadapt.errors import RagadaptError
 from ragadapt.index import Filter, exact_index
 from ragadapt.lexical.ranking import Ranking
-from ragadapt.pipeline.stages import vectors_kept_for
+from ragadapt.pipeline.stages import rows_kept_for
 from ragadapt.retriever import Retriever, Snapshot
 from ragadapt.search.fusion import Background, Floats
 from ragadapt.search.searcher import Dense, Mode, Searcher
@@ -192,20 +192,12 @@ def _kept(now: Snapshot, retriever: Retriever, encoder: Encoder) -> Floats | Non
     if 4 * len(ids) * encoder.dim > _WHOLE_BYTES:
         return None
     contents = now.chunks.hashes(ids)
-    made = np.empty((len(ids), encoder.dim), np.float32)
-    left = dict(enumerate(contents[id] for id in ids))
-    with vectors_kept_for(retriever.path, encoder) as known:
-        for source in known:
-            taken = [at for at, digest in left.items() if digest in source.key_of]
-            if taken:
-                made[taken] = source.vectors([source.key_of[left[at]] for at in taken])
-            for at in taken:
-                del left[at]
+    made, left = rows_kept_for(retriever.path, encoder, [contents[id] for id in ids])
     if len(left) > _ENCODED_AT_ONCE:
         return None
     if left:  # new since the fit
         chunks = now.chunks.find([ids[at] for at in left])
-        made[list(left)] = encoder.encode_passages([chunks[ids[at]].passage for at in left])
+        made[left] = encoder.encode_passages([chunks[ids[at]].passage for at in left])
     return made
 
 

@@ -34,7 +34,7 @@ from ragadapt.evaluation.questions import (
 )
 from ragadapt.index import exact_index
 from ragadapt.pipeline.report import LABELS, machine_of
-from ragadapt.pipeline.stages import vectors_kept_for
+from ragadapt.pipeline.stages import rows_kept_for
 from ragadapt.queries import LabelledSet, document_finder, load_labels
 from ragadapt.report.build import comparison_of, library_versions, with_holm
 from ragadapt.retriever import Retriever, Snapshot
@@ -261,20 +261,12 @@ def _untuned(retriever: Retriever, now: Snapshot, encode: bool, progress: Progre
         return encoder, fitted
     ids = fitted.lexical.ids()
     contents = now.chunks.hashes(ids)
-    made = np.empty((len(ids), encoder.dim), np.float32)
-    left = dict(enumerate(contents[id] for id in ids))
-    with vectors_kept_for(retriever.path, encoder) as known:
-        for source in known:
-            taken = [at for at, digest in left.items() if digest in source.key_of]
-            if taken:
-                made[taken] = source.vectors([source.key_of[left[at]] for at in taken])
-            for at in taken:
-                del left[at]
+    made, left = rows_kept_for(retriever.path, encoder, [contents[id] for id in ids])
     if left and not encode:
         return None
     if left:
         found = now.chunks.find([ids[at] for at in left])
-        made[list(left)] = encoder.encode_passages([found[ids[at]].passage for at in left], progress=progress)
+        made[left] = encoder.encode_passages([found[ids[at]].passage for at in left], progress=progress)
     index = exact_index(ids, made)
     return encoder, Searcher(index, fitted.lexical, Background.of(made), Fusion(), depth=fitted.depth)
 

@@ -236,6 +236,19 @@ def vectors_kept_for(target: Path, encoder: Encoder) -> Iterator[list[KnownVecto
         yield found
 
 
+def rows_kept_for(target: Path, encoder: Encoder, contents: Sequence[str]) -> tuple[Floats, list[int]]:
+    """(n, d) the vectors that earlier fits left of passages with these hashes, and which rows are not among them."""
+    made = np.empty((len(contents), encoder.dim), np.float32)
+    left = list(range(len(contents)))
+    with vectors_kept_for(target, encoder) as known:
+        for source in known:
+            taken = [at for at in left if contents[at] in source.key_of]
+            if taken:
+                made[taken] = source.vectors([source.key_of[contents[at]] for at in taken])
+                left = [at for at in left if contents[at] not in source.key_of]
+    return made, left
+
+
 def about_vectors(encoder: Encoder) -> list[str]:
     """What must be equal for vectors to be taken over to the bit."""
     return [encoder.fingerprint, _computed(asdict(encoder.precision)), __version__]
