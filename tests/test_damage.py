@@ -70,7 +70,8 @@ def cases(folder: Path, each: int) -> Iterator[tuple[str, str, bytes | None]]:
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         name, data = file.relative_to(folder).as_posix(), file.read_bytes()
         for number in range(each):
-            for damage in SAME_SIZE if number else (*SAME_SIZE, *OTHER_SIZE):
+            kinds = SAME_SIZE if number else (*SAME_SIZE, *OTHER_SIZE)
+            for damage in kinds if data else (grow,):
                 changed = damage(data, chance)
                 if changed != data:
                     yield name, damage.__name__, changed

@@ -142,7 +142,8 @@ def test_the_notebook_runs_and_shows_tables(tmp_path: Path, monkeypatch: pytest.
     fitted, hits, questions, compared, swept = shown
     assert "NO GAIN" in fitted.text or "No model was trained" in fitted.text
     first = hits.select("tbody tr")[0].find_all("td")
-    assert first[2].text.startswith("billing.md › ")
+    where = [cell.text for cell in hits.select("thead th")].index("where")
+    assert first[where].text.startswith("billing.md › ")
     assert len(hits.select("tbody tr")) == 3
     assert "base hybrid (RRF)" in questions.text
     assert "better" in compared.text and "unchanged" in compared.text
