@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ragadapt_cli.options import command, device_option
+from ragadapt_cli.options import NumberRange, command, device_option
 from ragadapt_cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ ACTIONS = ("add", "list", "show", "remove", "blend")
 @click.option("--nearest", default=3, show_default=True, type=click.IntRange(1), help="blend: so many.")
 @click.option("--weights", default="softmax", show_default=True, type=click.Choice(["softmax", "least-squares"]),
               help="blend: by distance, or by the mix of the corpora that is nearest to this one.")  # fmt: skip
-@click.option("--temperature", default=0.1, show_default=True, type=click.FloatRange(0, min_open=True),
+@click.option("--temperature", default=0.1, show_default=True, type=NumberRange(0, min_open=True),
               help="blend: of the softmax; the smaller, the more the nearest counts.")  # fmt: skip
 @click.option("--model", help="list --near, blend: of which base model, where the library has several.")
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="blend: write the model here.")
