@@ -30,10 +30,10 @@ def shown(value: object, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[:most]}…"
 
 
-def checked_k(k: Any, name: str = "k") -> int:
-    """How many results. A bool is no number here, nor is 2.0."""
+def checked_k(k: Any, name: str = "k", what: str = "result", such: int = 5) -> int:
+    """How many results, or of what else is said. A bool is no number here, nor is 2.0."""
     if isinstance(k, bool) or not isinstance(k, numbers.Integral) or k < 1:
-        raise InvalidInput(f"{name} = {shown(k)}: ask for at least one result, as a whole number such as 5.")
+        raise InvalidInput(f"{name} = {shown(k)}: ask for at least one {what}, as a whole number such as {such}.")
     return int(k)
 
 

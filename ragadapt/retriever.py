@@ -533,14 +533,15 @@ class Retriever:
             around = self._around(now, filter)
             return [expand_hits(hits, wider, around, first=count) for hits in found]
 
-    def wanted(self, k: int | None, expand: Expand | None = None) -> int:
+    def wanted(self, k: int | None, expand: Reach | int | Expand | None = None) -> int:
         """How many hits a search gives: k, else 5; how many it expands where nobody says, as suits the budget.
 
         Raises InvalidInput.
         """
+        wider = checked_expand(expand)
         if k is not None:
             return checked_k(k)
-        return _HITS if expand is None else hits_for(expand, self.snapshot().passage_tokens())
+        return _HITS if wider is None else hits_for(wider, self.snapshot().passage_tokens())
 
     def expand(
         self,

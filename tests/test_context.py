@@ -222,8 +222,9 @@ def test_passages_that_overlap_say_what_they_share_once() -> None:
 
 @pytest.mark.parametrize("value", ["paragraph", 0, -5, True, 2.5, [1]])
 def test_what_is_no_expansion_is_refused(value: Any) -> None:
-    with pytest.raises(InvalidInput, match="expand"):
+    with pytest.raises(InvalidInput, match="expand") as told:
         checked_expand(value)
+    assert "result" not in str(told.value)
 
 
 def test_a_number_is_a_budget_and_a_word_says_how_far() -> None:
@@ -292,6 +293,7 @@ def test_a_budget_chooses_how_many_hits_there_are(opened: Retriever) -> None:
     assert mean == sum(rough_tokens(chunk.text) for chunk in opened.chunks) / len(opened)
     budget = Expand("neighbours", round(mean * 4.4))
     assert (opened.wanted(None), opened.wanted(None, budget)) == (5, 4)
+    assert opened.wanted(None, budget.tokens) == 4
     found = [hit.chunk.id for hit in opened.search("stone river cat", expand=budget)]
     four = [hit.chunk.id for hit in opened.search("stone river cat", 4, expand=budget)]
     assert found[: len(four)] == four

@@ -380,6 +380,19 @@ def test_fit_judges_a_blend_that_it_does_not_train(
     assert state.config.adapt == "both"
 
 
+def test_a_blend_that_the_gate_refuses_leaves_the_base(
+    trained: Path, filled: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decide = gate.decide
+    monkeypatch.setattr(
+        gate, "decide", lambda **given: replace(decide(**given), verdict=gate.Verdict.REGRESSION_AVOIDED, strength=0.0)
+    )
+    config = config_of(trained, filled, start="blend", train=False)
+    result = fit([trained.parent / "docs"], tmp_path / "retriever", config, labels=labelled(trained))
+    assert result.verdict == "REGRESSION AVOIDED"
+    assert not (result.path / "model" / "adapter").exists()
+
+
 def test_fit_begins_with_the_nearest(
     trained: Path, filled: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -455,3 +468,42 @@ def test_command_adds_lists_shows_blends_and_removes(
         assert "pages" in capsys.readouterr().out
     assert answer("remove", folder, "pages")["name"] == "pages"
     assert run(["library", "blend", folder]) == 2
+
+
+def test_a_blend_takes_no_place_of_documents_or_retrievers(
+    trained: Path, filled: Library, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["library", "blend", str(filled.folder), str(trained.parent / "docs"), "-o"]
+    for taken in (trained, trained.parent / "docs"):
+        before = sorted(taken.iterdir())
+        assert run([*call, str(taken)]) == 1
+        assert "holds something else" in capsys.readouterr().err
+        assert sorted(taken.iterdir()) == before
+    for _ in range(2):  # its own earlier one it replaces
+        assert run([*call, str(tmp_path / "model")]) == 0
+
+
+def test_what_cannot_be_added_or_blended_is_told_before_passages_are_encoded(
+    trained: Path, filled: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def encode(*_: object, **__: object) -> None:
+        raise AssertionError("encoded in vain")
+
+    monkeypatch.setattr(Encoder, "encode_passages", encode)
+    library = str(filled.folder)
+    assert run(["library", "add", library, str(trained), "--name", "pages"]) == 1
+    assert "already" in capsys.readouterr().err
+    assert run(["library", "blend", library, str(trained), "--of", "gone"]) == 1
+    assert "no adapter 'gone'" in capsys.readouterr().err
+    fresh = tmp_path / "library"
+    for retriever in ("nothing-here", trained.parent / "docs"):
+        assert run(["library", "add", str(fresh), str(retriever)]) == 1
+        assert not fresh.exists()
+
+
+def test_dry_run_tells_what_the_library_lacks(
+    trained: Path, filled: Library, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["--model", str(trained.parent / "base"), "--library", str(filled.folder), "--start", "gone"]
+    assert run(["fit", str(trained.parent / "docs"), "-o", str(tmp_path / "new"), *settings, "--dry-run"]) == 1
+    assert "no adapter 'gone'" in capsys.readouterr().err

@@ -408,6 +408,12 @@ def test_the_command_lists_questions_and_writes_the_page(
     assert "--mode chooses rows of the short table" in capsys.readouterr().err
 
 
+def test_the_page_takes_no_place_of_a_retriever(folder: Path, quotes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["eval", str(folder), "--evidence", str(quotes), "-o", str(folder)]) == 2
+    assert "holds a retriever" in capsys.readouterr().err
+    assert not (folder / "report.json").exists()
+
+
 def test_lines_that_cannot_be_read_are_said_and_end_with_an_error(
     folder: Path, quotes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,16 @@ Function = Callable[..., Any]
 
 RETRIEVER = click.Path(path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+class NumberRange(click.FloatRange):
+    """A finite number within bounds; click's own takes nan for one, which no bound can tell."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{number} is no finite number.", param, ctx)
+        return number
 
 
 def command(name: str, *, json: bool = True) -> Callable[[Function], click.Command]:
@@ -87,7 +98,7 @@ def feedback_options(function: Function) -> Function:
     for option in (
         click.option("--tenant", help="Whose feedback counts, beside that for all."),
         click.option(
-            "--lam", type=click.FloatRange(0, 1), help="λ of the feedback: 1 = without, 0 = most.  [default: as tuned]"
+            "--lam", type=NumberRange(0, 1), help="λ of the feedback: 1 = without, 0 = most.  [default: as tuned]"
         ),
     ):
         function = option(function)
@@ -125,10 +136,8 @@ def rerank_options(function: Function) -> Function:
 
     made: Function = call
     for option in (
-        click.option(
-            "--rerank-weight", type=click.FloatRange(0, 1), help="Its share of the score.  [default: as learnt]"
-        ),
-        click.option("--rerank-ms", type=click.FloatRange(0), help="Read only what these milliseconds allow."),
+        click.option("--rerank-weight", type=NumberRange(0, 1), help="Its share of the score.  [default: as learnt]"),
+        click.option("--rerank-ms", type=NumberRange(0), help="Read only what these milliseconds allow."),
         click.option(
             "--rerank-depth", type=click.IntRange(1), help="Passages that it reads of a query.  [default: as fitted]"
         ),

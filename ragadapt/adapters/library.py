@@ -233,6 +233,11 @@ class Library:
 
     # Writing
 
+    def refuse_taken(self, name: str) -> None:
+        """Raises InvalidInput where there is an adapter of that name."""
+        if (self.folder / checked_name(name)).exists():
+            raise InvalidInput(f"{self.folder} has an adapter {name!r} already. Choose another name, or --replace it.")
+
     def add(
         self,
         name: str,
@@ -248,10 +253,8 @@ class Library:
         StoreLocked."""
         folder = self.folder / checked_name(name)
         with self._writing():
-            if folder.exists() and not replace:
-                raise InvalidInput(
-                    f"{self.folder} has an adapter {name!r} already. Choose another name, or --replace it."
-                )
+            if not replace:
+                self.refuse_taken(name)
             new = self.folder / f".new-{uuid.uuid4().hex}"
             try:
                 state.write(new)

@@ -12,6 +12,7 @@ from ragadapt.config import FitConfig
 from ragadapt.errors import EmptyCorpus
 from ragadapt.evaluation import gate
 from ragadapt.pipeline.corpus import Corpus, foreign_note
+from ragadapt.pipeline.library import check_library
 from ragadapt.pipeline.queries import Labels, divide, document_grades, read_labels, shown_examples
 from ragadapt.values import Chunk, Evidence, Progress, Query, no_progress
 
@@ -135,6 +136,7 @@ def survey_corpus(
     from ragadapt.queries import check_generator, structural_queries
 
     check_generator(config.query)
+    check_library(config)
     label_files = [file for label in labels for file in label.files]
     read = read_documents(listed_sources(sources), config.read, labels=label_files, progress=progress)
     encoder = Encoder.load(config.encoder)

@@ -613,7 +613,8 @@ class FitSteps(Steps):
                 met=[met[item.query.id] for item in before.judged],
             )
             seen: dict[str, Forecast] = {}
-            if not decision.adapted and plan.evidence is Evidence.LABELLED:  # of other kinds nobody can give more
+            # Of other kinds nobody can give more; where nothing trained, more labels train nothing either.
+            if not decision.adapted and plan.evidence is Evidence.LABELLED and plan.train:
                 sizes, every = (len(plan.train),), len(plan.train) + len(plan.judge)
                 for name, (ours, theirs) in (("dense search", dense), ("default search", search)):
                     seen[name] = forecast(sizes, [ours - theirs], seed=config.seed, total=every)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ragadapt.checks import checked_path
 from ragadapt.config import EncoderConfig, FitConfig
 from ragadapt.corpus.sources import listed_sources, read_sources
-from ragadapt.errors import InvalidConfiguration, InvalidInput
+from ragadapt.errors import InvalidConfiguration, InvalidInput, StoreError
 from ragadapt.lexical.languages import languages_of
 from ragadapt.report import read_report
 from ragadapt.store.chunks import ChunkStore
@@ -186,12 +187,13 @@ def offer(
     names: of the adapters to blend, instead of the nearest `config.library.nearest`. model: of which base, where the
     library has several. Raises InvalidInput, ModelNotFound, StoreCorrupt.
     """
+    named = [library.entry(name) for name in names]
     base = load_base(_base_of(library, model), device)
     statistics = statistics_of_source(sources, config, base, progress)
     near = library.nearest(statistics)
     chosen, states, reason = list[Any](), list[Any](), ""
-    if names:
-        chosen = [library.entry(name) for name in names]
+    if named:
+        chosen = named
         states = [entry.adapter() for entry in chosen]
     else:
         if near:  # one side or both, as the nearest
@@ -212,12 +214,25 @@ def offer(
 
 
 def write_offer(found: Offer, folder: str | Path) -> Path:
-    """The base with the blend in it, as a sentence-transformers folder that `fit --model` takes."""
+    """The base with the blend in it, as a sentence-transformers folder that `fit --model` takes.
+
+    One that is there already is replaced; raises StoreError for a folder of something else.
+    """
     from ragadapt.training import untrained
 
     assert found.state is not None
+    refuse_foreign(folder)
     untrained(found.base, found.state).encoder.merged().save(folder)
     return Path(folder)
+
+
+def refuse_foreign(folder: str | Path) -> None:
+    """Raises StoreError where no model, or a retriever's, can be put in place of what is there."""
+    from ragadapt.encoder.spec import SPEC_FILE
+
+    folder = checked_path(folder, "The folder")
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / SPEC_FILE).is_file())):
+        raise StoreError(f"{folder} holds something else. Name a new or an empty folder for the model.")
 
 
 def _base_of(library: Library, model: str | None) -> Mapping[str, Any]:
@@ -237,7 +252,7 @@ def _base_of(library: Library, model: str | None) -> Mapping[str, Any]:
 
 
 def add_retriever(
-    library: Library,
+    library: Library | str | Path,
     retriever: str | Path,
     name: str | None = None,
     *,
@@ -247,10 +262,11 @@ def add_retriever(
 ) -> LibraryEntry:
     """Put the adapter of a fitted retriever into a library, with the statistics of its passages by the base.
 
-    name: None = the folder's. Raises InvalidInput where its model was not adapted, ModelNotFound, StoreCorrupt.
+    library: a folder is made where there is none. name: None = the folder's. Raises InvalidInput where its model was
+    not adapted or the name is taken, ModelNotFound, StoreCorrupt.
     """
     from ragadapt.adapters import AdapterState
-    from ragadapt.adapters.library import checked_name
+    from ragadapt.adapters.library import Library, checked_name
     from ragadapt.adapters.state import FOLDER
 
     opened = open_store(retriever)
@@ -263,6 +279,10 @@ def add_retriever(
             "what a gate let through."
         )
     state = AdapterState.read(folder)
+    if not isinstance(library, Library):
+        library = Library.open(library, create=True)
+    if not replace:
+        library.refuse_taken(name)
     settings = encoder_settings(opened)
     base = load_base(settings, device)
     if base.spec.base != state.base:
@@ -353,6 +373,7 @@ __all__ = [
     "check_library",
     "load_base",
     "offer",
+    "refuse_foreign",
     "refuse_start",
     "starting_adapter",
     "statistics_of_source",

@@ -45,7 +45,7 @@ class Expand:
 
     def __post_init__(self) -> None:
         checked_choice("expand", self.to, REACHES)
-        checked_k(self.tokens, "expand tokens")
+        checked_k(self.tokens, "expand tokens", "token", TOKENS)
 
 
 def checked_expand(expand: Any) -> Expand | None:

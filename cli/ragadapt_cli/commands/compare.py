@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ragadapt_cli.commands.fit import pair_labels
-from ragadapt_cli.options import command, question_options
+from ragadapt_cli.options import NumberRange, command, question_options
 from ragadapt_cli.settings import COMPARE_FLAGS, settings_options
 from ragadapt_cli.terminal import Terminal, clock, note_skipped
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--budget-minutes",
-    type=click.FloatRange(min=0, min_open=True),
+    type=NumberRange(min=0, min_open=True),
     help="Minutes of every training instead: a slower method gets fewer steps.",
 )
 @click.option(

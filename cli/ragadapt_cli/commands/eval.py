@@ -105,6 +105,8 @@ def eval_command(
         raise click.UsageError("--evidence holds its own judgements: it does not go with --qrels.")
     file = queries if queries is not None else evidence
     assert file is not None
+    if output is not None and (output / "ragadapt.json").is_file():
+        raise click.BadParameter(f"{output} holds a retriever. Name another folder for it.", param_hint="--output")
     each = per_question or output is not None or against is not None or k is not None or base
     if each and modes:
         raise click.UsageError("--mode chooses rows of the short table; the look at each question has all of them.")

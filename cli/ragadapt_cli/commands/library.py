@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ragadapt_cli.options import command, device_option
+from ragadapt_cli.options import NumberRange, command, device_option
 from ragadapt_cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ ACTIONS = ("add", "list", "show", "remove", "blend")
 @click.option("--nearest", default=3, show_default=True, type=click.IntRange(1), help="blend: so many.")
 @click.option("--weights", default="softmax", show_default=True, type=click.Choice(["softmax", "least-squares"]),
               help="blend: by distance, or by the mix of the corpora that is nearest to this one.")  # fmt: skip
-@click.option("--temperature", default=0.1, show_default=True, type=click.FloatRange(0, min_open=True),
+@click.option("--temperature", default=0.1, show_default=True, type=NumberRange(0, min_open=True),
               help="blend: of the softmax; the smaller, the more the nearest counts.")  # fmt: skip
 @click.option("--model", help="list --near, blend: of which base model, where the library has several.")
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="blend: write the model here.")
@@ -70,14 +70,16 @@ def library_command(
         raise click.UsageError("library blend takes the library and the documents, or a retriever, that it is for.")
     from ragadapt.adapters.library import Library
 
-    library = Library.open(folder, create=action == "add")
     if action == "add":
         from ragadapt.pipeline.library import add_retriever
 
         with terminal.progress() as progress:
-            entry = add_retriever(library, rest[0], name, replace=replace, device=device, progress=progress)
+            entry = add_retriever(folder, rest[0], name, replace=replace, device=device, progress=progress)
+        library = Library.open(folder)
         _tell(terminal, library, "add", {"adapter": entry.facts()}, f"Added: {entry.name}")
-    elif action == "show":
+        return
+    library = Library.open(folder)
+    if action == "show":
         _show(terminal, library, rest[0])
     elif action == "remove":
         library.remove(rest[0])
@@ -135,9 +137,11 @@ def _offer(
     device: str,
 ) -> None:
     from ragadapt.config import FitConfig
-    from ragadapt.pipeline.library import offer, write_offer
+    from ragadapt.pipeline.library import offer, refuse_foreign, write_offer
 
     config = FitConfig.build({"library": settings})
+    if output is not None:
+        refuse_foreign(output)
     with terminal.progress() as progress:
         found = offer(library, sources, config, names=names, model=model, device=device, progress=progress)
         path = write_offer(found, output) if output is not None and found.state is not None else None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ragadapt_cli.options import command
+from ragadapt_cli.options import NumberRange, command
 from ragadapt_cli.settings import PRIME_FLAGS, settings_options
 from ragadapt_cli.terminal import NO_GAIN, Terminal, clock
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     "--temperature",
     default=2.0,
     show_default=True,
-    type=click.FloatRange(0, min_open=True),
+    type=NumberRange(0, min_open=True),
     help="Corpora are drawn by the number of questions to the power of 1 / this: 1 = by size, more = more evenly.",
 )
 @click.option("--inner-steps", default=2, show_default=True, type=click.IntRange(1), help="maml, reptile: steps ahead.")
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     "--inner-rate",
     default=0.05,
     show_default=True,
-    type=click.FloatRange(0, min_open=True),
+    type=NumberRange(0, min_open=True),
     help="maml, reptile: how far the weights move at most in a step ahead.",
 )
 @click.option(

@@ -17,6 +17,7 @@ from ragadapt.files import parse_object, read_lines
 from ragadapt.text import encodable, grouped
 from ragadapt.values import hits_as_json
 from ragadapt_cli.options import (
+    NumberRange,
     command,
     context_options,
     device_options,
@@ -64,7 +65,7 @@ _PIPE_WIDTH = 240  # characters of a snippet where there is no terminal to ask
 )
 @click.option(
     "--min-confidence",
-    type=click.FloatRange(0, 1),
+    type=NumberRange(0, 1),
     help="Leave out hits that answer the query with less than this probability.",
 )
 @context_options

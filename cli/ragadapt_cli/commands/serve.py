@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ragadapt_cli.options import command, device_options, tenant_adapters_option
+from ragadapt_cli.options import NumberRange, command, device_options, tenant_adapters_option
 from ragadapt_cli.terminal import Terminal
 
 
@@ -51,7 +51,7 @@ from ragadapt_cli.terminal import Terminal
 )
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 256), help="Processes.")
 @click.option("--max-body", default=8_000_000, show_default=True, type=click.IntRange(1000), help="Bytes of a request.")
-@click.option("--timeout", default=60.0, show_default=True, type=click.FloatRange(0.1), help="Seconds for a request.")
+@click.option("--timeout", default=60.0, show_default=True, type=NumberRange(0.1), help="Seconds for a request.")
 @tenant_adapters_option
 @device_options
 def serve_command(
