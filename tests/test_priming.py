@@ -12,6 +12,7 @@ import pytest
 import torch
 from ragadapt_cli.main import run
 from sentence_transformers import SentenceTransformer
+from small_retriever import fit_pages
 from tiny_models import sentences, write_tiny_model
 from torch import Tensor
 from trained_retriever import fit_trained
@@ -317,6 +318,19 @@ def test_source_without_questions_is_told_by_name(base: Encoder, sources: list[P
     (docs / "page.md").write_text("# Page\n\n" + ". ".join(TEXTS[:20]))
     with pytest.raises(InvalidInput, match=r"plain has 0 questions to train on.*--generator"):
         prime([sources[0], docs], tmp_path / "model", config_of(base))
+
+
+def test_a_retriever_without_enough_questions_is_told_before_its_passages_are_encoded(
+    base: Encoder, sources: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retriever = fit_pages(tmp_path)
+
+    def encode(*_: object, **__: object) -> None:
+        raise AssertionError("encoded in vain")
+
+    monkeypatch.setattr(prime_module._SourceSteps, "encode", encode)
+    with pytest.raises(InvalidInput, match="retriever has 0 questions to train on"):
+        prime([retriever, sources[0]], tmp_path / "primed", config_of(base))
 
 
 def test_what_cannot_be_primed_is_refused_at_once(base: Encoder, sources: list[Path], tmp_path: Path) -> None:

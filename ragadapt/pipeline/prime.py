@@ -235,12 +235,12 @@ class _SourceSteps(FitSteps):
             paths = [place / "corpus.jsonl"] if kind == "collection" else [place]
             documents, _, _ = read_sources(paths, self.config.read, False, self.progress)
         corpus = self.chunks(documents, chunks, encoder)
+        kept = self.kept_queries(place, corpus) if kind == "retriever" else None
+        if kept is not None:
+            _parts(name, kept, self.config.seed)  # too few are told before passages are encoded
         encoded = self.encode("base-vectors", corpus, encoder)
         searcher = searcher_of(encoded, self.lexical(corpus))
-        if kind == "retriever":
-            queries = self.kept_queries(place, corpus)
-        else:
-            queries = self.queries(corpus, encoder, searcher, labels)
+        queries = self.queries(corpus, encoder, searcher, labels) if kept is None else kept
         rank, train, dev, heldout = _parts(name, queries, self.config.seed)
         pools = [self.pool(name, judges, encoder, encoded, queries) for judges in (dev, heldout)]
         examples = self.mined(train, queries, encoder, encoded, searcher)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,7 +104,7 @@ def fit_command(
         terminal.write()
         terminal.write(f"Retriever: {result.path}")
         terminal.write(f"Report:    {page}")
-        terminal.note(f'Done in {clock(seconds)}. Try: ragadapt search {result.path} "…"')
+        terminal.note(f'Done in {clock(seconds)}. Try: ragadapt search {shlex.quote(str(result.path))} "…"')
     return NO_GAIN if fail_on_no_gain and result.verdict != "WIN" else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -107,5 +108,6 @@ def prime_command(
         terminal.write(result.reason)
         if result.path is not None:
             terminal.write(f"Model: {result.path}")
-            terminal.note(f"Done in {clock(seconds)}. Try: ragadapt fit DOCUMENTS -o RETRIEVER --model {result.path}")
+            model = shlex.quote(str(result.path))
+            terminal.note(f"Done in {clock(seconds)}. Try: ragadapt fit DOCUMENTS -o RETRIEVER --model {model}")
     return None if result.primed else NO_GAIN
