@@ -94,7 +94,8 @@ class Background:
     def nearness(self, score: float, scale: float = 1.0) -> float:
         """How far a dense score lies on the way from that of two passages at random to that of equal vectors, `scale`:
         about 0 … 1, whether an encoder's cosines begin at 0 or at .7."""
-        floor = float(self.mean @ self.mean)
+        # ‖μ‖² is the mean over all pairs; in a small corpus the pairs of a passage with itself, which are 1, show.
+        floor = (self.count * float(self.mean @ self.mean) - 1) / (self.count - 1) if self.count > 1 else 0.0
         return (score / scale - floor) / (1 - floor) if scale > 1e-6 and floor < 1 - 1e-6 else 0.0
 
 
