@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = (
     "version", "text", "secrets", "errors", "checks", "notebook", "values", "config", "files", "threads", "profiling",
     "corpus", "queries", "lexical", "index", "store", "search", "encoder", "adapters", "rerank", "training",
-    "evaluation", "report", "pefa", "retriever", "collection", "feedback", "pipeline", "export", "doctor",
+    "evaluation", "report", "pefa", "snapshot", "retriever", "collection", "feedback", "pipeline", "export", "doctor",
 )  # fmt: skip
 """The modules and packages of ragadapt. Each may import those before it, never those behind it."""
 

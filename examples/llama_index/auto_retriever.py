@@ -38,7 +38,7 @@ class StandIn(CustomLLM):
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Any:
-        raise NotImplementedError
+        yield self.complete(prompt, formatted, **kwargs)
 
 
 def main(folder: str) -> None:

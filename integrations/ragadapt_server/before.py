@@ -16,9 +16,10 @@ from ragadapt.errors import RagadaptError
 from ragadapt.index import Filter, exact_index
 from ragadapt.lexical.ranking import Ranking
 from ragadapt.pipeline.stages import rows_kept_for
-from ragadapt.retriever import Retriever, Snapshot
+from ragadapt.retriever import Retriever
 from ragadapt.search.fusion import Background, Floats
 from ragadapt.search.searcher import Dense, Mode, Searcher
+from ragadapt.snapshot import Snapshot
 from ragadapt.values import Hit
 from ragadapt_server.errors import Refused
 

@@ -32,11 +32,12 @@ from ragadapt.checks import (
     checked_texts,
 )
 from ragadapt.pefa.ledger import named_tenant
-from ragadapt.retriever import Retriever, Snapshot
+from ragadapt.retriever import Retriever
 from ragadapt.search.context import Expand
 from ragadapt.search.diversity import Fold, checked_fold, checked_max_per_document
 from ragadapt.search.fusion import Floats
 from ragadapt.search.searcher import Mode
+from ragadapt.snapshot import Snapshot
 from ragadapt.values import Hit
 from ragadapt_server.errors import Refused
 from ragadapt_server.metrics import Metrics

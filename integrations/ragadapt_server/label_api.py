@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ragadapt.checks import checked_queries
 from ragadapt.queries import JudgedQuestion
-from ragadapt.retriever import Snapshot
+from ragadapt.snapshot import Snapshot
 from ragadapt.text import encodable
 from ragadapt.values import Chunk, Hit
 from ragadapt_server.before import Before

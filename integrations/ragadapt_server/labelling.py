@@ -23,7 +23,8 @@ from ragadapt.evaluation.gate import labels_to_judge
 from ragadapt.files import file_state
 from ragadapt.queries import EvidenceQuote, JudgedQuestion, QuestionFile, load_questions, text_key
 from ragadapt.queries.generate import check_generator, choose_chunks, generate
-from ragadapt.retriever import Retriever, Snapshot
+from ragadapt.retriever import Retriever
+from ragadapt.snapshot import Snapshot
 from ragadapt.store.workspace import answers_file
 from ragadapt.values import Chunk, Hit
 

@@ -16,7 +16,7 @@ from ragadapt.values import Progress, no_progress
 
 if TYPE_CHECKING:
     from ragadapt.encoder import Encoder
-    from ragadapt.retriever import Snapshot
+    from ragadapt.snapshot import Snapshot
 
 
 @dataclass(frozen=True, slots=True)

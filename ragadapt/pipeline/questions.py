@@ -37,10 +37,11 @@ from ragadapt.pipeline.report import LABELS, machine_of
 from ragadapt.pipeline.stages import rows_kept_for
 from ragadapt.queries import LabelledSet, document_finder, load_labels
 from ragadapt.report.build import comparison_of, library_versions, with_holm
-from ragadapt.retriever import Retriever, Snapshot
+from ragadapt.retriever import Retriever
 from ragadapt.search.fusion import Background, Floats, Fusion
 from ragadapt.search.reranking import Rerank, checked_rerank
 from ragadapt.search.searcher import Mode, Searcher
+from ragadapt.snapshot import Snapshot
 from ragadapt.text import grouped
 from ragadapt.values import Chunk, Progress, no_progress
 

@@ -420,9 +420,7 @@ def mutable_parts(config: IndexConfig) -> tuple[str, ...]:
 
 def write_queries(path: Path, queries: Iterable[Query]) -> None:
     """One JSON object a line."""
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for query in queries:
-            file.write(json.dumps(asdict(query), ensure_ascii=False) + "\n")
+    _write_lines(path, queries)
 
 
 def read_queries(path: Path) -> list[Query]:
@@ -441,9 +439,7 @@ def read_queries(path: Path) -> list[Query]:
 
 def write_examples(path: Path, examples: Iterable[Example]) -> None:
     """One JSON object a line."""
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for example in examples:
-            file.write(json.dumps(asdict(example), default=float) + "\n")
+    _write_lines(path, examples)
 
 
 def read_examples(path: Path) -> list[Example]:
@@ -457,6 +453,12 @@ def read_examples(path: Path) -> list[Example]:
             values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
             examples.append(Example(**values))
     return examples
+
+
+def _write_lines(path: Path, values: Iterable[Query | Example]) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for value in values:
+            file.write(json.dumps(asdict(value), ensure_ascii=False, default=float) + "\n")
 
 
 def encode_query_texts(encoder: Encoder, queries: Sequence[Query], progress: Progress) -> dict[str, Floats]:
