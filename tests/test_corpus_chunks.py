@@ -474,7 +474,7 @@ def test_a_hundred_thousand_chunks_take_linear_time() -> None:
         chunks = chunk_documents(documents, ChunkConfig(), words, 120)
         seconds.append(time.perf_counter() - start)
     assert len(chunks) >= 100_000
-    assert seconds[1] < 20 * seconds[0]
+    assert seconds[1] < 40 * seconds[0]  # a square takes 100 times as long
 
 
 def test_a_passage_knows_that_it_begins_inside_a_code_block_or_table() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from growing import faster_than_its_size
 from test_corpus_reading import write
 
 from ragadapt.config import ChunkConfig
@@ -230,12 +231,7 @@ def test_time_to_read_and_chunk_html_grows_with_its_size(kind: str) -> None:
             passages("a.html", text)
         return time.process_time() - start
 
-    measured = []
-    for _ in range(3):  # other programs may have the machine for a while
-        measured.append((seconds(1_000), seconds(4_000)))
-        if measured[-1][1] < 0.5 or measured[-1][1] < measured[-1][0] * 4**1.3:
-            return
-    raise AssertionError(measured)
+    assert not faster_than_its_size(seconds, 250, enough=0.5)
 
 
 # Books
