@@ -54,6 +54,14 @@ def test_a_document_has_at_most_so_many_hits() -> None:
     assert ids(different(found, 3, "none", 2)) == ["x0", "y0", "x1"]
 
 
+def test_a_copy_counts_for_its_document() -> None:
+    """Else the next passage of a mirrored page would be shown as another document's, and expand to the same section."""
+    found = [hit("x0", LONG, "x"), hit("y0", LONG, "y"), hit("x1", LONG[::-1], "x"), hit("y1", LONG[::-1], "y")]
+    chosen = different([*found, hit("z", "other")], 3, "same", 1)
+    assert ids(chosen) == ["x0", "z"]
+    assert [copy.id for copy in chosen[0].copies] == ["y0"]
+
+
 def test_it_looks_deeper_until_enough_differ() -> None:
     ranking = [hit(f"c{n}", LONG) for n in range(300)] + [hit(f"o{n}", f"other {n}") for n in range(9)]
     asked: list[int] = []

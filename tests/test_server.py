@@ -296,9 +296,19 @@ def test_a_server_may_expand_for_clients_that_cannot_ask_for_it(made: Path, retr
         setting = {"top_k": 4, "score_threshold": 0.0}
         records = post(address, "/retrieval", knowledge_id="pages", query=query, retrieval_setting=setting)["records"]
         assert [one["content"] for one in records] == texts
+        # What a threshold leaves out takes nothing of the budget.
+        least = retriever.search(query, 4)[1].confidence
+        above = [hit.text for hit in retriever.search(query, 4, expand=Expand("document", 200), min_confidence=least)]
+        setting["score_threshold"] = least
+        records = post(address, "/retrieval", knowledge_id="pages", query=query, retrieval_setting=setting)["records"]
+        assert [one["content"] for one in records] == above != texts[: len(above)]
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
         page = client.vector_stores.search("pages", query=query, max_num_results=4)
         assert [one.content[0].text for one in page.data] == texts
+        page = client.vector_stores.search(
+            "pages", query=query, max_num_results=4, ranking_options={"score_threshold": least}
+        )
+        assert [one.content[0].text for one in page.data] == above
         hits = post(address, "/search", query=query, k=4)["hits"]
         assert [hit["context"]["text"] for hit in hits] == texts
         assert all(hit["context"] is None for hit in post(address, "/search", query=query, expand="none")["hits"])

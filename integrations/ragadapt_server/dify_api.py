@@ -54,12 +54,12 @@ async def retrieval(request: Request, body: RetrievalRequest) -> Json:
     server.log_query(body.query)
     setting = body.retrieval_setting
     tenant, wider = tenant_of(caller_of(request), None), server.settings.widened()
-    hits = await engine.search(body.query, setting.top_k, filter=filter, tenant=tenant, expand=wider)
+    least = min(max(setting.score_threshold or 0.0, 0.0), 1.0)
+    hits = await engine.search(
+        body.query, setting.top_k, filter=filter, tenant=tenant, expand=wider, min_confidence=least
+    )
     records = []
     for hit in hits:
-        score = confidence(hit)
-        if score < (setting.score_threshold or 0.0):
-            continue
         chunk = hit.chunk
         metadata = {
             "id": chunk.id,
@@ -67,5 +67,5 @@ async def retrieval(request: Request, body: RetrievalRequest) -> Json:
             "source": chunk.source,
             **{name: value for name, value in chunk.metadata.items() if value is not None},
         }
-        records.append({"content": hit.text, "score": score, "title": title_of(chunk), "metadata": metadata})
+        records.append({"content": hit.text, "score": confidence(hit), "title": title_of(chunk), "metadata": metadata})
     return Json({"records": records})

@@ -146,10 +146,11 @@ async def vector_store_search(request: Request, id: str, body: VectorStoreSearch
         for hit in await engine.search(query, body.max_num_results, filter=filter, tenant=tenant):
             if hit.chunk.id not in best or _rank(hit) > _rank(best[hit.chunk.id]):
                 best[hit.chunk.id] = hit
+    least = body.ranking_options.score_threshold if body.ranking_options else None
     hits = sorted(best.values(), key=_rank, reverse=True)[: body.max_num_results]
+    hits = [hit for hit in hits if least is None or confidence(hit) >= least]
     if (wider := server.settings.widened()) is not None:
         hits = await engine.call(engine.retriever.expand, hits, wider, filter=filter)
-    least = body.ranking_options.score_threshold if body.ranking_options else None
     data = [
         {
             "file_id": hit.chunk.document_id,
@@ -159,7 +160,6 @@ async def vector_store_search(request: Request, id: str, body: VectorStoreSearch
             "content": [{"type": "text", "text": hit.text}],
         }
         for hit in hits
-        if least is None or confidence(hit) >= least
     ]
     return Json(
         {

@@ -56,6 +56,7 @@ def different(hits: Sequence[Hit], k: int, fold: Fold, max_per_document: int | N
     for hit, group in zip(hits, groups, strict=True):
         if group in first:
             copies[first[group]].append(hit.chunk)
+            per_document[hit.chunk.document_id] += 1  # its document has been shown, too
         elif len(chosen) < k and (max_per_document is None or per_document[hit.chunk.document_id] < max_per_document):
             per_document[hit.chunk.document_id] += 1
             first[group] = len(chosen)
