@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import platform
+import random
 import shutil
 import signal
 import socket
@@ -125,9 +126,9 @@ def running(command: list[str], ready: str) -> Iterator[tuple[psutil.Process, fl
 
 
 def used(process: psutil.Process) -> float:
-    """Seconds of processor time so far."""
-    times = process.cpu_times()
-    return float(times.user + times.system)
+    """Seconds of processor time so far, with its workers'."""
+    times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
+    return float(sum(one.user + one.system for one in times))
 
 
 def queries(data: Path) -> list[str]:
@@ -138,7 +139,9 @@ def queries(data: Path) -> list[str]:
 
 async def clients(arguments: argparse.Namespace) -> Row:
     """Ask one after the other, from so many clients at once, for so long."""
-    texts = iter(queries(arguments.data)[int(time.time()) % 1000 :])
+    asked = queries(arguments.data)
+    start = random.randrange(len(asked))  # not where another round began: a question's vector is remembered
+    texts = itertools.cycle(asked[start:] + asked[:start])
     seconds: list[float] = []
     failed: list[int] = []
     end = time.monotonic() + arguments.seconds
@@ -153,13 +156,14 @@ async def clients(arguments: argparse.Namespace) -> Row:
 
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(arguments.address, connector=connector) as session:
-        started = time.monotonic()
+        started, before = time.monotonic(), time.process_time()
         await asyncio.gather(*(client(session) for _ in range(arguments.clients)))
-        took = time.monotonic() - started
+        took, spent = time.monotonic() - started, time.process_time() - before
     p50, p95, p99 = (1000 * float(np.percentile(seconds, p)) for p in (50, 95, 99))
     return {
         "clients": arguments.clients, "searches": len(seconds), "per second": round(len(seconds) / took, 1),
         "p50 ms": round(p50, 1), "p95 ms": round(p95, 1), "p99 ms": round(p99, 1), "failed": len(failed),
+        "clients' share of a core": round(spent / took, 2),
     }  # fmt: skip
 
 
@@ -191,22 +195,31 @@ def measure_load(arguments: argparse.Namespace) -> Row:
         alone = (time.process_time() - before) / count
         rows.append({"clients": "one by one, in Python", "per second": round(count / (time.monotonic() - started), 1),
                      "processor ms per search": round(1000 * alone, 2)})  # fmt: skip
-    with server(arguments.retriever) as (address, process, _):
-        for number in (1, 1, 8, 32, 128):
-            before, started = used(process), time.monotonic()
-            command = [sys.executable, str(HERE), "--data", str(arguments.data), "--clients", str(number),
-                       "--address", address, "--seconds", str(arguments.seconds)]  # fmt: skip
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            spent, took = used(process) - before, time.monotonic() - started
-            row = json.loads(done.stdout)
-            row["processor ms per search"] = round(1000 * spent / row["searches"], 2)
-            row["times alone"] = round(spent / row["searches"] / alone, 2)
-            row["server's share of a core"] = round(spent / arguments.seconds, 2)
-            row["share with its clients' start"] = round(spent / took, 2)
-            rows.append(row)
-            print(row, flush=True)
-    del rows[1]  # what the first round took to warm up
+    cores = len(os.sched_getaffinity(0))
+    for workers in dict.fromkeys((1, cores)):
+        with server(arguments.retriever, "--workers", str(workers)) as (address, process, _):
+            loaded(arguments, address, 1)  # warms up
+            for number in (1, 8, 32, 128):
+                before = used(process)
+                row = {"workers": workers, **loaded(arguments, address, number)}
+                spent = used(process) - before
+                row["processor ms per search"] = round(1000 * spent / row["searches"], 2)
+                row["times alone"] = round(spent / row["searches"] / alone, 2)
+                row["server's share of a core"] = round(spent / arguments.seconds, 2)
+                shares = row["server's share of a core"] + row["clients' share of a core"]
+                row["share of all processors"] = round(shares / cores, 2)
+                rows.append(row)
+                print(row, flush=True)
     return {"rows": rows}
+
+
+def loaded(arguments: argparse.Namespace, address: str, number: int) -> Row:
+    """What so many clients saw; they are a process of their own."""
+    command = [sys.executable, str(HERE), "--data", str(arguments.data), "--clients", str(number),
+               "--address", address, "--seconds", str(arguments.seconds)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    row: Row = json.loads(done.stdout)
+    return row
 
 
 def measure_embeddings(arguments: argparse.Namespace) -> Row:
