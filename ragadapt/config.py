@@ -265,6 +265,16 @@ class IndexConfig(Settings):
     url: str | None = None  # the server of kind "qdrant", such as http://localhost:6333; None = in the folder
     collection: str = "ragadapt"  # name at the Qdrant server
     upload_workers: int = Field(4, ge=1, le=64)  # requests at a time to a Qdrant server while an index is built
+    lexical: Literal["auto", "engine", "folder"] = (
+        "auto"  # where BM25 is: beside the vectors (qdrant-edge, a Qdrant server), or in files of the folder
+    )
+    shards: int | None = Field(None, ge=1)  # of a Qdrant server's collection; None = one a node, and by size
+    replicas: int = Field(1, ge=1)  # copies of every shard on a Qdrant cluster; 2 survive the loss of a node
+    quantisation: Literal["auto", "none", "int8", "binary"] = (
+        "auto"  # on a Qdrant server, rescored by the vectors themselves; auto = int8 beyond 1 GB of vectors
+    )
+    on_disk: bool | None = None  # vectors and words on a Qdrant server's disk; None = beyond 1 GB of vectors
+    tenant_field: str | None = None  # of the metadata: a Qdrant server keeps passages of one value together
 
 
 class FusionConfig(Settings):

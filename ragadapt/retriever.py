@@ -32,6 +32,7 @@ from ragadapt.index.fields import Field, fields_of
 from ragadapt.index.filters import given
 from ragadapt.pefa import Feedback, Pefa, checked_feedback, named_tenant
 from ragadapt.pefa.passages import StoredPassages
+from ragadapt.pefa.state import passing
 from ragadapt.search.context import STEP, Expand, Reach, Surroundings, checked_expand, expand_hits, hits_for
 from ragadapt.search.diversity import Fold, checked_fold, checked_max_per_document, diverse
 from ragadapt.search.fusion import Floats, Fusion
@@ -316,6 +317,9 @@ class Retriever:
         """What stands around passages, less what the filter hides."""
         if given(filter) is None:
             return Surroundings(now.chunks.neighbours, step=step)
+        if not now.searcher.masks:
+            asked = self._asked(now, filter)
+            return Surroundings(now.chunks.neighbours, lambda ids: passing(now.searcher.index, ids, asked), step=step)
         _, allowed = self._allowed(now, filter)
 
         def visible(ids: Sequence[str]) -> list[bool]:
@@ -376,7 +380,11 @@ class Retriever:
         vectors = check_vectors(vectors, now.encoder.dim, "query vectors")
         if len(vectors) != len(queries):
             raise InvalidInput(f"{len(queries)} queries but {len(vectors)} vectors: one each is needed.")
-        asked, allowed = self._allowed(now, filter) if given(filter) is not None else (None, None)
+        asked, allowed = None, None
+        if given(filter) is not None and now.searcher.masks:
+            asked, allowed = self._allowed(now, filter)
+        elif given(filter) is not None:
+            asked = self._asked(now, filter)
         dense, fusion = self._with_feedback(now, lam, tenant)
         found = now.searcher.rank(queries, vectors, k, mode, filter=asked, allowed=allowed, fusion=fusion, dense=dense)
         if rerank is None or second is None:
@@ -684,6 +692,10 @@ class Retriever:
         with self._using() as now:
             found = fields_of(payload for _, payload in now.chunks.shown())
         return sorted(found, key=lambda field: field.name in SHOWN)
+
+    def _asked(self, now: Snapshot, filter: Any) -> Any:
+        """The filter as the index is asked, where it filters words and vectors alike."""
+        return now.filters.asked(filter) if isinstance(filter, Mapping) else filter
 
     def _allowed(self, now: Snapshot, filter: Any) -> tuple[Any, Mask]:
         """The filter as the index is asked, and (N,) the chunks that pass."""

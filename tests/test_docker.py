@@ -67,3 +67,10 @@ def test_the_compose_file_builds_this_image_and_its_commands_are_read(tmp_path: 
         found = parsed(shlex.split(line.replace("/data", str(tmp_path))))
         if assignments := found.params.get("assignments"):
             assert build_config(None, assignments=assignments).index.url == "http://qdrant:6333"
+
+
+def test_the_server_of_the_tests_is_that_of_the_compose_file_and_listens_on_this_machine_alone() -> None:
+    alone = yaml.safe_load((FOLDER / "qdrant.yaml").read_text(encoding="utf-8"))["services"]["qdrant"]
+    whole = yaml.safe_load((FOLDER / "compose.yaml").read_text(encoding="utf-8"))["services"]["qdrant"]
+    assert alone["image"] == whole["image"]
+    assert alone["ports"] == ["127.0.0.1:6333:6333"]

@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -24,6 +25,15 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
+from beir import Collection, load
+
+from ragadapt import Encoder, EncoderConfig
+from ragadapt.index import exact_index, open_index
+from ragadapt.lexical import LexicalIndex
+from ragadapt.lexical.index import open_statistics
+from ragadapt.search.engine import EngineSearcher, EngineWords
+from ragadapt.search.fusion import UNLEARNT_WEIGHT, Background, Fusion
+from ragadapt.search.searcher import Searcher
 
 Row = dict[str, Any]
 
@@ -63,7 +73,73 @@ def table(rows: Sequence[Row]) -> str:
 # The parts
 
 
-PARTS: dict[str, Callable[[Bench], list[Row]]] = {}
+def hybrid(bench: Bench) -> list[Row]:
+    """The whole search in Qdrant Edge beside that over files: rankings, scores, time of a query, what lies on disk."""
+    rows = []
+    for name in ("scifact", "stackfaq"):
+        collection = load(bench.data, name)
+        asked = list(collection.asked("test").values())[: 8 if bench.smoke else None]
+        count = 200 if bench.smoke else len(collection.ids)
+        passages, queries = _vectors(bench, collection, count, asked)
+        with tempfile.TemporaryDirectory(prefix="ragadapt-scale-") as place:
+            rows.append(_hybrid_row(name, collection, count, asked, passages, queries, Path(place)))
+    return rows
+
+
+def _hybrid_row(
+    name: str, collection: Collection, count: int, asked: list[str], passages: Any, queries: Any, place: Path
+) -> Row:
+    ids, texts = collection.ids[:count], collection.texts[:count]
+    lexical = LexicalIndex.build(ids, texts)
+    lexical.save(place / "files")
+    statistics, words = lexical.statistics()
+    statistics.save(place / "terms")
+    fusion, background = Fusion(weight=UNLEARNT_WEIGHT), Background.of(passages)
+    local = Searcher(exact_index(ids, passages), LexicalIndex.open(place / "files"), background, fusion)
+    index: Any = open_index("qdrant-edge", place / "edge", dim=passages.shape[1], words=True)
+    with index:
+        index.upsert(ids, passages, None, words)
+        inside = EngineSearcher(EngineWords(index, open_statistics(place / "terms"), lambda: ids), background, fusion)
+        equal = tied = 0
+        worst, seconds = 0.0, ([], [])  # type: tuple[float, tuple[list[float], list[float]]]
+        for number, query in enumerate(asked):
+            found = {}
+            for side in (0, 1) if number % 2 else (1, 0):  # alternating
+                searcher = (local, inside)[side]
+                start = time.perf_counter()
+                [found[side]] = searcher.rank([query], queries[number : number + 1], 10)
+                seconds[side].append(time.perf_counter() - start)
+            [one], [other] = (side.candidates([query], queries[number : number + 1]) for side in (local, inside))
+            _, at, where = np.intersect1d(one.positions, other.positions, return_indices=True)
+            worst = max(worst, float(np.abs(one.fused(fusion)[at] - other.fused(fusion)[where]).max()))
+            same = found[0].ids == found[1].ids
+            equal += same
+            # What differs may be passages whose scores differ by rounding alone.
+            tied += same or bool(np.abs(found[0].scores - found[1].scores).max() < 1e-4)
+    sizes = [sum(file.stat().st_size for file in (place / part).iterdir()) for part in ("files", "terms")]
+    return {
+        "collection": name, "passages": count, "queries": len(asked),
+        "equal rankings at 10": f"{equal / len(asked):.4f}",
+        "equal but for ties": f"{tied / len(asked):.4f}", "largest difference of a score": f"{worst:.1e}",
+        **{f"files {key}": value for key, value in percentiles(seconds[0]).items()},
+        **{f"engine {key}": value for key, value in percentiles(seconds[1]).items()},
+        "BM25 files, MB": round(sizes[0] / 1e6, 1), "word statistics, MB": round(sizes[1] / 1e6, 1),
+    }  # fmt: skip
+
+
+def _vectors(bench: Bench, collection: Collection, count: int, asked: list[str]) -> tuple[Any, Any]:
+    """(passages, queries) by the base model, encoded once and kept in the folder."""
+    path = bench.folder / f"vectors-{collection.name}{'-smoke' if bench.smoke else ''}.npz"
+    if not path.exists():
+        encoder = Encoder.load(EncoderConfig(model="offline"))
+        np.savez(
+            path, passages=encoder.encode_passages(collection.texts[:count]), queries=encoder.encode_queries(asked)
+        )
+    with np.load(path) as arrays:
+        return arrays["passages"], arrays["queries"]
+
+
+PARTS: dict[str, Callable[[Bench], list[Row]]] = {"hybrid": hybrid}
 """Part → what measures it. Each returns rows of equal keys."""
 
 

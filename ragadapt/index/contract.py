@@ -31,6 +31,7 @@ from ragadapt.errors import (
 from ragadapt.files import FileRecord, Hashes, json_digest, record_file
 from ragadapt.index.filters import Filter
 from ragadapt.lexical.ranking import Ranking
+from ragadapt.lexical.terms import PassageWords, Words
 from ragadapt.text import encodable
 from ragadapt.values import Progress, no_progress
 
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 INDEX_FILE = "index.json"
+LOOKUPS = 64  # searches of one request: some 200 points each stay well below a server's limits
 REBUILD = "Rebuild it with: ragadapt index RETRIEVER --rebuild"
 
 Floats = NDArray[np.float32]
@@ -119,6 +121,51 @@ class Place:
         return int(self.dim)
 
 
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """One search of several that an engine with words does in one go (`WordEngine.look_up`).
+
+    query: a vector (d,), or the words of a query. limit: how many points. among: only those that this search finds.
+    named: whether ids and places come along.
+    """
+
+    query: Floats | Words
+    limit: int
+    filter: Filter | None = None
+    among: Lookup | None = None
+    named: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class LookedUp:
+    """What a lookup found, best first. points: how the engine calls them. places: (n,) in the corpus as it was built;
+    ids and places are empty where they were not asked for."""
+
+    points: list[str]
+    scores: Floats
+    ids: list[str]
+    places: NDArray[np.int64]
+
+
+class WordEngine(Protocol):
+    """What an index does besides that keeps the words of its passages beside their vectors."""
+
+    words: bool
+    """Whether this one keeps them."""
+
+    def upsert(
+        self,
+        ids: Sequence[str],
+        vectors: ArrayLike,
+        payloads: Sequence[Payload] | None = None,
+        words: PassageWords | None = None,
+    ) -> None:
+        """As for every index. words: of the same passages, all different."""
+
+    def look_up(self, lookups: Sequence[Lookup]) -> list[LookedUp]:
+        """One answer each, in one round trip up to `LOOKUPS` of them; scores are exact, whatever finds the points."""
+
+
 class Engine(ABC):
     """A VectorIndex as `open_index` and `fit` find it: what its kind says of itself before there is one.
 
@@ -129,6 +176,9 @@ class Engine(ABC):
     kind: str
     options: ClassVar[frozenset[str]] = frozenset()
     """The settings of IndexConfig, beside the kind, that it follows."""
+    CHECKED: ClassVar[tuple[str, ...]] = (
+        "structure", "url", "shards", "replicas", "quantisation", "on_disk", "tenant_field",
+    )  # fmt: skip
     mutable: ClassVar[bool] = False
     """Whether its folder changes in place while it is used, so that no hash of a file in it holds."""
 
@@ -143,7 +193,7 @@ class Engine(ABC):
 
         others: what the kinds follow that are installed.
         """
-        for name in ("structure", "url"):
+        for name in cls.CHECKED:
             value = getattr(config, name)
             if name not in cls.options and value != IndexConfig.model_fields[name].default:
                 able = [kind for kind, options in others.items() if name in options]
@@ -151,10 +201,21 @@ class Engine(ABC):
                     f"index.{name} = {value!r} is nothing that an index of kind {cls.kind!r} follows: leave it out, or "
                     f"take {' or '.join(able) or 'another kind'}."
                 )
+        if config.lexical == "engine" and not cls.keeps_words(config):
+            raise InvalidConfiguration(
+                f"index.lexical = 'engine' is nothing that an index of kind {cls.kind!r} can do: it is for qdrant and "
+                "qdrant-edge."
+            )
 
     @classmethod
-    def building(cls, config: IndexConfig, scratch: Path) -> dict[str, Any]:
-        """What `open_index` is told to make the index of a build. scratch: kept if the build is cut short."""
+    def keeps_words(cls, config: IndexConfig) -> bool:
+        """Whether an index with these settings has BM25's weights beside the vectors (`WordEngine`)."""
+        return False
+
+    @classmethod
+    def building(cls, config: IndexConfig, scratch: Path, shape: tuple[int, int]) -> dict[str, Any]:
+        """What `open_index` is told to make the index of a build. scratch: kept if the build is cut short. shape: of
+        all vectors, (n, dim)."""
         return {}
 
     def finish(self, config: IndexConfig, progress: Progress = no_progress) -> None:  # noqa: B027
@@ -237,6 +298,31 @@ def prepare_upsert(
         keep = list(last.values())
         return list(last), rows[keep], [plain[row] for row in keep]
     return checked, rows, plain
+
+
+def check_words(words: PassageWords | None, ids: Sequence[str], kept: bool) -> None:
+    """Raises InvalidInput where the words of passages don't fit them, or there is no place for any."""
+    if words is None:
+        return
+    if not kept:
+        raise InvalidInput(
+            "This index was made without a place for the words of passages. Make it anew with words=True."
+        )
+    if len(words) != len(ids):
+        raise InvalidInput(
+            f"Got the words of {len(words)} passages for {len(ids)} different ids; there must be one each."
+        )
+
+
+def looked_up(points: Sequence[Any], payloads: Sequence[Mapping[str, Any]]) -> LookedUp:
+    """From an engine's scored points, best first."""
+    named = bool(payloads) and "id" in payloads[0]
+    return LookedUp(
+        [str(point.id) for point in points],
+        np.array([point.score for point in points], np.float32),
+        [payload["id"] for payload in payloads] if named else [],
+        np.array([payload["at"] for payload in payloads] if named else [], np.int64),
+    )
 
 
 def missing_id(id: str) -> InvalidInput:

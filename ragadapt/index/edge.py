@@ -17,18 +17,24 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ragadapt.config import IndexConfig
 from ragadapt.errors import IndexCorrupt, IndexFault, InvalidInput, MissingExtra
 from ragadapt.files import copy_file
 from ragadapt.index.contract import (
+    LOOKUPS,
     REBUILD,
     Engine,
     Floats,
+    LookedUp,
+    Lookup,
     Payload,
     Place,
     by_id_where_equal,
     check_ids,
     check_k,
     check_vectors,
+    check_words,
+    looked_up,
     missing_id,
     prepare_upsert,
     read_description,
@@ -36,6 +42,7 @@ from ragadapt.index.contract import (
 )
 from ragadapt.index.filters import Dated, Filter, parse, to_qdrant
 from ragadapt.lexical.ranking import Ranking
+from ragadapt.lexical.terms import PassageWords, Words
 
 try:
     import qdrant_edge as edge
@@ -46,7 +53,8 @@ log = logging.getLogger(__name__)
 
 # The same layout as in a Qdrant collection (ragadapt.index.qdrant), so that points can move between them.
 NAMESPACE = uuid.UUID("6b0d9f0e-8a54-5c1e-9a0b-2d6f0d6c3a51")
-ID_KEY, METADATA_KEY, PASSAGE, FEEDBACK = "id", "metadata", "passage", "feedback"
+ID_KEY, METADATA_KEY, PLACE_KEY = "id", "metadata", "at"
+PASSAGE, FEEDBACK, WORDS = "passage", "feedback", "words"
 BATCH = 1024
 _SHARD = "shard"
 
@@ -62,8 +70,11 @@ class EdgeIndex(Engine):
     kind = "qdrant-edge"
     mutable = True
 
-    def __init__(self, shard: Any, folder: Path, dim: int, fingerprint: str | None, temporary: bool) -> None:
+    def __init__(
+        self, shard: Any, folder: Path, dim: int, fingerprint: str | None, temporary: bool, words: bool = False
+    ) -> None:
         self._shard = shard
+        self.words = words
         self._folder = folder
         self._opened = _inode(folder)
         self._temporary = temporary
@@ -76,8 +87,19 @@ class EdgeIndex(Engine):
         return cls.open(place.folder, place.dim, place.fingerprint, **settings)
 
     @classmethod
-    def open(cls, folder: Path | None, dim: int | None, fingerprint: str | None) -> Self:
-        """Open a folder, or make the index there if dim is given. Raises IndexCorrupt, IndexFault if in use."""
+    def keeps_words(cls, config: IndexConfig) -> bool:
+        return config.lexical != "folder"
+
+    @classmethod
+    def building(cls, config: IndexConfig, scratch: Path, shape: tuple[int, int]) -> dict[str, Any]:
+        return {"words": cls.keeps_words(config)}
+
+    @classmethod
+    def open(cls, folder: Path | None, dim: int | None, fingerprint: str | None, *, words: bool = False) -> Self:
+        """Open a folder, or make the index there if dim is given. words: make it with a place for the passages' words.
+
+        Raises IndexCorrupt, IndexFault if in use.
+        """
         temporary = folder is None
         description = read_description(folder) if folder is not None else None
         if description is None and (dim is None or dim < 1):
@@ -89,9 +111,10 @@ class EdgeIndex(Engine):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / _SHARD).mkdir(exist_ok=True)
             params = edge.EdgeVectorParams(size=dim, distance=edge.Distance.Dot)
-            config = edge.EdgeConfig(vectors={PASSAGE: params, FEEDBACK: params})
+            sparse = {WORDS: edge.EdgeSparseVectorParams()} if words else None
+            config = edge.EdgeConfig(vectors={PASSAGE: params, FEEDBACK: params}, sparse_vectors=sparse)
             shard = _try(lambda: edge.EdgeShard.create(str(folder / _SHARD), config), folder)
-            index = cls(shard, folder, dim, fingerprint, temporary)
+            index = cls(shard, folder, dim, fingerprint, temporary, words)
             write_description(folder, index._description())
             return index
         try:
@@ -99,7 +122,7 @@ class EdgeIndex(Engine):
         except (KeyError, TypeError, ValueError) as error:
             raise IndexCorrupt(f"index.json in {folder} lacks {error}. {REBUILD}") from error
         shard = _try(lambda: edge.EdgeShard.load(str(folder / _SHARD)), folder)
-        return cls(shard, folder, stored_dim, stored, temporary)
+        return cls(shard, folder, stored_dim, stored, temporary, bool(description.get("words")))
 
     def __len__(self) -> int:
         return int(self._shard.count(edge.CountRequest(exact=True)))
@@ -112,15 +135,27 @@ class EdgeIndex(Engine):
         there = {record.id for record in self._shard.retrieve(points, False, False)}
         return [point in there for point in points]
 
-    def upsert(self, ids: Sequence[str], vectors: ArrayLike, payloads: Sequence[Payload] | None = None) -> None:
+    def upsert(
+        self,
+        ids: Sequence[str],
+        vectors: ArrayLike,
+        payloads: Sequence[Payload] | None = None,
+        words: PassageWords | None = None,
+    ) -> None:
         new_ids, rows, plain = prepare_upsert(ids, vectors, payloads, self.dim)
+        check_words(words, new_ids, self.words)
         with self._lock:
             for start in range(0, len(new_ids), BATCH):
-                part = slice(start, start + BATCH)
-                points = [
-                    edge.Point(point_id(id), {PASSAGE: row}, {ID_KEY: id, METADATA_KEY: payload})
-                    for id, row, payload in zip(new_ids[part], rows[part], plain[part])
-                ]
+                points = []
+                for at in range(start, min(start + BATCH, len(new_ids))):
+                    vector: dict[str, Any] = {PASSAGE: rows[at]}
+                    payload: dict[str, Any] = {ID_KEY: new_ids[at], METADATA_KEY: plain[at]}
+                    if words is not None:
+                        payload[PLACE_KEY] = words.first + at
+                        terms, weights = words.row(at)
+                        if terms:
+                            vector[WORDS] = edge.SparseVector(terms, weights)
+                    points.append(edge.Point(point_id(new_ids[at]), vector, payload))
                 self._shard.update(edge.UpdateOperation.upsert_points(points))
 
     def update_vectors(self, ids: Sequence[str], vectors: ArrayLike) -> None:
@@ -215,7 +250,17 @@ class EdgeIndex(Engine):
                     shutil.rmtree(self._folder, ignore_errors=True)
 
     def _description(self) -> dict[str, Any]:
-        return {"kind": self.kind, "dim": self.dim, "fingerprint": self.fingerprint}
+        words = {"words": True} if self.words else {}
+        return {"kind": self.kind, "dim": self.dim, "fingerprint": self.fingerprint, **words}
+
+    def look_up(self, lookups: Sequence[Lookup]) -> list[LookedUp]:
+        """See WordEngine."""
+        found = []
+        for start in range(0, len(lookups), LOOKUPS):
+            requests = [_request(one) for one in lookups[start : start + LOOKUPS]]
+            for points in self._shard.query_batch(edge.QueryBatchRequest(requests)):
+                found.append(looked_up(points, [point.payload or {} for point in points]))
+        return found
 
     # Feedback inside the engine: see ragadapt.pefa.engine
 
@@ -305,6 +350,30 @@ class _EdgeConditions:
 
     def nothing(self) -> Any:
         return edge.HasIdCondition(set())
+
+
+def _request(lookup: Lookup) -> Any:
+    among = lookup.among
+    return edge.QueryRequest(
+        limit=lookup.limit,
+        query=_nearest(lookup.query),
+        prefetches=None if among is None else [
+            edge.Prefetch(
+                limit=among.limit, query=_nearest(among.query), filter=_condition(among.filter),
+                params=edge.SearchParams(exact=True),
+            )
+        ],
+        filter=_condition(lookup.filter),
+        params=edge.SearchParams(exact=True),
+        with_payload=[ID_KEY, PLACE_KEY] if lookup.named else False,
+    )  # fmt: skip
+
+
+def _nearest(query: Any) -> Any:
+    """Of a vector (d,) or of words."""
+    if isinstance(query, Words):
+        return edge.Query.Nearest(edge.SparseVector(query.terms.tolist(), query.weights.tolist()), using=WORDS)
+    return edge.Query.Nearest(query, using=PASSAGE)
 
 
 def _condition(filter: Filter | None) -> Any:

@@ -25,6 +25,7 @@ from ragadapt.index.contract import Floats, Payload, check_vectors
 from ragadapt.index.filters import Filter
 from ragadapt.index.qdrant import BATCH, QdrantIndex, _asking, _connect, _shown, to_condition
 from ragadapt.lexical.ranking import Ranking
+from ragadapt.lexical.terms import PassageWords
 
 from qdrant_client import models  # isort: skip  # after ragadapt.index.qdrant, which says what is missing
 
@@ -97,7 +98,13 @@ class ForeignQdrantIndex(QdrantIndex):
         """Whether the engine compares by cosine: it stores vectors at length 1."""
         return self.distance == models.Distance.COSINE
 
-    def upsert(self, ids: Sequence[str], vectors: ArrayLike, payloads: Sequence[Payload] | None = None) -> None:
+    def upsert(
+        self,
+        ids: Sequence[str],
+        vectors: ArrayLike,
+        payloads: Sequence[Payload] | None = None,
+        words: PassageWords | None = None,
+    ) -> None:
         raise self._read_only()
 
     def update_vectors(self, ids: Sequence[str], vectors: ArrayLike) -> None:

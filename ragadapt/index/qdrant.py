@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import pickle
+import re
 import sqlite3
 import threading
 import time
@@ -19,13 +20,15 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ragadapt.checks import shown
 from ragadapt.config import IndexConfig
 from ragadapt.errors import (
     IndexCorrupt,
@@ -37,21 +40,27 @@ from ragadapt.errors import (
 )
 from ragadapt.files import write_text
 from ragadapt.index.contract import (
+    LOOKUPS,
     REBUILD,
     Engine,
     Floats,
+    LookedUp,
+    Lookup,
     Payload,
     Place,
     by_id_where_equal,
     check_ids,
     check_k,
     check_vectors,
+    check_words,
+    looked_up,
     missing_id,
     prepare_upsert,
     write_description,
 )
 from ragadapt.index.filters import Dated, Filter, parse, to_qdrant
 from ragadapt.lexical.ranking import Ranking
+from ragadapt.lexical.terms import PassageWords, Words
 
 try:
     from qdrant_client import QdrantClient, models
@@ -64,12 +73,20 @@ log = logging.getLogger(__name__)
 NAMESPACE = uuid.UUID("6b0d9f0e-8a54-5c1e-9a0b-2d6f0d6c3a51")  # of the point ids; never change it
 ID_KEY = "id"
 METADATA_KEY = "metadata"
+PLACE_KEY = "at"  # the number of a passage in the corpus as it was built
 PASSAGE = "passage"  # the vector that is searched
+WORDS = "words"  # BM25's weights, a sparse vector: see ragadapt.lexical.terms
 FEEDBACK = "feedback"  # declared for PEFA, empty until used: it cannot be added to old servers later
 BATCH = 256  # points a request: below the usual 32 MB limit up to 8,192 dimensions
 ATTEMPTS = 4
 API_KEY = "QDRANT_API_KEY"
 _RETRIED = {408, 425, 429, 500, 502, 503, 504}
+
+Quantisation = Literal["int8", "binary"]
+_OVERSAMPLING: Mapping[Quantisation, float] = {"int8": 2.0, "binary": 4.0}  # times as many are scored again
+_FIELD = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_SMALL = 1_000_000_000  # bytes of vectors
+_SHARD = 10_000_000  # points: more of them make the optimiser's rewriting of a segment long
 
 T = TypeVar("T")
 
@@ -79,11 +96,65 @@ def point_id(id: str) -> str:
     return str(uuid.uuid5(NAMESPACE, id))
 
 
+@dataclass(frozen=True, slots=True)
+class CollectionLayout:
+    """How a server keeps a collection. None = as the server is configured.
+
+    A graph is searched in memory. Up to `_SMALL` bytes of vectors stay there as they are; beyond, int8 ones do (a
+    quarter), and the vectors themselves, the words and the payloads lie on disk, where the best of what was found are
+    scored again. Binary vectors are a further eighth, and good only for wide ones: they are never chosen unasked.
+    """
+
+    shards: int | None = None
+    replicas: int | None = None
+    quantised: Quantisation | None = None
+    on_disk: bool | None = None
+    tenant_field: str | None = None
+
+    @classmethod
+    def of(cls, config: IndexConfig, count: int, dim: int) -> Self:
+        """As the settings say, and by the size of the vectors (count, dim) where they leave it open."""
+        large = 4 * count * dim > _SMALL
+        quantised: Quantisation | None = None
+        if config.quantisation == "binary" or config.quantisation == "int8":
+            quantised = config.quantisation
+        elif config.quantisation == "auto" and large:
+            quantised = "int8"
+        shards = config.shards
+        if shards is None and count > 2 * _SHARD:  # fewer are spread over the nodes as they are
+            shards = -(-count // _SHARD)
+        on_disk = config.on_disk if config.on_disk is not None else True if large else None
+        replicas = config.replicas if config.replicas > 1 else None
+        return cls(shards, replicas, quantised, on_disk, config.tenant_field)
+
+    def collection(self, dim: int, words: bool) -> dict[str, Any]:
+        """What `create_collection` is told."""
+        params = models.VectorParams(size=dim, distance=models.Distance.DOT, on_disk=self.on_disk)
+        made: dict[str, Any] = {"vectors_config": {PASSAGE: params, FEEDBACK: params}}
+        if words:
+            index = None if self.on_disk is None else models.SparseIndexParams(on_disk=self.on_disk)
+            made["sparse_vectors_config"] = {WORDS: models.SparseVectorParams(index=index)}
+        if self.quantised == "int8":
+            int8 = models.ScalarQuantizationConfig(type=models.ScalarType.INT8, quantile=0.99, always_ram=True)
+            made["quantization_config"] = models.ScalarQuantization(scalar=int8)
+        elif self.quantised == "binary":
+            binary = models.BinaryQuantizationConfig(always_ram=True)
+            made["quantization_config"] = models.BinaryQuantization(binary=binary)
+        if self.tenant_field is not None:  # a graph in every tenant's passages, beside that of all
+            made["hnsw_config"] = models.HnswConfigDiff(payload_m=16)
+        others = {
+            "shard_number": self.shards, "replication_factor": self.replicas, "on_disk_payload": self.on_disk,
+        }  # fmt: skip
+        return made | {name: value for name, value in others.items() if value is not None}
+
+
 class QdrantIndex(Engine):
     """One collection. Metadata lie under the payload's `metadata`, the chunk id under `id`."""
 
     kind = "qdrant"
-    options = frozenset({"url", "collection", "upload_workers"})
+    options = frozenset(
+        {"url", "collection", "upload_workers", "shards", "replicas", "quantisation", "on_disk", "tenant_field"}
+    )
     mutable = True
 
     def __init__(
@@ -98,10 +169,15 @@ class QdrantIndex(Engine):
         vector_name: str = PASSAGE,
         exact: bool = False,
         upload_workers: int = 1,
+        words: bool = False,
+        quantised: Quantisation | None = None,
+        tenant_field: str | None = None,
     ) -> None:
         """Wrap a collection that exists. exact: ask the server for exhaustive search instead of its graph.
 
-        upload_workers: requests at a time in `upsert`; local mode takes one after the other whatever it says.
+        upload_workers: requests at a time in `upsert`; local mode takes one after the other whatever it says. words:
+        it has a place for the words of passages. quantised: as its vectors are. tenant_field: of the metadata, whose
+        values must be strings.
         """
         if upload_workers < 1:
             raise InvalidInput(f"upload_workers = {upload_workers}: at least one is needed.")
@@ -113,7 +189,17 @@ class QdrantIndex(Engine):
         self.vector_name = vector_name
         self._folder = folder
         self._workers = 1 if url in (None, ":memory:") else upload_workers
-        self._parameters = models.SearchParams(exact=True) if exact and url not in (None, ":memory:") else None
+        self.words = words
+        self._tenant_field = tenant_field
+        local = url in (None, ":memory:")
+        self._parameters: Any = None
+        themselves = models.QuantizationSearchParams(ignore=True)
+        self._exactly: Any = None if local else models.SearchParams(exact=True, quantization=themselves)
+        if exact:
+            self._parameters = self._exactly
+        elif quantised is not None and not local:
+            rescored = models.QuantizationSearchParams(rescore=True, oversampling=_OVERSAMPLING[quantised])
+            self._parameters = models.SearchParams(quantization=rescored)
         # Local mode is not made for several threads.
         self._lock: Any = threading.RLock()
 
@@ -129,9 +215,25 @@ class QdrantIndex(Engine):
                 "index.url = ':memory:' keeps nothing, and a saved retriever needs its index. Leave the URL out for a "
                 "folder, or name a server."
             )
+        for name in ("shards", "replicas", "quantisation", "on_disk", "tenant_field"):
+            if config.url is None and getattr(config, name) != IndexConfig.model_fields[name].default:
+                raise InvalidConfiguration(
+                    f"index.{name} = {getattr(config, name)!r} is for a Qdrant server: leave it out, or name the "
+                    "server by index.url."
+                )
+        if config.tenant_field is not None and not _FIELD.fullmatch(config.tenant_field):
+            raise InvalidConfiguration(
+                f"index.tenant_field = {config.tenant_field!r}: a field of the metadata is named by letters, digits, _ "
+                "and -, one inside another with dots."
+            )
 
     @classmethod
-    def building(cls, config: IndexConfig, scratch: Path) -> dict[str, Any]:
+    def keeps_words(cls, config: IndexConfig) -> bool:
+        # Local mode compares sparse vectors one by one in Python, hundreds of times slower than files of the folder.
+        return config.lexical == "engine" or (config.lexical == "auto" and config.url is not None)
+
+    @classmethod
+    def building(cls, config: IndexConfig, scratch: Path, shape: tuple[int, int]) -> dict[str, Any]:
         collection = config.collection
         if config.url is not None:
             # On a server every build gets a collection of its own: the one in use is not touched before the commit.
@@ -139,7 +241,11 @@ class QdrantIndex(Engine):
             if not note.exists():
                 write_text(note, f"{collection}-{uuid.uuid4().hex[:12]}")
             collection = note.read_text(encoding="utf-8")
-        return {"url": config.url, "collection": collection, "upload_workers": config.upload_workers}
+        settings = {"url": config.url, "collection": collection, "upload_workers": config.upload_workers}
+        return settings | {
+            "words": cls.keeps_words(config),
+            "layout": None if config.url is None else CollectionLayout.of(config, *shape),
+        }
 
     @classmethod
     def open(
@@ -154,8 +260,11 @@ class QdrantIndex(Engine):
         exact: bool = False,
         api_key: str | None = None,
         upload_workers: int = 1,
+        words: bool = False,
+        layout: CollectionLayout | None = None,
     ) -> Self:
-        """Open a collection, or make it if dim is given. api_key: None = from QDRANT_API_KEY.
+        """Open a collection, or make it if dim is given. api_key: None = from QDRANT_API_KEY. words: make it with a
+        place for the words of passages. layout: how a server is to keep it; None = as it likes.
 
         folder without url = local mode in that folder. Raises IndexUnreachable, IndexCorrupt, IndexFault.
         """
@@ -174,21 +283,23 @@ class QdrantIndex(Engine):
                 stored = ((info.config.metadata or {}).get("ragadapt") or {}).get("fingerprint")
                 return cls(
                     client, collection, stored_dim, stored, url=url, folder=folder, vector_name=name, exact=exact,
-                    upload_workers=upload_workers,
+                    upload_workers=upload_workers, words=WORDS in (info.config.params.sparse_vectors or {}),
+                    quantised=_quantisation_of(info.config.quantization_config),
                 )  # fmt: skip
             if dim is None or dim < 1:
                 raise InvalidInput(f"There is no collection {collection!r} at {where}; to make one, give dim.")
-            params = models.VectorParams(size=dim, distance=models.Distance.DOT)
-            ask(
-                lambda: client.create_collection(
-                    collection,
-                    vectors_config={PASSAGE: params, FEEDBACK: params},
-                    metadata={"ragadapt": {"format": 1, "fingerprint": fingerprint}},
-                )
-            )
+            layout = layout or CollectionLayout()
+            made = layout.collection(dim, words)
+            metadata = {"ragadapt": {"format": 1, "fingerprint": fingerprint}}
+            ask(lambda: client.create_collection(collection, metadata=metadata, **made))
+            if layout.tenant_field is not None:
+                tenants = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True)
+                field = f"{METADATA_KEY}.{layout.tenant_field}"
+                ask(lambda: client.create_payload_index(collection, field, tenants))
             index = cls(
                 client, collection, dim, fingerprint, url=url, folder=folder, exact=exact,
-                upload_workers=upload_workers,
+                upload_workers=upload_workers, words=words, quantised=layout.quantised,
+                tenant_field=layout.tenant_field,
             )  # fmt: skip
             if folder is not None:
                 index._describe(folder)
@@ -207,12 +318,22 @@ class QdrantIndex(Engine):
         found = self._retrieve(check_ids(ids), payload=False, vector=False)
         return [self._point_id(id) in found for id in ids]
 
-    def upsert(self, ids: Sequence[str], vectors: ArrayLike, payloads: Sequence[Payload] | None = None) -> None:
+    def upsert(
+        self,
+        ids: Sequence[str],
+        vectors: ArrayLike,
+        payloads: Sequence[Payload] | None = None,
+        words: PassageWords | None = None,
+    ) -> None:
         new_ids, rows, plain = prepare_upsert(ids, vectors, payloads, self.dim)
+        check_words(words, new_ids, self.words)
+        if self._tenant_field is not None:
+            _check_tenants(new_ids, plain, self._tenant_field)
 
         def send(start: int) -> None:
             part = slice(start, start + BATCH)
-            self._send(new_ids[part], rows[part], plain[part])
+            some = None if words is None else words.part(start, start + BATCH)
+            self._send(new_ids[part], rows[part], plain[part], some)
 
         in_parallel(send, range(0, len(new_ids), BATCH), self._workers)
 
@@ -239,13 +360,19 @@ class QdrantIndex(Engine):
         in_parallel(send, pieces(), self._workers)
         return sent
 
-    def _send(self, ids: Sequence[str], rows: Floats, payloads: Sequence[Payload]) -> None:
-        points = [
-            models.PointStruct(
-                id=point_id(id), vector=self._named(row.tolist()), payload={ID_KEY: id, METADATA_KEY: payload}
-            )
-            for id, row, payload in zip(ids, rows, payloads, strict=True)
-        ]
+    def _send(
+        self, ids: Sequence[str], rows: Floats, payloads: Sequence[Payload], words: PassageWords | None = None
+    ) -> None:
+        points = []
+        for at, (id, row, metadata) in enumerate(zip(ids, rows, payloads, strict=True)):
+            vector = self._named(row.tolist())
+            payload: dict[str, Any] = {ID_KEY: id, METADATA_KEY: metadata}
+            if words is not None:
+                payload[PLACE_KEY] = words.first + at
+                terms, weights = words.row(at)
+                if terms:
+                    vector[WORDS] = models.SparseVector(indices=terms, values=weights)
+            points.append(models.PointStruct(id=point_id(id), vector=vector, payload=payload))
         self._ask(lambda: self.client.upsert(self.collection, points, wait=True))
 
     def update_vectors(self, ids: Sequence[str], vectors: ArrayLike) -> None:
@@ -284,6 +411,30 @@ class QdrantIndex(Engine):
                 ids = [self._id_of(point) for point in points]
                 results.append(by_id_where_equal(ids, np.array([point.score for point in points])))
         return results
+
+    def look_up(self, lookups: Sequence[Lookup]) -> list[LookedUp]:
+        """See WordEngine."""
+        found = []
+        for start in range(0, len(lookups), LOOKUPS):
+            requests = [self._request(one) for one in lookups[start : start + LOOKUPS]]
+            for response in self._ask(lambda: self.client.query_batch_points(self.collection, requests)):  # noqa: B023
+                found.append(looked_up(response.points, [point.payload or {} for point in response.points]))
+        return found
+
+    def _request(self, lookup: Lookup) -> Any:
+        def searched(one: Lookup) -> dict[str, Any]:
+            words = isinstance(one.query, Words)
+            # What is looked at again must be scored by the vectors themselves, quantised or not.
+            parameters = None if words else self._parameters if one.among is None else self._exactly
+            return {
+                "query": _sparse(one.query) if isinstance(one.query, Words) else one.query.tolist(),
+                "using": WORDS if words else PASSAGE, "limit": one.limit, "filter": self._condition(one.filter),
+                "params": parameters,
+            }  # fmt: skip
+
+        among = None if lookup.among is None else models.Prefetch(**searched(lookup.among))
+        keys: Any = [ID_KEY, PLACE_KEY] if lookup.named else False
+        return models.QueryRequest(**searched(lookup), prefetch=among, with_payload=keys)
 
     def vectors(self, ids: Sequence[str]) -> Floats:
         found = self._retrieve(check_ids(ids), payload=False, vector=True)
@@ -348,6 +499,8 @@ class QdrantIndex(Engine):
         values = {"kind": self.kind, "dim": self.dim, "fingerprint": self.fingerprint, "collection": self.collection}
         if self.url is not None:
             values["url"] = _shown(self.url)
+        if self.words:
+            values["words"] = True
         write_description(folder, values)
 
     # Feedback inside the engine: see ragadapt.pefa.engine
@@ -521,6 +674,29 @@ def to_condition(
         return native
     condition = to_qdrant(parse(native), _QdrantConditions(point_of), prefix)
     return condition if isinstance(condition, models.Filter) else models.Filter(must=[condition])
+
+
+def _check_tenants(ids: Sequence[str], payloads: Sequence[Payload], field: str) -> None:
+    """Raises InvalidInput for a tenant that is no string: the index of tenants would not find it."""
+    for id, payload in zip(ids, payloads, strict=True):
+        value: Any = payload
+        for part in field.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is not None and not isinstance(value, str):
+            raise InvalidInput(
+                f"The metadata of {id!r} has {field} = {shown(value)}. index.tenant_field names a field of strings: "
+                "write the tenant as one, or leave the setting out."
+            )
+
+
+def _sparse(words: Words) -> Any:
+    return models.SparseVector(indices=words.terms.tolist(), values=words.weights.tolist())
+
+
+def _quantisation_of(config: Any) -> Quantisation | None:
+    if isinstance(config, models.ScalarQuantization):
+        return "int8"
+    return "binary" if isinstance(config, models.BinaryQuantization) else None
 
 
 def _vector_of(info: Any, where: str, collection: str) -> tuple[str, int]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from ragadapt.errors import FormatTooNew, IndexCorrupt, InvalidInput, reason_of
 from ragadapt.lexical.ranking import Ranking, best_first, bm25s, moments
+from ragadapt.lexical.terms import PassageWords, TermStatistics, WordReader
 from ragadapt.lexical.tokens import Word, default_stopwords, word_analyser, words
 from ragadapt.profiling import work
 from ragadapt.values import Progress, no_progress
@@ -27,7 +27,7 @@ BLOCK_BYTES = 64_000_000  # of one dense block of scores
 _BLOCK_TOKENS = 4_000_000  # tokens counted at a time while building: bounds memory
 
 
-class LexicalIndex:
+class LexicalIndex(WordReader):
     """BM25 scores of any text against all documents. Make one with `build` or `open`.
 
     Positions are those of `ids()`; they change with `update`. Scores are ≥ 0, 0 where no token is shared.
@@ -81,6 +81,13 @@ class LexicalIndex:
     def __len__(self) -> int:
         return len(self._ids)
 
+    def _frequency(self, token: str) -> int:
+        at, columns = self._engine.vocab_dict.get(token), self._engine.scores["indptr"]
+        return 0 if at is None else int(columns[at + 1] - columns[at])
+
+    def _mean_length(self) -> float:
+        return float(self._lengths.mean()) if len(self) else 0.0
+
     def ids(self) -> list[str]:
         """The ids by position."""
         return list(self._ids)
@@ -116,43 +123,6 @@ class LexicalIndex:
         """The scores of one query for chosen positions (n,)."""
         chosen: NDArray[np.float32] = self.scores([query])[0, np.asarray(positions, np.int64)]
         return chosen
-
-    def masses(self, queries: Sequence[str]) -> NDArray[np.float32]:
-        """(Q,) the summed idf of every query's tokens: what no document's score can reach. A token that no document
-        holds counts as the rarest."""
-        known, columns, n = self._engine.vocab_dict, self._engine.scores["indptr"], len(self)
-        found = np.zeros(len(queries), np.float32)
-        for row, query in enumerate(queries):
-            numbers = [known.get(token) for word in words(query) for token in self._analyse(word).tokens]
-            df = np.array([0 if at is None else columns[at + 1] - columns[at] for at in numbers], np.float64)
-            found[row] = np.log1p((n - df + 0.5) / (df + 0.5)).sum()
-        return found
-
-    def scores_of_texts(self, query: str, texts: Sequence[str]) -> NDArray[np.float32]:
-        """The scores of one query for texts (n,) that need not be indexed, with the statistics of those that are.
-
-        An indexed text without headings has the score that `scores` gives it. A word that no document holds counts as
-        the rarest.
-        """
-        numbers: dict[str, int] = {}
-        asked = Counter(token for word in words(query) for token in self._analyse(word).tokens)
-        known, columns, n = self._engine.vocab_dict, self._engine.scores["indptr"], len(self)
-        weights = np.zeros(len(asked))
-        for token, times in asked.items():
-            at = known.get(token)
-            df = 0 if at is None else int(columns[at + 1] - columns[at])
-            weights[numbers.setdefault(token, len(numbers))] = times * np.log1p((n - df + 0.5) / (df + 0.5))
-        mean, k1, b = float(self._lengths.mean()) if n else 0.0, self._settings["k1"], self._settings["b"]
-        scores = np.zeros(len(texts), np.float32)
-        for row, text in enumerate(texts):
-            found, length = np.zeros(len(asked)), 0
-            for word in map(self._analyse, words(text)):
-                length += word.positions
-                for token in word.tokens:
-                    if token in numbers:
-                        found[numbers[token]] += 1
-            scores[row] = weights @ (found / (found + k1 * (1 - b + b * length / (mean or 1.0))))
-        return scores
 
     def search(self, queries: Sequence[str], k: int, allowed: NDArray[np.bool_] | None = None) -> list[Ranking]:
         """Per query up to k (ids, scores), best first, ties by id; documents that share no token: left out.
@@ -273,6 +243,22 @@ class LexicalIndex:
         self._frequencies, self._lengths = np.empty(0, np.uint16), np.empty(0, np.float32)
         self._ids, self._positions, self._folder = [], None, None
 
+    def statistics(self) -> tuple[TermStatistics, PassageWords]:
+        """What an engine needs that keeps the passages' weights itself: what is known by term, and the weights of all
+        passages, in the order of `ids()`."""
+        from scipy.sparse import csc_matrix
+
+        scores, settings = self._engine.scores, self._settings
+        k1, b = settings["k1"], settings["b"]
+        saturation = k1 * (1 - b + b * np.asarray(self._lengths) / (self._mean_length() or 1.0))
+        frequencies, documents = np.asarray(self._frequencies, np.float64), np.asarray(scores["indices"])
+        weights = (frequencies / (frequencies + saturation[documents])).astype(np.float32)
+        tokens = sorted(self._engine.vocab_dict, key=self._engine.vocab_dict.__getitem__)
+        columns = np.asarray(scores["indptr"])
+        tokens = [token for token in tokens if token]  # bm25s may add an empty one, behind the last column
+        matrix = csc_matrix((weights, documents, columns), shape=(len(self), len(columns) - 1))
+        return TermStatistics.of(settings, tokens, matrix, np.asarray(self._lengths), self._analyse)
+
     def _table(self) -> dict[str, int]:
         if self._positions is None:
             self._positions = {id_: position for position, id_ in enumerate(self._ids)}
@@ -331,6 +317,11 @@ class LexicalIndex:
             scores[name] = np.array(scores[name])
         self._frequencies, self._lengths = np.array(self._frequencies), np.array(self._lengths)
         self._folder = None
+
+
+def open_statistics(folder: str | Path) -> TermStatistics:
+    """What `LexicalIndex.statistics` gave and was saved. Raises IndexCorrupt, FormatTooNew."""
+    return TermStatistics.open(folder, lambda settings: word_analyser(settings["language"], _stopwords(settings)))
 
 
 def saved_stopwords(folder: str | Path) -> frozenset[str] | None:

@@ -752,7 +752,7 @@ class FitSteps(Steps):
                     encoder.save(stage.path / "model", portable=self.portable)
         with self.stage("index", ("chunks",), encoder=encoder.fingerprint, index=config.index.deciding()) as stage:
             if not stage.finished:
-                build_index(stage, config.index, encoded, encoder.fingerprint, progress)
+                build_index(stage, config.index, encoded, encoder.fingerprint, progress, self.lexical_folder)
         with self.stage("report", ("queries",), report=report.model_dump(mode="json")) as stage:
             if not stage.finished:
                 write_report(stage.path, report)

@@ -350,7 +350,12 @@ class _Refresh:
         with self.stage(work, "refresh-index", after | {"index": index}) as stage:
             if not stage.finished:
                 build_index(
-                    stage, config.index, EncodedCorpus(corpus, vectors), self.manifest.fingerprint, self.progress
+                    stage,
+                    config.index,
+                    EncodedCorpus(corpus, vectors),
+                    self.manifest.fingerprint,
+                    self.progress,
+                    lexical,
                 )
         sections, advice = _sections(self.manifest, plan)
         manifest = replace(self.manifest, sections=sections, mutable=mutable_parts(config.index))

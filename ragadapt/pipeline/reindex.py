@@ -13,7 +13,9 @@ import numpy as np
 from ragadapt.checks import shown
 from ragadapt.config import FitConfig, IndexConfig
 from ragadapt.errors import InvalidInput
-from ragadapt.index import check_index, chosen, collection_of
+from ragadapt.index import check_index, chosen, collection_of, engine_of
+from ragadapt.lexical.index import saved_stopwords
+from ragadapt.lexical.terms import is_statistics
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
 from ragadapt.pipeline.stages import (
     KnownVectors,
@@ -23,6 +25,7 @@ from ragadapt.pipeline.stages import (
     index_parts,
     mutable_parts,
     parts_of,
+    save_lexical,
     stored_vectors,
 )
 from ragadapt.store.chunks import ChunkStore
@@ -64,7 +67,8 @@ def reindex(
         fingerprint = made.pop("fingerprint")
         with work.stage("index", key | {"index": index.deciding(), "after": stage.digest}) as stage:
             if not stage.finished:
-                build_index(stage, index, EncodedCorpus(corpus, vectors), fingerprint, progress)
+                lexical = _lexical(stage, old.path / "lexical", corpus, index, progress)
+                build_index(stage, index, EncodedCorpus(corpus, vectors), fingerprint, progress, lexical)
         changed = replace(
             manifest,
             fingerprint=fingerprint,
@@ -74,6 +78,16 @@ def reindex(
         )
         commit_build(work, changed, {**parts_of(old.path), **index_parts(stage.path)})
     return old.path
+
+
+def _lexical(stage: Stage, old: Path, corpus: Corpus, config: IndexConfig, progress: Progress) -> Path:
+    """Where the lexical index over the passages lies: the old one, or where the old engine kept the words, a new one,
+    which is a part of what is built where the new engine keeps none."""
+    if not is_statistics(old):
+        return old
+    folder = (stage.scratch if engine_of(config.kind).keeps_words(config) else stage.path) / "lexical"
+    save_lexical(corpus.chunks, folder, progress, stopwords=saved_stopwords(old))
+    return folder
 
 
 def _gather(

@@ -31,9 +31,11 @@ from ragadapt.errors import (
 )
 from ragadapt.files import copy_file, link_or_copy, read_json, record_file, remove, write_text
 from ragadapt.index import collection_of, engine_of, exact_index, open_index
+from ragadapt.index.contract import WordEngine
 from ragadapt.lexical import LexicalIndex
 from ragadapt.lexical.languages import languages_of
 from ragadapt.lexical.stopwords import stopwords_for
+from ragadapt.lexical.terms import PassageWords
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
 from ragadapt.profiling import work
 from ragadapt.search.fusion import Floats, Fusion
@@ -342,23 +344,42 @@ def searcher_of(encoded: EncodedCorpus, lexical: LexicalIndex) -> Searcher:
 
 
 def build_index(
-    stage: Stage, config: IndexConfig, encoded: EncodedCorpus, fingerprint: str, progress: Progress
+    stage: Stage,
+    config: IndexConfig,
+    encoded: EncodedCorpus,
+    fingerprint: str,
+    progress: Progress,
+    lexical: Path,
 ) -> None:
-    """The index that ships, with the chunks' metadata for filters, as index/, and background.npz beside it."""
+    """The index that ships, with the chunks' metadata for filters, as index/, and background.npz beside it.
+
+    Where the engine keeps the passages' words, they are those of the lexical index in this folder, in whose place
+    lexical/ comes.
+    """
     corpus, vectors = encoded.corpus, encoded.vectors
-    ids, batch = corpus.ids, 4096
+    ids, batch, engine = corpus.ids, 4096, engine_of(config.kind)
+    words: PassageWords | None = None
+    if engine.keeps_words(config):
+        with work("lexical index", len(ids)):
+            statistics, words = LexicalIndex.open(lexical).statistics()
+            statistics.save(stage.path / "lexical")
     with open_index(
         config.kind,
         stage.path / "index",
         dim=vectors.shape[1],
         fingerprint=fingerprint,
-        **engine_of(config.kind).building(config, stage.scratch),
+        **engine.building(config, stage.scratch, (len(ids), vectors.shape[1])),
     ) as index:
         for start in range(0, len(ids), batch):
             stop = min(start + batch, len(ids))
             payloads = [dict(chunk.metadata) for chunk in corpus.chunks[start:stop]]
             with work("index", stop - start):
-                index.upsert(ids[start:stop], np.asarray(vectors[start:stop]), payloads)
+                rows = np.asarray(vectors[start:stop])
+                if words is None:
+                    index.upsert(ids[start:stop], rows, payloads)
+                else:
+                    keeping: WordEngine = index  # type: ignore[assignment]
+                    keeping.upsert(ids[start:stop], rows, payloads, words.part(start, stop))
             progress("index", stop, len(ids))
         with work("index"):
             index.finish(config, progress)
@@ -374,7 +395,8 @@ def build_index(
 
 def index_parts(built: Path) -> dict[str, Path]:
     """The parts of a retriever that `build_index` made in this folder."""
-    return {name: built / name for name in ("index", "background.npz")}
+    names = ["index", "background.npz", *(["lexical"] if (built / "lexical").is_dir() else [])]
+    return {name: built / name for name in names}
 
 
 def parts_of(path: Path) -> dict[str, Path]:

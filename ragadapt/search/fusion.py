@@ -120,7 +120,8 @@ class Candidates:
 
     Every candidate has both scores, exactly, whichever side brought it in. Positions are ascending. nearness: of the
     passage nearest to the query, before any feedback moved it (`Background.nearness`); coverage: the largest share of
-    the idf of the query's words that a passage's BM25 score makes up. None = not computed.
+    the idf of the query's words that a passage's BM25 score makes up. None = not computed. ids: (C,) where an engine
+    gave them; None = the positions say it.
     """
 
     positions: Positions
@@ -128,6 +129,7 @@ class Candidates:
     lexical: Floats
     nearness: float | None = None
     coverage: float | None = None
+    ids: Sequence[str] | None = None
 
     def fused(self, fusion: Fusion) -> Floats:
         """(C,) fused scores, larger is better."""
@@ -142,6 +144,10 @@ class Candidates:
         scores = self.fused(fusion)
         order = np.argsort(-scores, kind="stable")[:k]
         return self.positions[order], scores[order]
+
+    def best(self, fusion: Fusion, k: int) -> NDArray[np.int64]:
+        """(k,) which candidates come first, best first."""
+        return np.argsort(-self.fused(fusion), kind="stable")[:k]
 
 
 def _reciprocal_ranks(scores: Floats) -> Floats:

@@ -9,9 +9,13 @@ import numpy as np
 from ragadapt.errors import MissingExtra, StoreCorrupt, reason_of
 from ragadapt.index import open_index
 from ragadapt.lexical import LexicalIndex
+from ragadapt.lexical.index import open_statistics
+from ragadapt.lexical.terms import is_statistics
 from ragadapt.search.confidence import Confidence
+from ragadapt.search.engine import EngineSearcher, EngineWords, keeps_words
 from ragadapt.search.fusion import Background, Fusion
 from ragadapt.search.searcher import Searcher
+from ragadapt.store.chunks import ChunkStore
 from ragadapt.store.workspace import Manifest
 
 
@@ -29,7 +33,17 @@ def open_searcher(path: Path, manifest: Manifest) -> Searcher:
         index = open_index(folder=path / "index", fingerprint=manifest.fingerprint, check=False)
     except MissingExtra as error:
         raise missing_engine(path, manifest, error) from error
-    lexical = LexicalIndex.open(path / "lexical")
+    words: LexicalIndex | EngineWords
+    if is_statistics(path / "lexical"):
+        if not keeps_words(index):
+            index.close()
+            raise StoreCorrupt(
+                f"The index in {path} does not hold the words of the passages, which its lexical side needs. Rebuild "
+                f"it with: ragadapt index {path} --rebuild"
+            )
+        words = EngineWords(index, open_statistics(path / "lexical"), lambda: _ids(path))
+    else:
+        words = LexicalIndex.open(path / "lexical")
     try:
         with np.load(path / "background.npz", allow_pickle=False) as arrays:
             background = Background(arrays["mean"], arrays["covariance"], int(arrays["count"]))
@@ -44,4 +58,11 @@ def open_searcher(path: Path, manifest: Manifest) -> Searcher:
         raise StoreCorrupt(
             f"The manifest of {path} lacks its fusion or confidence ({error}). Build the retriever again."
         ) from error
-    return Searcher(index, lexical, background, fusion, depth=depth, confidence=confidence)
+    if isinstance(words, EngineWords):
+        return EngineSearcher(words, background, fusion, depth=depth, confidence=confidence)
+    return Searcher(index, words, background, fusion, depth=depth, confidence=confidence)
+
+
+def _ids(path: Path) -> list[str]:
+    with ChunkStore.open(path / "chunks.sqlite") as chunks:
+        return chunks.ids()

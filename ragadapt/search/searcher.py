@@ -6,7 +6,7 @@ runs, but for an approximate index, where one was asked for or a million passage
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -24,7 +24,6 @@ from ragadapt.values import Progress, no_progress
 
 if TYPE_CHECKING:
     from ragadapt.index import Filter, VectorIndex
-    from ragadapt.lexical import LexicalIndex
     from ragadapt.lexical.ranking import Ranking
 
 _ONE_THREAD_BYTES = 128_000_000  # of vectors that one query is compared with on one thread, in some ten milliseconds
@@ -94,6 +93,48 @@ class Plain:
         return self.index.vectors(ids)
 
 
+class Lexical(Protocol):
+    """Scores by words: LexicalIndex, or the words that an engine keeps (ragadapt.search.engine)."""
+
+    def __len__(self) -> int: ...
+
+    def ids(self) -> list[str]:
+        """The ids by position."""
+
+    def positions(self, ids: Iterable[str]) -> Positions:
+        """The position of each id. Raises InvalidInput for an unknown one."""
+
+    def score_blocks(self, queries: Sequence[str]) -> Iterator[tuple[int, Floats]]:
+        """(number of the first query, scores (B, N) over all passages) in blocks."""
+
+    def search(self, queries: Sequence[str], k: int, allowed: Mask | None = None) -> list[Ranking]:
+        """Per query up to k (ids, scores), best first; passages that share no word are left out."""
+
+    def search_with_moments(
+        self, queries: Sequence[str], k: int, allowed: Mask | None = None
+    ) -> tuple[list[Ranking], Floats, Floats]:
+        """`search`, and per query mean and standard deviation (Q,) of its scores over all passages."""
+
+    def moments(self, queries: Sequence[str]) -> tuple[Floats, Floats]:
+        """Per query mean and standard deviation (Q,) of its scores over all passages."""
+
+    def masses(self, queries: Sequence[str]) -> Floats:
+        """(Q,) the summed idf of every query's words."""
+
+    def scores_of_texts(self, query: str, texts: Sequence[str]) -> Floats:
+        """(n,) of texts that need not be indexed."""
+
+    def close(self) -> None:
+        """Release files."""
+
+
+class QueryBlock(Protocol):
+    """A block of queries whose words were looked up."""
+
+    def gather(self, vectors: Floats) -> list[Candidates]:
+        """The candidates of every query by its vector, of (B, d)."""
+
+
 class Searcher:
     """Dense, lexical and hybrid search over one set of passages.
 
@@ -103,7 +144,7 @@ class Searcher:
     def __init__(
         self,
         index: VectorIndex,
-        lexical: LexicalIndex,
+        lexical: Lexical,
         background: Background,
         fusion: Fusion,
         *,
@@ -126,7 +167,17 @@ class Searcher:
         self.depth = depth
         self.shared = shared
         self.confidence = confidence
-        self._ids = lexical.ids()
+        self._known_ids: list[str] | None = None
+
+    masks = True
+    """Whether a filter must come as a mask over the positions, too; else the engine filters both sides itself."""
+
+    @property
+    def ids(self) -> list[str]:
+        """By position; not to be changed."""
+        if self._known_ids is None:
+            self._known_ids = self.lexical.ids()
+        return self._known_ids
 
     def with_fusion(self, fusion: Fusion) -> Searcher:
         """The same sides under another fusion."""
@@ -155,7 +206,7 @@ class Searcher:
         """
         if k < 1:
             raise InvalidInput(f"k = {k}: ask for at least one passage.")
-        small = len(texts) == 1 and 4 * len(self._ids) * self.index.dim <= _ONE_THREAD_BYTES
+        small = len(texts) == 1 and 4 * len(self.lexical) * self.index.dim <= _ONE_THREAD_BYTES
         with one_thread() if small else nullcontext():
             return self._rank(texts, vectors, k, mode, filter, allowed, fusion, dense, progress)
 
@@ -188,7 +239,7 @@ class Searcher:
             order = order[:k]
             results.append(
                 Ranked(
-                    self.ids_of(candidates.positions[order]),
+                    self.ids_among(candidates, order),
                     scores[order],
                     {"dense": candidates.dense[order], "lexical": candidates.lexical[order]},
                     sure,
@@ -222,13 +273,18 @@ class Searcher:
             ]
         if mode != "lexical":
             raise InvalidInput(f"mode = {mode!r}: it is 'dense', 'lexical' or 'hybrid'.")
-        found, means, deviations = self.lexical.search_with_moments(texts, k, allowed)
+        found, means, deviations = self._by_words(texts, k, filter, allowed)
         return [
             Ranked(ids, scores, {"lexical": scores}, self.confidence.of_lexical(scores, mean, deviation, mass))
             for (ids, scores), mean, deviation, mass in zip(
                 found, means, deviations, self.lexical.masses(texts), strict=True
             )
         ]
+
+    def _by_words(
+        self, texts: Sequence[str], k: int, filter: Mapping[str, Any] | None, allowed: Mask | None
+    ) -> tuple[list[Ranking], Floats, Floats]:
+        return self.lexical.search_with_moments(texts, k, allowed)
 
     def candidates(
         self,
@@ -253,21 +309,38 @@ class Searcher:
         depth = depth or self.depth
         dense = dense or self.plain
         found: list[Candidates] = []
-        for start, block in self.lexical.score_blocks(texts):
-            stop = start + len(block)
-            extra = include[start:stop] if include is not None else [()] * len(block)
-            pass_ = _QueryBlock(self, texts[start:stop], block, dense, filter, allowed, depth, extra)
-            first = pass_.gather(vectors[start:stop])
+        for start, stop, block in self._query_blocks(texts, dense, filter, allowed, depth, include):
+            first = block.gather(vectors[start:stop])
             if fusion.feedback > 0 and fusion.method != "rrf":
                 best = []
                 for candidates in first:
-                    top, _ = candidates.ranked(fusion, fusion.feedback_depth)
-                    best.append(dense.vectors(self.ids_of(top)))
-                moved = pass_.gather(move_towards(vectors[start:stop], best, fusion.feedback))
+                    top = candidates.best(fusion, fusion.feedback_depth)
+                    best.append(self.ids_among(candidates, top))
+                rows = self._rows_of(dense, best)
+                moved = block.gather(move_towards(vectors[start:stop], rows, fusion.feedback))
                 first = [replace(one, nearness=own.nearness) for one, own in zip(moved, first, strict=True)]
             found += first
             progress("search", stop, len(texts))
         return found
+
+    def _query_blocks(
+        self,
+        texts: Sequence[str],
+        dense: Dense,
+        filter: Mapping[str, Any] | None,
+        allowed: Mask | None,
+        depth: int,
+        include: Sequence[Sequence[int]] | None,
+    ) -> Iterator[tuple[int, int, QueryBlock]]:
+        """(number of the first query, of the one behind the last, their block)."""
+        for start, rows in self.lexical.score_blocks(texts):
+            stop = start + len(rows)
+            extra = include[start:stop] if include is not None else [()] * len(rows)
+            yield start, stop, _QueryBlock(self, texts[start:stop], rows, dense, filter, allowed, depth, extra)
+
+    def _rows_of(self, dense: Dense, ids: Sequence[Sequence[str]]) -> list[Floats]:
+        """What stands for the passages of every query, one (m, d) each."""
+        return [dense.vectors(each) for each in ids]
 
     def score_texts(self, query: str, vector: Floats, texts: Sequence[str], vectors: Floats) -> tuple[Floats, Floats]:
         """(n,) fused scores of texts that need not be indexed, on the scale of a hybrid search over what is, and (n,)
@@ -279,8 +352,8 @@ class Searcher:
         fusion, moved = self.fusion, vector[None]
         if fusion.feedback > 0 and fusion.method != "rrf":
             (first,) = self.candidates([query], moved, fusion=replace(fusion, feedback=0))
-            top, _ = first.ranked(fusion, fusion.feedback_depth)
-            moved = move_towards(moved, [self.plain.vectors(self.ids_of(top))], fusion.feedback)
+            top = first.best(fusion, fusion.feedback_depth)
+            moved = move_towards(moved, [self.plain.vectors(self.ids_among(first, top))], fusion.feedback)
         means, deviations = self.background.of_scores(moved)
         lexical_means, lexical_deviations = self.lexical.moments([query])
         dense, lexical = vectors @ moved[0], self.lexical.scores_of_texts(query, texts)
@@ -304,8 +377,14 @@ class Searcher:
     def positions(self, ids: Sequence[str]) -> Positions:
         return self.lexical.positions(ids)
 
+    def ids_among(self, candidates: Candidates, chosen: NDArray[np.int64]) -> list[str]:
+        """The ids of some of a query's candidates."""
+        if candidates.ids is not None:
+            return [candidates.ids[at] for at in chosen.tolist()]
+        return self.ids_of(candidates.positions[chosen])
+
     def ids_of(self, positions: Positions | Sequence[int]) -> list[str]:
-        return [self._ids[position] for position in np.asarray(positions).tolist()]
+        return [self.ids[position] for position in np.asarray(positions).tolist()]
 
 
 class _QueryBlock:

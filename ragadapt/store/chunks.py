@@ -293,7 +293,7 @@ class ChunkFilters:
         self._chunks = chunks
         self._known: dict[Node, tuple[Node, NDArray[np.bool_]]] = {}
 
-    def resolve(self, filter: Filter) -> tuple[Node, NDArray[np.bool_]]:
+    def resolve(self, filter: Filter | Node) -> tuple[Node, NDArray[np.bool_]]:
         """(what to ask the index, (N,) which chunks pass, in the order of `ids()`). Raises InvalidFilter."""
         from ragadapt.index.filters import parse
 
@@ -306,6 +306,14 @@ class ChunkFilters:
                 self._known.pop(next(iter(self._known)), None)
             self._known[node] = found
         return found
+
+    def asked(self, filter: Filter) -> Node:
+        """What to ask the index, for one that filters words and vectors alike. Raises InvalidFilter."""
+        from ragadapt.index.filters import leaves, parse
+
+        node = parse(filter)
+        beside = any(leaf.path in _BESIDE for leaf in leaves(node))
+        return self.resolve(node)[0] if beside else node
 
     def _resolved(self, node: Node) -> tuple[Node, NDArray[np.bool_]]:
         import numpy as np
