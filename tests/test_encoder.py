@@ -234,6 +234,14 @@ def test_a_model_without_transformer_runs_in_the_library(tmp_path: Path, folder:
     assert encoder.count_tokens(["the cat"]) == [2]
 
 
+def test_a_retriever_in_place_of_a_model_is_told_where_its_model_is(
+    folder: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    encoder.save(tmp_path / "retriever" / "model")
+    with pytest.raises(ModelNotFound, match=r"is a retriever.*retriever.model$"):
+        Encoder.load(EncoderConfig(model=str(tmp_path / "retriever")))
+
+
 def test_saved_model_gives_the_same_vectors_to_everyone(folder: Path, tmp_path: Path) -> None:
     encoder = load(folder, query_prompt="who is ", max_length=20)
     saved = encoder.save(tmp_path / "model")

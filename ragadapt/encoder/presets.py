@@ -81,6 +81,9 @@ def resolve(config: EncoderConfig) -> Source:
         return Source(preset.model, config.revision, preset.max_length, False)
     folder = Path(config.model).expanduser()
     if folder.is_dir():
+        inside = folder / "model"
+        if not (folder / "config.json").is_file() and (inside / "config_sentence_transformers.json").is_file():
+            raise ModelNotFound(f"{folder} is a retriever. To begin with its model, name that: {inside}")
         return Source(str(folder), None, None, True)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", config.model) or config.model.startswith("."):
         raise ModelNotFound(
