@@ -160,6 +160,7 @@ def test_moments_by_term_are_those_of_all_scores_however_small_the_table(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
     monkeypatch.setattr(terms_module, "LEAST_ROWS", rows)
+    monkeypatch.setattr(terms_module, "FEW", 1)
     monkeypatch.setattr(terms_module, "ROWS", 0)
     statistics, _ = corpus.lexical.statistics()
     means, deviations = corpus.lexical.moments(QUERIES)

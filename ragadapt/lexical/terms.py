@@ -29,8 +29,9 @@ from ragadapt.lexical.tokens import Word, words
 
 FORMAT = 3  # up to 2: a whole index, ragadapt.lexical.index
 SETTINGS = "lexical.json"
-LEAST_ROWS = 2048  # terms of the table of pairs: 8 MB
-ROWS = 8  # the table has ROWS · √N terms, so it takes 128 bytes a passage
+LEAST_ROWS = 2048  # terms of the table of pairs, where there are so many: 8 MB
+ROWS = 8  # the table has up to ROWS · √N terms, so it takes 128 bytes a passage
+FEW = 8  # passages of a term that needs no row: they are fetched soon enough
 FETCHED = 4096  # passages that the engine is asked about, at most, to know a query's deviation exactly
 _BLOCK = 8_000_000  # numbers of a dense block while the table is made
 _ARRAYS = ("hashes", "df", "sums", "squares", "rows", "pairs")
@@ -334,9 +335,9 @@ def _hashed(tokens: Iterable[str]) -> tuple[NDArray[np.uint64], int]:
 
 
 def _most_frequent(df: NDArray[np.integer[Any]], limit: int) -> NDArray[np.int64]:
-    """The numbers, ascending, of up to `limit` terms that the most passages have, of those that two have at least."""
+    """The numbers, ascending, of up to `limit` terms that the most passages have, of those that more than `FEW` have."""
     order = np.argsort(-df, kind="stable")[:limit]
-    return np.sort(order[df[order] > 1])
+    return np.sort(order[df[order] > FEW])
 
 
 def _pairs(matrix: Any) -> Floats:
