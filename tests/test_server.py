@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import copy
+import gzip
 import json
 import os
 import random
@@ -17,6 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import cohere
 import httpx
@@ -30,7 +33,9 @@ from mcp.client.client import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 from ragadapt_cli.main import run
+from ragadapt_server.engine import Engine
 from ragadapt_server.filters import dify_filter, openai_filter
+from ragadapt_server.metrics import Metrics
 from ragadapt_server.settings import ServerSettings, named_retrievers
 from ragadapt_server.tokens import Caller, Tokens, add_token
 from running_server import running
@@ -87,8 +92,10 @@ def test_openai_client_gets_the_encoders_own_vectors(address: str, retriever: Re
     plain = client.embeddings.create(model="pages-query", input=texts[0], encoding_format="float")
     np.testing.assert_allclose(plain.data[0].embedding, retriever.encoder.encode_queries(texts[:1])[0], atol=1e-6)
     assert [model.id for model in client.models.list()] == ["pages", "pages-query", "pages-document"]
-    with pytest.raises(openai.NotFoundError, match="pages-document"):
-        client.embeddings.create(model="text-embedding-3-small", input="x")
+    assert client.models.retrieve("pages-query").id == "pages-query"
+    for call in (client.models.retrieve, lambda model: client.embeddings.create(model=model, input="x")):
+        with pytest.raises(openai.NotFoundError, match="pages-document"):
+            call("text-embedding-3-small")
 
 
 def test_langchain_openai_embeds_both_sides(address: str, retriever: Retriever) -> None:
@@ -364,6 +371,26 @@ def test_dify_gets_records_with_scores_from_0_to_1(address: str, retriever: Retr
     assert answer.status_code == 404 and answer.json()["error_code"] == 2001
 
 
+def test_dify_can_register_the_address_and_leave_fields_open(address: str, own: Path, tmp_path: Path) -> None:
+    probe = {"knowledge_id": "", "query": "", "retrieval_setting": {"top_k": 1, "score_threshold": 0.0}}
+    assert post(address, "/retrieval", **probe) == {"records": []}
+    tokens = tmp_path / "tokens"
+    token = add_token(tokens)
+    with running(("pages", own), token_file=str(tokens)) as guarded:
+        for known, status in ((token, 200), ("wrong", 403)):
+            headers = {"Authorization": f"Bearer {known}"}
+            assert httpx.post(f"{guarded}/retrieval", json=probe, headers=headers).status_code == status
+            # Older versions send no body, and refuse an address that answers 403, 404 or 502.
+            bare = httpx.post(f"{guarded}/retrieval", headers=headers).status_code
+            assert bare == (400 if status == 200 else 403)
+    asked = {"knowledge_id": "pages", "query": "old red stone", "metadata_condition": None}
+    left_open = {"top_k": None, "score_threshold": None}  # what nobody set in Dify
+    records = post(address, "/retrieval", **asked, retrieval_setting={"top_k": 5, "score_threshold": 0.0})["records"]
+    assert len(records) == 5
+    assert post(address, "/retrieval", **asked, retrieval_setting=left_open)["records"] == records
+    assert post(address, "/retrieval", **asked, retrieval_setting=None)["records"] == records
+
+
 @pytest.mark.parametrize(
     ("condition", "passing"),
     [
@@ -374,6 +401,9 @@ def test_dify_gets_records_with_scores_from_0_to_1(address: str, retriever: Retr
         ({"name": "lang", "comparison_operator": "start with", "value": "e"}, lambda row: row["lang"][0] == "e"),
         ({"name": "source", "comparison_operator": "end with", "value": "3.md"}, lambda row: row["number"] == 3),
         ({"name": "lang", "comparison_operator": "start with", "value": "x"}, lambda row: False),
+        ({"name": "lang", "comparison_operator": "in", "value": ["de", "fr"]}, lambda row: row["lang"] == "de"),
+        ({"name": "lang", "comparison_operator": "not in", "value": ["de", "fr"]}, lambda row: row["lang"] != "de"),
+        ({"name": "lang", "comparison_operator": "not in", "value": "de, fr"}, lambda row: row["lang"] != "de"),
         ({"name": "lang", "comparison_operator": "not empty"}, lambda row: True),
         ({"name": "lang", "comparison_operator": "empty"}, lambda row: False),
         ({"name": "nothing", "comparison_operator": "empty"}, lambda row: True),
@@ -625,6 +655,57 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
         yield from places(value[key])
 
 
+def test_null_is_a_field_left_out_for_clients_of_other_interfaces(address: str) -> None:
+    def same(path: str, body: dict[str, Any], *names: str) -> None:
+        plain, null = (post(address, path, **body, **more) for more in ({}, dict.fromkeys(names)))
+        assert {**plain, "id": ""} == {**null, "id": ""}
+
+    same("/v1/embeddings", {"model": "pages", "input": "stone"}, "encoding_format", "dimensions", "input_type", "user")
+    same("/v1/rerank", {"query": "stone", "documents": ["a stone", "b"]}, "model", "top_n", "return_documents")
+    search = {"query": "stone", "ranking_options": {"ranker": None, "score_threshold": None}}
+    same("/v1/vector_stores/pages/search", search, "max_num_results", "filters", "rewrite_query")
+    body = {"query": "stone", "documents": None, "texts": ["a stone", "b"], "raw_scores": None, "return_text": None}
+    assert [set(one) for one in post(address, "/rerank", **body)] == [{"index", "score"}] * 2
+    answer = httpx.post(f"{address}/v1/embeddings", json={"model": "pages", "input": None})
+    assert answer.status_code == 400 and answer.json()["error"]["message"] == "input: Field required"
+
+
+def test_an_encoded_body_is_refused_with_its_reason(address: str) -> None:
+    body, headers = gzip.compress(b'{"query": "stone"}'), {"Content-Type": "application/json"}
+    answer = httpx.post(f"{address}/search", content=body, headers={**headers, "Content-Encoding": "gzip"})
+    assert answer.status_code == 415 and "gzip" in answer.json()["error"]["message"]
+    headers["Content-Encoding"] = "identity"
+    assert httpx.post(f"{address}/search", content=b'{"query": "stone"}', headers=headers).status_code == 200
+
+
+def test_probes_may_ask_by_head_and_without_a_host(address: str) -> None:
+    for path in ("/", "/label", "/docs", "/healthz", "/readyz"):
+        answer = httpx.head(f"{address}{path}")
+        assert answer.status_code == 200 and answer.content == b""
+    server = urlsplit(address)
+    for lines, status in (("GET /readyz HTTP/1.0", b"200"), ("GET /readyz HTTP/1.0\r\nHost: evil.example", b"421")):
+        with socket.create_connection((server.hostname, server.port), timeout=10) as connection:
+            connection.sendall(f"{lines}\r\n\r\n".encode())
+            assert connection.recv(1000).split()[1] == status
+    answer = httpx.get(f"{address}/search")
+    assert answer.status_code == 405 and answer.headers["Allow"] == "POST"
+
+
+async def test_a_filter_that_cannot_be_written_down_stops_no_search(own: Path) -> None:
+    engine = Engine("pages", Retriever.open(own), Metrics())
+    await engine.start()
+    try:
+        deep: dict[str, Any] = {}
+        for _ in range(100_000):
+            deep = {"$not": deep}
+        for filter in (deep, {"lang": {("a", "b"): 1}}, {1: 1, "a": 1}):
+            with pytest.raises(InvalidInput):
+                await asyncio.wait_for(engine.search("stone", filter=filter), 10)
+        assert len(await asyncio.wait_for(engine.search("stone", 2), 10)) == 2
+    finally:
+        await engine.close()
+
+
 def test_large_bodies_and_long_waits_are_cut_off(made: Path) -> None:
     with running(("pages", made / "retriever"), max_body_bytes=5_000) as address:
         body = {"query": "stone", "documents": ["x" * 6_000]}
@@ -781,6 +862,14 @@ async def test_mcp_over_http_searches_fetches_and_learns(own: Path) -> None:
             done = await client.call_tool("feedback", {"query": "old red stone", "id": last, "helpful": True})
         (one,) = opened.feedback().ledger.find()
         assert (one.key, one.chunk_id, one.weight) == (done.structured_content["key"], last, 1.0)  # type: ignore[index]
+
+
+def test_mcp_offers_no_stream_that_would_only_time_out(address: str) -> None:
+    for path in ("/mcp", "/mcp/pages"):
+        for method in ("GET", "DELETE"):
+            headers = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2025-06-18"}
+            answer = httpx.request(method, f"{address}{path}", headers=headers, timeout=5)
+            assert answer.status_code == 405 and answer.headers["Allow"] == "POST"
 
 
 async def test_mcp_knows_the_tenant_by_the_token(own: Path, tmp_path: Path) -> None:

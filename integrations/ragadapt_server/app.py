@@ -20,6 +20,7 @@ from ragadapt_server import dify_api, label_api, openai_api, pages, rerank_api, 
 from ragadapt_server.errors import Json, Refused, error_response, refusal_of
 from ragadapt_server.guard import Guard
 from ragadapt_server.mcp_http import McpOverHttp
+from ragadapt_server.pages import PROBES
 from ragadapt_server.settings import ServerSettings
 from ragadapt_server.state import ServerState, server_of
 from ragadapt_server.tokens import Tokens
@@ -88,13 +89,16 @@ def make_app(settings: ServerSettings) -> ASGIApp:
     async def refuse_route(request: Request, error: HTTPException) -> Response:
         # FastAPI reports whatever goes wrong while the body is read as a body that it cannot parse.
         refused = request.scope.get("ragadapt.refused") or Refused(error.status_code, str(error.detail), "no_such_call")
-        return error_response(request.url.path, refused)
+        response = error_response(request.url.path, refused)
+        if error.headers and "Allow" in error.headers:
+            response.headers["Allow"] = error.headers["Allow"]
+        return response
 
-    @app.get("/healthz", include_in_schema=False)
+    @app.api_route("/healthz", methods=PROBES, include_in_schema=False)
     async def healthz() -> Json:
         return Json({"status": "ok"})
 
-    @app.get("/readyz", include_in_schema=False)
+    @app.api_route("/readyz", methods=PROBES, include_in_schema=False)
     async def readyz(request: Request) -> Json:
         """Ready where every retriever can be read; a folder that cannot be is named in the log."""
         for engine in server_of(request).engines.values():

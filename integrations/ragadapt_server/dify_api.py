@@ -21,7 +21,7 @@ class RetrievalSetting(Foreign):
     """How many records, and from which score (0…1) on."""
 
     top_k: int = Field(5, ge=1, le=200)
-    score_threshold: Finite | None = 0.0
+    score_threshold: Finite = 0.0
 
 
 class RetrievalRequest(Foreign):
@@ -35,7 +35,10 @@ class RetrievalRequest(Foreign):
 
 @router.post("/retrieval", tags=["Dify"])
 async def retrieval(request: Request, body: RetrievalRequest) -> Json:
-    """The best passages as records, best first, with scores from 0 to 1."""
+    """The best passages as records, best first, with scores from 0 to 1. No record where neither a retriever nor a
+    question is named: so Dify asks whether the address and the token are right, and takes 404 for a wrong address."""
+    if not body.knowledge_id and not body.query:
+        return Json({"records": []})
     server = server_of(request)
     engine = server.engine(body.knowledge_id)
 
@@ -54,7 +57,7 @@ async def retrieval(request: Request, body: RetrievalRequest) -> Json:
     server.log_query(body.query)
     setting = body.retrieval_setting
     tenant, wider = tenant_of(caller_of(request), None), server.settings.widened()
-    least = min(max(setting.score_threshold or 0.0, 0.0), 1.0)
+    least = min(max(setting.score_threshold, 0.0), 1.0)
     hits = await engine.search(
         body.query, setting.top_k, filter=filter, tenant=tenant, expand=wider, min_confidence=least
     )

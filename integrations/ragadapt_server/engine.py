@@ -31,6 +31,7 @@ from ragadapt.checks import (
     checked_queries,
     checked_texts,
 )
+from ragadapt.errors import InvalidFilter
 from ragadapt.pefa.ledger import named_tenant
 from ragadapt.retriever import Retriever
 from ragadapt.search.context import Expand
@@ -77,15 +78,13 @@ class Encoded:
 
 @dataclass(eq=False, slots=True)
 class _Search:
+    """group: equal for searches that can run together."""
+
     query: str
     arguments: dict[str, Any]
+    group: str
     done: asyncio.Future[list[Hit]]
     since: float = field(default_factory=time.monotonic)
-
-    @property
-    def group(self) -> str:
-        """Equal for searches that can run together."""
-        return json.dumps(self.arguments, sort_keys=True, default=repr)
 
 
 class Engine:
@@ -162,11 +161,15 @@ class Engine:
             "fold": checked_fold(fold), "max_per_document": checked_max_per_document(max_per_document),
             "min_confidence": checked_confidence(min_confidence),
         }  # fmt: skip
+        try:
+            group = json.dumps(arguments, sort_keys=True, default=repr)
+        except (RecursionError, TypeError, ValueError) as error:
+            raise InvalidFilter("A filter is too deep, holds itself, or has names that are no text.") from error
         with self._admitted(1):
             # The vector is remembered by the build that made it, and found there by the search; a tenant's own is not.
             if mode != "lexical" and not self.retriever.adapts_for(tenant):
                 await self._encode([query], "query", counted=False)
-            job = _Search(query, arguments, asyncio.get_running_loop().create_future())
+            job = _Search(query, arguments, group, asyncio.get_running_loop().create_future())
             self._searches.append(job)
             self._to_search.set()
             return await job.done

@@ -65,7 +65,7 @@ def _dify_condition(one: Any, values: Values) -> dict[str, Any]:
     return {"$or": [_dify_test(name, operator, value, values) for name in names]}
 
 
-_NEGATED = {"not contains": "contains", "is not": "is", "≠": "=", "empty": "not empty"}
+_NEGATED = {"not contains": "contains", "is not": "is", "not in": "in", "≠": "=", "empty": "not empty"}
 _RANGES = {">": "$gt", "<": "$lt", "≥": "$gte", "≤": "$lte", "after": "$gt", "before": "$lt"}
 _NUMERIC = ("=", ">", "<", "≥", "≤")
 

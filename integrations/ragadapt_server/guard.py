@@ -9,6 +9,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ragadapt.checks import shown
 from ragadapt_server.errors import Refused, error_response, refusal_of
 from ragadapt_server.metrics import Metrics
 from ragadapt_server.settings import LOOPBACK_HOSTS, ServerSettings
@@ -62,9 +63,12 @@ class Guard:
     def _check(self, scope: Scope) -> None:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         host, origin, path = headers.get("host", ""), headers.get("origin"), scope["path"]
+        if (encoding := headers.get("content-encoding", "").strip().lower()) not in ("", "identity"):
+            raise Refused(415, f"Content-Encoding is {shown(encoding)}: send the body as it is.", "encoded_body")
         if (
             self.tokens is None
             and self.settings.is_local
+            and "host" in headers  # HTTP/1.0 knows none, and every browser sends it
             and _split(f"//{host}").hostname not in (*LOOPBACK_HOSTS, self.settings.host)
         ):
             # A page elsewhere may point a name of its own at this machine; then its Host header gives it away.

@@ -24,14 +24,15 @@ class McpOverHttp:
 
     They are loaded when everything else can answer, since the protocol's package takes as long to import as the rest of
     the server. A request that comes before waits for it. Nothing is kept between two requests, so any of several
-    processes may answer the next one.
+    processes may answer the next one. Nor is anything told that was not asked: a stream for it (GET) is refused with
+    405, which the protocol has for that; held open it would end at the time limit, and clients would come again.
     """
 
     def __init__(self, app: FastAPI, server: ServerState) -> None:
         self._server = server
         for number, name in enumerate(server.engines):
             for path in ("/mcp", f"/mcp/{name}") if number == 0 else (f"/mcp/{name}",):
-                app.router.routes.append(Route(path, _Endpoint(self, name)))
+                app.router.routes.append(Route(path, _Endpoint(self, name), methods=["POST"]))
 
     async def run(self) -> None:
         """Serve until cancelled."""

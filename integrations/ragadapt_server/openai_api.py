@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ragadapt.errors import InvalidInput
 from ragadapt.text import encodable
@@ -34,9 +34,15 @@ InputType = Literal["search_query", "query", "search_document", "document", "pas
 
 
 class Foreign(BaseModel):
-    """A body of another program's interface: what it sends besides is passed over."""
+    """A body of another program's interface: what it sends besides is passed over, and null is a field left out, as
+    many clients write what nobody set."""
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, body: Any) -> Any:
+        return {name: value for name, value in body.items() if value is not None} if isinstance(body, dict) else body
 
 
 class EmbeddingsRequest(Foreign):
@@ -107,12 +113,18 @@ def _as_text(row: Any) -> str:
 async def models(request: Request) -> Json:
     """The names that a request can give: of each retriever, and of the two sides of its model."""
     names = [one for name in server_of(request).engines for one in (name, *(f"{name}{end}" for end in SIDES))]
-    return Json(
-        {
-            "object": "list",
-            "data": [{"id": name, "object": "model", "created": 0, "owned_by": "ragadapt"} for name in names],
-        }
-    )
+    return Json({"object": "list", "data": [_model(name) for name in names]})
+
+
+@router.get("/v1/models/{name}", tags=["OpenAI"])
+async def model(request: Request, name: str) -> Json:
+    """One of these names, for clients that ask whether it is there."""
+    server_of(request).model(name)
+    return Json(_model(name))
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "ragadapt"}
 
 
 class RankingOptions(Foreign):

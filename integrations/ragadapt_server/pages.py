@@ -18,22 +18,25 @@ from ragadapt_server.state import server_of
 
 router = APIRouter(include_in_schema=False)
 
+PROBES = ["GET", "HEAD"]
+"""How monitors ask whether something is there."""
+
 _TAGS = re.compile(r"<(script|style)>(.*?)</\1>", re.S)
 
 
-@router.get("/")
+@router.api_route("/", methods=PROBES)
 async def search_page() -> Response:
     """The page to look, compare and teach."""
     return _page(_whole("search.html"))
 
 
-@router.get("/label")
+@router.api_route("/label", methods=PROBES)
 async def label_page() -> Response:
     """The page to label questions."""
     return _page(_whole("label.html"))
 
 
-@router.get("/docs")
+@router.api_route("/docs", methods=PROBES)
 async def reference(request: Request) -> Response:
     """The endpoints, written from the same description as /openapi.json."""
     return _page(_reference(request.app.openapi()))
