@@ -41,6 +41,7 @@ from ragadapt_server.tokens import Caller, Tokens, add_token
 from running_server import running
 from small_retriever import fit_pages, write_pages
 
+from ragadapt.encoder import Encoder
 from ragadapt.errors import InvalidInput
 from ragadapt.pipeline.refresh import refresh_documents, rollback
 from ragadapt.retriever import Retriever
@@ -706,6 +707,46 @@ async def test_a_filter_that_cannot_be_written_down_stops_no_search(own: Path) -
         await engine.close()
 
 
+def test_a_query_is_no_book_and_a_passage_is_read_as_far_as_the_model_reads(
+    address: str, retriever: Retriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = "stone " * 10_000
+    for path, body in {
+        "/search": {"query": book},
+        "/search/base": {"query": book},
+        "/feedback": {"query": book, "chunk_id": "page00.md#0"},
+        "/retrieval": {"knowledge_id": "pages", "query": book},
+        "/v1/rerank": {"query": book, "documents": ["a"]},
+        "/v1/embeddings": {"model": "pages-query", "input": ["a", book]},
+        "/v1/vector_stores/pages/search": {"query": book},
+    }.items():
+        answer = httpx.post(f"{address}{path}", json=body, timeout=30)
+        assert answer.status_code == 400 and "60,000 characters" in answer.text, path
+    read: list[int] = []
+    encode = Encoder.encode_passages
+
+    def counted(self: Encoder, texts: list[str], *arguments: Any, **named: Any) -> Any:
+        read.extend(map(len, texts))
+        return encode(self, texts, *arguments, **named)
+
+    monkeypatch.setattr(Encoder, "encode_passages", counted)
+    library = "the river " * 30_000
+    got = post(address, "/v1/embeddings", model="pages", input=[library, "the river"])["data"]
+    assert read == [100_000, 9]
+    np.testing.assert_allclose(got[0]["embedding"], retriever.encoder.encode_passages([library])[0], atol=1e-6)
+
+
+def test_a_base_url_without_its_v1_is_told_where_to_go(address: str) -> None:
+    for wrong, right in (
+        ("/embeddings", "/v1/embeddings"),
+        ("//v1/embeddings", "/v1/embeddings"),
+        ("/v1/v1/models", "/v1/models"),
+    ):
+        answer = httpx.post(f"{address}{wrong}", json={"model": "pages", "input": "a"})
+        assert answer.status_code == 404 and f"{right} there is" in answer.json()["error"]["message"]
+    assert httpx.get(f"{address}/nothing/of/that").json()["error"]["message"] == "Not Found"
+
+
 def test_large_bodies_and_long_waits_are_cut_off(made: Path) -> None:
     with running(("pages", made / "retriever"), max_body_bytes=5_000) as address:
         body = {"query": "stone", "documents": ["x" * 6_000]}
@@ -831,6 +872,7 @@ async def tools(client: Client, retriever: Retriever) -> None:
     """What the tools of a server must do, however it is reached."""
     names = {tool.name: tool for tool in (await client.list_tools()).tools}
     assert set(names) == {"search", "fetch", "feedback"}
+    assert "\n\ntokens: give each" in (names["search"].description or "")
     assert names["search"].annotations.read_only_hint and not names["feedback"].annotations.read_only_hint  # type: ignore[union-attr]
     answer = await client.call_tool("search", {"query": "old red stone"})
     found = answer.structured_content["results"]  # type: ignore[index]

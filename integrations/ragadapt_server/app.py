@@ -88,7 +88,9 @@ def make_app(settings: ServerSettings) -> ASGIApp:
     @app.exception_handler(HTTPException)
     async def refuse_route(request: Request, error: HTTPException) -> Response:
         # FastAPI reports whatever goes wrong while the body is read as a body that it cannot parse.
-        refused = request.scope.get("ragadapt.refused") or Refused(error.status_code, str(error.detail), "no_such_call")
+        refused = request.scope.get("ragadapt.refused") or Refused(
+            error.status_code, _elsewhere(app, request) or str(error.detail), "no_such_call"
+        )
         response = error_response(request.url.path, refused)
         if error.headers and "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
@@ -114,6 +116,15 @@ def make_app(settings: ServerSettings) -> ASGIApp:
         return Response(body, media_type=media_type)
 
     return Guard(app, settings, tokens, server.metrics)
+
+
+def _elsewhere(app: FastAPI, request: Request) -> str | None:
+    """The call that somebody meant who left out the /v1 of OpenAI's address, or wrote it twice."""
+    path, known = request.url.path, app.openapi()["paths"]
+    for meant in (f"/v1{path}", path.removeprefix("/v1"), path.replace("//", "/")):
+        if path not in known and meant != path and meant in known:
+            return f"There is no {path} here; {meant} there is. The base URL of OpenAI's clients ends in /v1."
+    return None
 
 
 def _reasons(error: RequestValidationError) -> str:

@@ -47,6 +47,8 @@ _QUERIES = 256  # that are encoded or searched together
 _SLICE_CHARACTERS = 24_000  # of passages that are encoded together: some tenths of a second on a CPU
 _FOLLOW_SECONDS = 1.0
 _MOST_HITS = 1000
+_MOST_OF_A_QUERY = 50_000  # characters; its words are all looked up, and everybody waits meanwhile
+_ENCODED_OF_A_TEXT = 100_000  # characters; no model reads on, but the rest would be cut into tokens first
 
 Task = Literal["query", "passage"]
 T = TypeVar("T")
@@ -126,11 +128,13 @@ class Engine:
 
     async def encode(self, texts: Sequence[str], task: Task) -> Encoded:
         """The texts' vectors. Raises InvalidInput, Refused where too much waits."""
-        checked = checked_queries(texts) if task == "query" else checked_texts(texts)
+        checked = checked_lengths(texts) if task == "query" else checked_texts(texts)
         with self._admitted(len(checked)):
             return await self._encode(checked, task)
 
     async def _encode(self, texts: list[str], task: Task, counted: bool = True) -> Encoded:
+        if task == "passage":
+            texts = [text if len(text) <= _ENCODED_OF_A_TEXT else text.strip()[:_ENCODED_OF_A_TEXT] for text in texts]
         job = _Texts(texts, task, asyncio.get_running_loop().create_future(), counted=counted)
         (self._queries if task == "query" else self._passages).append(job)
         self._to_encode.set()
@@ -151,7 +155,7 @@ class Engine:
         min_confidence: float | None = None,
     ) -> list[Hit]:
         """As `Retriever.search`."""
-        (query,) = checked_queries([query])
+        (query,) = checked_lengths([query])
         checked_choice("mode", mode, MODES)
         named_tenant(tenant)
         if k is not None and checked_k(k) > _MOST_HITS:
@@ -177,7 +181,7 @@ class Engine:
     async def score(self, query: str, texts: Sequence[str]) -> tuple[Floats, Floats, int]:
         """(n,) scores of given texts as `Retriever.score` gives them, with the second stage where one shipped, (n,) the
         probability that each answers the query, and the tokens that the first stage read."""
-        (query,), texts = checked_queries([query]), checked_texts(texts)
+        (query,), texts = checked_lengths([query]), checked_texts(texts)
         with self._admitted(1 + len(texts)):
             asked, encoded = await asyncio.gather(self._encode([query], "query"), self._encode(texts, "passage"))
             now = encoded.snapshot
@@ -311,6 +315,14 @@ class Engine:
     def _drop_cancelled(queue: deque[_Texts]) -> None:
         while queue and queue[0].done.done():
             queue.popleft()
+
+
+def checked_lengths(queries: Sequence[str]) -> list[str]:
+    """As `checked_queries`; Refused for one that is too long to be a question."""
+    checked = checked_queries(queries)
+    if (most := max(map(len, checked))) > _MOST_OF_A_QUERY:
+        raise Refused(400, f"A query has {most:,} characters; it may have {_MOST_OF_A_QUERY:,}.", "too_long")
+    return checked
 
 
 class _Admitted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from mcp.server.mcpserver import Context, MCPServer
@@ -13,7 +14,7 @@ from ragadapt.errors import InvalidInput
 from ragadapt.search.context import Expand
 from ragadapt.values import Hit
 from ragadapt.version import __version__
-from ragadapt_server.engine import Engine
+from ragadapt_server.engine import Engine, checked_lengths
 from ragadapt_server.errors import refusal_of
 from ragadapt_server.state import ServerState, title_of
 from ragadapt_server.tokens import Caller
@@ -96,10 +97,13 @@ def make_mcp(server: ServerState, engine: Engine) -> MCPServer[Any]:
         """Say whether a passage answered a question. It counts in every search from the next one on."""
         with _as_tool_error():
             weight, tenant = 1.0 if helpful else -1.0, _tenant(context)
+            (query,) = checked_lengths([query])
             key = await engine.call(engine.retriever.add_feedback, query, id, weight=weight, tenant=tenant)
         server.metrics.feedback.labels("added").inc()
         return FeedbackResult(key=key)
 
+    for tool in made._tool_manager.list_tools():  # models read the descriptions: without this file's indentation
+        tool.description = inspect.cleandoc(tool.description)
     return made
 
 

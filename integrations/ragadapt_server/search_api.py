@@ -8,10 +8,9 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from ragadapt.checks import checked_queries
 from ragadapt.values import hits_as_json
 from ragadapt_server.before import is_trained
-from ragadapt_server.engine import Engine
+from ragadapt_server.engine import Engine, checked_lengths
 from ragadapt_server.errors import Json, Refused
 from ragadapt_server.openai_api import Finite
 from ragadapt_server.state import caller_of, server_of, tenant_of
@@ -113,7 +112,7 @@ async def search_base(request: Request, body: BaseRequest) -> Json:
     every passage; else, as its vectors are not kept, at those that the fitted model or BM25 ranks high."""
     server = server_of(request)
     engine = server.engine(body.retriever)
-    (query,) = checked_queries([body.query])
+    (query,) = checked_lengths([body.query])
     found = await engine.call(server.bases[engine.name].search, query, body.k)
     listed = hits_as_json(found.hits)
     for row, hit in zip(listed, found.hits, strict=True):
@@ -128,10 +127,11 @@ async def feedback(request: Request, body: FeedbackRequest) -> Json:
     engine = server.engine(body.retriever)
     if body.weight is not None and body.helpful is not None:
         raise Refused(400, "Give weight or helpful, not both.")
+    (query,) = checked_lengths([body.query])
     weight = body.weight if body.weight is not None else -1.0 if body.helpful is False else 1.0
     given = body.model_dump(include={"chunk_id", "document_id", "source", "quote", "user", "at", "key"})
     tenant = tenant_of(caller_of(request), body.tenant)
-    key = await engine.call(engine.retriever.add_feedback, body.query, weight=weight, tenant=tenant, **given)
+    key = await engine.call(engine.retriever.add_feedback, query, weight=weight, tenant=tenant, **given)
     server.metrics.feedback.labels("added").inc()
     return Json({"key": key})
 
