@@ -294,7 +294,7 @@ class RerankConfig(Settings):
     model: str | None = None  # a re-ranker by preset, hub name or folder; None = no second stage
     weight: float | None = Field(None, ge=0, le=1)  # its share of the score; None = learnt per corpus, 0 = it stays out
     depth: int | None = Field(None, ge=1)  # passages that it reads of a query; None = 20 on a CPU, 50 elsewhere
-    max_length: int | None = Field(None, ge=8)  # tokens read of a pair; None = the model's own
+    max_length: int | None = Field(None, ge=8)  # tokens of a pair (multi-vector: a passage); None = the model's own
     method: MethodName = "lora"  # by which it is trained where `stage` says so; settings of the method: adapter.…
     loss: RerankLoss = "listwise"  # softmax over an answer and others; pointwise = binary cross-entropy of each
     negatives: int = Field(7, ge=1)  # beside an answer, drawn anew every time from what the first stage finds

@@ -119,12 +119,13 @@ def export(
 @dataclass(frozen=True, slots=True)
 class ExportedReranker:
     """What was written. difference: the most by which an exported probe score differs from the re-ranker's own.
-    needs_ragadapt: as of `Exported`."""
+    opens_with: the class of sentence-transformers for such models. needs_ragadapt: as of `Exported`."""
 
     folder: Path
     format: ExportFormat
     files: tuple[str, ...]
     difference: float
+    opens_with: str
     needs_ragadapt: bool = False
 
 
@@ -138,14 +139,15 @@ def export_reranker(
     """Write a retriever's re-ranker to `target` in float32, and prove that it gives the same scores.
 
     retriever: also a re-ranker's own folder, hub name or preset. sentence-transformers: `CrossEncoder(target)` opens
-    it; with an adapter that could not be folded, where ragadapt is installed and with trust_remote_code=True. onnx:
-    model.onnx; input_ids, attention_mask and, where the model tells the two texts apart, token_type_ids in, logits
-    (n, 1) out; ragadapt_onnx.json says the activation and the maximal length. Raises InvalidInput if target holds
-    something, NotARetriever where there is no re-ranker, MissingExtra, StoreError.
+    it, `MultiVectorEncoder(target)` a multi-vector model, which has no other format; with an adapter that could not be
+    folded, where ragadapt is installed and with trust_remote_code=True. onnx: model.onnx; input_ids, attention_mask
+    and, where the model tells the two texts apart, token_type_ids in, logits (n, 1) out; ragadapt_onnx.json says the
+    activation and the maximal length. Raises InvalidInput if target holds something, NotARetriever where there is no
+    re-ranker, MissingExtra, StoreError.
     """
     from ragadapt.encoder.loading import own_modules
     from ragadapt.rerank import Reranker
-    from ragadapt.rerank.reranker import PROBE_PAIRS, by_library
+    from ragadapt.rerank.reranker import PROBE_PAIRS
 
     if format not in FORMATS:
         raise InvalidInput(f"format = {format!r}: it is one of {', '.join(FORMATS)}.")
@@ -153,20 +155,26 @@ def export_reranker(
         _need_onnx()
     target = _free(target)
     reranker = Reranker.load(retriever, device="cpu", precision="float32")
+    if format == "onnx" and reranker.spec.multi_vector is not None:
+        raise InvalidInput(
+            f"Re-ranker {reranker.spec.model!r} is a multi-vector model; ONNX export knows cross-encoders alone. "
+            "Use --format sentence-transformers."
+        )
     model = reranker.library_model()
-    scores = by_library(model, PROBE_PAIRS)
+    scores = reranker.by_library(model, PROBE_PAIRS)
     with _beside(target, progress) as folder:
         if format == "onnx":
             difference = _write_pair_onnx(model, reranker, folder, scores)
         else:
-            from sentence_transformers import CrossEncoder
+            import sentence_transformers
 
             reranker.save(folder, portable=True)
             own = bool(own_modules(folder))
-            again = CrossEncoder(str(folder), device="cpu", trust_remote_code=own)
-            difference = float(np.abs(by_library(again, PROBE_PAIRS) - scores).max())
+            opens = getattr(sentence_transformers, reranker.LIBRARY)
+            again = opens(str(folder), device="cpu", trust_remote_code=own)
+            difference = float(np.abs(reranker.by_library(again, PROBE_PAIRS) - scores).max())
     needs = format == "sentence-transformers" and bool(own_modules(target))
-    return ExportedReranker(target, format, _files(target), difference, needs)
+    return ExportedReranker(target, format, _files(target), difference, reranker.LIBRARY, needs)
 
 
 def _free(target: str | Path) -> Path:

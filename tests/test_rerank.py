@@ -39,6 +39,8 @@ from ragadapt.pipeline.rerank import judging_queries
 from ragadapt.queries.kinds import evidence_of
 from ragadapt.rerank import PRESETS, Reranker
 from ragadapt.rerank import reranker as module
+from ragadapt.rerank.memory import Memory, forget
+from ragadapt.rerank.pairs import PairTower
 from ragadapt.rerank.presets import source_of
 from ragadapt.retriever import Retriever
 from ragadapt.search.fusion import ReadCandidates, learn_rerank_weight, with_reranker
@@ -62,7 +64,7 @@ BUILDS: dict[str, Callable[[Path], Path]] = {
 
 @pytest.fixture(autouse=True)
 def _nothing_remembered() -> None:
-    module.forget_scores()
+    forget()
 
 
 def load(folder: Path, precision: str = "float32") -> Reranker:
@@ -113,7 +115,7 @@ def test_many_queries_get_what_each_gets_alone_and_no_pair_is_read_twice(
     reranker = load(write_tiny_cross_encoder(tmp_path / "model"))
     lists = [("a cat", TEXTS[:5]), ("a dog", TEXTS[3:9]), ("a cat", TEXTS[2:4]), ("bread", [])]
     alone = [reranker.logits(query, passages) for query, passages in lists]
-    module.forget_scores()
+    forget()
     read: list[tuple[str, str]] = []
     run = reranker._run
     monkeypatch.setattr(reranker, "_run", lambda pairs, *rest: read.extend(pairs) or run(pairs, *rest))
@@ -140,7 +142,7 @@ def test_remembered_scores_are_those_of_one_model_and_precision(tmp_path: Path) 
 
 
 def test_the_least_used_scores_are_forgotten_first() -> None:
-    memory = module._Memory(most=3)
+    memory: Memory[float] = Memory(most=3)
     memory.add([b"a", b"b", b"c"], [1.0, 2.0, 3.0])
     assert memory.get([b"a"]) == [1.0]
     memory.add([b"d"], [4.0])
@@ -179,7 +181,7 @@ def test_a_forward_that_differs_is_given_up(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_model_of_another_build_runs_in_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_tiny_cross_encoder(tmp_path / "model")
-    monkeypatch.setattr(module.PairTower, "of", classmethod(lambda cls, *_, **__: None))
+    monkeypatch.setattr(PairTower, "of", classmethod(lambda cls, *_, **__: None))
     reranker = load(folder)
     assert reranker.path == "sentence-transformers"
     assert np.abs(reranker.scores(QUERY, TEXTS) - by_library(folder, QUERY, TEXTS)).max() < 1e-5
@@ -218,7 +220,7 @@ def test_a_saved_reranker_is_a_cross_encoder_folder_with_the_same_scores(tmp_pat
     assert reranker.save(tmp_path / "saved") is True
     shutil.rmtree(folder)
     expected = reranker.scores(QUERY, TEXTS)
-    module.forget_scores()
+    forget()
     opened = Reranker.open(tmp_path / "saved", device="cpu", precision="float32")
     assert opened.fingerprint == reranker.fingerprint and opened.spec.max_length == 32
     assert np.abs(opened.scores(QUERY, TEXTS) - expected).max() < 1e-6
@@ -313,6 +315,10 @@ def test_presets_are_these() -> None:
         "ettin-68m": "cross-encoder/ettin-reranker-68m-v1",
         "minilm": "cross-encoder/ms-marco-MiniLM-L6-v2",
         "bge": "BAAI/bge-reranker-v2-m3",
+        "colbert-small": "answerdotai/answerai-colbert-small-v1",
+        "colbert": "colbert-ir/colbertv2.0",
+        "gte-colbert": "lightonai/GTE-ModernColBERT-v1",
+        "lateon": "lightonai/LateOn",
     }
     assert source_of("bge").location == "BAAI/bge-reranker-v2-m3"
 
@@ -743,7 +749,7 @@ def test_command_line_reranks_measures_and_exports(
         "search", str(folder), "old stone bridge", "--rerank-model", str(cross_encoder), "--rerank-weight", "0"
     )
     assert [hit["id"] for hit in named["hits"]] == plain
-    module.forget_scores()
+    forget()
     brief, _ = told("search", str(made.path), "old stone bridge", "--rerank-ms", "0")
     assert [hit["id"] for hit in brief["hits"]] == plain
     refused, code = told("search", str(folder), "old stone bridge", "--rerank")

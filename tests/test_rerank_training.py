@@ -23,8 +23,8 @@ from ragadapt.pipeline import second_stage
 from ragadapt.pipeline.fit import fit
 from ragadapt.pipeline.queries import Labels
 from ragadapt.rerank import Reranker
-from ragadapt.rerank import reranker as module
 from ragadapt.rerank.adapted import AdaptedReranker, fresh_reranker, write_fresh
+from ragadapt.rerank.memory import forget
 from ragadapt.retriever import Retriever
 from ragadapt.training import Example, losses
 from ragadapt.training.rerank import RerankerTrainingResult, _PairRun, train_reranker
@@ -43,7 +43,7 @@ BUILDS: dict[str, Callable[[Path], Path]] = {
 
 @pytest.fixture(autouse=True)
 def _nothing_remembered() -> None:
-    module.forget_scores()
+    forget()
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +218,7 @@ def test_saved_merged_and_in_training_it_gives_the_same_scores(
     merged.save(tmp_path / "saved")
     opened = Reranker.open(tmp_path / "saved", device="cpu", precision="float32")
     assert opened.fingerprint == merged.fingerprint != base.fingerprint
-    module.forget_scores()
+    forget()
     assert np.array_equal(logits(opened), logits(merged))
     assert opened.path == "ragadapt's own forward"
     assert (tmp_path / "saved" / "adapter").is_dir() == (method in ("iaa-l", "prefix")) or build != "fresh"
@@ -238,10 +238,10 @@ def test_a_strength_lies_between_the_base_and_what_was_trained(
     assert np.abs(logits(merged) - half).max() < 1e-4
     merged.save(tmp_path / "half")
     again = Reranker.open(tmp_path / "half", device="cpu", precision="float32")
-    module.forget_scores()
+    forget()
     assert np.array_equal(logits(again), logits(merged))
     made.scale(0.0)
-    module.forget_scores()
+    forget()
     assert np.array_equal(logits(made), logits(base))
     made.scale(1.0)
     assert np.array_equal(logits(made), full)
@@ -253,7 +253,7 @@ def test_the_base_stays_as_it_was(models: dict[str, Path]) -> None:
     base = load(models["bert"])
     before = logits(base)
     train_reranker(base, examples(), None, AdapterConfig(method="full"), settings(), seed=7)
-    module.forget_scores()
+    forget()
     assert np.array_equal(logits(base), before)
 
 
@@ -398,7 +398,7 @@ def test_a_trained_reranker_is_judged_by_what_did_not_train_it_and_kept(
     assert exported.difference < 1e-4
     again = load(tmp_path / "exported")
     own = Reranker.load(made.path, device="cpu", precision="float32")
-    module.forget_scores()
+    forget()
     assert np.allclose(logits(again), logits(own), atol=1e-5)
     assert again.fingerprint == own.fingerprint == section["fingerprint"]
     config = EncoderConfig(precision="float32", device="cpu")

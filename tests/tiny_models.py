@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from pathlib import Path
 from typing import Any
@@ -148,3 +149,56 @@ def write_modular_cross_encoder(folder: Path, kind: str = "modernbert", seed: in
     model = CrossEncoder(modules=modules, device="cpu")
     model.save_pretrained(str(folder / "model"), create_model_card=False)
     return folder / "model"
+
+
+PYLATE = {"query_prefix": "[Q] ", "document_prefix": "[D] ", "query_length": 12, "document_length": 40}
+STANFORD = {"query_maxlen": 12, "doc_maxlen": 40, "query_token_id": "[unused0]", "doc_token_id": "[unused1]"}
+
+
+def write_tiny_multi_vector(
+    folder: Path, kind: str = "bert", seed: int = 0, width: int | None = 16, skip: str = "", **settings: Any
+) -> Path:
+    """A folder with a random MultiVectorEncoder. kind: a transformers model type. width: of the projection; None =
+    without one. skip: characters that do not count in passages. settings: of the Transformer module, such as
+    query_expansion, and prompts."""
+    from sentence_transformers import MultiVectorEncoder
+    from sentence_transformers.base.modules import Dense, Normalize, Transformer
+    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+
+    made = {"prompts": settings.pop("prompts", None), "similarity_fn_name": settings.pop("similarity", None)}
+    raw = write_tiny_model(folder / "base", kind, seed=seed, **KINDS.get(kind, {})).parent / "raw"
+    torch.manual_seed(seed)
+    modules: list[Any] = [Transformer(str(raw), max_seq_length=48, **settings)]
+    if width is not None:
+        names = {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"}
+        modules.append(Dense(32, width, bias=False, activation_function=torch.nn.Identity(), **names))
+    modules += [MultiVectorMask(skiplist_words=list(skip)), Normalize(module_input_name="token_embeddings")]
+    model = MultiVectorEncoder(modules=modules, device="cpu", **made)
+    model.save_pretrained(str(folder / "model"), create_model_card=False)
+    return folder / "model"
+
+
+def write_tiny_pylate(folder: Path, seed: int = 0) -> Path:
+    """The same as PyLate saves it: settings at the top, prefixes, no modules for the mask and the norm."""
+    model = write_tiny_multi_vector(folder, "modernbert", seed)
+    listed = json.loads((model / "modules.json").read_text(encoding="utf-8"))[:2]
+    listed[1]["type"] = "pylate.models.Dense.Dense"
+    (model / "modules.json").write_text(json.dumps(listed), encoding="utf-8")
+    about = {"model_type": "ColBERT", **PYLATE, "attend_to_expansion_tokens": False, "skiplist_words": ["a", "of"]}
+    (model / "config_sentence_transformers.json").write_text(json.dumps(about), encoding="utf-8")
+    (model / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 40}), encoding="utf-8")
+    return model
+
+
+def write_tiny_stanford(folder: Path, seed: int = 0) -> Path:
+    """The same as Stanford's ColBERT saves it: the projection among the transformer's weights."""
+    from safetensors.torch import load_file, save_file
+
+    raw = write_tiny_model(folder / "base", seed=seed).parent / "raw"
+    weights = {f"bert.{name}": tensor for name, tensor in load_file(raw / "model.safetensors").items()}
+    generator = torch.Generator().manual_seed(seed)
+    save_file({**weights, "linear.weight": torch.randn(16, 32, generator=generator)}, raw / "model.safetensors")
+    settings = json.loads((raw / "config.json").read_text(encoding="utf-8"))
+    (raw / "config.json").write_text(json.dumps({**settings, "architectures": ["HF_ColBERT"]}), encoding="utf-8")
+    (raw / "artifact.metadata").write_text(json.dumps(STANFORD), encoding="utf-8")
+    return raw

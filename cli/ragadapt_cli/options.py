@@ -142,7 +142,7 @@ def rerank_options(function: Function) -> Function:
             "--rerank-depth", type=click.IntRange(1), help="Passages that it reads of a query.  [default: as fitted]"
         ),
         click.option(
-            "--rerank-model", help="Another re-ranker: ettin-17m, minilm, bge, a hub name, or a folder; it counts half."
+            "--rerank-model", help="Another re-ranker: minilm, colbert-small, a hub name, or a folder; it counts half."
         ),
         click.option("--rerank", is_flag=True, help="Let the retriever's re-ranker read the best passages."),
     ):

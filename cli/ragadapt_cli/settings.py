@@ -81,7 +81,7 @@ INDEXING = (
     Flag("--index-url", "index.url", "A Qdrant server, as http://localhost:6333; else --index qdrant is a folder."),
 )
 RERANKING = (
-    Flag("--rerank", "rerank.model", "A re-ranker to judge and keep: ettin-17m, minilm, bge, a hub name, or a folder."),
+    Flag("--rerank", "rerank.model", "A re-ranker to judge and keep: ettin-17m, colbert-small, a hub name, a folder."),
     Flag("--stage", "stage", "What is trained: the encoder that retrieves, the re-ranker, or both."),
     Flag("--rerank-method", "rerank.method", "By which the re-ranker is trained (see `ragadapt methods`)."),
 )

@@ -1,6 +1,6 @@
 """The second stage: the same scores as sentence-transformers, how much faster, and what it is worth on real questions.
 
-    python examples/benchmarks/rerank.py --data DATA [--folder FOLDER] [--parts scores,speed,search,corpus]
+    python examples/benchmarks/rerank.py --data DATA [--folder FOLDER] [--parts scores,speed,search,corpus,maxsim]
         [--model NAME] [--collections scifact] [--seeds 13] [--depth 20]
     python examples/benchmarks/rerank.py --data DATA --folder FOLDER --parts train --collections scifact,stackfaq
         --seeds 13,14,15 [--methods iaa-l,iaa-s,lora,full] [--rates 5e-5,2e-4,1e-3] [--steps 200] [--jobs 4]
@@ -16,6 +16,10 @@ at the rate at which half as many gave the best dev score with the first seed. A
 out; it chooses the rate, the step whose weights are kept, and the share of the score. Every training is a
 cell of its own, --jobs of them at a time.
 
+`scores` and `speed` measure multi-vector (ColBERT) models beside the cross-encoders: MiniLM's token vectors as they
+are, and one of ModernBERT's shape with a projection at random. `maxsim` says what those of MiniLM, which nobody trained
+for it, add to the first stage on the train questions of the collections: each under a share learnt from the others.
+
 `speed` and `search` alternate between the sides and count medians; `speed` by the processor's time, so that others at
 work on the machine count less: set OMP_NUM_THREADS=1, or waiting threads count. Results go to FOLDER/rerank.json as
 they come, and to stdout; rows that are there are not measured again.
@@ -28,9 +32,10 @@ import json
 import os
 import platform
 import random
+import string
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import date
 from pathlib import Path
@@ -42,7 +47,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import torch
 from beir import Collection, check_data, load, write_labels
-from rerank_cells import Task, train_cell
+from rerank_cells import Task, read_found, train_cell
 from synthetic import mixed_lengths, shaped_model
 
 from ragadapt import FitConfig, Labels, Retriever, fit
@@ -53,11 +58,12 @@ from ragadapt.evaluation.significance import paired_bootstrap_over_runs
 from ragadapt.pipeline.cells import Cells
 from ragadapt.rerank import Reranker
 from ragadapt.rerank.adapted import write_fresh
-from ragadapt.rerank.reranker import forget_scores
+from ragadapt.rerank.memory import forget
+from ragadapt.search.fusion import learn_rerank_weight
 from ragadapt.search.reranking import Rerank
 
 PARTS = ("scores", "speed", "search", "corpus")
-ON_REQUEST = ("train",)
+ON_REQUEST = ("maxsim", "train")
 PAIRS = 64  # of a timed run
 REPEATS = 3
 SEARCHES = 40
@@ -125,6 +131,40 @@ def fresh_cross_encoder(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def token_vectors(folder: Path) -> Path:
+    """The token vectors of all-MiniLM-L6-v2 as they are, as a multi-vector model: no projection, no training."""
+    from sentence_transformers import MultiVectorEncoder
+    from sentence_transformers.base.modules import Normalize, Transformer
+    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+
+    if not (folder / "modules.json").is_file():
+        source = resolve(EncoderConfig(model="offline")).location
+        transformer = Transformer(source, max_seq_length=LENGTH, document_length=LENGTH)
+        norm = Normalize(module_input_name="token_embeddings")
+        model = MultiVectorEncoder(modules=[transformer, MultiVectorMask(), norm], device="cpu")
+        model.save_pretrained(str(folder), create_model_card=False)
+    return folder
+
+
+def projected(folder: Path, base: Path) -> Path:
+    """A ModernBERT under a random projection to 128 numbers, with query expansion and a list of what does not count."""
+    from sentence_transformers import MultiVectorEncoder
+    from sentence_transformers.base.modules import Dense, Normalize, Transformer
+    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+
+    if not (folder / "modules.json").is_file():
+        torch.manual_seed(0)
+        expansion: Any = {"strategy": "fixed", "length": 32}
+        transformer = Transformer(str(base), max_seq_length=LENGTH, document_length=LENGTH, query_expansion=expansion)
+        names = {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"}
+        width = transformer.get_embedding_dimension()
+        projection = Dense(width, 128, bias=False, activation_function=torch.nn.Identity(), **names)
+        mask, norm = MultiVectorMask(list(string.punctuation)), Normalize(module_input_name="token_embeddings")
+        model = MultiVectorEncoder(modules=[transformer, projection, mask, norm], device="cpu")
+        model.save_pretrained(str(folder), create_model_card=False)
+    return folder
+
+
 def pairs_of(collection: Collection, count: int) -> list[tuple[str, str]]:
     """Questions with passages of mixed lengths."""
     rng = random.Random(13)
@@ -138,9 +178,9 @@ def scores(bench: Bench) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     pairs = pairs_of(load(bench.data, bench.collections[0]), PAIRS)
-    modern = bench.folder / "modernbert"
-    if not modern.is_dir():
-        base = shaped_model(bench.folder / "shape", "ModernBERT-base", max_length=LENGTH, **ETTIN_17M)
+    modern, base = bench.folder / "modernbert", bench.folder / "shape"
+    if not (modern.is_dir() and base.is_dir()):
+        base = shaped_model(base, "ModernBERT-base", max_length=LENGTH, **ETTIN_17M)
         torch.manual_seed(0)
         made = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
         made.save_pretrained(modern)
@@ -150,17 +190,120 @@ def scores(bench: Bench) -> None:
             continue
         theirs = CrossEncoder(model, device="cpu", model_kwargs={"dtype": torch.float32})
         reranker = Reranker.load(model, device="cpu", precision="float32", max_length=theirs.max_seq_length)
-        forget_scores()
+        forget()
         ours = np.concatenate(reranker.logits_of([(query, [passage]) for query, passage in some]))
         expected = theirs.predict(some, activation_fn=torch.nn.Identity(), show_progress_bar=False)
         bench.add(
             part="scores", model=name, path=reranker.path, pairs=len(some), difference=np.abs(ours - expected).max(),
             spread=expected.std(),
         )  # fmt: skip
+    late_scores(bench, pairs[:24], base)
+
+
+def late_scores(bench: Bench, pairs: Sequence[tuple[str, str]], modern: Path) -> None:
+    """The largest difference from MultiVectorEncoder.similarity in float32."""
+    from sentence_transformers import MultiVectorEncoder
+
+    models = {"MiniLM, MaxSim": token_vectors(bench.folder / "minilm-tokens")}
+    models["modernbert, MaxSim"] = projected(bench.folder / "modernbert-tokens", modern)
+    for name, model in models.items():
+        if bench.known(part="scores", model=name):
+            continue
+        theirs = MultiVectorEncoder(str(model), device="cpu", model_kwargs={"dtype": torch.float32})
+        reranker = Reranker.load(model, device="cpu", precision="float32")
+        forget()
+        ours = np.concatenate(reranker.logits_of([(query, [passage]) for query, passage in pairs]))
+        queries, passages = ([pair[side] for pair in pairs] for side in (0, 1))
+        expected = np.asarray(
+            theirs.similarity_pairwise(theirs.encode_query(queries), theirs.encode_document(passages))
+        )
+        bench.add(
+            part="scores", model=name, path=reranker.path, pairs=len(pairs), difference=np.abs(ours - expected).max(),
+            spread=expected.std(),
+        )  # fmt: skip
+
+
+def late_speed(bench: Bench) -> None:
+    """The same of MaxSim over MiniLM's token vectors, beside MultiVectorEncoder; a question with 20 passages each, and
+    again with other questions, when the passages are remembered."""
+    if bench.known(part="speed, MaxSim"):
+        return
+    from sentence_transformers import MultiVectorEncoder
+
+    folder = str(token_vectors(bench.folder / "minilm-tokens"))
+    collection = load(bench.data, bench.collections[0])
+    texts, asked = mixed_lengths(collection.texts, PAIRS), list(collection.queries.values())
+    lists = [(query, texts[at : at + bench.depth]) for at, query in zip(range(0, PAIRS, bench.depth), asked)]
+    again = [(query, own) for query, (_, own) in zip(asked[len(lists) :], lists)]
+    pairs = sum(len(own) for _, own in lists)
+    theirs = MultiVectorEncoder(folder, device="cpu", model_kwargs={"dtype": torch.float32})
+    ours = {name: Reranker.load(folder, device="cpu", precision=name) for name in ("float32", "auto")}
+    seconds: dict[str, list[float]] = {}
+    found: dict[str, Any] = {}
+
+    def timed(name: str, made: Callable[[], Any]) -> None:
+        started = time.process_time()
+        found[name] = np.concatenate(made())
+        seconds.setdefault(name, []).append(time.process_time() - started)
+
+    def by_library() -> list[Any]:
+        return [
+            np.asarray(theirs.similarity(theirs.encode_query([query]), theirs.encode_document(own)))[0]
+            for query, own in lists
+        ]
+
+    for _ in range(REPEATS):
+        timed("library", by_library)
+        for name, reranker in ours.items():
+            forget()
+            timed(name, lambda reranker=reranker: reranker.logits_of(lists))  # type: ignore[misc]
+            timed(f"{name}, remembered", lambda reranker=reranker: reranker.logits_of(again))  # type: ignore[misc]
+    for name, reranker in ours.items():
+        mine, known = seconds[name], seconds[f"{name}, remembered"]
+        bench.add(
+            part="speed, MaxSim", precision=reranker.precision.dtype, asked=name,
+            pairs_per_second=pairs / median(mine), library_pairs_per_second=pairs / median(seconds["library"]),
+            faster=median(theirs / own for theirs, own in zip(seconds["library"], mine, strict=True)),
+            remembered_pairs_per_second=pairs / median(known),
+            correlation=np.corrcoef(found[name], found["library"])[0, 1],
+            difference=np.abs(found[name] - found["library"]).max(), spread=found["library"].std(),
+        )  # fmt: skip
+
+
+def maxsim(bench: Bench) -> None:
+    """What MaxSim over the untrained base's token vectors adds to the first stage, on train questions."""
+    reranker = Reranker.load(token_vectors(bench.folder / "minilm-tokens"), device=bench.device)
+    for name in bench.collections:
+        if bench.known(part="maxsim", collection=name, depth=bench.depth):
+            continue
+        asked = list(read_found(first_stage(bench, load(bench.data, name)), "train").values())
+        logits = reranker.logits_of([(one.text, one.passages[: bench.depth]) for one in asked])
+        read = [one.read(scores) for one, scores in zip(asked, logits, strict=True)]
+        judges = [lambda order, one=one: one.ndcg(order.tolist()) for one in asked]
+        folds = np.random.default_rng(bench.seeds[0]).permutation(len(asked)) % 3
+        shares = np.zeros(len(asked))
+        for fold in range(3):
+            others = np.flatnonzero(folds != fold).tolist()
+            shares[folds == fold] = learn_rerank_weight(
+                [read[at] for at in others], [judges[at] for at in others]
+            ).chosen
+
+        def quality(shares: Sequence[float], read: Any = read, judges: Any = judges) -> list[float]:
+            return [judge(one.ranked(share)) for one, judge, share in zip(read, judges, shares, strict=True)]
+
+        first, fused, alone = (quality(own) for own in ([0.0] * len(asked), shares.tolist(), [1.0] * len(asked)))
+        curve = learn_rerank_weight(read, judges)
+        gain = paired_bootstrap(fused, first, seed=bench.seeds[0])
+        bench.add(
+            part="maxsim", collection=name, depth=bench.depth, questions=len(asked), first=np.mean(first),
+            alone=np.mean(alone), fused=np.mean(fused), gain=gain.delta, low=gain.low, high=gain.high,
+            share=curve.chosen, best_share=curve.best, best=max(curve.quality), precision=reranker.precision.dtype,
+        )  # fmt: skip
 
 
 def speed(bench: Bench) -> None:
     """Pairs a second of the processor's time, beside CrossEncoder.predict as it comes, in float32 and as chosen."""
+    late_speed(bench)
     if bench.known(part="speed"):
         return
     from sentence_transformers import CrossEncoder
@@ -176,7 +319,7 @@ def speed(bench: Bench) -> None:
         found["predict"] = theirs.predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False)
         seconds["predict"].append(time.process_time() - started)
         for name, reranker in ours.items():
-            forget_scores()
+            forget()
             started = time.process_time()
             found[name] = np.concatenate(reranker.logits_of(lists))
             seconds[name].append(time.process_time() - started)
@@ -216,7 +359,7 @@ def search(bench: Bench) -> None:
     with Retriever.open(path) as retriever:
         for query in ("warm up", *asked):
             for name, stage in stages.items():
-                forget_scores()
+                forget()
                 retriever.snapshot().query_vectors._recent.clear()
                 started = time.perf_counter()
                 retriever.search(query, k=5, rerank=stage)
@@ -450,7 +593,8 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         bench = Bench(arguments, folder)
         for part in arguments.parts:
-            {"scores": scores, "speed": speed, "search": search, "corpus": corpus, "train": train}[part](bench)
+            measures = {"scores": scores, "speed": speed, "search": search, "corpus": corpus}
+            {**measures, "maxsim": maxsim, "train": train}[part](bench)
 
 
 if __name__ == "__main__":

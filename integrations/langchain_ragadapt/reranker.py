@@ -50,7 +50,7 @@ class RagAdaptReranker(BaseDocumentCompressor):
     def from_pretrained(
         cls, model: str | Path, *, device: str = "auto", precision: str = "auto", **fields: Any
     ) -> RagAdaptReranker:
-        """model: a preset (ettin-17m, minilm, bge …), a hub name, a cross-encoder's folder or a fitted retriever's.
+        """model: a preset (ettin-17m, colbert-small …), a hub name, a model's folder or a fitted retriever's.
 
         Raises ModelNotFound, InvalidInput, NotARetriever.
         """

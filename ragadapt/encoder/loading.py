@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -94,9 +94,9 @@ _PATH_KEYS = frozenset(("path", "subfolder", "cache_dir", "vocab_file", "merges_
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json")  # words, not settings
 
 
-def leads_outside(folder: Path, trust_code: bool = False) -> str:
+def leads_outside(folder: Path, trust_code: bool = False, also: Sequence[str] = ()) -> str:
     """Why a model's folder must not be opened; "" where it may: which file names a module outside the folder, or,
-    unless code is trusted, a class that no sentence-transformers model needs."""
+    unless code is trusted, a class that no sentence-transformers model needs. also: other classes that may be named."""
     for listing in (folder / "modules.json", *folder.glob("**/router_config.json")):
         if not listing.is_file():
             continue
@@ -114,7 +114,9 @@ def leads_outside(folder: Path, trust_code: bool = False) -> str:
                 if not isinstance(path, str) or not _is_inside(path):
                     return f"{listing.name} names {path!r:.200}, which lies outside the folder"
         for name in types:
-            known = isinstance(name, str) and (name in _OWN_MODULES or name.startswith("sentence_transformers."))
+            known = isinstance(name, str) and (
+                name in (*_OWN_MODULES, *also) or name.startswith("sentence_transformers.")
+            )
             if not known and not trust_code:
                 return f"{listing.name} names the class {name!r:.200}, which is not of sentence-transformers"
     return ""

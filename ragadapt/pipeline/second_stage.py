@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 def load_reranker(config: FitConfig) -> Reranker:
     """The second stage that the configuration names; where it names none, the encoder with a head that has learnt
-    nothing. Raises as `Reranker.load`."""
+    nothing. Raises as `Reranker.load`, and InvalidConfiguration for one that cannot be trained as configured."""
     from ragadapt.rerank import Reranker
 
     settings, encoder = config.rerank, config.encoder
@@ -54,10 +54,15 @@ def load_reranker(config: FitConfig) -> Reranker:
 
         return fresh_reranker(encoder, seed=config.seed, max_length=settings.max_length)
 
-    return Reranker.load(
+    reranker = Reranker.load(
         settings.model, device=encoder.device, precision=encoder.precision, max_length=settings.max_length,
         trust_remote_code=encoder.trust_remote_code,
     )  # fmt: skip
+    if config.trains_reranker:
+        from ragadapt.training.rerank import check_loss
+
+        check_loss(reranker, settings.loss)
+    return reranker
 
 
 @dataclass(frozen=True)

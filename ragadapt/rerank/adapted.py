@@ -1,8 +1,8 @@
-"""A cross-encoder with an adapter on its transformer: trainable, scalable towards its base, mergeable."""
+"""A re-ranker with an adapter on its transformer: trainable, scalable towards its base, mergeable."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,9 @@ from ragadapt.encoder import loading
 from ragadapt.encoder.precision import choose_device, choose_precision
 from ragadapt.encoder.presets import resolve
 from ragadapt.errors import InvalidConfiguration
-from ragadapt.rerank.pairs import parts_of
-from ragadapt.rerank.reranker import PROBE_PAIRS, Reranker, RerankerSpec, Scores, read_pairs
+from ragadapt.rerank.cross_encoder import CrossEncoderReranker
+from ragadapt.rerank.reranker import PROBE_PAIRS, Reranker, Scores
+from ragadapt.rerank.spec import RerankerSpec
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
@@ -64,12 +65,11 @@ def fresh_model(config: EncoderConfig, *, seed: int, max_length: int | None = No
     return model
 
 
-def fresh_reranker(config: EncoderConfig, *, seed: int, max_length: int | None = None) -> Reranker:
+def fresh_reranker(config: EncoderConfig, *, seed: int, max_length: int | None = None) -> CrossEncoderReranker:
     """`fresh_model` as a re-ranker to be trained, where and in what precision the configuration says."""
     make = partial(fresh_model, config, seed=seed, max_length=max_length)
     model, source = make(), resolve(config)
-    activation: Any = model.activation_fn
-    kind = type(activation)
+    kind = type(model.activation_fn)
     spec = RerankerSpec(
         model=f"{config.model} with a head of its own",
         base=loading.tensors_sha256(model.state_dict()),
@@ -79,7 +79,7 @@ def fresh_reranker(config: EncoderConfig, *, seed: int, max_length: int | None =
         activation=f"{kind.__module__}.{kind.__qualname__}",
     )
     device = choose_device(config.device)
-    return Reranker(spec, source, model.to(device), choose_precision(config.precision, device), activation, make)
+    return CrossEncoderReranker(spec, source, model.to(device), choose_precision(config.precision, device), make)
 
 
 def write_fresh(folder: Path, config: EncoderConfig, *, seed: int, max_length: int | None = None) -> Path:
@@ -148,7 +148,7 @@ class AdaptedReranker:
         model.requires_grad_(False)
         method_named(config.method).check_device(self.tower.device.type)
         dtype = next(model.parameters()).dtype
-        weights = dict(parts_of(whole)[0].named_parameters())
+        weights = dict(base.parts(whole)[0].named_parameters())
         self.method, scope = attach_method(model, self.adapter_config, seed=seed, weights=lambda: weights)
         if self.method.MASTERS and dtype != torch.float32:
             self.tower.autocast = dtype
@@ -218,13 +218,13 @@ class AdaptedReranker:
         ends = np.cumsum([len(passages) for _, passages in lists])
         tower = self.base._tower if self._strength == 0 and not self.fresh else self.tower
         assert tower is not None
-        return np.split(read_pairs(tower, pairs), ends[:-1]) if lists else []
+        return np.split(self.base.read_with(tower, pairs), ends[:-1]) if lists else []
 
     def merged(self) -> Reranker:
         """A re-ranker with the adapter folded into its weights, or where it cannot be, beside them, as it is now."""
         state = self.state()
         head = {name: part.detach().float().cpu().clone() for name, part in self._head.items()}
-        restore = partial(_restored, self.base._restore, state, head)
+        restore = partial(_restored, self.base, state, head)
         model = restore()
         folds = method_named(self.adapter_config.method).FOLDS
         spec = replace(
@@ -235,15 +235,15 @@ class AdaptedReranker:
         )
         device = self.base.precision.device
         wanted = self.base.precision
-        return Reranker(spec, self.base.source, model.to(device), wanted, self.base._activation, restore)
+        return type(self.base)(spec, self.base.source, model.to(device), wanted, restore)
 
     def effect(self) -> RerankerEffect:
         """Measured proof that the training works."""
         assert self.base._tower is not None
-        mine, before = read_pairs(self.tower, PROBE_PAIRS), read_pairs(self.base._tower, PROBE_PAIRS)
+        mine, before = (self.base.read_with(tower, PROBE_PAIRS) for tower in (self.tower, self.base._tower))
         merged = self.merged()
         assert merged._tower is not None
-        plain = read_pairs(merged._tower, PROBE_PAIRS)
+        plain = merged.read_with(merged._tower, PROBE_PAIRS)
         return RerankerEffect(
             change=self.method.change(),
             moved=float(np.abs(mine - before).max()) / max(float(mine.std()), 1e-9),
@@ -251,12 +251,11 @@ class AdaptedReranker:
         )
 
 
-def _restored(restore: Callable[[], CrossEncoder], state: AdapterState, head: Mapping[str, Tensor]) -> CrossEncoder:
+def _restored(base: Reranker, state: AdapterState, head: Mapping[str, Tensor]) -> Any:
     """The base anew with what was learnt, in float32 on the CPU."""
-    model = restore()
-    transformer: Any = next(iter(model.children()))
-    state.apply(transformer, [])
-    part = parts_of(model)[1]
+    model = base.library_model()
+    state.apply(next(iter(model.children())), [])
+    part = base.parts(model)[1]
     assert part is not None
     with torch.no_grad():
         for name, parameter in part.named_parameters():

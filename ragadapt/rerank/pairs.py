@@ -6,18 +6,18 @@ as modules after a plain transformer (pooling, layers, a last one of width 1). B
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ragadapt.encoder.architectures import NotCovered, Transformer, of_library, runs_on
+from ragadapt.encoder.architectures import Transformer
 from ragadapt.encoder.batches import Ids, pad
+from ragadapt.rerank.tower import ReadingTower, in_batches, own_forward
 from ragadapt.text import searchable
 
 if TYPE_CHECKING:
@@ -107,19 +107,11 @@ def parts_of(model: CrossEncoder) -> tuple[nn.Module, nn.Module | None]:
     return inner, None
 
 
-class PairTower(nn.Module):
-    """Token ids of pairs → scores. head: always float32; None = the model gives the score itself."""
+class PairTower(ReadingTower):
+    """Token ids of pairs → scores. head: None = the model gives the score itself."""
 
     def __init__(self, model: nn.Module, head: nn.Module | None, tokenizer: Any, max_length: int, path: str) -> None:
-        super().__init__()
-        self.model = model
-        self.head = head
-        self.tokenizer = tokenizer
-        self.max_length = max_length
-        self.autocast: torch.dtype | None = None  # set: float32 weights among those of this precision
-        self.path = path  # which code runs the model, in words
-        pad_id = getattr(tokenizer, "pad_token_id", None)
-        self.pad_id = 0 if pad_id is None else int(pad_id)
+        super().__init__(model, head, tokenizer, max_length, path)
         if isinstance(model, Transformer):
             self.typed = getattr(model.config, "type_vocab_size", 0) > 1
         else:
@@ -142,43 +134,14 @@ class PairTower(nn.Module):
         if modular and output not in (None, "last_hidden_state"):
             return None
         plain, head = parts_of(model)
-        if head is None:
-            return cls(inner, None, tokenizer, max_length, "transformers' forward")
         path = "transformers' forward"
+        if head is None:
+            return cls(inner, None, tokenizer, max_length, path)
         if own:
-            kept = getattr(first, "without_adapter", None)  # of a module whose adapter is no change of its weights
-            try:
-                with kept() if kept is not None else nullcontext() as adapter:
-                    plain = runs_on(of_library(plain), next(plain.parameters()).device)
-                    if adapter is not None:
-                        adapter.attach(plain)
-                path = "ragadapt's own forward"
-            except NotCovered as reason:
-                path += f", as ragadapt's own does not cover {reason}"
+            plain, path = own_forward(first, plain)
         elif not modular:
             return cls(inner, None, tokenizer, max_length, path)
         return cls(plain, head, tokenizer, max_length, path)
-
-    def trainable_twin(self) -> PairTower:
-        """A tower of its own modules that shares the transformer's weights with this one, and has the head's for
-        itself: adding an adapter to the twin, and training its head, leaves this one as it was."""
-        shared: dict[int, Any] = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.buffers())}
-        shared[id(self.tokenizer)] = self.tokenizer
-        twin = copy.deepcopy(self, shared)
-        assert twin.head is not None
-        for name, part in list(twin.head.named_parameters()):
-            owner, _, child = name.rpartition(".")
-            setattr(twin.head.get_submodule(owner), child, nn.Parameter(part.detach().clone()))
-        return twin
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self.autocast is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.autocast)
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
 
     def tokenize(self, pairs: Pairs) -> tuple[list[Ids], list[Ids] | None]:
         """(token ids of each pair, cut at max_length where its longer text ends; which text each is of, or None)."""
@@ -204,3 +167,14 @@ class PairTower(nn.Module):
             made = self.model(input_ids=ids, attention_mask=mask, **given)
         scores = made.logits if self.head is None else self.head(made.last_hidden_state.float(), mask)
         return scores.float().reshape(len(rows))  # type: ignore[no-any-return]
+
+
+def read_pairs(tower: PairTower, pairs: Pairs) -> npt.NDArray[np.float32]:
+    """(n,) scores, in batches of alike lengths."""
+    rows, types = tower.tokenize(pairs)
+
+    def run(batch: list[int]) -> list[float]:
+        made: list[float] = tower([rows[at] for at in batch], types and [types[at] for at in batch]).tolist()
+        return made
+
+    return np.array(in_batches(run, [len(row) for row in rows], tower.device), dtype=np.float32)

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ragadapt.config import AdapterConfig, RerankLoss, TrainingConfig
-from ragadapt.encoder.batches import Ids
-from ragadapt.errors import InvalidInput
+from ragadapt.encoder.batches import Ids, padded_length
+from ragadapt.errors import InvalidConfiguration, InvalidInput
 from ragadapt.rerank.adapted import AdaptedReranker
+from ragadapt.rerank.late_interaction import SIDES, LateInteraction, Row, Task, TokenTower
+from ragadapt.rerank.pairs import PairTower
 from ragadapt.rerank.reranker import Reranker
 from ragadapt.training import losses
 from ragadapt.training.examples import Example, check_examples
@@ -63,9 +65,19 @@ def train_reranker(
     the base's head is random. dev, checkpoint, and several processes as for `train`. Raises InvalidInput,
     InvalidConfiguration, TrainingFailed.
     """
-    run = _PairRun(base, examples, adapter, training, loss, negatives, fresh, seed)
+    kind = _TokenRun if isinstance(base, LateInteraction) else _PairRun
+    run = kind(base, examples, adapter, training, loss, negatives, fresh, seed)
     log.info("method %s trains %s", adapter.method, run.model.share)
     return RerankerTrainingResult(reranker=run.model, **vars(run.follow(dev, checkpoint, progress)))
+
+
+def check_loss(base: Reranker, loss: RerankLoss) -> None:
+    """Raises InvalidConfiguration for a loss by which a re-ranker of this kind does not learn."""
+    if loss == "pointwise" and isinstance(base, LateInteraction):
+        raise InvalidConfiguration(
+            "rerank.loss = 'pointwise' asks whether a passage answers, and MaxSim, a sum over the tokens of the "
+            "question, only says which one does so best. Train a multi-vector model with rerank.loss = 'listwise'."
+        )
 
 
 class _Row:
@@ -80,8 +92,8 @@ class _Row:
         return len(self.ids)
 
 
-class _PairRun(Run[AdaptedReranker]):
-    """The training of a re-ranker: scores of pairs, the loss within each query's list."""
+class _ListRun(Run[AdaptedReranker]):
+    """The training of a re-ranker: the loss within each query's list."""
 
     def __init__(
         self,
@@ -100,6 +112,7 @@ class _PairRun(Run[AdaptedReranker]):
             raise InvalidInput(
                 "A re-ranker learns from passages that do not answer beside one that does: no example has negatives."
             )
+        check_loss(base, loss)
         self.kind, self.negatives = loss, negatives
         model = AdaptedReranker(base, adapter, seed=seed, fresh=fresh)
         model.method.learn_tasks(sorted({example.task for example in self.examples if example.task is not None}))
@@ -148,6 +161,23 @@ class _PairRun(Run[AdaptedReranker]):
             made.append([example.positive, *(example.negatives[at] for at in sorted(drawn.tolist()))])
         return made
 
+    def present(self, lists: Sequence[Sequence[str]]) -> Tensor:
+        """(Q, C) bool, False = padding."""
+        present = torch.zeros(len(lists), max(map(len, lists)), dtype=torch.bool)
+        for number, own in enumerate(lists):
+            present[number, : len(own)] = True
+        return present.to(self.device)
+
+    def weights_of(self, items: Sequence[int]) -> Tensor:
+        """(Q,)"""
+        return torch.tensor([self.examples[item].weight for item in items], device=self.device)
+
+
+class _PairRun(_ListRun):
+    """That of a cross-encoder: scores of pairs."""
+
+    tower: PairTower
+
     def gradient(self, items: list[int], step: int) -> float:
         lists = self.lists(items, step)
         queries = [self.examples[item].query for item in items]
@@ -158,11 +188,7 @@ class _PairRun(Run[AdaptedReranker]):
         tasks = None
         if self.method.TASKS:
             tasks = [self.examples[item].task for item, own in zip(items, lists, strict=True) for _ in own]
-        present = torch.zeros(len(lists), max(map(len, lists)), dtype=torch.bool)  # (Q, C)
-        for number, own in enumerate(lists):
-            present[number, : len(own)] = True
-        present = present.to(self.device)
-        weights = torch.tensor([self.examples[item].weight for item in items], device=self.device)
+        present, weights = self.present(lists), self.weights_of(items)
 
         def embed(some: list[_Row], number: int) -> Tensor:
             told = None if some[0].types is None else [row.types for row in some if row.types is not None]
@@ -175,3 +201,70 @@ class _PairRun(Run[AdaptedReranker]):
             return _LOSSES[self.kind](scores, present, weights)
 
         return self.backward(embed, rows, loss_of, tasks)
+
+
+class _Text:
+    """A query's or a passage's tokens."""
+
+    __slots__ = ("row", "side")
+
+    def __init__(self, row: Row, side: Task) -> None:
+        self.row, self.side = row, side
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+class _TokenRun(_ListRun):
+    """That of a multi-vector model: token vectors of queries and passages, MaxSim as the score.
+
+    MaxSim is a sum over the query's tokens here, also for a model that gives their mean: the order within a list is the
+    same, and the softmax sees differences of a size that it can learn from.
+    """
+
+    tower: TokenTower
+
+    def gradient(self, items: list[int], step: int) -> float:
+        lists = self.lists(items, step)
+        tasks = [self.examples[item].task if self.method.TASKS else None for item in items]
+        asked = list(zip(tasks, (self.examples[item].query for item in items), strict=True))
+        found = [[(task, passage) for passage in own] for task, own in zip(tasks, lists, strict=True)]
+        texts = list(dict.fromkeys(one for own in found for one in own))  # one that is in several lists is read once
+        rows = [_Text(row, "query") for row in self.tower.rows([query for _, query in asked], "query")]
+        rows += [_Text(row, "document") for row in self.tower.rows([text for _, text in texts], "document")]
+        self._longest = max(map(len, rows))
+        row_of = {one: len(asked) + at for at, one in enumerate(texts)}
+        present, weights, width = self.present(lists), self.weights_of(items), padded_length(self._longest)
+        passages = torch.zeros(present.shape, dtype=torch.long)  # (Q, C)
+        for number, own in enumerate(found):
+            passages[number, : len(own)] = torch.tensor([row_of[one] for one in own])
+        passages = passages.to(self.device)
+
+        def embed(some: list[_Text], number: int) -> Tensor:
+            made: dict[int, Tensor] = {}
+            with self.seeded(step, number):
+                for side in SIDES:
+                    own = [at for at, text in enumerate(some) if text.side == side]
+                    if own:
+                        vectors, counts = self.tower([some[at].row for at in own], side)  # (b, T, d), (b, T)
+                        told = torch.cat([vectors, counts.unsqueeze(-1).to(vectors.dtype)], dim=-1)
+                        told = nn.functional.pad(told, (0, 0, 0, width - told.shape[1]))  # (b, width, d + 1)
+                        made.update(zip(own, told.flatten(1), strict=True))
+            return torch.stack([made[at] for at in range(len(some))])  # (B, width · (d + 1))
+
+        def loss_of(made: Tensor) -> Tensor:
+            vectors = made.view(len(rows), width, -1)  # (n, T, d + 1)
+            scores = torch.stack([_max_sim(vectors[at], vectors[own]) for at, own in enumerate(passages)])  # (Q, C)
+            return _LOSSES[self.kind](scores, present, weights)
+
+        return self.backward(
+            embed, rows, loss_of, [*tasks, *(task for task, _ in texts)] if self.method.TASKS else None
+        )
+
+
+def _max_sim(query: Tensor, passages: Tensor) -> Tensor:
+    """(C,) MaxSim of (T, d + 1) with (C, T, d + 1) vectors, whose last number says whether a token counts."""
+    q, p = query[query[:, -1] > 0, :-1], passages[..., :-1]
+    similar = torch.einsum("sd,ctd->cst", q, p)  # (C, S, T)
+    similar = similar.masked_fill(~(passages[..., -1] > 0).unsqueeze(1), torch.finfo(similar.dtype).min)
+    return similar.amax(dim=-1).sum(dim=-1)

@@ -57,7 +57,7 @@ def export_command(terminal: Terminal, retriever: Path, output: Path, format: An
             same = f"same scores as the retriever's re-ranker (they differ by {second.difference:.1e} at most)"
             terminal.write(f"{second.folder}: {second.format}, {same}")
             if second.needs_ragadapt:
-                terminal.write(_needs_ragadapt("CrossEncoder", second.folder))
+                terminal.write(_needs_ragadapt(second.opens_with, second.folder))
         return
     with terminal.progress() as progress:
         made = export(retriever, output, format, int8=int8, progress=progress)
