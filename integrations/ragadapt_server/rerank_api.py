@@ -79,6 +79,7 @@ async def rerank(
             "model": engine.name if body.model is None else body.model,
             "results": results,
             "usage": {"total_tokens": tokens},
+            "meta": {"api_version": {"version": "2"}},  # without which Cohere's clients before 5 fail
         }
     )
 
