@@ -44,6 +44,15 @@ def test_the_image_copies_what_a_build_needs_and_installs_extras_that_exist() ->
     assert extras is not None and set(extras[1].split(",")) <= set(project["project"]["optional-dependencies"])
 
 
+def test_the_builder_is_sent_what_the_image_copies_and_no_more() -> None:
+    lines = (FOLDER / "Dockerfile.dockerignore").read_text(encoding="utf-8").split()
+    assert lines[0] == "*" and lines[-1] == "**/__pycache__"
+    copied = {
+        word for name, rest in instructions() if name == "COPY" and "--from" not in rest for word in rest.split()[:-1]
+    }
+    assert {line.removeprefix("!") for line in lines[1:-1]} == copied
+
+
 def test_the_image_serves_as_a_user_without_rights_and_tells_its_health(tmp_path: Path) -> None:
     last = dict(instructions())
     assert last["USER"] not in ("root", "0")
