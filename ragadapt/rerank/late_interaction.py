@@ -219,7 +219,7 @@ def max_sim(query: Vectors, passages: Sequence[Vectors], *, mean: bool = False) 
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TokenRow:
     """The tokens of one text. attended: those that the transformer's attention sees. expansion: those that expand a
     query."""
 
@@ -283,9 +283,9 @@ class TokenTower(ReadingTower):
     def kept(self) -> list[Any]:
         return [*super().kept(), *self._first]
 
-    def rows(self, texts: Sequence[str], task: Task) -> list[Row]:
+    def rows(self, texts: Sequence[str], task: Task) -> list[TokenRow]:
         """The token ids of every text, its prompt and the expansion of a query included, as the library makes them."""
-        made: list[Row] = []
+        made: list[TokenRow] = []
         for start in range(0, len(texts), _TOKENISED):
             some = [searchable(text) for text in texts[start : start + _TOKENISED]]
             features = self._first[0].preprocess(some, prompt=self.prompts[task] or None, task=task)
@@ -294,10 +294,10 @@ class TokenTower(ReadingTower):
             expansion = features.get("query_expansion_positions")
             more = np.zeros_like(attended) if expansion is None else expansion.numpy().astype(bool)
             there = attended | more
-            made += [Row(ids[at][row], attended[at][row], more[at][row]) for at, row in enumerate(there)]
+            made += [TokenRow(ids[at][row], attended[at][row], more[at][row]) for at, row in enumerate(there)]
         return made
 
-    def forward(self, rows: Sequence[Row], task: Task) -> tuple[Tensor, Tensor]:
+    def forward(self, rows: Sequence[TokenRow], task: Task) -> tuple[Tensor, Tensor]:
         """((B, T, d) float32 vectors, (B, T) which of them count) of one batch."""
         filled, there = pad([row.ids for row in rows], self.pad_id, max(self.max_length, *map(len, rows)))
         masks = np.zeros((2, *there.shape), dtype=np.int64)

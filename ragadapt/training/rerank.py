@@ -18,7 +18,7 @@ from ragadapt.config import AdapterConfig, RerankLoss, TrainingConfig
 from ragadapt.encoder.batches import Ids, padded_length
 from ragadapt.errors import InvalidConfiguration, InvalidInput
 from ragadapt.rerank.adapted import AdaptedReranker
-from ragadapt.rerank.late_interaction import SIDES, LateInteraction, Row, Task, TokenTower
+from ragadapt.rerank.late_interaction import SIDES, LateInteraction, Task, TokenRow, TokenTower
 from ragadapt.rerank.pairs import PairTower
 from ragadapt.rerank.reranker import Reranker
 from ragadapt.training import losses
@@ -208,7 +208,7 @@ class _Text:
 
     __slots__ = ("row", "side")
 
-    def __init__(self, row: Row, side: Task) -> None:
+    def __init__(self, row: TokenRow, side: Task) -> None:
         self.row, self.side = row, side
 
     def __len__(self) -> int:
