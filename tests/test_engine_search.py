@@ -402,6 +402,17 @@ def test_a_servers_layout_follows_the_settings_and_the_size() -> None:
     assert "quantization_config" not in plain and plain["vectors_config"]["passage"].on_disk is False
 
 
+def test_binary_vectors_that_are_narrow_bring_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("qdrant_client")
+    from ragadapt.index.qdrant import CollectionLayout
+
+    for setting, dim, warned in (("binary", 384, True), ("binary", 1024, False), ("int8", 384, False)):
+        caplog.clear()
+        config = IndexConfig.model_validate({"kind": "qdrant", "url": "http://x:6333", "quantisation": setting})
+        CollectionLayout.of(config, 1000, dim)
+        assert ("miss about one in ten" in caplog.text) is warned
+
+
 def test_a_tenant_is_a_string_in_a_field_that_can_be_named() -> None:
     pytest.importorskip("qdrant_client")
     from ragadapt.index.qdrant import CollectionLayout

@@ -139,7 +139,51 @@ def _vectors(bench: Bench, collection: Collection, count: int, asked: list[str])
         return arrays["passages"], arrays["queries"]
 
 
-PARTS: dict[str, Callable[[Bench], list[Row]]] = {"hybrid": hybrid}
+def quantisation(bench: Bench) -> list[Row]:
+    """What the engine's graph finds of the best passages, with vectors as they are and quantised, by Qdrant Edge: the
+    engine of the server in this process."""
+    import qdrant_edge as edge
+
+    collection = load(bench.data, "scifact")
+    asked = list(collection.asked("test").values())[: 8 if bench.smoke else None]
+    passages, queries = _vectors(bench, collection, 200 if bench.smoke else len(collection.ids), asked)
+    order = np.argsort(-(queries @ passages.T), axis=1)
+    rows = []
+    kinds = (
+        ("none", None, None), ("int8", edge.ScalarQuantizationConfig(edge.ScalarType.Int8, 0.99), 2.0),
+        ("binary", edge.BinaryQuantizationConfig(), 4.0),
+    )  # fmt: skip
+    for name, config, oversampling in kinds:
+        with tempfile.TemporaryDirectory(prefix="ragadapt-scale-") as place:
+            params = edge.EdgeVectorParams(
+                size=passages.shape[1], distance=edge.Distance.Dot, quantization_config=config
+            )
+            small = edge.EdgeOptimizersConfig(indexing_threshold=100, default_segment_number=1)  # kB: all gets a graph
+            shard = edge.EdgeShard.create(place, edge.EdgeConfig(vectors={"passage": params}, optimizers=small))
+            for start in range(0, len(passages), 1000):
+                part = range(start, min(start + 1000, len(passages)))
+                points = [edge.Point(at, {"passage": passages[at]}, {}) for at in part]
+                shard.update(edge.UpdateOperation.upsert_points(points))
+            while shard.optimize():
+                pass
+            rescored = None
+            if oversampling is not None:
+                rescored = edge.QuantizationSearchParams(ignore=False, rescore=True, oversampling=oversampling)
+            parameters = edge.SearchParams(exact=False, quantization=rescored)
+            row: Row = {"vectors": name, "passages": len(passages), "queries": len(asked)}
+            for k in (10, 200):
+                share = 0.0
+                for vector, best in zip(queries, order, strict=True):
+                    nearest = edge.Query.Nearest(vector, using="passage")
+                    found = shard.query(edge.QueryRequest(limit=k, query=nearest, params=parameters))
+                    share += len({point.id for point in found} & set(best[:k].tolist())) / min(k, len(passages))
+                row[f"recall@{k} of exact"] = round(share / len(asked), 4)
+            shard.close()
+            rows.append(row)
+    return rows
+
+
+PARTS: dict[str, Callable[[Bench], list[Row]]] = {"hybrid": hybrid, "quantisation": quantisation}
 """Part → what measures it. Each returns rows of equal keys."""
 
 

@@ -85,6 +85,7 @@ _RETRIED = {408, 425, 429, 500, 502, 503, 504}
 Quantisation = Literal["int8", "binary"]
 _OVERSAMPLING: Mapping[Quantisation, float] = {"int8": 2.0, "binary": 4.0}  # times as many are scored again
 _FIELD = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_WIDE = 1024  # numbers of a vector from which on one bit of each says enough
 _SMALL = 1_000_000_000  # bytes of vectors
 _SHARD = 10_000_000  # points: more of them make the optimiser's rewriting of a segment long
 
@@ -118,6 +119,11 @@ class CollectionLayout:
         quantised: Quantisation | None = None
         if config.quantisation == "binary" or config.quantisation == "int8":
             quantised = config.quantisation
+            if quantised == "binary" and dim < _WIDE:
+                log.warning(
+                    "Binary vectors of %d numbers miss about one in ten of the best even when rescored; they are for "
+                    "%d numbers or more. Take index.quantisation = 'int8'.", dim, _WIDE,
+                )  # fmt: skip
         elif config.quantisation == "auto" and large:
             quantised = "int8"
         shards = config.shards

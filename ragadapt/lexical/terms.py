@@ -335,7 +335,7 @@ def _hashed(tokens: Iterable[str]) -> tuple[NDArray[np.uint64], int]:
 
 
 def _most_frequent(df: NDArray[np.integer[Any]], limit: int) -> NDArray[np.int64]:
-    """The numbers, ascending, of up to `limit` terms that the most passages have, of those that more than `FEW` have."""
+    """The numbers, ascending, of up to `limit` terms that the most passages have, which more than `FEW` have."""
     order = np.argsort(-df, kind="stable")[:limit]
     return np.sort(order[df[order] > FEW])
 
