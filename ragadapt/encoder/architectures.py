@@ -189,6 +189,12 @@ class _BertLayer(nn.Module):
         return out
 
 
+BERT_PARTS: frozenset[type] = frozenset(
+    {nn.Module, nn.ModuleList, nn.LayerNorm, nn.Dropout, _Linear, _Self, _AddNorm, _BertLayer}
+)
+"""What the layers of BERT are made of, as long as nothing was put in or around them."""
+
+
 class _BertEmbeddings(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()

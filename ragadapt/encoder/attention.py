@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _LONGEST = 512  # beyond it the (T, T) weights outgrow the caches, and the fused kernel wins
 _BLOCK = 128  # queries that are multiplied at once where their reach is bounded
+_PIECE = 3_200_000  # bytes of scores at once where none are kept: larger ones leave the caches, and malloc maps anew
 
 
 Block = tuple[int, int, int, int]
@@ -93,6 +94,32 @@ class _Attention(torch.autograd.Function):
         return for_q, for_k, for_v, None, None, None
 
 
+def _without_gradient(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, blocks: list[Block], batch: int
+) -> Tensor:
+    """What `_Attention` computes, a few texts at a time, as (B, T, H, d)."""
+    many, group, length, width = q.shape
+    heads = many // batch  # of the keys
+    out = q.new_empty(batch, length, heads * group, width)
+    largest = max((end - start) * (last - first) for start, end, first, last in blocks)
+    step = max(1, _PIECE // (heads * group * largest * q.element_size()))
+    nothing = q.new_zeros(1, 1, 1)
+    for one in range(0, batch, step):
+        texts = min(batch, one + step) - one
+        here = slice(one * heads, (one + texts) * heads)
+        masks = mask if mask is None or len(mask) == 1 else mask[one : one + texts]
+        for start, end, first, last in blocks:
+            rows = q[here, :, start:end].reshape(texts * heads, group * (end - start), width)
+            scores = torch.baddbmm(nothing, rows, k[here, first:last].transpose(1, 2), beta=0.0, alpha=scaling)
+            if masks is not None:
+                part = masks[:, :, first:last] if masks.shape[1] == 1 else masks[:, start:end, first:last]
+                scores.view(texts, heads, group, end - start, last - first).add_(part[:, None, None])
+            torch.softmax(scores, dim=-1, out=scores)
+            made = torch.bmm(scores, v[here, first:last]).view(texts, heads * group, end - start, width)
+            out[one : one + texts, start:end] = made.transpose(1, 2)
+    return out
+
+
 def query_blocks(length: int, reach: Reach, size: int = _BLOCK) -> list[Block]:
     """(first query, end of queries, first key, end of keys) of blocks of queries; one block where nothing is saved."""
     left, right = effective(reach, length)
@@ -140,6 +167,8 @@ def batched_attention(
     k, v = (tensor.reshape(folded, length, width) for tensor in (key, value))
     bias = None if mask is None else mask[:, 0].to(query.dtype)
     blocks = query_blocks(length, reach)
+    if not torch.is_grad_enabled():
+        return _without_gradient(q, k, v, bias, scaling, blocks, batch)
     made: Tensor = _Attention.apply(q, k, v, bias, scaling, blocks)  # type: ignore[no-untyped-call]
     return made.view(batch, heads, length, width).transpose(1, 2).contiguous()
 

@@ -9,7 +9,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -52,6 +52,7 @@ Vectors = npt.NDArray[np.float32]
 
 _FIRST_WINDOW = 512  # texts tokenised before the first batch runs: the model should not wait long
 _WINDOW = 8192  # texts tokenised and sorted together afterwards; bounds the memory that tokens take
+_LONG_TOKENS = 8192  # of the first window, from which a run is worth packing weights for
 _SHORT_TOKENS = 64  # in all, of a call that runs on one thread: a question or two
 _BUDGET = {"cpu": 2048, "cuda": 131_072, "mps": 16_384}  # tokens per batch
 _RELOAD_COSINE = 0.9999
@@ -463,7 +464,7 @@ class Encoder:
                 return tower.tokenize([prompt + text for text in piece] if prompt else piece)
 
         done = 0
-        with ThreadPoolExecutor(max_workers=1) as pool:
+        with ThreadPoolExecutor(max_workers=1) as pool, ExitStack() as run:
             ahead: Future[tuple[list[Ids], int]] = pool.submit(tokenise, windows[0])
             for number, (start, _) in enumerate(windows):
                 rows, cut = ahead.result()
@@ -471,6 +472,8 @@ class Encoder:
                 if number + 1 < len(windows):
                     ahead = pool.submit(tokenise, windows[number + 1])
                 lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
+                if number == 0 and int(lengths.sum()) >= _LONG_TOKENS:
+                    run.enter_context(tower.packing())
                 short = len(windows) == 1 and int(lengths.sum()) <= _SHORT_TOKENS
                 with one_thread() if short else nullcontext():
                     for batch in token_batches(lengths, budget):

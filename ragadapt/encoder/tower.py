@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Self
 
 import numpy as np
@@ -15,11 +15,14 @@ from torch import Tensor, nn
 
 from ragadapt.encoder.attention import needed_mask, reads_backwards_only
 from ragadapt.encoder.batches import Ids, Padded, pad
+from ragadapt.encoder.packed import PackedBert, packed
 from ragadapt.encoder.precision import PROBE_PASSAGES
 from ragadapt.encoder.prefix import Prefix, split
 from ragadapt.text import searchable
 
 log = logging.getLogger(__name__)
+
+_SAME_PACKED = 0.9995  # least cosine of two ways to round to bfloat16 on the way; each is within .0002 of float32
 
 
 class Tower(nn.Module):
@@ -40,6 +43,8 @@ class Tower(nn.Module):
         self.autocast: torch.dtype | None = None  # set: float32 weights among those of this precision
         self.prefix: Prefix | None = None  # set: the lower layers are frozen and their results kept
         self.path = "transformers' forward"  # which code runs the model, in words
+        self._packed: PackedBert | None = None  # set during a long run
+        self._packs: bool | None = None  # whether packed weights give the same vectors; None = not tried yet
         self.causal = reads_backwards_only(model)
         self.maskless = self.causal and not getattr(model, "packs", False)
         self.prompt_pooled = all(getattr(module, "include_prompt", True) for module in head)
@@ -166,8 +171,42 @@ class Tower(nn.Module):
             for module in dropping:
                 module.training = True
 
+    @contextmanager
+    def packing(self) -> Iterator[None]:
+        """A long run: `embed` goes through packed weights where they can be had and give the same vectors."""
+        if self._packs is not False and self.prefix is None and self.autocast is None:
+            self._packed = packed(self.model)
+        try:
+            if self._packed is not None and self._packs is None:
+                self._packs = self._same_packed(self._packed)
+            if self._packs is False:
+                self._packed = None
+            yield
+        finally:
+            self._packed = None
+
+    @torch.no_grad()
+    def _same_packed(self, model: PackedBert) -> bool:
+        """Whether packed weights give this model's vectors of the probe; where they fail, they don't."""
+        ids, mask = self.to_tensors(self.tokenize(PROBE_PASSAGES)[0])
+        try:
+            cosines = (self(ids, mask) * self.pool(model(ids, mask), mask)).sum(-1)
+            least = float(cosines.min())
+        except RuntimeError as error:
+            log.info("weights are not packed: %s", error)
+            return False
+        if not least >= _SAME_PACKED:
+            log.warning("packed weights give other vectors (least cosine %.5f): not used", least)
+            return False
+        return True
+
     @torch.no_grad()
     def embed(self, rows: list[Ids], prompt_length: int = 0) -> npt.NDArray[np.float32]:
         """(B, d) float32 unit vectors of one batch of token rows."""
-        made: npt.NDArray[np.float32] = self.vectors(rows, prompt_length).cpu().numpy()
+        if self._packed is not None:
+            ids, mask = self.to_tensors(rows)
+            found = self.pool(self._packed(ids, mask), mask, prompt_length)
+        else:
+            found = self.vectors(rows, prompt_length)
+        made: npt.NDArray[np.float32] = found.cpu().numpy()
         return made
