@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-import xxhash
-
 from ragadapt.errors import InvalidInput, RagadaptError, StoreCorrupt, StoreError, reason_of
 from ragadapt.text import encodable, is_encodable
 
@@ -51,7 +49,7 @@ class FileRecord:
 
 def record_file(file: Path) -> FileRecord:
     """Hash the file as it is now."""
-    sha256, xxh3 = hashlib.sha256(), xxhash.xxh3_128()
+    sha256, xxh3 = hashlib.sha256(), _xxh3()
     with file.open("rb", buffering=0) as stream:
         size = sum(_feed(stream, lambda: False, sha256, xxh3))
     return FileRecord(size, sha256.hexdigest(), xxh3.hexdigest())
@@ -166,7 +164,7 @@ def _open_file(file: Path, expected: FileRecord, remedy: str) -> BinaryIO:
 def _compare(file: Path, expected: FileRecord, stream: BinaryIO, stopped: Callable[[], bool], remedy: str) -> None:
     """Raises StoreCorrupt unless the open file has this hash, or it was told to stop."""
     name, wanted = ("xxh3", expected.xxh3) if expected.xxh3 else ("sha256", expected.sha256)
-    digest = xxhash.xxh3_128() if expected.xxh3 else hashlib.sha256()
+    digest = _xxh3() if expected.xxh3 else hashlib.sha256()
     try:
         for _ in _feed(stream, stopped, digest):
             pass
@@ -174,6 +172,12 @@ def _compare(file: Path, expected: FileRecord, stream: BinaryIO, stopped: Callab
         raise StoreCorrupt(f"{file} cannot be read ({error}). {remedy}") from error
     if not stopped() and digest.hexdigest() != wanted:
         raise StoreCorrupt(f"{file} has {name} {digest.hexdigest()}, and {wanted} is expected. {remedy}")
+
+
+def _xxh3() -> Any:
+    from xxhash import xxh3_128  # what encodes and trains and hashes no file does without it
+
+    return xxh3_128()
 
 
 def _feed(stream: BinaryIO, stopped: Callable[[], bool], *digests: Any) -> Iterator[int]:

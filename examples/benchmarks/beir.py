@@ -9,13 +9,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import bm25s
 import numpy as np
-import Stemmer
 
-from ragadapt.encoder import Encoder
-from ragadapt.evaluation import Evaluation, evaluate
+if TYPE_CHECKING:  # a machine for the part gpu of speed.py lacks what these need
+    from ragadapt.encoder import Encoder
+    from ragadapt.evaluation import Evaluation
 
 Run = dict[str, dict[str, float]]
 Qrels = dict[str, dict[str, int]]
@@ -80,6 +80,8 @@ def load(data: Path, name: str) -> Collection:
 
 def baselines(collection: Collection, encoder: Encoder, split: str = "test", k: int = 1000) -> dict[str, Evaluation]:
     """Untuned dense (one vector per document), plain BM25 (English stems), and their RRF, on whole documents."""
+    from ragadapt.evaluation import evaluate
+
     asked = collection.asked(split)
     ids, texts = list(asked), list(asked.values())
     dense = encoder.encode_queries(texts) @ encoder.encode_passages(collection.texts).T
@@ -94,6 +96,9 @@ def baselines(collection: Collection, encoder: Encoder, split: str = "test", k: 
 
 def plain_bm25(texts: list[str], queries: list[str]) -> np.ndarray:
     """Scores (Q, N): bm25s with English stems and stopwords, k1 1.2, b 0.75, words as they stand."""
+    import bm25s
+    import Stemmer
+
     stemmer = Stemmer.Stemmer("english")
     stopwords = set(bm25s.stopwords.STOPWORDS_EN)
 

@@ -8,6 +8,10 @@ OMP_NUM_THREADS=1, or waiting threads count, too. Results go to FOLDER/speed.jso
 into the same FOLDER join those that are there. Tables go to stdout, --table prints them again without measuring.
 Without CUDA the rows of the parts gpu, gpu-shapes and gpu-fit say "not measured". The peers of train, architectures and
 mining need `pip install '.[benchmarks]'`. --smoke runs every part at a size of seconds: its figures mean nothing.
+
+The part gpu needs torch, transformers, sentence-transformers, peft and accelerate, and nothing else: without --data it
+reads this repository's pages, without the package of MiniLM it makes random weights of its shape, without datasets the
+peer trains in a plain loop over its own loss. It ends in six minutes: what does not fit is left out, and said so.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import bare  # the first: what follows imports ragadapt
 import numpy as np
 from beir import Collection, check_data, load, plain_bm25, run_of, write_labels
 from charts import write_chart
@@ -69,8 +74,13 @@ class Sizes:
     mining_repeats: int = 3
     growth: tuple[int, ...] = (1_000, 10_000, 100_000)
     gpu_texts: int = 10_000  # at most, of the collection's passages
+    gpu_words: int = 190  # of a passage that is made of this repository's pages
+    gpu_layers: int = 6  # of random weights in MiniLM's shape
+    gpu_vocabulary: int = 30_522  # of them
+    gpu_examples: int = 1024  # of training, where they are made of this repository's pages
     gpu_repeats: int = 5
     gpu_batches: tuple[int, ...] = (32, 128)  # of training
+    gpu_seconds: int = 300  # of the part gpu; then whatever has not begun is left out
     labels: int = 400  # judged queries of the fits with training
     cli_repeats: int = 7
 
@@ -78,14 +88,16 @@ class Sizes:
 SMOKE = Sizes(
     repeats=2, texts=24, documents=60, examples=32, train_repeats=1, shape_texts=4, shape_examples=2,
     shape_repeats=1, chunks=1500, queries=200, mining_repeats=1,
-    growth=(100, 300), labels=60, cli_repeats=2, gpu_texts=24, gpu_repeats=2, gpu_batches=(16,),
+    growth=(100, 300), labels=60, cli_repeats=2, gpu_texts=16, gpu_words=24, gpu_layers=1, gpu_vocabulary=500,
+    gpu_examples=8,
+    gpu_repeats=2, gpu_batches=(8,),
 )  # fmt: skip
 
 
 class Bench:
     """Where results go, and what the parts share."""
 
-    def __init__(self, data: Path, folder: Path, sizes: Sizes, model: str, seed: int, device: str) -> None:
+    def __init__(self, data: Path | None, folder: Path, sizes: Sizes, model: str, seed: int, device: str) -> None:
         self.data = data
         self.folder = folder
         self.sizes = sizes
@@ -139,6 +151,8 @@ class Bench:
             return None
 
     def collection(self) -> Collection:
+        if self.data is None:
+            raise ValueError("--data is needed")
         return load(self.data, "scifact")
 
     def judged(self) -> Collection:
@@ -162,9 +176,63 @@ def processor() -> str:
     return f"{values.get('model name', 'unknown')} ({', '.join(known)})"
 
 
+# What there is to reach
+
+
+def matrix_peak(device: str, dtype: str = "bfloat16", size: int | None = None) -> float:
+    """Operations a second of a square matrix product, the best of ten: what there is to reach."""
+    import torch
+
+    on_gpu = device.startswith("cuda")
+    size = size or (8192 if on_gpu else 1024)
+    multiply: Callable[[Any, Any], Any] = torch._int_mm if dtype == "int8" else torch.matmul
+    scale = 40.0 if dtype == "int8" else 1.0
+    left, right = (torch.randn(size, size, device=device).mul_(scale).to(getattr(torch, dtype)) for _ in range(2))
+    took = []
+    for _ in range(10):
+        started = time.perf_counter()
+        multiply(left, right)
+        if on_gpu:
+            torch.cuda.synchronize()
+        took.append(time.perf_counter() - started)
+    return 2 * size**3 / min(took)
+
+
+def forward_operations(model: str, lengths: Sequence[int]) -> float | None:
+    """Operations of a forward pass over texts of so many tokens, without padding: two for each weight of a layer and
+    token, and four times the width for each pair of tokens. None for layers that are not BERT's."""
+    config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+    if config.get("model_type") not in ("bert", "roberta", "xlm-roberta"):
+        return None
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    weights = 4 * width**2 + 2 * width * inner
+    counts = np.asarray(lengths, dtype=np.float64)
+    return float(config["num_hidden_layers"] * np.sum(2 * weights * counts + 4 * width * counts**2))
+
+
+def training_operations(model: str, triples: Path, examples: int | None) -> float | None:
+    """Of one example, query, passage and negative: a forward pass and the way back to the activations, which is as much
+    again; frozen weights need no gradient. None as of `forward_operations`."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    lines = triples.read_text(encoding="utf-8").splitlines()[:examples]
+    texts = [text for line in lines for text in json.loads(line).values()]
+    settings = json.loads((Path(model) / "sentence_bert_config.json").read_text(encoding="utf-8"))
+    longest = settings.get("max_seq_length") or 512
+    lengths = [len(row) for row in tokenizer(texts, truncation=True, max_length=longest)["input_ids"]]
+    forward = forward_operations(model, lengths)
+    return None if forward is None else 2 * forward / len(lines)
+
+
+def _share(operations: float | None, seconds: float, peak: float) -> float | None:
+    return None if operations is None else operations / seconds / peak
+
+
 # Encoding
 
 Encode = Callable[[Sequence[str]], np.ndarray]
+ONNX, OPENVINO = "sentence-transformers ONNX", "sentence-transformers OpenVINO"
 
 
 @contextmanager
@@ -194,20 +262,72 @@ def encoders(model: str, device: str) -> Iterator[dict[str, Encode]]:
         values = {"model": model, "device": device, "precision": precision}
         return Encoder.load(EncoderConfig.model_validate(values)).encode_passages
 
+    others = {name: peer(one) for name, one in _other_backends(location).items()}
     yield {
         "sentence-transformers float32 (default)": peer(plain),
         "sentence-transformers bf16 autocast": peer(plain, autocast=True),
         "sentence-transformers bf16 weights": peer(half),
+        **others,
         "ragadapt float32": ours("float32"),
         "ragadapt auto": ours("auto"),
     }
 
 
+def _other_backends(location: str) -> dict[str, Any]:
+    """sentence-transformers with its ONNX and OpenVINO backends, as far as they are installed (pip install
+    'sentence-transformers[onnx,openvino]'), in float32, bfloat16 and 8 bits, as each offers it."""
+    from sentence_transformers import SentenceTransformer
+
+    found: dict[str, Any] = {}
+    if importlib.util.find_spec("optimum") is None:
+        return found
+    ways: dict[str, tuple[str, dict[str, Any]]] = {
+        f"{ONNX} float32": ("onnx", {"provider": "CPUExecutionProvider"}),
+        f"{OPENVINO} float32": ("openvino", {"ov_config": {"INFERENCE_PRECISION_HINT": "f32"}}),
+        f"{OPENVINO} bf16": ("openvino", {"ov_config": {"INFERENCE_PRECISION_HINT": "bf16"}}),
+    }
+    for name, (backend, settings) in ways.items():
+        try:
+            found[name] = SentenceTransformer(
+                location, backend=backend, device="cpu", model_kwargs={**settings, "export": True}
+            )
+        except Exception as error:  # not installed, or not with this version of the others
+            print(f"{name}: not measured ({error})", file=sys.stderr)
+    if f"{ONNX} float32" in found:
+        try:
+            found[f"{ONNX} int8"] = _quantised(found[f"{ONNX} float32"])
+        except Exception as error:
+            print(f"{ONNX} int8: not measured ({error})", file=sys.stderr)
+    return found
+
+
+def _quantised(model: Any) -> Any:
+    """The model of the ONNX backend with weights in 8 bits, activations rounded as they come."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.backend import export_dynamic_quantized_onnx_model
+
+    with tempfile.TemporaryDirectory(prefix="ragadapt-speed-") as folder:
+        model.save_pretrained(folder)
+        export_dynamic_quantized_onnx_model(model, "avx512_vnni", folder)
+        name = next(path.name for path in Path(folder).rglob("*qint8*.onnx"))
+        settings = {"provider": "CPUExecutionProvider", "file_name": f"onnx/{name}"}
+        return SentenceTransformer(folder, backend="onnx", device="cpu", model_kwargs=settings)
+
+
 def encode(bench: Bench) -> None:
-    """Passages per second on passages as they are and on texts of mixed length; nDCG@10 of those in the table."""
+    """Passages per second on passages as they are and on texts of mixed length, and the share that they reach of what
+    the processor multiplies in bfloat16 at best; nDCG@10 of those in the table."""
     import torch
 
+    from ragadapt.config import EncoderConfig
+    from ragadapt.encoder import Encoder
+    from ragadapt.encoder.presets import resolve
+
     sizes, collection, judged = bench.sizes, bench.collection(), bench.judged()
+    peaks = {kind: matrix_peak("cpu", kind) for kind in ("float32", "bfloat16", "int8")}
+    bench.add("encode", "peak", per_second=peaks, threads=torch.get_num_threads())
+    config = EncoderConfig(model=bench.model, device="cpu", precision="float32")
+    location, reader = resolve(config).location, Encoder.load(config)
     rng = np.random.default_rng(bench.seed)
     unique = list(dict.fromkeys(collection.texts))
     passages = [unique[at] for at in rng.permutation(len(unique))[: sizes.texts]]
@@ -224,17 +344,21 @@ def encode(bench: Bench) -> None:
                     vectors[side] = encode_one(texts)
                     seconds[side].append(time.perf_counter() - started)
             reference = vectors["sentence-transformers float32 (default)"]
+            lengths = [min(n + reader.special_tokens, reader.max_length) for n in reader.count_tokens(texts)]
+            operations = forward_operations(location, lengths)
             for side in contenders:
                 bench.add(
-                    "encode", "speed", side=side, texts=name, count=len(texts),
+                    "encode", "speed", side=side, texts=name, count=len(texts), tokens=sum(lengths),
                     per_second=len(texts) / median(seconds[side]), seconds=seconds[side],
+                    share_of_peak=_share(operations, median(seconds[side]), peaks["bfloat16"]),
                     least_cosine=float(np.min(np.sum(vectors[side] * reference, axis=1))),
                     threads=torch.get_num_threads(),
                 )  # fmt: skip
         from ragadapt.evaluation import evaluate
 
         asked, qrels = judged.asked("test"), judged.qrels["test"]
-        for side in (DEFAULT, "sentence-transformers bf16 weights", "ragadapt auto"):
+        judged_sides = (DEFAULT, BF16, f"{OPENVINO} bf16", "ragadapt auto")
+        for side in (side for side in judged_sides if side in contenders):
             encode_one = contenders[side]
             scores = encode_one(list(asked.values())) @ encode_one(judged.texts).T  # (Q, d) x (D, d) -> (Q, D)
             found = evaluate(run_of(scores, list(asked), judged.ids, 100), qrels).mean["nDCG@10"]
@@ -282,6 +406,11 @@ def train(bench: Bench) -> None:
         "device": "cpu",
         "seed": bench.seed,
     }
+    from ragadapt.config import EncoderConfig
+    from ragadapt.encoder.presets import resolve
+
+    location, peak = resolve(EncoderConfig(model=bench.model)).location, matrix_peak("cpu")
+    operations = training_operations(location, shared["triples"], bench.sizes.examples)
     for layers in ("all", "upper"):
         runs: dict[str, list[Row]] = {side: [] for side in TRAINERS}
         for _ in range(bench.sizes.train_repeats):
@@ -291,10 +420,11 @@ def train(bench: Bench) -> None:
         if len({found["trainable"] for rows in runs.values() for found in rows}) != 1:
             raise RuntimeError(f"the two sides train different numbers of weights: {runs}")
         for side, rows in runs.items():
+            rate = median(found["examples_per_second"] for found in rows)
             bench.add(
                 "train", "speed", side=side, layers=layers, examples=bench.sizes.examples,
-                epochs=bench.sizes.train_epochs,
-                per_second=median(found["examples_per_second"] for found in rows),
+                epochs=bench.sizes.train_epochs, per_second=rate,
+                share_of_peak=_share(operations, 1 / rate, peak) if layers == "all" else None,
                 each=[found["examples_per_second"] for found in rows],
                 peak_bytes=median(found["peak_bytes"] for found in rows),
                 precision=rows[-1]["precision"], trainable=rows[-1]["trainable"],
@@ -529,31 +659,52 @@ GPU_ROWS = ("gpu-encode", "gpu-train", "gpu-shapes-encode", "gpu-shapes-train")
 GPU_ENCODE_BATCHES = (32, 128, 512)  # of the peer: the fastest counts
 BF16 = "sentence-transformers bf16 weights"
 GPU_TRAINERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ragadapt": ("train-ours", {"precision": "auto"}),
     "sentence-transformers float32 (default)": ("train-peer", {"precision": "float32"}),
     "sentence-transformers bf16": ("train-peer", {"precision": "bfloat16"}),
     BF16: ("train-peer", {"precision": "bfloat16", "weights": "bfloat16"}),
     "sentence-transformers bf16, cached": ("train-peer", {"precision": "bfloat16", "cached": True}),
-    "ragadapt": ("train-ours", {"precision": "auto"}),
 }
 
 
+@dataclass(frozen=True)
+class Material:
+    """What a model encodes and trains on. shape: of the model, as rows name it. peak: operations a second of a large
+    matrix product in bfloat16. until: when nothing more begins, by `time.perf_counter`."""
+
+    texts: list[str]
+    triples: Path
+    shape: str
+    model: str
+    peak: float
+    until: float = float("inf")
+
+
 def gpu(bench: Bench) -> None:
-    """On CUDA: encoding and training of the base model beside the peer.
+    """On CUDA: encoding, training and mining of the base model beside the peer.
 
     Everything of the parts gpu… runs in this process, warm; memory is what torch allocated on the GPU.
     """
+    until = time.perf_counter() + bench.sizes.gpu_seconds
     if _names_device(bench, "gpu"):
-        _gpu_encode(bench, "gpu", bench.model, bench.model)
-        _gpu_train(bench, "gpu", bench.model, bench.model, bench.sizes.gpu_batches)
+        texts = _gpu_texts(bench)
+        shape, model = _gpu_model(bench, texts)
+        material = Material(texts, _gpu_triples(bench, texts), shape, model, matrix_peak(bench.device), until)
+        bench.add("gpu", "peak", device=bench.device, bfloat16_per_second=material.peak)
+        _gpu_encode(bench, "gpu", material)
+        _gpu_train(bench, "gpu", material, bench.sizes.gpu_batches)
+        _gpu_mining(bench, until)
 
 
 def gpu_shapes(bench: Bench) -> None:
     """The same for random weights in the shapes of other models."""
     if _names_device(bench, "gpu-shapes"):
+        texts, peak = _gpu_texts(bench), matrix_peak(bench.device)
         for shape in SHAPES:
             model = str(shaped_model(bench.folder / re.sub(r"\W+", "-", shape.lower()), shape))
-            _gpu_encode(bench, "gpu-shapes", shape, model)
-            _gpu_train(bench, "gpu-shapes", shape, model, bench.sizes.gpu_batches[:1])
+            material = Material(texts, _gpu_triples(bench, texts), shape, model, peak)
+            _gpu_encode(bench, "gpu-shapes", material)
+            _gpu_train(bench, "gpu-shapes", material, bench.sizes.gpu_batches[:1])
 
 
 def gpu_fit(bench: Bench) -> None:
@@ -561,6 +712,36 @@ def gpu_fit(bench: Bench) -> None:
     if _names_device(bench, "gpu-fit"):
         _gpu_fit(bench)
         _gpu_cache(bench)
+
+
+def _gpu_texts(bench: Bench) -> list[str]:
+    """The collection's passages; without a collection, pieces of this repository's pages."""
+    sizes = bench.sizes
+    if bench.data is None:
+        return bare.own_texts(sizes.gpu_texts, words=sizes.gpu_words, seed=bench.seed)
+    return list(dict.fromkeys(bench.collection().texts))[: sizes.gpu_texts]
+
+
+def _gpu_model(bench: Bench, texts: list[str]) -> tuple[str, str]:
+    """(what rows call it, folder): the base model; where its package is missing, random weights of MiniLM's shape."""
+    from ragadapt.config import EncoderConfig
+    from ragadapt.encoder.presets import resolve
+    from ragadapt.errors import MissingExtra
+
+    try:
+        return bench.model, resolve(EncoderConfig(model=bench.model)).location
+    except MissingExtra:
+        shape = {"num_hidden_layers": bench.sizes.gpu_layers, "vocab_size": bench.sizes.gpu_vocabulary}
+        name = "-".join(str(size) for size in ("minilm", *shape.values()))
+        folder = bare.minilm_shaped(bench.folder / name, texts, **shape)
+        return "MiniLM's shape, random weights", str(folder)
+
+
+def _gpu_triples(bench: Bench, texts: list[str]) -> Path:
+    """The collection's judgements with negatives by BM25; where either is missing, words of passages."""
+    if bench.data is not None and importlib.util.find_spec("bm25s"):
+        return write_triples(bench)
+    return bare.own_triples(texts[: bench.sizes.gpu_examples], bench.folder / "own-triples.jsonl")
 
 
 def _names_device(bench: Bench, part: str) -> bool:
@@ -576,21 +757,20 @@ def _names_device(bench: Bench, part: str) -> bool:
     return True
 
 
-def _gpu_encode(bench: Bench, part: str, shape: str, model: str) -> None:
-    """Passages per second, and where our time goes."""
+def _gpu_encode(bench: Bench, part: str, material: Material) -> None:
+    """Passages per second, the share of the peak that they reach, and where our time goes."""
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from ragadapt import Encoder, EncoderConfig
-    from ragadapt.encoder.presets import resolve
+    from ragadapt.config import EncoderConfig
+    from ragadapt.encoder import Encoder
     from ragadapt.profiling import profiled
 
     on_gpu = bench.device.startswith("cuda")
-    texts = list(dict.fromkeys(bench.collection().texts))[: bench.sizes.gpu_texts]
-    location = resolve(EncoderConfig(model=model)).location
+    texts, shape = material.texts, material.shape
 
     def peer(dtype: Any) -> Callable[..., np.ndarray]:
-        one = SentenceTransformer(location, device=bench.device, model_kwargs={"dtype": dtype})
+        one = SentenceTransformer(material.model, device=bench.device, model_kwargs={"dtype": dtype})
         settings: dict[str, Any] = {
             "convert_to_numpy": True, "normalize_embeddings": True, "show_progress_bar": False
         }  # fmt: skip
@@ -608,16 +788,18 @@ def _gpu_encode(bench: Bench, part: str, shape: str, model: str) -> None:
         half(texts[:size], size)
         tried[size] = seconds_of(lambda size=size: half(texts[:2048], size))
     best = min(tried, key=lambda size: tried[size])
-    encoder = Encoder.load(EncoderConfig.model_validate({"model": model, "device": bench.device}))
+    encoder = Encoder.load(EncoderConfig.model_validate({"model": material.model, "device": bench.device}))
     contenders: dict[str, Encode] = {BF16: lambda some: half(some, best), "ragadapt auto": encoder.encode_passages}
-    if shape == bench.model:
+    if part == "gpu":
         whole = peer(torch.float32)
         contenders = {DEFAULT: lambda some: whole(some, 32), **contenders}
     seconds: dict[str, list[float]] = {side: [] for side in contenders}
     vectors, memory = {}, {}
     for encode_one in contenders.values():
         encode_one(texts[:1024])
-    for _ in range(bench.sizes.gpu_repeats):
+    for repeat in range(bench.sizes.gpu_repeats):
+        if repeat and time.perf_counter() > material.until:
+            break
         for side, encode_one in contenders.items():
             if on_gpu:
                 torch.cuda.empty_cache()
@@ -630,33 +812,82 @@ def _gpu_encode(bench: Bench, part: str, shape: str, model: str) -> None:
     with profiled() as profile:
         encoder.encode_passages(texts)
     work = {done.kind: [done.seconds, done.beside_seconds] for done in profile.of_stage("")}
-    tokens = sum(min(count + encoder.special_tokens, encoder.max_length) for count in encoder.count_tokens(texts))
+    lengths = [min(count + encoder.special_tokens, encoder.max_length) for count in encoder.count_tokens(texts)]
+    operations = forward_operations(material.model, lengths)
     for side in contenders:
+        middle = median(seconds[side])
         bench.add(
-            f"{part}-encode", "speed", side=side, shape=shape, device=bench.device, count=len(texts), tokens=tokens,
-            per_second=len(texts) / median(seconds[side]), seconds=seconds[side], peak_beyond_weights=memory[side],
+            f"{part}-encode", "speed", side=side, shape=shape, device=bench.device, count=len(texts),
+            tokens=sum(lengths), per_second=len(texts) / middle, seconds=seconds[side],
+            peak_beyond_weights=memory[side], share_of_peak=_share(operations, middle, material.peak),
             least_cosine=float(np.min(np.sum(vectors[side] * vectors[BF16], axis=1))),
             batch={BF16: best, DEFAULT: 32}.get(side), tried=tried if side == BF16 else None,
             work=work if side == "ragadapt auto" else None, precision=encoder.precision.words,
         )  # fmt: skip
 
 
-def _gpu_train(bench: Bench, part: str, shape: str, model: str, batches: Sequence[int]) -> None:
+def _gpu_train(bench: Bench, part: str, material: Material, batches: Sequence[int]) -> None:
     """Examples per second of an epoch with the same LoraConfig, loss, batch, schedule and data, all layers trained."""
     shared = {
-        "triples": write_triples(bench), "model": model, "device": bench.device, "seed": bench.seed, "layers": "all",
-        "epochs": bench.sizes.train_epochs, "repeats": bench.sizes.gpu_repeats,
+        "triples": material.triples, "model": material.model, "device": bench.device, "seed": bench.seed,
+        "layers": "all", "epochs": bench.sizes.train_epochs, "repeats": bench.sizes.gpu_repeats,
     }  # fmt: skip
     if bench.sizes.documents is not None:
         shared["examples"] = bench.sizes.examples
+    operations = training_operations(material.model, material.triples, shared.get("examples"))
     for batch in batches:
         for side, (name, options) in GPU_TRAINERS.items():
-            if side == DEFAULT and (shape != bench.model or batch != bench.sizes.gpu_batches[0]):
+            if side == DEFAULT and (part != "gpu" or batch != bench.sizes.gpu_batches[0]):
+                continue
+            about = {"side": side, "shape": material.shape, "device": bench.device, "batch": batch}
+            if time.perf_counter() > material.until:
+                bench.add(f"{part}-train", "left out", reason="the time was over", **about)
                 continue
             found = _in_this_process(bench, name, **shared, batch=batch, **options)
             if found is not None:
                 found["per_second"] = found.pop("examples_per_second")
-                bench.add(f"{part}-train", "speed", side=side, shape=shape, device=bench.device, batch=batch, **found)
+                found["share_of_peak"] = _share(operations, 1 / found["per_second"], material.peak)
+                bench.add(f"{part}-train", "speed", **about, **found)
+
+
+def _gpu_mining(bench: Bench, until: float) -> None:
+    """The best passages of many queries, which is what mining and every look at the dev part wait for: exact on the
+    CPU, by FAISS on the CPU, by FAISS on the GPU where it can."""
+    sizes = bench.sizes
+    rng = np.random.default_rng(bench.seed)
+    passages = _unit(rng.standard_normal((sizes.chunks, 384), dtype=np.float32))
+    queries = _unit(passages[: sizes.queries] + rng.standard_normal((sizes.queries, 384), dtype=np.float32) / 40)
+    kinds = {"exact": {}, "faiss": {"device": "cpu"}, "faiss on the GPU": {"device": "auto"}}
+    for name, settings in kinds.items():
+        about = {"side": name, "chunks": sizes.chunks, "queries": sizes.queries}
+        reason = _no_mining(name) or ("the time was over" if time.perf_counter() > until else "")
+        if reason:
+            bench.add("gpu", "mining", measured=None, reason=reason, **about)
+            continue
+        from ragadapt.index import open_index
+
+        with open_index(name.split()[0], None, dim=384, **settings) as index:
+            index.upsert([str(at) for at in range(sizes.chunks)], passages)
+            index.search(queries[:64], 100)
+            started = time.perf_counter()
+            best = []
+            for start in range(0, len(queries), 1024):
+                best += [ids[0] for ids, _ in index.search(queries[start : start + 1024], 100)]
+            seconds = time.perf_counter() - started
+            right = float(np.mean([id == str(at) for at, id in enumerate(best)]))
+            bench.add("gpu", "mining", seconds=seconds, found=right, **about)
+
+
+def _no_mining(name: str) -> str:
+    """Why this kind of search cannot be measured here; "" where it can."""
+    if not name.startswith("faiss"):
+        return ""
+    if importlib.util.find_spec("faiss") is None:
+        return "no faiss"
+    import faiss
+
+    gpus = getattr(faiss, "get_num_gpus", lambda: 0)()
+    return "" if gpus or name == "faiss" else "no faiss-gpu, or no GPU"
 
 
 def _in_this_process(bench: Bench, name: str, **options: Any) -> Row | None:
@@ -912,7 +1143,7 @@ def _gpu_lines(rows: Sequence[Row]) -> list[Line]:
                 continue
             ratio = mine["per_second"] / other["per_second"]
             text = f"{ratio:.2f}× ({mine['per_second']:,.0f} and {other['per_second']:,.0f} passages/s)"
-            made.append(Line(what, "reported", text))
+            made.append(Line(what, "reported", text + _of_peak(mine, other)))
     trained = dict.fromkeys(
         (row["shape"], row["batch"]) for row in rows if row["part"] in GPU_ROWS and row["part"].endswith("train")
     )
@@ -931,10 +1162,26 @@ def _gpu_lines(rows: Sequence[Row]) -> list[Line]:
             text = f"{ratio:.2f}× ({mine['per_second']:,.0f} and {other['per_second']:,.0f} examples/s)"
             if mine.get("gpu_peak_bytes") and other.get("gpu_peak_bytes"):
                 text += f", peak {mine['gpu_peak_bytes'] / GIB:.2f} and {other['gpu_peak_bytes'] / GIB:.2f} GiB"
-            made.append(Line(f"{what}, against {against}", "reported", text))
+            made.append(Line(f"{what}, against {against}", "reported", text + _of_peak(mine, other)))
+    peak = _pick(rows, "gpu", "peak")
+    text = f"{peak['bfloat16_per_second'] / 1e12:,.0f} Tflop/s" if peak else "not measured"
+    made.append(Line("GPU, bf16 matrix products", "reported", text))
+    for side in ("exact", "faiss", "faiss on the GPU"):
+        found = _pick(rows, "gpu", "mining", side=side)
+        text = f"not measured: {found['reason']}" if found and "reason" in found else "not measured"
+        if found and "seconds" in found:
+            text = f"{found['seconds']:.1f} s for {found['queries']:,} queries over {found['chunks']:,} passages"
+        made.append(Line(f"GPU, search of the mining, {side}", "reported", text))
     fitted = _pick(rows, "gpu-fit", "fit")
     text = f"{fitted['seconds']:.0f} s, nDCG@10 {fitted['ndcg']['hybrid']:.4f}" if fitted else "not measured"
     return [*made, Line("GPU, fit with labels", "reported", text)]
+
+
+def _of_peak(mine: Row, other: Row) -> str:
+    """How much of the matrix peak both reach, where it is known."""
+    if not mine.get("share_of_peak") or not other.get("share_of_peak"):
+        return ""
+    return f", {mine['share_of_peak']:.1%} and {other['share_of_peak']:.1%} of the bf16 peak"
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -1029,10 +1276,14 @@ def main() -> None:
     bench = Bench(arguments.data, place, sizes_of(arguments), arguments.model, arguments.seed, arguments.device)
     failed = []
     if not arguments.table:
-        if arguments.data is None:
+        alone = arguments.parts == "gpu"
+        if bare.STANDS_IN and not alone:
+            parser.error("only the part gpu does without ragadapt's own requirements: pip install '.[benchmarks]'")
+        if arguments.data is None and not alone:
             parser.error("--data is needed to measure")
-        check_data(parser, arguments.data, ["scifact"])
-        if importlib.util.find_spec("datasets") is None:
+        if arguments.data is not None:
+            check_data(parser, arguments.data, ["scifact"])
+        if importlib.util.find_spec("datasets") is None and not alone:
             parser.error("sentence-transformers trains and mines with datasets: pip install '.[benchmarks]'")
         functions = (encode, train, architectures, cache, mining, growth, cli, gpu, gpu_shapes, gpu_fit)
         parts: dict[str, Callable[[Bench], None]] = dict(zip(PARTS, functions, strict=True))
