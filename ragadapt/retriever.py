@@ -59,7 +59,7 @@ _INHERITED: list[Snapshot] = []  # of a forked process: what its parent has open
 class Retriever:
     """A retriever saved by `ragadapt fit`. Open one with `Retriever.open(folder)`.
 
-    Safe for use from several threads: encoding and index access take turns. Feedback counts from the next search on,
+    Safe for use from several threads, which search side by side. Feedback counts from the next search on,
     here and in every other process that has the folder open. Where the folder is replaced (`fit`, `refresh`), the next
     call reads the new one; each call sees one build from its start to its end (`snapshot`).
 
@@ -133,9 +133,9 @@ class Retriever:
 
     @contextmanager
     def _using(self) -> Iterator[Snapshot]:
-        """The present build, with its lock held."""
+        """The present build, which nobody closes meanwhile."""
         now = self.snapshot()
-        with now.lock:
+        with now.lock.shared():
             now.whole()  # it may have been closed meanwhile
             yield now
 
@@ -368,7 +368,7 @@ class Retriever:
         filter: Mapping[str, Any] | None = None,
         rerank: Rerank | None = None,
     ) -> list[Ranked]:
-        """`rank` in one build, whose lock is held."""
+        """`rank` in one build, whose lock is shared."""
         second = None if rerank is None else now.second_stage(rerank)
         wanted = k
         if rerank is not None and second is not None:
@@ -385,8 +385,10 @@ class Retriever:
             asked, allowed = self._allowed(now, filter)
         elif given(filter) is not None:
             asked = self._asked(now, filter)
-        dense, fusion = self._with_feedback(now, lam, tenant)
-        found = now.searcher.rank(queries, vectors, k, mode, filter=asked, allowed=allowed, fusion=fusion, dense=dense)
+        with self._with_feedback(now, lam, tenant) as (dense, fusion):
+            found = now.searcher.rank(
+                queries, vectors, k, mode, filter=asked, allowed=allowed, fusion=fusion, dense=dense
+            )
         if rerank is None or second is None:
             return found
 
@@ -489,19 +491,22 @@ class Retriever:
         """Today's chunks, as feedback names them."""
         return self.snapshot().passages()
 
+    @contextmanager
     def _with_feedback(
         self, now: Snapshot, lam: float | None, tenant: str | None
-    ) -> tuple[Dense | None, Fusion | None]:
-        """The dense side and the fusion of a search; None = the searcher's own."""
+    ) -> Iterator[tuple[Dense | None, Fusion | None]]:
+        """The dense side and the fusion of a search; None = the searcher's own. No feedback comes in meanwhile."""
         named_tenant(tenant)
         if lam == 1 or not now.has_feedback:
-            return None, None
+            yield None, None
+            return
         pefa = now.feedback()
-        dense = pefa.dense(lam, tenant)
-        if isinstance(dense, Plain):
-            return None, None
-        weight = pefa.config.fusion_weight
-        return dense, None if weight is None else replace(now.searcher.fusion, weight=weight)
+        with pefa.reading(lam, tenant) as dense:
+            if isinstance(dense, Plain):
+                yield None, None
+                return
+            weight = pefa.config.fusion_weight
+            yield dense, None if weight is None else replace(now.searcher.fusion, weight=weight)
 
     def _follow(self) -> None:
         """Read the folder anew if another build stands there. Where that fails the old one goes on.
@@ -570,7 +575,7 @@ class Retriever:
     ) -> dict[str, dict[str, float]]:
         """`run` in one build."""
         found: dict[str, dict[str, float]] = {}
-        with now.lock:
+        with now.lock.shared():
             count = len(now.chunks)
             documents = 0 if level == "chunk" else len(set(now.document_of()))
             vectors = self._encode(now, texts, mode, tenant)
@@ -684,7 +689,7 @@ class Retriever:
         """The ids of the chunks that pass a filter, in the order of the chunks. Raises InvalidFilter."""
         with self._using() as now:
             _, allowed = self._allowed(now, filter)
-            return [id for id, passes in zip(now.chunks.ids(), allowed, strict=True) if passes]
+            return now.searcher.ids_of(np.flatnonzero(allowed))
 
     def fields(self) -> list[Field]:
         """The fields that a filter may name, with their types and examples: those of the metadata, then what every
@@ -701,7 +706,9 @@ class Retriever:
         """The filter as the index is asked, and (N,) the chunks that pass."""
         if isinstance(filter, Mapping):
             return now.filters.resolve(filter)
-        mask = np.zeros(len(now.chunks), np.bool_)  # the index engine's own: only the engine knows what passes
+        mask = np.zeros(
+            len(now.searcher.lexical), np.bool_
+        )  # the index engine's own: only the engine knows what passes
         mask[now.searcher.positions(now.searcher.index.ids(filter))] = True
         return filter, mask
 

@@ -18,6 +18,7 @@ from ragadapt.config import PefaConfig
 from ragadapt.errors import FingerprintMismatch, InvalidInput, StoreCorrupt
 from ragadapt.files import FileRecord, Hashes, file_state
 from ragadapt.index.contract import check_vectors
+from ragadapt.index.postings import POSTINGS, FieldPostings
 from ragadapt.pefa import Ledger, Pefa, named_tenant
 from ragadapt.pefa.passages import StoredPassages
 from ragadapt.search.fusion import Floats, with_reranker
@@ -27,6 +28,7 @@ from ragadapt.search.searcher import Searcher
 from ragadapt.store.chunks import ChunkFilters, ChunkStore
 from ragadapt.store.workspace import LEDGER, MANIFEST, RERANKER, Manifest, OpenedStore, ledger_lock
 from ragadapt.text import rough_tokens
+from ragadapt.threads import SharedLock
 from ragadapt.values import Chunk
 
 if TYPE_CHECKING:
@@ -42,7 +44,8 @@ class Snapshot:
     """One build of a saved folder, as it is searched: nothing of it changes when the folder is replaced.
 
     It is let go, and its files with it, when nobody holds it any more. What it keeps besides saves work: masks of
-    filters, vectors of recent queries, the feedback. lock: searches take turns.
+    filters, vectors of recent queries, the feedback. lock: shared by all that use it, so that they don't wait for each
+    other; whoever closes it, or forks the process, has it alone.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Snapshot:
         seen: tuple[int, int, int] | None = None,
         device: str = "auto",
         precision: str = "auto",
+        postings: FieldPostings | None = None,
     ) -> None:
         """hashes: what must be whole before anything is served. seen: of the manifest file that this is a build of."""
         self.path = path
@@ -64,10 +68,14 @@ class Snapshot:
         self.searcher = searcher
         self.chunks = chunks
         self.seen = seen
-        self.filters = ChunkFilters(chunks)
+        in_memory = bool(getattr(searcher.index, "in_memory", False))
+        self.filters = ChunkFilters(
+            chunks, lambda: searcher.ids, searcher.positions, postings=postings, in_memory=in_memory
+        )
         self.query_vectors = QueryVectors(encoder)
         self.pefa: Pefa | None = None
-        self.lock = threading.RLock()
+        self.lock = SharedLock()
+        self._making = threading.RLock()  # what is made when it is first needed
         self.closed = False
         self._hashes = hashes
         self._document_of: list[str] | None = None
@@ -102,7 +110,13 @@ class Snapshot:
             opened.hashes.wait([name for name in manifest.files if name.endswith(".faiss")])
         searcher = open_searcher(path, manifest)
         chunks = ChunkStore.open(path / "chunks.sqlite")
-        made = cls(path, manifest, encoder, searcher, chunks, opened.hashes, seen, device, precision)
+        postings = FieldPostings.open(path / POSTINGS) if POSTINGS in manifest.files else None
+        if postings is not None and len(postings) != len(searcher.lexical):
+            raise StoreCorrupt(
+                f"{path / POSTINGS} is about {len(postings)} passages, and there are {len(searcher.lexical)}. "
+                f"Rebuild it with: ragadapt index {path} --rebuild"
+            )
+        made = cls(path, manifest, encoder, searcher, chunks, opened.hashes, seen, device, precision, postings)
         if old is not None and old.manifest.sections.get("rerank") == manifest.sections.get("rerank"):
             made._rerankers = old._rerankers
         if tenant_adapters is not None:
@@ -140,7 +154,9 @@ class Snapshot:
 
     def feedback(self, *, create: bool = False) -> Pefa:
         """The feedback beside the build. Where there is none yet, create makes its ledger; else InvalidInput."""
-        with self.lock:
+        if self.pefa is not None:
+            return self.pefa
+        with self._making:
             if self.pefa is None:
                 ledger = Ledger.open(self.path / LEDGER, lock=ledger_lock(self.path), create=create)
                 try:
@@ -191,7 +207,7 @@ class Snapshot:
 
         device, precision = self._how
         name = None if asked.model is None else str(asked.model)
-        with self.lock:
+        with self._making:
             if name not in self._rerankers:
                 self._rerankers[name] = (
                     Reranker.open(self.path / RERANKER, device=device, precision=precision)
@@ -234,7 +250,7 @@ class Snapshot:
         if vectors is None:
             vectors = self.encoder.encode_passages(texts)
         vectors = check_vectors(vectors, self.encoder.dim, "passage vectors")
-        with self.lock:
+        with self.lock.shared():
             self.whole()
             first, sure = self.searcher.score_texts(query, vector, texts, vectors)
         second = self.second_stage(Rerank()) if rerank else None

@@ -60,6 +60,74 @@ def _libraries() -> tuple[Any, Any]:
     return found[1], found[2]
 
 
+class SharedLock:
+    """Held by many who only read (`shared`), or by one alone who changes something (`with lock`, `acquire`).
+
+    Readers keep none of each other waiting. Who waits to be alone goes before readers that come later. Either may be
+    taken again by the thread that holds it; a reader that wants to be alone waits for the other readers, so two of
+    them must not want that at once.
+    """
+
+    def __init__(self) -> None:
+        self._free = threading.Condition(threading.Lock())
+        self._readers: dict[int, int] = {}  # thread → how often it reads
+        self._alone: int | None = None  # the thread that is alone
+        self._depth = 0
+        self._waiting = 0
+
+    def acquire(self, timeout: float = -1) -> bool:
+        """Be alone; False where others are still there after so many seconds. timeout: -1 = wait for as long as it
+        takes."""
+        me = threading.get_ident()
+        with self._free:
+            if self._alone != me:
+                self._waiting += 1
+                try:
+                    there = self._free.wait_for(
+                        lambda: self._alone is None and self._readers.keys() <= {me}, None if timeout < 0 else timeout
+                    )
+                finally:
+                    self._waiting -= 1
+                    self._free.notify_all()
+                if not there:
+                    return False
+                self._alone = me
+            self._depth += 1
+            return True
+
+    def release(self) -> None:
+        """Be alone no more."""
+        with self._free:
+            self._depth -= 1
+            if self._depth == 0:
+                self._alone = None
+                self._free.notify_all()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Read: nobody changes anything inside the block."""
+        me = threading.get_ident()
+        with self._free:
+            if me not in self._readers and self._alone != me:
+                self._free.wait_for(lambda: self._alone is None and not self._waiting)
+            self._readers[me] = self._readers.get(me, 0) + 1
+        try:
+            yield
+        finally:
+            with self._free:
+                self._readers[me] -= 1
+                if self._readers[me] == 0:
+                    del self._readers[me]
+                    if self._waiting:
+                        self._free.notify_all()
+
+
 # Forks
 
 

@@ -93,7 +93,10 @@ def test_totals_add_up_by_kind() -> None:
     assert (done.kind, done.calls, done.items) == ("x", 5, 20)
 
 
-def test_fit_writes_its_profile_and_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fit_writes_its_profile_and_shows_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ragadapt.encoder.encoder._FIRST_WINDOW", 8)  # so that a window follows while it is encoded
     model, docs = write_tiny_model(tmp_path / "base"), write_pages(tmp_path / "docs")
     target, file = tmp_path / "retriever", tmp_path / "out" / "profile.json"
     small = ["--set", "chunk.max_tokens=40", "--set", "chunk.min_tokens=4", "--index", "exact", "--method", "none"]

@@ -61,7 +61,7 @@ def build(folder: Path, count: int, rng: np.random.Generator) -> tuple[Retriever
     now = opened.snapshot()  # stays as long as the folder does
     now.chunks.close()
     now.chunks = ChunkStore.open(folder / "chunks.sqlite")
-    now.filters = ChunkFilters(now.chunks)
+    now.filters = ChunkFilters(now.chunks, lexical.ids, lexical.positions, in_memory=True)
     fusion = replace(opened.fusion)
     now.searcher = Searcher(index, lexical, Background.of(vectors), fusion, depth=now.searcher.depth)
     return opened, vocabulary

@@ -92,12 +92,12 @@ class _Side:
         dense: Dense | None = None
         if not self.whole:
             fitted = now.query_vectors([query])
-            with now.lock:
+            with now.lock.shared():
                 ((ids, _),) = now.searcher.plain.search(fitted, _SCORED)
                 ((lexical, _),) = now.searcher.lexical.search([query], _SCORED)
             dense = _Scored(list(dict.fromkeys([*ids, *lexical])), self.vectors)
             dense.vectors(dense.ids)  # encoded before the lock is held
-        with now.lock:
+        with now.lock.shared():
             now.whole()
             (ranked,) = self.searcher.rank([query], vectors, k, mode, dense=dense)
             chunks = now.find(ranked.ids)

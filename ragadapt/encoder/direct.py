@@ -71,8 +71,9 @@ def _tower(chain: Sequence[tuple[str, Path]], max_length: int) -> Tower:
         raise NotCovered("an unusual transformer module")
     model = _load_transformer(folder)
     head = [_head(_kind(name), path, model) for name, path in rest]
-    tower = Tower(model, head, DirectTokenizer(folder), max_length).eval()
+    tower = Tower(model, head, DirectTokenizer(folder, max_length), max_length).eval()
     tower.path = "ragadapt's own forward, opened with torch alone"
+    tower.stateless = not any(isinstance(module, TokenWeights) for module in head)
     return tower
 
 
@@ -80,11 +81,14 @@ def _tower(chain: Sequence[tuple[str, Path]], max_length: int) -> Tower:
 
 
 class DirectTokenizer:
-    """The part of a transformers tokenizer that a Tower uses."""
+    """The part of a transformers tokenizer that a Tower uses. Several threads may use it at once."""
 
-    def __init__(self, folder: Path) -> None:
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.no_padding()
+    def __init__(self, folder: Path, max_length: int) -> None:
+        """max_length: of the texts that are read; other lengths, and whole texts, have a tokenizer of their own, which
+        is read when it is first needed."""
+        self._file = str(folder / "tokenizer.json")
+        self._cut: dict[int | None, Tokenizer] = {}  # length → the one that cuts there; it is not changed any more
+        self._tokenizer = self._cutting(max_length)
         named = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         pad = named.get("pad_token")
         pad = pad["content"] if isinstance(pad, dict) else pad
@@ -102,15 +106,26 @@ class DirectTokenizer:
         add_special_tokens: bool = True,
         **_: Any,
     ) -> _Encoded:
-        if truncation and max_length is not None:
-            self._tokenizer.enable_truncation(max_length)
-        else:
-            self._tokenizer.no_truncation()
+        tokenizer = self._cutting(max_length if truncation else None)
         if isinstance(texts, str):
-            one = self._tokenizer.encode(texts, add_special_tokens=add_special_tokens)
+            one = tokenizer.encode(texts, add_special_tokens=add_special_tokens)
             return _Encoded(one.ids, [one])
-        many = self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
+        many = tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
         return _Encoded([one.ids for one in many], many)
+
+    def _cutting(self, length: int | None) -> Tokenizer:
+        """The tokenizer that cuts texts to this length; None = not at all. `tokenizers` does not let one be changed
+        while another thread uses it."""
+        known = self._cut.get(length)
+        if known is None:
+            known = Tokenizer.from_file(self._file)
+            known.no_padding()
+            if length is None:
+                known.no_truncation()
+            else:
+                known.enable_truncation(length)
+            known = self._cut.setdefault(length, known)
+        return known
 
     def __len__(self) -> int:
         return int(self._tokenizer.get_vocab_size())

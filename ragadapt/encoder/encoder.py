@@ -7,13 +7,13 @@ import json
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from ragadapt.config import EncoderConfig
 from ragadapt.encoder import attention, direct, loading
 from ragadapt.encoder.architectures import NotCovered, Transformer, runs_on
 from ragadapt.encoder.batches import Ids, lacks_memory, token_batches
+from ragadapt.encoder.packed import PackedBert
 from ragadapt.encoder.precision import (
     PRECISIONS,
     PROBE_PASSAGES,
@@ -40,7 +41,7 @@ from ragadapt.encoder.tower import Tower
 from ragadapt.errors import InvalidInput, NotARetriever, StoreCorrupt, StoreError
 from ragadapt.profiling import work
 from ragadapt.text import searchable
-from ragadapt.threads import follow_forks, one_thread
+from ragadapt.threads import SharedLock, follow_forks, one_thread
 from ragadapt.values import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Vectors = npt.NDArray[np.float32]
+K = TypeVar("K")
+T = TypeVar("T")
 
 _FIRST_WINDOW = 512  # texts tokenised before the first batch runs: the model should not wait long
 _WINDOW = 8192  # texts tokenised and sorted together afterwards; bounds the memory that tokens take
@@ -79,7 +82,8 @@ class Encoder:
     """A bi-encoder: queries and passages in, float32 unit vectors out.
 
     Made by `Encoder.load` (a base model) or `Encoder.open` (a saved folder). The two sides share one tower
-    unless only the query side was adapted. Several threads may share one; they take turns.
+    unless only the query side was adapted. Several threads may share one. They encode side by side where the model was
+    opened with torch alone, as a saved one mostly is; in other libraries' code they take turns.
     """
 
     def __init__(
@@ -99,8 +103,9 @@ class Encoder:
         self.query_tower = query
         self.passage_tower = passage
         self.precision = precision
-        self.truncated = 0
-        self._lock = threading.RLock()
+        self._lock = SharedLock()  # shared by all that encode; a fork has it alone
+        self._turns = threading.RLock()
+        self._last = threading.local()
         self._forked = False
         self._made_by: tuple[Any, ...] | None = None  # how to make it again: a function and what it takes
         follow_forks(self, encoder=True)
@@ -170,7 +175,7 @@ class Encoder:
 
     def _after_fork(self) -> None:
         """In a forked process: the lock may be held by a thread that is not there."""
-        self._lock = threading.RLock()
+        self._lock, self._turns = SharedLock(), threading.RLock()
         self._forked = True
 
     @classmethod
@@ -308,6 +313,15 @@ class Encoder:
     # ------------------------------------------------------------------ what it is
 
     @property
+    def truncated(self) -> int:
+        """How many texts of this thread's last call were cut."""
+        return int(getattr(self._last, "truncated", 0))
+
+    @truncated.setter
+    def truncated(self, count: int) -> None:
+        self._last.truncated = count
+
+    @property
     def spec(self) -> EncoderSpec:
         """What it is made of."""
         return self._spec
@@ -362,7 +376,7 @@ class Encoder:
         """Tokens of each text, uncut, without special tokens and without a prompt."""
         texts = checked_texts(texts)
         counts: list[int] = []
-        with self._lock:
+        with self._lock.shared(), self._turns:
             for start in range(0, len(texts), _WINDOW):
                 piece = texts[start : start + _WINDOW]
                 with work("tokenise", len(piece)):
@@ -390,7 +404,7 @@ class Encoder:
         Ids of another vocabulary stand for other words, so the text must give the same ids again.
         """
         texts = []
-        with self._lock:
+        with self._lock.shared(), self._turns:
             tokenizer = self._tokenizer
             special = set(getattr(tokenizer, "all_special_ids", ()))
             size = len(tokenizer) if callable(tokenizer) else tokenizer.get_vocab_size()
@@ -437,7 +451,8 @@ class Encoder:
             )
         stage = "encode queries" if task == "query" else "encode passages"
         tower = self.query_tower if task == "query" else self.passage_tower
-        with self._lock:  # the tokenizer and the token-weighted pooling keep state during a batch
+        beside = tower is not None and tower.stateless and tower.prefix is None
+        with self._lock.shared(), nullcontext() if beside else self._turns:
             self.truncated = 0
             if tower is None:
                 assert self._generic is not None
@@ -464,23 +479,19 @@ class Encoder:
                 return tower.tokenize([prompt + text for text in piece] if prompt else piece)
 
         done = 0
-        with ThreadPoolExecutor(max_workers=1) as pool, ExitStack() as run:
-            ahead: Future[tuple[list[Ids], int]] = pool.submit(tokenise, windows[0])
-            for number, (start, _) in enumerate(windows):
-                rows, cut = ahead.result()
-                self.truncated += cut
-                if number + 1 < len(windows):
-                    ahead = pool.submit(tokenise, windows[number + 1])
-                lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
-                if number == 0 and int(lengths.sum()) >= _LONG_TOKENS:
-                    run.enter_context(tower.packing())
-                short = len(windows) == 1 and int(lengths.sum()) <= _SHORT_TOKENS
-                with one_thread() if short else nullcontext():
-                    for batch in token_batches(lengths, budget):
-                        with work("forward", len(batch)):
-                            vectors[start + batch] = _embed(tower, [rows[i] for i in batch], front)
-                        done += len(batch)
-                        progress(stage, done, len(texts))
+        packed = None
+        for (start, _), (rows, cut) in zip(windows, _ahead(tokenise, windows), strict=True):
+            self.truncated += cut
+            lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
+            if start == 0 and int(lengths.sum()) >= _LONG_TOKENS:
+                packed = tower.packed()
+            short = len(windows) == 1 and int(lengths.sum()) <= _SHORT_TOKENS
+            with one_thread() if short else nullcontext():
+                for batch in token_batches(lengths, budget):
+                    with work("forward", len(batch)):
+                        vectors[start + batch] = _embed(tower, [rows[i] for i in batch], front, packed)
+                    done += len(batch)
+                    progress(stage, done, len(texts))
         return vectors
 
     def _by_library(self, model: SentenceTransformer, texts: Sequence[str], task: str) -> Vectors:
@@ -680,14 +691,27 @@ class Encoder:
         return cosine >= _SAME_COSINE
 
 
+def _ahead(do: Callable[[K], T], items: Sequence[K]) -> Iterator[T]:
+    """do(item) of every item, each in a thread while the one before it is used; of a single one at once, right here."""
+    if len(items) == 1:
+        yield do(items[0])
+        return
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        ahead: Future[T] = pool.submit(do, items[0])
+        for item in items[1:]:
+            found, ahead = ahead.result(), pool.submit(do, item)
+            yield found
+        yield ahead.result()
+
+
 def _open(kind: type[Encoder], folder: Path, device: str, precision: str) -> Encoder:
     return kind.open(folder, device=device, precision=precision)
 
 
-def _embed(tower: Tower, rows: list[Ids], prompt_length: int) -> Vectors:
+def _embed(tower: Tower, rows: list[Ids], prompt_length: int, packed: PackedBert | None) -> Vectors:
     """One batch; where memory is short, the same batch in halves."""
     try:
-        return tower.embed(rows, prompt_length)
+        return tower.embed(rows, prompt_length, packed)
     except (MemoryError, RuntimeError) as error:
         if len(rows) == 1 or not lacks_memory(error):
             raise
@@ -695,7 +719,7 @@ def _embed(tower: Tower, rows: list[Ids], prompt_length: int) -> Vectors:
         torch.cuda.empty_cache()
     log.warning("memory is short: going on with half the batch (%d texts)", len(rows) // 2)
     middle = len(rows) // 2
-    return np.concatenate([_embed(tower, rows[:middle], prompt_length), _embed(tower, rows[middle:], prompt_length)])
+    return np.concatenate([_embed(tower, part, prompt_length, packed) for part in (rows[:middle], rows[middle:])])
 
 
 def _prompts(model: SentenceTransformer, config: EncoderConfig, source: Source) -> tuple[str, str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 import numpy as np
@@ -43,8 +43,8 @@ class Tower(nn.Module):
         self.autocast: torch.dtype | None = None  # set: float32 weights among those of this precision
         self.prefix: Prefix | None = None  # set: the lower layers are frozen and their results kept
         self.path = "transformers' forward"  # which code runs the model, in words
-        self._packed: PackedBert | None = None  # set during a long run
         self._packs: bool | None = None  # whether packed weights give the same vectors; None = not tried yet
+        self.stateless = False  # whether several threads may run it at once: nothing in it remembers a batch
         self.causal = reads_backwards_only(model)
         self.maskless = self.causal and not getattr(model, "packs", False)
         self.prompt_pooled = all(getattr(module, "include_prompt", True) for module in head)
@@ -64,6 +64,7 @@ class Tower(nn.Module):
         shared[id(self.tokenizer)] = self.tokenizer
         shared[id(self.prefix)] = None
         twin = copy.deepcopy(self, shared)
+        twin.stateless = False  # nothing is known of what it is made for
         if self.prefix is not None:
             twin.prefix = Prefix(twin.model, self.prefix.top_layers, self.prefix.cache)
         return twin
@@ -171,19 +172,14 @@ class Tower(nn.Module):
             for module in dropping:
                 module.training = True
 
-    @contextmanager
-    def packing(self) -> Iterator[None]:
-        """A long run: `embed` goes through packed weights where they can be had and give the same vectors."""
-        if self._packs is not False and self.prefix is None and self.autocast is None:
-            self._packed = packed(self.model)
-        try:
-            if self._packed is not None and self._packs is None:
-                self._packs = self._same_packed(self._packed)
-            if self._packs is False:
-                self._packed = None
-            yield
-        finally:
-            self._packed = None
+    def packed(self) -> PackedBert | None:
+        """For a long run, which gives it to `embed`: packed weights, where they can be had and give the same vectors."""
+        if self._packs is False or self.prefix is not None or self.autocast is not None:
+            return None
+        made = packed(self.model)
+        if made is not None and self._packs is None:
+            self._packs = self._same_packed(made)
+        return made if self._packs else None
 
     @torch.no_grad()
     def _same_packed(self, model: PackedBert) -> bool:
@@ -201,11 +197,13 @@ class Tower(nn.Module):
         return True
 
     @torch.no_grad()
-    def embed(self, rows: list[Ids], prompt_length: int = 0) -> npt.NDArray[np.float32]:
-        """(B, d) float32 unit vectors of one batch of token rows."""
-        if self._packed is not None:
+    def embed(
+        self, rows: list[Ids], prompt_length: int = 0, packed: PackedBert | None = None
+    ) -> npt.NDArray[np.float32]:
+        """(B, d) float32 unit vectors of one batch of token rows. packed: as `packed` gave them for this run."""
+        if packed is not None:
             ids, mask = self.to_tensors(rows)
-            found = self.pool(self._packed(ids, mask), mask, prompt_length)
+            found = self.pool(packed(ids, mask), mask, prompt_length)
         else:
             found = self.vectors(rows, prompt_length)
         made: npt.NDArray[np.float32] = found.cpu().numpy()

@@ -181,6 +181,9 @@ class Engine(ABC):
     )  # fmt: skip
     mutable: ClassVar[bool] = False
     """Whether its folder changes in place while it is used, so that no hash of a file in it holds."""
+    in_memory: ClassVar[bool] = False
+    """Whether it filters by rows in this process: such a one is asked for rows that were marked already (`Marked`),
+    instead of looking at the metadata itself."""
 
     @classmethod
     @abstractmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
@@ -32,6 +31,7 @@ from ragadapt.index.filters import Filter
 from ragadapt.index.matrix import search_matrix
 from ragadapt.index.rows import Kept, Rows
 from ragadapt.lexical.ranking import Ranking
+from ragadapt.threads import SharedLock
 
 _FILES = ("vectors-{}.npy", "ids-{}.json", "payloads-{}.jsonl")
 
@@ -47,7 +47,7 @@ class ExactIndex(Kept):
         self._folder = folder
         self._rows = Rows()
         self._matrix: Floats = np.empty((0, dim), np.float32)  # rows beyond len(self) are room to grow
-        self._lock = threading.RLock()
+        self._lock = SharedLock()
         self._mmap = True
 
     @classmethod
@@ -137,12 +137,12 @@ class ExactIndex(Kept):
 
     def search(self, vectors: ArrayLike, k: int, filter: Filter | None = None) -> list[Ranking]:
         queries, k = check_vectors(vectors, self.dim, "query vectors"), check_k(k)
-        with self._lock:
+        with self._lock.shared():
             allowed = None if filter is None else self._rows.mask(filter)
             return search_matrix(queries, self._matrix[: len(self._rows)], self._rows.ids, k, allowed)
 
     def vectors(self, ids: Sequence[str]) -> Floats:
-        with self._lock:
+        with self._lock.shared():
             rows = self._rows.find(check_ids(ids))
             found: Floats = np.array(self._matrix[rows], np.float32).reshape(len(rows), self.dim)
             return found

@@ -19,6 +19,7 @@ import logging
 import math
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -48,6 +49,7 @@ from ragadapt.index.filters import Filter
 from ragadapt.index.matrix import search_matrix
 from ragadapt.index.rows import Kept, Rows
 from ragadapt.lexical.ranking import Ranking, best_first
+from ragadapt.threads import SharedLock
 from ragadapt.values import Progress, no_progress
 
 log = logging.getLogger(__name__)
@@ -105,7 +107,8 @@ class FaissIndex(Kept):
         self._next = 0
         self._engine: Any = _new_engine(structure, dim, 0)
         self._on_gpu: Any = None
-        self._lock = threading.RLock()
+        self._lock = SharedLock()
+        self._gpu = threading.Lock()
 
     @classmethod
     def open(
@@ -187,9 +190,9 @@ class FaissIndex(Kept):
 
     def search(self, vectors: ArrayLike, k: int, filter: Filter | None = None) -> list[Ranking]:
         queries, k = check_vectors(vectors, self.dim, "query vectors"), check_k(k)
-        with self._lock:
+        with self._lock.shared():
             allowed = None if filter is None else self._rows.mask(filter)
-            found = min(k, len(self._rows) if allowed is None else int(allowed.sum()))
+            found = min(k, len(self._rows) if allowed is None else int(np.count_nonzero(allowed)))
             if found == 0 or len(queries) == 0:
                 return [([], np.empty(0, np.float32)) for _ in queries]
             engine = self._searcher() if allowed is None else self._engine
@@ -201,11 +204,13 @@ class FaissIndex(Kept):
                 return self._scan(queries, k, passing)
             selector = None
             if passing is not None:
-                selector = self._selector(self._labels[passing])
+                selector = self._selector(passing, allowed)
             elif self.tombstones:
-                selector = self._selector(self._labels)
+                selector = self._selector()
             share = 1.0 if passing is None else len(passing) / len(self._rows)
-            scores, labels = engine.search(queries, found, params=self._parameters(found, selector, share))
+            parameters = self._parameters(found, selector, share)
+            with nullcontext() if engine is self._engine else self._gpu:  # FAISS: one thread at a time on a GPU
+                scores, labels = engine.search(queries, found, params=parameters)
             results, short = list[Ranking](), list[int]()
             for number, (row_scores, row_labels) in enumerate(zip(scores, labels)):
                 hit = row_labels >= 0
@@ -242,14 +247,15 @@ class FaissIndex(Kept):
         return results
 
     def vectors(self, ids: Sequence[str]) -> Floats:
-        with self._lock:
+        with self._lock.shared():
             return self._read(self._rows.find(check_ids(ids)))
 
     def batches(self, size: int = 4096) -> Iterator[tuple[list[str], Floats]]:
         for start in range(0, len(self), size):
             end = min(start + size, len(self))
-            with self._lock:
-                yield self._rows.ids[start:end], self._read(range(start, end))
+            with self._lock.shared():
+                part = self._rows.ids[start:end], self._read(range(start, end))
+            yield part
 
     def restructure(self, structure: FaissStructure | Literal["auto"], *, progress: Progress = no_progress) -> None:
         """Move all vectors into another structure; auto = the one for their number."""
@@ -362,10 +368,13 @@ class FaissIndex(Kept):
         found: Floats = self._engine.reconstruct_batch(self._labels[list(rows)])
         return found
 
-    @staticmethod
-    def _selector(labels: NDArray[np.int64]) -> Any:
+    def _selector(self, rows: NDArray[np.int64] | None = None, allowed: NDArray[np.bool_] | None = None) -> Any:
+        """What FAISS may find: these rows, None = all of them. allowed (N,): the same as a mask."""
+        labels = self._labels if rows is None else self._labels[rows]
         if len(labels) * 100 < labels[-1]:
             return faiss.IDSelectorBatch(labels)
+        if allowed is not None and self._next == len(self._labels):  # nothing was ever removed: label = row
+            return faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
         bits = np.zeros(int(labels[-1]) + 1, np.uint8)
         bits[labels] = 1
         return faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))
@@ -384,13 +393,14 @@ class FaissIndex(Kept):
         """The engine, or its copy on the GPU: flat only, unfiltered, made when first needed."""
         if self.structure != "flat" or self._device == "cpu" or not hasattr(faiss, "StandardGpuResources"):
             return self._engine
-        if self._on_gpu is None and faiss.get_num_gpus() > 0:
-            try:
-                self._on_gpu = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self._engine)
-            except RuntimeError as error:
-                log.warning("FAISS stays on the CPU: %s", error)
-                self._device = "cpu"
-        return self._on_gpu or self._engine
+        with self._gpu:
+            if self._on_gpu is None and faiss.get_num_gpus() > 0:
+                try:
+                    self._on_gpu = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self._engine)
+                except RuntimeError as error:
+                    log.warning("FAISS stays on the CPU: %s", error)
+                    self._device = "cpu"
+            return self._on_gpu or self._engine
 
 
 def _new_engine(structure: str, dim: int, count: int) -> Any:

@@ -107,6 +107,25 @@ class Named:
     ids: frozenset[str]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Marked:
+    """The passages that a mask (N,) marks, by their places in a list of ids. Written by code alone, for what was looked
+    up already: an index in memory need not look at metadata again. rows_of: ids → their places; not to be changed."""
+
+    ids: Sequence[str]
+    mask: NDArray[np.bool_]
+    rows_of: Callable[[Sequence[str]], NDArray[np.int64]]
+
+    def passes(self, ids: Sequence[str]) -> list[bool]:
+        """For each id whether it is marked. Raises InvalidInput for one that is not in the list."""
+        found: list[bool] = self.mask[self.rows_of(ids)].tolist()
+        return found
+
+    def named(self) -> frozenset[str]:
+        """The ids that are marked."""
+        return frozenset(self.ids[row] for row in np.flatnonzero(self.mask).tolist())
+
+
 @dataclass(frozen=True, slots=True)
 class Substring:
     """The field has a string in which the text occurs. fold: in any case."""
@@ -126,7 +145,7 @@ class Exists:
     path: Path
 
 
-Node = All | Any_ | Not | Among | Between | Dated | Named | Substring | Exists
+Node = All | Any_ | Not | Among | Between | Dated | Named | Marked | Substring | Exists
 Leaf = Among | Between | Dated | Substring | Exists
 """The tests of one field."""
 
@@ -381,7 +400,7 @@ def leaves(node: Node) -> list[Leaf]:
                 walk(part)
         elif isinstance(node, Not):
             walk(node.part)
-        elif not isinstance(node, Named):
+        elif not isinstance(node, (Named, Marked)):
             found[node] = None
 
     walk(node)
@@ -390,7 +409,7 @@ def leaves(node: Node) -> list[Leaf]:
 
 def replace_leaves(node: Node, others: Mapping[Leaf, Node]) -> Node:
     """The tree with other nodes in the place of some tests."""
-    if not others or isinstance(node, Named):
+    if not others or isinstance(node, (Named, Marked)):
         return node
     if isinstance(node, All):
         return All(tuple(replace_leaves(part, others) for part in node.parts))
@@ -420,6 +439,8 @@ def _holds(node: Node, metadata: Mapping[str, Any], id: str | None = None) -> bo
             return not _holds(part, metadata, id)
         case Named(ids):
             return id in ids
+        case Marked():
+            return id is not None and node.passes([id])[0]
         case Exists(path):
             return bool(values_at(metadata, path))
         case Among(path, strings, numbers, booleans):
@@ -517,6 +538,8 @@ class Columns:
             case Named(ids):
                 mask = np.zeros(n, np.bool_)
                 mask[list(self._rows_of(ids))] = True
+            case Marked():
+                return self.mask(Named(node.named()))
             case Among(path, strings, numbers, booleans):
                 column, mask = self._column(path), np.zeros(n, np.bool_)
                 for string in strings:
@@ -596,6 +619,8 @@ def to_qdrant(node: Node, make: ConditionMaker[C], prefix: Path = ()) -> C:
                 return make.filter(None, None, [walk(part)])
             case Named(ids):
                 return make.named(ids) if ids else make.nothing()
+            case Marked():
+                return walk(Named(node.named()))
             case Substring(path, _, True):
                 raise InvalidFilter(
                     f"$itext on field {'.'.join(path)!r}: Qdrant cannot look for a piece of text in any case. Use "

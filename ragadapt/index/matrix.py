@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragadapt.index.contract import Floats
-from ragadapt.lexical.ranking import Ranking, best_first
+from ragadapt.lexical.ranking import Picked, Ranking, best_first
 
 BLOCK_BYTES = 64_000_000  # of one block of scores: bounds memory whatever the number of queries
 
@@ -20,7 +20,7 @@ def search_matrix(
     rows = None
     if allowed is not None and not allowed.all():
         rows = np.flatnonzero(allowed)
-        ids = [ids[row] for row in rows.tolist()]
+        ids = Picked(ids, rows)
         if len(rows) * 4 < len(matrix):  # few rows are cheaper to copy than to score with all the others
             matrix, rows = matrix[rows], None
     size = max(1, BLOCK_BYTES // (4 * max(1, len(matrix))))

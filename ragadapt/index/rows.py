@@ -7,7 +7,8 @@ import os
 import threading
 import weakref
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from ragadapt.errors import IndexCorrupt, IndexFault, StoreCorrupt, reason_of
 from ragadapt.files import Hashes
 from ragadapt.index.contract import INDEX_FILE, Engine, Place, check_ids, missing_id
-from ragadapt.index.filters import Columns, Filter, parse
+from ragadapt.index.filters import Columns, Filter, Marked, parse
+from ragadapt.threads import SharedLock
 
 
 class Rows:
@@ -43,6 +45,9 @@ class Rows:
         self._payloads = payloads if payloads is not None else [{} for _ in self._ids]
         self._numbers: dict[str, int] | None = None
         self._columns: Columns | None = None
+        self._same_ids: Sequence[str] | None = None  # a list of others that was found to hold these ids in this order
+        self._shared: Callable[[], dict[str, int]] | None = None  # others' numbers, where ids and numbers are theirs
+        self._making = threading.RLock()  # what is made at its first use, by readers who don't exclude each other
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -63,27 +68,47 @@ class Rows:
     @property
     def numbers(self) -> dict[str, int]:
         """id → row."""
-        if self._numbers is None:
-            self._numbers = {id: row for row, id in enumerate(self.ids)}
-        return self._numbers
+        found = self._numbers
+        if found is None:
+            with self._making:
+                found = self._numbers
+                if found is None:
+                    made = self._shared() if self._shared is not None else {id: at for at, id in enumerate(self.ids)}
+                    found = self._numbers = made
+        return found
 
     @property
     def payloads(self) -> list[dict[str, Any]]:
         if isinstance(self._payloads, Path):
-            path = self._payloads
-            try:
-                with os.fdopen(os.dup(self._handle), encoding="utf-8") as file:
-                    file.seek(0)
-                    payloads = [json.loads(line) for line in file]
-                if len(payloads) != len(self.ids):
-                    raise ValueError(f"{len(payloads)} lines for {len(self.ids)} vectors")
-                if not all(isinstance(payload, dict) for payload in payloads):
-                    raise ValueError("a line is no object")
-            except (OSError, ValueError, RecursionError) as error:
-                raise IndexCorrupt(f"{path} cannot be read ({error}).") from error
-            self._payloads = payloads
-            self._close()
+            with self._making:
+                if isinstance(self._payloads, Path):
+                    self._payloads = self._read(self._payloads)
+                    self._close()
         return self._payloads
+
+    def _read(self, path: Path) -> list[dict[str, Any]]:
+        try:
+            with os.fdopen(os.dup(self._handle), encoding="utf-8") as file:
+                file.seek(0)
+                payloads = [json.loads(line) for line in file]
+            if len(payloads) != len(self.ids):
+                raise ValueError(f"{len(payloads)} lines for {len(self.ids)} vectors")
+            if not all(isinstance(payload, dict) for payload in payloads):
+                raise ValueError("a line is no object")
+        except (OSError, ValueError, RecursionError) as error:
+            raise IndexCorrupt(f"{path} cannot be read ({error}).") from error
+        return payloads
+
+    def share(self, ids: list[str], numbers: Callable[[], dict[str, int]]) -> None:
+        """Take a list of the same ids, and their numbers, from another part of a retriever, so that they are there
+        once; nothing where they differ. Neither is changed from here."""
+        if self.ids == ids:
+            self._ids, self._same_ids, self._shared, self._numbers = ids, ids, numbers, None
+
+    def _own(self) -> None:
+        """Before a change: ids and numbers that nobody else holds."""
+        if self._shared is not None:
+            self._ids, self._numbers, self._shared, self._same_ids = list(self._ids), None, None, None
 
     def split(self, ids: Sequence[str]) -> tuple[list[int], list[int]]:
         """Places in the list of the ids that are here, and of those that are not."""
@@ -100,20 +125,41 @@ class Rows:
             raise missing_id(error.args[0]) from None
 
     def mask(self, filter: Filter) -> NDArray[np.bool_]:
-        """(N,) the rows that pass. Raises InvalidFilter."""
+        """(N,) the rows that pass; not to be changed. Raises InvalidFilter."""
         node = parse(filter)
-        if self._columns is None:
-            self._columns = Columns(self.payloads, lambda ids: [self.numbers[id] for id in ids if id in self.numbers])
-        return self._columns.mask(node)
+        if isinstance(node, Marked):
+            return self._marked(node)
+        columns = self._columns
+        if columns is None:
+            with self._making:
+                columns = self._columns
+                if columns is None:
+                    columns = self._columns = Columns(self.payloads, self._there)
+        return columns.mask(node)
+
+    def _there(self, ids: Iterable[str]) -> list[int]:
+        """The rows of those of the ids that are here."""
+        numbers = self.numbers
+        return [numbers[id] for id in ids if id in numbers]
+
+    def _marked(self, node: Marked) -> NDArray[np.bool_]:
+        if node.ids is not self._same_ids:
+            if node.ids != self.ids:
+                mask = np.zeros(len(self), np.bool_)
+                mask[self._there(compress(node.ids, node.mask.tolist()))] = True
+                return mask
+            self._same_ids = node.ids
+        return node.mask
 
     def add(self, ids: Sequence[str], payloads: Sequence[dict[str, Any]]) -> None:
         """Append rows for new ids."""
+        self._own()
         numbers, own = self.numbers, self.payloads
         for id, payload in zip(ids, payloads):
             numbers[id] = len(self.ids)
             self.ids.append(id)
             own.append(payload)
-        self._columns = None
+        self._columns = self._same_ids = None
 
     def replace(self, row: int, payload: dict[str, Any]) -> None:
         """Another metadata object for a row."""
@@ -126,7 +172,7 @@ class Rows:
         kept = np.flatnonzero(mask).tolist()
         self._payloads = [self.payloads[row] for row in kept]
         self._ids = [self.ids[row] for row in kept]
-        self._numbers = self._columns = None
+        self._numbers = self._columns = self._same_ids = self._shared = None
 
     def save(self, ids_path: Path, payloads_path: Path) -> None:
         ids_path.write_text(json.dumps(self.ids, ensure_ascii=False), encoding="utf-8")
@@ -142,7 +188,8 @@ class Kept(Engine):
     fingerprint: str | None
     _rows: Rows
     _folder: Path | None
-    _lock: threading.RLock
+    in_memory = True
+    _lock: SharedLock
     _changed = False
     """Whether there are changes that no save has kept."""
     _stamp: tuple[int, int] | None = None
@@ -159,8 +206,13 @@ class Kept(Engine):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def ids(self, filter: Filter | None = None) -> list[str]:
+    def share_ids(self, ids: list[str], numbers: Callable[[], dict[str, int]]) -> None:
+        """See `Rows.share`."""
         with self._lock:
+            self._rows.share(ids, numbers)
+
+    def ids(self, filter: Filter | None = None) -> list[str]:
+        with self._lock.shared():
             if filter is None:
                 return list(self._rows.ids)
             return [self._rows.ids[row] for row in np.flatnonzero(self._rows.mask(filter))]
@@ -169,7 +221,7 @@ class Kept(Engine):
         return [id in self._rows.numbers for id in check_ids(ids)]
 
     def payloads(self, ids: Sequence[str]) -> list[dict[str, Any]]:
-        with self._lock:
+        with self._lock.shared():
             return [dict(self._rows.payloads[row]) for row in self._rows.find(check_ids(ids))]
 
     @abstractmethod

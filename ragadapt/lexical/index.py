@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragadapt.errors import FormatTooNew, IndexCorrupt, InvalidInput, reason_of
-from ragadapt.lexical.ranking import Ranking, best_first, bm25s, moments
+from ragadapt.lexical.ranking import Picked, Ranking, best_first, bm25s, moments
 from ragadapt.lexical.terms import PassageWords, TermStatistics, WordReader
 from ragadapt.lexical.tokens import Word, default_stopwords, word_analyser, words
 from ragadapt.profiling import work
@@ -92,6 +92,12 @@ class LexicalIndex(WordReader):
         """The ids by position."""
         return list(self._ids)
 
+    def share_ids_with(self, share: Callable[[list[str], Callable[[], dict[str, int]]], None]) -> None:
+        """Let another part of a retriever use the list of ids, and their positions, in the place of its own. An
+        `update` makes new ones here."""
+        ids = self._ids
+        share(ids, lambda: self._table() if self._ids is ids else {id_: at for at, id_ in enumerate(ids)})
+
     def positions(self, ids: Iterable[str]) -> NDArray[np.int64]:
         """The position of each id. Raises InvalidInput for an unknown one."""
         table = self._table()
@@ -145,9 +151,10 @@ class LexicalIndex(WordReader):
         for start, block in self.score_blocks(queries):
             stop = start + len(block)
             means[start:stop], deviations[start:stop] = moments(block)
+            passing = None if allowed is None else np.flatnonzero(allowed)
             for row in block:
-                found = np.flatnonzero(row if allowed is None else (row > 0) & allowed)
-                rankings.append(best_first(row[found], k, _Picked(self._ids, found)))
+                found = np.flatnonzero(row) if passing is None else passing[row[passing] > 0]
+                rankings.append(best_first(row[found], k, Picked(self._ids, found)))
         return rankings, means, deviations
 
     def moments(self, queries: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -335,19 +342,6 @@ def saved_stopwords(folder: str | Path) -> frozenset[str] | None:
 def _stopwords(settings: dict[str, Any]) -> frozenset[str]:
     kept = settings.get("stopwords")
     return default_stopwords(settings["language"]) if kept is None else frozenset(kept)
-
-
-class _Picked(Sequence[str]):
-    """ids[positions[i]], without a copy of all ids."""
-
-    def __init__(self, ids: list[str], positions: NDArray[np.int64]) -> None:
-        self._ids, self._positions = ids, positions
-
-    def __len__(self) -> int:
-        return len(self._positions)
-
-    def __getitem__(self, i: Any) -> Any:
-        return self._ids[self._positions[i]]
 
 
 def _no_postings() -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:

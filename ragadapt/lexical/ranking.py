@@ -6,12 +6,26 @@ import importlib
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ranking = tuple[list[str], NDArray[np.float32]]
 """Ids and their scores, best first, equally long."""
+
+
+class Picked(Sequence[str]):
+    """ids[positions[i]], without a copy of all ids."""
+
+    def __init__(self, ids: Sequence[str], positions: NDArray[np.int64]) -> None:
+        self._ids, self._positions = ids, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._ids[self._positions[i]]
 
 
 _SAMPLED = 16  # every so many scores are looked at first

@@ -13,7 +13,8 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -30,6 +31,7 @@ from ragadapt.pefa.state import SHARED, Entry, State
 from ragadapt.pefa.views import view
 from ragadapt.search.fusion import Floats
 from ragadapt.search.searcher import Dense
+from ragadapt.threads import SharedLock
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -85,7 +87,8 @@ class Pefa:
         self._embed = embed
         self._passages = passages or _ById(index)
         self._configured = config
-        self._lock = threading.RLock()
+        self._writers = threading.RLock()  # taken before `_lock`, by whoever may change something
+        self._lock = SharedLock()
         self._temporary = tempfile.TemporaryDirectory(prefix="ragadapt-") if ledger is None else None
         if isinstance(ledger, Ledger):
             self.ledger = ledger
@@ -141,7 +144,7 @@ class Pefa:
         checked = [one.checked() for one in feedback]
         if not checked:
             return []
-        with self._lock:
+        with self._changing():
             self.catch_up()
             for one, passage in zip(checked, self._passages.resolve(checked), strict=True):
                 if passage is None:
@@ -176,13 +179,13 @@ class Pefa:
         """Take back the feedback that fits all that is given; how many. Search is as if it had never been."""
         if all(part is None for part in (key, query, id, user, tenant)):
             raise InvalidInput("Say which feedback to take back: a key, a query, a passage, a user or a tenant.")
-        with self._lock:
+        with self._changing():
             found = self.ledger.find(key, query=query, chunk_id=id, user=user, tenant=tenant)
             return self.withdraw_keys([one.key for one in found])
 
     def withdraw_keys(self, keys: Iterable[str]) -> int:
         """Take back by key; how many counted until now."""
-        with self._lock:
+        with self._changing():
             withdrawn = self.ledger.withdraw(keys)
             self.catch_up()
             return len(withdrawn)
@@ -202,30 +205,45 @@ class Pefa:
         """For each query of (Q, d) up to k (ids, scores), best first. lam, method: None = as tuned. tenant: whose
         feedback counts beside that for all."""
         rows = check_vectors(vectors, self.index.dim, "query vectors")
-        with self._lock:
-            return self.dense(lam, tenant, method).search(rows, k, filter)
+        with self.reading(lam, tenant, method) as dense:
+            return dense.search(rows, k, filter)
+
+    @contextmanager
+    def reading(
+        self, lam: float | None = None, tenant: str | None = None, method: str | None = None
+    ) -> Iterator[Dense]:
+        """The dense side for a Searcher, up to date. No feedback changes it inside the block."""
+        self.catch_up()
+        with self._lock.shared():
+            config = self.config if method is None else _updated(self.config, {"method": method})
+            yield view(self.index, self.state, config, lam, named_tenant(tenant))
 
     def dense(self, lam: float | None = None, tenant: str | None = None, method: str | None = None) -> Dense:
-        """The dense side for a Searcher, up to date. Use it before the next feedback, under the caller's own lock."""
-        with self._lock:
-            self.catch_up()
-            config = self.config if method is None else _updated(self.config, {"method": method})
-            return view(self.index, self.state, config, lam, named_tenant(tenant))
+        """The dense side for a Searcher, up to date. Use it before the next feedback; see `reading`."""
+        with self.reading(lam, tenant, method) as dense:
+            return dense
 
     # Keeping up
 
     def catch_up(self) -> None:
         """Take in what was written since the last time, here or elsewhere. Cheap when nothing was."""
-        with self._lock:
+        with self._writers:
             if not self._whole or self.state.tick() != self.state.now:  # cut short, or feedback has faded a little
                 self.rebuild()
             elif self.ledger.changed():
-                self._set_config()
-                self._apply(self.ledger.since(self._seq))
+                with self._changing():
+                    self._set_config()
+                    self._apply(self.ledger.since(self._seq))
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Nobody searches meanwhile."""
+        with self._writers, self._lock:
+            yield
 
     def rebuild(self) -> None:
         """Make everything anew from the ledger and the index's vectors."""
-        with self._lock:
+        with self._changing():
             self._set_config()
             self.ledger.changed()
             self._whole = False
@@ -243,7 +261,7 @@ class Pefa:
 
         Without ids everything is looked at again.
         """
-        with self._lock:
+        with self._changing():
             changed = set(ids)
             if not changed:
                 self.rebuild()
@@ -259,13 +277,13 @@ class Pefa:
 
     def tune_to(self, values: dict[str, Any]) -> None:
         """Keep these settings in the ledger, from now on for every process: any fields of PefaConfig."""
-        with self._lock:
+        with self._changing():
             self.ledger.keep_settings(_updated(self.config, values).model_dump(mode="json"))
             self.catch_up()
 
     def status(self) -> Status:
         """Counts, up to date."""
-        with self._lock:
+        with self._changing():
             self.catch_up()
             active, inactive = len(self._where), len(self._inactive)
             tenants = {tenant for _, tenant, _, _ in self._where.values()} - {SHARED}
@@ -274,7 +292,7 @@ class Pefa:
 
     def inactive(self) -> list[Feedback]:
         """Feedback whose passage is not in the index now."""
-        with self._lock:
+        with self._changing():
             self.catch_up()
             return list(self._inactive.values())
 
@@ -283,7 +301,7 @@ class Pefa:
         found = [f"the ledger is damaged: {line}" for line in self.ledger.problems()]
         if found:
             return found
-        with self._lock:
+        with self._changing():
             self.catch_up()
             passages = self.state.passages()
             gone = [id for id, there in zip(passages, self.index.has(passages), strict=True) if not there]

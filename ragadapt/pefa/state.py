@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from ragadapt.config import PefaConfig
 from ragadapt.errors import InvalidInput
 from ragadapt.index import Filter, VectorIndex, compile_filter
-from ragadapt.index.filters import Node, parse
+from ragadapt.index.filters import Marked, Node, parse
 from ragadapt.search.fusion import Floats
 
 K = TypeVar("K")
@@ -77,12 +77,13 @@ class Overlay:
 
     def rows(self, lam: float) -> Floats:
         """(F, d) p + (1 − λ)·D; kept for the λ that was asked last."""
-        if self._mixed is None or self._mixed[0] != lam:
+        kept = self._mixed  # taken once: another search may ask for its own λ meanwhile
+        if kept is None or kept[0] != lam:
             mixed = np.empty_like(self._plain)
             count = len(self.ids)
             mixed[:count] = _mix(self.plain, self.delta, lam)
-            self._mixed = (lam, mixed)
-        return self._mixed[1][: len(self.ids)]
+            kept = self._mixed = (lam, mixed)
+        return kept[1][: len(self.ids)]
 
     def passing(self, index: VectorIndex, filter: Filter) -> NDArray[np.bool_]:
         """(F,) which passages pass; remembered until the next change."""
@@ -93,8 +94,8 @@ class Overlay:
         found = self._passing.get(node)
         if found is None:
             found = np.array(passing(index, self.ids, node), np.bool_)
-            if len(self._passing) >= _FILTERS:
-                self._passing.pop(next(iter(self._passing)))
+            for oldest in list(self._passing)[: len(self._passing) + 1 - _FILTERS]:
+                self._passing.pop(oldest, None)  # several threads may be at it
             self._passing[node] = found
         return found
 
@@ -383,6 +384,8 @@ def passing(index: VectorIndex, ids: Sequence[str], filter: Any) -> list[bool]:
     if not isinstance(filter, (Mapping, Node)):  # an engine's own filter: the engine must say
         fitting = set(index.ids(filter))
         return [id in fitting for id in ids]
+    if isinstance(filter, Marked):
+        return filter.passes(ids)
     matches = compile_filter(filter)
     return [matches(payload, id) for id, payload in zip(ids, index.payloads(ids), strict=True)]
 

@@ -135,7 +135,7 @@ def _own_systems(
 
     def by(mode: Mode, stage: Rerank | None = None) -> RankChunks:
         def rank(numbers: Sequence[int], deep: int) -> list[list[str]]:
-            with now.lock:
+            with now.lock.shared():
                 now.whole()
                 found = retriever._rank(
                     now,
@@ -155,7 +155,7 @@ def _own_systems(
         rank = ranker(searcher, texts, rows, mode, Fusion(method="rrf"))
 
         def held(numbers: Sequence[int], deep: int) -> list[list[str]]:
-            with now.lock:
+            with now.lock.shared():
                 return rank(numbers, deep)
 
         return held

@@ -32,6 +32,7 @@ from ragadapt.errors import (
 from ragadapt.files import copy_file, link_or_copy, read_json, record_file, remove, write_text
 from ragadapt.index import collection_of, engine_of, exact_index, open_index
 from ragadapt.index.contract import WordEngine
+from ragadapt.index.postings import POSTINGS, FieldPostings
 from ragadapt.lexical import LexicalIndex
 from ragadapt.lexical.languages import languages_of
 from ragadapt.lexical.stopwords import stopwords_for
@@ -40,7 +41,7 @@ from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
 from ragadapt.profiling import work
 from ragadapt.search.fusion import Floats, Fusion
 from ragadapt.search.searcher import Searcher
-from ragadapt.store.chunks import ChunkStore
+from ragadapt.store.chunks import ChunkStore, shown_of
 from ragadapt.store.workspace import LEDGER, RERANKER, Manifest, OpenedStore, Stage, Workspace, kept_build, open_store
 from ragadapt.values import Chunk, Document, Evidence, Progress, Query, no_progress
 from ragadapt.version import __version__
@@ -351,7 +352,8 @@ def build_index(
     progress: Progress,
     lexical: Path,
 ) -> None:
-    """The index that ships, with the chunks' metadata for filters, as index/, and background.npz beside it.
+    """The index that ships, with the chunks' metadata for filters, as index/; beside it the postings that filters are
+    looked up in, and background.npz.
 
     Where the engine keeps the passages' words, they are those of the lexical index in this folder, in whose place
     lexical/ comes.
@@ -384,6 +386,8 @@ def build_index(
         with work("index"):
             index.finish(config, progress)
             index.save()
+    with work("filters", len(ids)):
+        FieldPostings.build(map(shown_of, corpus.chunks)).save(stage.path / POSTINGS)
     background = encoded.background
     np.savez(
         stage.path / "background.npz",
@@ -395,7 +399,7 @@ def build_index(
 
 def index_parts(built: Path) -> dict[str, Path]:
     """The parts of a retriever that `build_index` made in this folder."""
-    names = ["index", "background.npz", *(["lexical"] if (built / "lexical").is_dir() else [])]
+    names = ["index", "background.npz", POSTINGS, *(["lexical"] if (built / "lexical").is_dir() else [])]
     return {name: built / name for name in names}
 
 

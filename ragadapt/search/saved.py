@@ -8,6 +8,7 @@ import numpy as np
 
 from ragadapt.errors import MissingExtra, StoreCorrupt, reason_of
 from ragadapt.index import open_index
+from ragadapt.index.rows import Kept
 from ragadapt.lexical import LexicalIndex
 from ragadapt.lexical.index import open_statistics
 from ragadapt.lexical.terms import is_statistics
@@ -44,6 +45,8 @@ def open_searcher(path: Path, manifest: Manifest) -> Searcher:
         words = EngineWords(index, open_statistics(path / "lexical"), lambda: _ids(path))
     else:
         words = LexicalIndex.open(path / "lexical")
+        if isinstance(index, Kept):
+            words.share_ids_with(index.share_ids)
     try:
         with np.load(path / "background.npz", allow_pickle=False) as arrays:
             background = Background(arrays["mean"], arrays["covariance"], int(arrays["count"]))

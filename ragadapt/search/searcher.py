@@ -408,7 +408,8 @@ class _QueryBlock:
         self.depth = depth
         self.means, self.deviations = moments(rows)
         self.masses = searcher.lexical.masses(texts)
-        self.lexical_best = [_best(row, depth, allowed) for row in rows]
+        passing = None if allowed is None else np.flatnonzero(allowed)
+        self.lexical_best = [_best(row, depth, passing) for row in rows]
         self.extra = [np.asarray(positions, dtype=np.int64) for positions in extra]
 
     def gather(self, vectors: Floats) -> list[Candidates]:
@@ -437,6 +438,10 @@ class _QueryBlock:
         return results
 
 
-def _best(row: Floats, depth: int, allowed: Mask | None) -> Positions:
-    best = best_positions(row if allowed is None else np.where(allowed, row, 0), depth)
-    return best[row[best] > 0] if allowed is None else best[(row[best] > 0) & allowed[best]]
+def _best(row: Floats, depth: int, passing: Positions | None) -> Positions:
+    """The best positions of a row (N,), or of those that pass, ascending, which have a score."""
+    if passing is None:
+        best = best_positions(row, depth)
+    else:
+        best = passing[best_positions(row[passing], depth)]
+    return best[row[best] > 0]

@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ragadapt.index.filters import Filter, Leaf, Node
+    from ragadapt.index.postings import FieldPostings
 
 FORMAT_VERSION = 1
 T = TypeVar("T")
 
+_CONNECTIONS = 32  # of one store at most
 _PAGE = 500  # rows per query; below the 999 variables that old SQLite builds allow
 _COLUMNS = "id, document_id, text, heading_path, start, end, metadata, source"
 _AROUND = "before, continues"  # files of earlier versions lack them
@@ -67,18 +70,24 @@ def document_hash(document: Document) -> str:
 class ChunkStore:
     """Chunks by id, in order, by document. `create` writes a new file, `open` reads one.
 
-    Chunks keep the order in which they were added. One connection is shared under a lock, so a store may be
-    used from several threads, and keeps reading its own file after the folder around it was replaced.
+    Chunks keep the order in which they were added. A store may be used from several threads: one that is open for
+    reading has a connection for each that reads at the moment. It keeps reading its own file after the folder around it
+    was replaced; what waits then shares the connections that there are.
     """
 
-    def __init__(self, connection: sqlite3.Connection, path: Path, writable: bool) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, path: Path, writable: bool, file: tuple[int, int] | None = None
+    ) -> None:
+        """file: the identity of what the connection has open; None = not known, so that it stays the only one."""
         self.path = path
         self._writable = writable
-        self._connection = connection
-        self._lock = threading.Lock()
+        self._file = file
+        self._every = [connection]
+        self._idle = [connection]
+        self._free = threading.Condition(threading.Lock())
         names = {row[1] for row in connection.execute("PRAGMA table_info(chunks)")}
         self._columns = f"{_COLUMNS}, {_AROUND}" if "before" in names else _COLUMNS
-        weakref.finalize(self, connection.close)  # of a build that was replaced, when its last reader is done
+        weakref.finalize(self, _close, self._every)  # of a build that was replaced, when its last reader is done
 
     @classmethod
     def create(cls, path: str | Path) -> Self:
@@ -99,7 +108,10 @@ class ChunkStore:
         path = Path(path)
         if not path.is_file():
             raise StoreCorrupt(f"{path} is missing. Build the retriever again with: ragadapt fit")
+        before = _identity(path)
         connection = _connect(path, writable)
+        # Open files keep their number, so what has it before and after is the file that was opened.
+        file = before if _identity(path) == before else None
         try:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             connection.execute("SELECT 1 FROM chunks, documents LIMIT 1").fetchone()
@@ -109,12 +121,13 @@ class ChunkStore:
         if version > FORMAT_VERSION:
             connection.close()
             raise FormatTooNew(f"{path} has format {version}, this ragadapt reads up to {FORMAT_VERSION}.")
-        return cls(connection, path, writable)
+        return cls(connection, path, writable, file)
 
     def close(self) -> None:
         """Close the file. The store must not be used afterwards."""
-        with self._lock:
-            self._connection.close()
+        with self._free:
+            self._free.wait_for(lambda: len(self._idle) == len(self._every))
+            _close(self._every)
 
     def __enter__(self) -> Self:
         return self
@@ -166,12 +179,16 @@ class ChunkStore:
 
     def __iter__(self) -> Iterator[Chunk]:
         """All chunks in the order in which they were added, a page at a time."""
+        return map(_chunk, self._in_order(self._columns))
+
+    def _in_order(self, columns: str) -> Iterator[Any]:
+        """These columns of all chunks, a page at a time."""
         last = -1
         while rows := self._rows(
-            f"SELECT position, {self._columns} FROM chunks WHERE position > ? ORDER BY position LIMIT {_PAGE}", (last,)
+            f"SELECT {columns}, position FROM chunks WHERE position > ? ORDER BY position LIMIT {_PAGE}", (last,)
         ):
-            last = rows[-1][0]
-            yield from (_chunk(row[1:]) for row in rows)
+            last = rows[-1][-1]
+            yield from (row[:-1] for row in rows)
 
     def get(self, ids: Sequence[str]) -> list[Chunk]:
         """One chunk per id, in the order of ids. Raises InvalidInput that names what is not there."""
@@ -211,19 +228,18 @@ class ChunkStore:
 
     def metadata(self) -> Iterator[tuple[str, Metadata]]:
         """(chunk id, metadata) in the order of `ids()`: what a metadata filter reads."""
-        for row in self._rows("SELECT id, metadata FROM chunks ORDER BY position"):
-            yield row[0], json.loads(row[1])
+        for id, metadata in self._in_order("id, metadata"):
+            yield id, json.loads(metadata)
 
     def shown(self) -> Iterator[tuple[str, Metadata]]:
         """`metadata`, with what every result shows beside it: id, document_id, source and heading, where it has them.
 
         A field of the metadata stands before one of these of the same name.
         """
-        query = "SELECT id, document_id, heading_path, source, metadata FROM chunks ORDER BY position"
-        for id, document, headings, source, metadata in self._rows(query):
-            heading = " > ".join(part for part in json.loads(headings) if part)
-            fields = {"id": id, "document_id": document, "source": source or document, "heading": heading}
-            yield id, {**{name: value for name, value in fields.items() if value}, **json.loads(metadata)}
+        for id, document, headings, source, metadata in self._in_order(
+            "id, document_id, heading_path, source, metadata"
+        ):
+            yield id, _with_shown(id, document, json.loads(headings), source, json.loads(metadata))
 
     def hashes(self, ids: Iterable[str]) -> dict[str, str]:
         """Chunk id → content hash, of those that exist."""
@@ -256,10 +272,41 @@ class ChunkStore:
             page = wanted[start : start + _PAGE]
             yield from self._rows(f"{query} ({','.join('?' * len(page))})", page)
 
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection that nobody else uses meanwhile."""
+        with self._free:
+            if not self._idle and not self._writable and len(self._every) < _CONNECTIONS:
+                fresh = self._another()
+                if fresh is not None:
+                    self._every.append(fresh)
+                    self._idle.append(fresh)
+            self._free.wait_for(lambda: self._idle)
+            connection = self._idle.pop()
+        try:
+            yield connection
+        finally:
+            with self._free:
+                self._idle.append(connection)
+                self._free.notify()
+
+    def _another(self) -> sqlite3.Connection | None:
+        """One more connection to the file that is open; None where another one stands at the path by now."""
+        if self._file is None or _identity(self.path) != self._file:
+            return None
+        try:
+            fresh = _connect(self.path, writable=False)
+        except sqlite3.Error:  # out of descriptors: the others do
+            return None
+        if _identity(self.path) != self._file:
+            fresh.close()
+            return None
+        return fresh
+
     def _rows(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
-        with self._lock:
+        with self._reading() as connection:
             try:
-                return self._connection.execute(query, values).fetchall()
+                return connection.execute(query, values).fetchall()
             except sqlite3.ProgrammingError as error:
                 raise InvalidInput(f"{self.path} was closed. Open it again with ChunkStore.open.") from error
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
@@ -268,9 +315,9 @@ class ChunkStore:
     def _write(self, write: Callable[[sqlite3.Connection], None]) -> None:
         if not self._writable:
             raise InvalidInput(f"{self.path} is open for reading. Open it with ChunkStore.open(…, writable=True).")
-        with self._lock, self._connection:
+        with self._reading() as connection, connection:
             try:
-                write(self._connection)
+                write(connection)
             except sqlite3.IntegrityError as error:
                 raise InvalidInput(f"{self.path} does not take this: {error}. Nothing was written.") from error
             except UnicodeEncodeError as error:
@@ -280,21 +327,54 @@ class ChunkStore:
 SHOWN = ("id", "document_id", "source", "heading")
 """What every result shows beside its metadata, and what a filter may name like a field of them."""
 
+
+def _with_shown(
+    id: str, document: str, headings: Sequence[str], source: str, metadata: dict[str, Any]
+) -> dict[str, Any]:
+    heading = " > ".join(part for part in headings if part)
+    fields = {"id": id, "document_id": document, "source": source or document, "heading": heading}
+    return {**{name: value for name, value in fields.items() if value}, **metadata}
+
+
+def shown_of(chunk: Chunk) -> Metadata:
+    """What a filter sees of a chunk, as `ChunkStore.shown` gives it once it is stored."""
+    metadata = json.loads(_dump(chunk.metadata, chunk.id))
+    return _with_shown(chunk.id, chunk.document_id, chunk.heading_path, chunk.source, metadata)
+
+
 _FILTERS = 32  # whose answers are remembered
+_MASKS_BYTES = 64_000_000  # of these answers
 
 
 class ChunkFilters:
     """Filters over the chunks of a retriever, on their metadata and on what a result shows beside them (`SHOWN`).
 
-    An index holds the metadata alone, so a test of such a field becomes one of ids.
+    They are looked up in the postings of its folder. An older folder has none: they are made when the first filter
+    comes, from all metadata, and kept in memory.
     """
 
-    def __init__(self, chunks: ChunkStore) -> None:
+    def __init__(
+        self,
+        chunks: ChunkStore,
+        ids: Callable[[], Sequence[str]],
+        rows_of: Callable[[Sequence[str]], NDArray[np.int64]],
+        *,
+        postings: FieldPostings | None = None,
+        in_memory: bool = False,
+    ) -> None:
+        """ids: of all chunks in their order. rows_of: ids → places in it. in_memory: the index filters by rows in this
+        process. Another one holds the metadata alone, so a test of what is shown beside them becomes one of ids."""
         self._chunks = chunks
+        self._ids = ids
+        self._rows_of = rows_of
+        self._postings = postings
+        self._in_memory = in_memory
         self._known: dict[Node, tuple[Node, NDArray[np.bool_]]] = {}
+        self._lock = threading.Lock()
 
     def resolve(self, filter: Filter | Node) -> tuple[Node, NDArray[np.bool_]]:
-        """(what to ask the index, (N,) which chunks pass, in the order of `ids()`). Raises InvalidFilter."""
+        """(what to ask the index, (N,) which chunks pass, in the order of `ids()`; neither to be changed). Raises
+        InvalidFilter."""
         from ragadapt.index.filters import parse
 
         # By the tree and not by its text: 2020 and "2020" are two filters, whatever wrote them.
@@ -302,44 +382,67 @@ class ChunkFilters:
         found = self._known.get(node)
         if found is None:
             found = self._resolved(node)
-            if len(self._known) >= _FILTERS:
-                self._known.pop(next(iter(self._known)), None)
-            self._known[node] = found
+            most = max(1, min(_FILTERS, _MASKS_BYTES // max(1, len(found[1]))))
+            with self._lock:
+                while len(self._known) >= most:
+                    self._known.pop(next(iter(self._known)))
+                self._known[node] = found
         return found
 
-    def asked(self, filter: Filter) -> Node:
-        """What to ask the index, for one that filters words and vectors alike. Raises InvalidFilter."""
-        from ragadapt.index.filters import leaves, parse
+    def forget(self) -> None:
+        """Answer every filter anew from now on: for measuring."""
+        with self._lock:
+            self._known.clear()
+
+    def asked(self, filter: Filter | Node) -> Node:
+        """What to ask an index that holds the metadata and filters by itself. Raises InvalidFilter."""
+        from ragadapt.index.filters import Marked, Named, Not, leaves, parse, replace_leaves
 
         node = parse(filter)
-        beside = any(leaf.path in _BESIDE for leaf in leaves(node))
-        return self.resolve(node)[0] if beside else node
+        asked: dict[Leaf, Node] = {}
+        for leaf in leaves(node):
+            if leaf.path in _BESIDE:
+                ids, mask = self._ids(), self._of_fields().mask(leaf)
+                fewer = int(mask.sum()) * 2 <= len(ids)  # the shorter list travels to the index
+                named = Named(Marked(ids, mask if fewer else ~mask, self._rows_of).named())
+                asked[leaf] = named if fewer else Not(named)
+        return replace_leaves(node, asked)
 
     def _resolved(self, node: Node) -> tuple[Node, NDArray[np.bool_]]:
-        import numpy as np
+        from ragadapt.index.filters import Marked
 
-        from ragadapt.index.filters import Named, Not, compile_filter, leaves, replace_leaves
+        mask = self._of_fields().mask(node, self._there)
+        return (Marked(self._ids(), mask, self._rows_of) if self._in_memory else self.asked(node)), mask
 
-        beside: list[Leaf] = [leaf for leaf in leaves(node) if leaf.path in _BESIDE]
-        tests = [compile_filter(leaf) for leaf in beside]
-        passing: list[set[str]] = [set() for _ in beside]
-        matches, mask, all_ids = compile_filter(node), list[bool](), list[str]()
-        for id, fields in self._chunks.shown() if beside else self._chunks.metadata():
-            for test, ids in zip(tests, passing, strict=True):
-                if test(fields):
-                    ids.add(id)
-            if beside:
-                all_ids.append(id)
-            mask.append(matches(fields, id))
-        asked: dict[Leaf, Node] = {}
-        for leaf, ids in zip(beside, passing, strict=True):
-            rest = len(all_ids) - len(ids)
-            few = rest < len(ids)  # the shorter list travels to the index
-            asked[leaf] = Not(Named(frozenset(all_ids) - ids)) if few else Named(frozenset(ids))
-        return replace_leaves(node, asked), np.array(mask, np.bool_)
+    def _of_fields(self) -> FieldPostings:
+        if self._postings is None:
+            from ragadapt.index.postings import FieldPostings
+
+            with self._lock:
+                if self._postings is None:
+                    self._postings = FieldPostings.build(fields for _, fields in self._chunks.shown())
+        return self._postings
+
+    def _there(self, ids: Iterable[str]) -> list[int]:
+        wanted = set(ids)
+        return [row for row, id in enumerate(self._ids()) if id in wanted]
 
 
 _BESIDE = {(name,) for name in SHOWN}
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Tells a file from another one that has taken its place."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _close(connections: Sequence[sqlite3.Connection]) -> None:
+    for connection in connections:
+        connection.close()
 
 
 def _connect(path: Path, writable: bool) -> sqlite3.Connection:
