@@ -173,7 +173,7 @@ class Tower(nn.Module):
                 module.training = True
 
     def packed(self) -> PackedBert | None:
-        """For a long run, which gives it to `embed`: packed weights, where they can be had and give the same vectors."""
+        """For a long run, which gives it to `embed`: packed weights, where there are any that give the same vectors."""
         if self._packs is False or self.prefix is not None or self.autocast is not None:
             return None
         made = packed(self.model)
