@@ -161,6 +161,8 @@ def test_moments_by_term_are_those_of_all_scores_however_small_the_table(
 ) -> None:
     monkeypatch.setattr(terms_module, "LEAST_ROWS", rows)
     monkeypatch.setattr(terms_module, "FEW", 1)
+    for name, small in (("_BLOCK", 40), ("_PASSAGES", 7)):  # what is counted block by block
+        monkeypatch.setattr(terms_module, name, small)
     monkeypatch.setattr(terms_module, "ROWS", 0)
     statistics, _ = corpus.lexical.statistics()
     means, deviations = corpus.lexical.moments(QUERIES)

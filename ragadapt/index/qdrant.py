@@ -235,7 +235,7 @@ class QdrantIndex(Engine):
 
     @classmethod
     def keeps_words(cls, config: IndexConfig) -> bool:
-        # Local mode compares sparse vectors one by one in Python, hundreds of times slower than files of the folder.
+        # Local mode compares sparse vectors one by one in Python: at 800 passages a query takes seven times as long.
         return config.lexical == "engine" or (config.lexical == "auto" and config.url is not None)
 
     @classmethod

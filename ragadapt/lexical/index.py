@@ -258,8 +258,11 @@ class LexicalIndex(WordReader):
         scores, settings = self._engine.scores, self._settings
         k1, b = settings["k1"], settings["b"]
         saturation = k1 * (1 - b + b * np.asarray(self._lengths) / (self._mean_length() or 1.0))
-        frequencies, documents = np.asarray(self._frequencies, np.float64), np.asarray(scores["indices"])
-        weights = (frequencies / (frequencies + saturation[documents])).astype(np.float32)
+        documents, weights = np.asarray(scores["indices"]), np.empty(len(self._frequencies), np.float32)
+        for start in range(0, len(weights), _BLOCK_TOKENS):
+            part = slice(start, start + _BLOCK_TOKENS)
+            frequencies = np.asarray(self._frequencies[part], np.float64)
+            weights[part] = frequencies / (frequencies + saturation[documents[part]])
         tokens = sorted(self._engine.vocab_dict, key=self._engine.vocab_dict.__getitem__)
         columns = np.asarray(scores["indptr"])
         tokens = [token for token in tokens if token]  # bm25s may add an empty one, behind the last column

@@ -33,7 +33,8 @@ LEAST_ROWS = 2048  # terms of the table of pairs, where there are so many: 8 MB
 ROWS = 8  # the table has up to ROWS · √N terms, so it takes 128 bytes a passage
 FEW = 8  # passages of a term that needs no row: they are fetched soon enough
 FETCHED = 4096  # passages that the engine is asked about, at most, to know a query's deviation exactly
-_BLOCK = 8_000_000  # numbers of a dense block while the table is made
+_BLOCK = 8_000_000  # numbers at a time while all this is counted
+_PASSAGES = 65_536  # and passages
 _ARRAYS = ("hashes", "df", "sums", "squares", "rows", "pairs")
 
 Doubles = NDArray[np.float64]
@@ -169,19 +170,18 @@ class TermStatistics(WordReader):
         chosen = _most_frequent(df, max(LEAST_ROWS, int(ROWS * count**0.5)))
         rows = np.full(len(tokens), -1, np.int32)
         rows[chosen] = np.arange(len(chosen), dtype=np.int32)
-        squared = matrix.copy()
-        squared.data = np.square(matrix.data, dtype=np.float64)
+        by_passage = matrix.tocsr()  # whose terms ascend, as the columns did
         arrays: dict[str, NDArray[Any]] = {
             "hashes": hashes[order],
             "df": df.astype(np.int32),
-            "sums": np.asarray(matrix.sum(axis=0, dtype=np.float64)).ravel(),
-            "squares": np.asarray(squared.sum(axis=0, dtype=np.float64)).ravel(),
+            "sums": _by_column(matrix, lambda weights: weights),
+            "squares": _by_column(matrix, np.square),
             "rows": rows,
-            "pairs": _pairs(matrix[:, chosen]),
         }
+        del matrix  # at a million passages a gigabyte
+        arrays["pairs"] = _pairs(by_passage[:, chosen])
         mean = float(lengths.mean()) if count else 0.0
         about = {**settings, "format": FORMAT, "count": count, "mean_length": mean, "seed": seed}
-        by_passage = matrix.tocsr()  # whose terms ascend, as the columns did
         made = PassageWords(0, by_passage.indptr.astype(np.int64), by_passage.indices.astype(np.int32), by_passage.data)
         return cls(about, arrays, analyse), made
 
@@ -340,16 +340,31 @@ def _most_frequent(df: NDArray[np.integer[Any]], limit: int) -> NDArray[np.int64
     return np.sort(order[df[order] > FEW])
 
 
-def _pairs(matrix: Any) -> Floats:
-    """XᵀX of a CSC matrix (N, F), its lower triangle row by row."""
-    size = matrix.shape[1]
+def _by_column(matrix: Any, of: Callable[[Doubles], Doubles]) -> Doubles:
+    """(V,) sums over the columns of a CSC matrix."""
+    starts = matrix.indptr
+    found = np.zeros(len(starts) - 1)
+    first = 0
+    while first < len(found):  # some millions of weights at a time
+        last = max(first + 1, int(np.searchsorted(starts, starts[first] + _BLOCK, "right")) - 1)
+        values = of(matrix.data[starts[first] : starts[last]].astype(np.float64))
+        columns = np.repeat(np.arange(last - first), np.diff(starts[first : last + 1]))
+        found[first:last] = np.bincount(columns, values, last - first)
+        first = last
+    return found
+
+
+def _pairs(rows: Any) -> Floats:
+    """XᵀX of a CSR matrix (N, F), its lower triangle row by row."""
+    count, size = rows.shape
     packed = np.empty(size * (size + 1) // 2, np.float32)
-    wide = matrix.astype(np.float64)
-    by_term = wide.T.tocsr()
     step = max(1, _BLOCK // max(size, 1))
     for start in range(0, size, step):
         stop = min(start + step, size)
-        block = (by_term[start:stop] @ wide[:, :stop]).toarray()
+        block = np.zeros((stop - start, stop))
+        for first in range(0, count, _PASSAGES):
+            part = rows[first : first + _PASSAGES].astype(np.float64)
+            block += (part[:, start:stop].T @ part[:, :stop]).toarray()
         for row in range(start, stop):
             packed[row * (row + 1) // 2 : (row + 1) * (row + 2) // 2] = block[row - start, : row + 1]
     return packed
