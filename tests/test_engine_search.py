@@ -529,9 +529,10 @@ def test_refresh_rollback_and_a_move_of_the_index_keep_both_sides_together(
     shutil.copytree(retrievers[1], folder)
     with Retriever.open(folder) as retriever:
         before = hits(retriever)
-    reindex(folder, IndexConfig(kind="exact"))
+    reindex(folder, IndexConfig(kind="qdrant-edge", lexical="folder"))  # as folders of earlier versions are
     assert not is_statistics(folder / "lexical")
     with Retriever.open(folder) as retriever:
+        assert type(retriever.searcher) is Searcher and not retriever.searcher.index.words  # type: ignore[attr-defined]
         same_hits(hits(retriever), before)
     reindex(folder, IndexConfig(kind="qdrant", lexical="engine"))
     assert is_statistics(folder / "lexical")
