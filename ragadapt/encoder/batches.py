@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -62,6 +64,17 @@ def refuse_without_memory(error: BaseException, what: str, device: str) -> None:
             f"{what} does not fit into the memory that is free on {device} ({reason_of(error)}). End what else holds "
             "it, or choose another device (--device cpu)."
         ) from error
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Once a process, before much is computed on a CPU: let freed activations be used again.
+
+    glibc maps blocks from the system that are larger than any it mapped and freed before, 32 MB at most, and hands
+    twice that size of free memory back: then every activation is paid for with a page fault for each 4 kB of it. One
+    such block freed teaches it to keep them. Elsewhere this does nothing.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def pad(rows: list[Ids], pad_id: int, max_length: int) -> Padded:

@@ -23,7 +23,7 @@ from ragadapt.checks import checked_choice, checked_path, checked_text, checked_
 from ragadapt.config import EncoderConfig
 from ragadapt.encoder import attention, direct, loading
 from ragadapt.encoder.architectures import NotCovered, Transformer, runs_on
-from ragadapt.encoder.batches import Ids, lacks_memory, token_batches
+from ragadapt.encoder.batches import Ids, keep_freed_memory, lacks_memory, token_batches
 from ragadapt.encoder.packed import PackedBert
 from ragadapt.encoder.precision import (
     PRECISIONS,
@@ -484,6 +484,7 @@ class Encoder:
             self.truncated += cut
             lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
             if start == 0 and int(lengths.sum()) >= _LONG_TOKENS:
+                keep_freed_memory()
                 packed = tower.packed()
             short = len(windows) == 1 and int(lengths.sum()) <= _SHORT_TOKENS
             with one_thread() if short else nullcontext():
