@@ -133,11 +133,11 @@ def test_a_batch_that_does_not_fit_is_encoded_in_halves(
 ) -> None:
     embed, sizes = Tower.embed, []
 
-    def short(self: Tower, rows: list[Ids], prompt_length: int = 0) -> np.ndarray:
+    def short(self: Tower, rows: list[Ids], *settings: Any) -> np.ndarray:
         sizes.append(len(rows))
         if len(rows) > 3:
             raise error
-        return embed(self, rows, prompt_length)
+        return embed(self, rows, *settings)
 
     texts = sentences(10)
     expected = encoder.encode_passages(texts)

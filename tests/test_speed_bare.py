@@ -60,8 +60,19 @@ def test_the_gpu_part_runs_without_anything_that_a_bare_machine_lacks(tmp_path: 
     assert trained[speed.BF16]["loop"] == "a plain loop over its loss"
     assert [row for row in rows if row["what"] == "failed"] == []
     mined = {row["side"]: row for row in rows if row["what"] == "mining"}
-    assert mined["exact"]["found"] == 1.0
-    assert mined["faiss on the GPU"]["reason"] == "no faiss"
+    assert len(mined) == 3 and all("xxhash" in row["reason"] for row in mined.values())
+
+
+def test_the_search_of_the_mining_finds_every_querys_own_passage(tmp_path: Path) -> None:
+    bench = speed.Bench(None, tmp_path, speed.SMOKE, "offline", 13, "cpu")
+    speed._gpu_mining(bench, float("inf"))
+    rows = {row["side"]: row for row in bench.rows}
+    assert rows["exact"]["found"] == 1.0
+    assert set(rows) == {"exact", "faiss", "faiss on the GPU"}
+    late = speed.Bench(None, tmp_path, speed.SMOKE, "offline", 13, "cpu")
+    late.forget("gpu")
+    speed._gpu_mining(late, 0.0)
+    assert late.rows[0]["reason"] == "the time was over"
 
 
 def test_other_parts_say_what_they_need(

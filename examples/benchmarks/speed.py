@@ -880,6 +880,10 @@ def _gpu_mining(bench: Bench, until: float) -> None:
 
 def _no_mining(name: str) -> str:
     """Why this kind of search cannot be measured here; "" where it can."""
+    try:
+        importlib.import_module("ragadapt.index")
+    except ImportError as error:
+        return str(error)
     if not name.startswith("faiss"):
         return ""
     if importlib.util.find_spec("faiss") is None:
