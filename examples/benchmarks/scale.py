@@ -26,6 +26,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 from beir import Collection, load
+from scale_local import filters, memory, threads
 
 from ragadapt import Encoder, EncoderConfig
 from ragadapt.index import exact_index, open_index
@@ -183,7 +184,9 @@ def quantisation(bench: Bench) -> list[Row]:
     return rows
 
 
-PARTS: dict[str, Callable[[Bench], list[Row]]] = {"hybrid": hybrid, "quantisation": quantisation}
+PARTS: dict[str, Callable[[Bench], list[Row]]] = {
+    "hybrid": hybrid, "quantisation": quantisation, "filters": filters, "threads": threads, "memory": memory,
+}  # fmt: skip
 """Part → what measures it. Each returns rows of equal keys."""
 
 

@@ -268,7 +268,9 @@ def _among(path: Path, operator: str, values: Sequence[Any]) -> Node:
     strings, numbers, booleans = list[str](), list[Number](), list[bool]()
     others: list[Node] = []
     for value in values:
-        if isinstance(value, (bool, np.bool_)):
+        if type(value) is str:  # most of them, and there may be many
+            strings.append(value)
+        elif isinstance(value, (bool, np.bool_)):
             booleans.append(bool(value))
         elif isinstance(value, str):
             strings.append(str.__str__(value))

@@ -213,20 +213,29 @@ class FieldPostings:
         if start == end or not strings:
             return np.empty(0, np.int64)
         hashes, places = self._arrays["text_hashes"][start:end], self._arrays["text_places"]
-        asked = [_bytes(string) for string in strings]
+        asked = [string.encode("utf-8", "surrogatepass") for string in strings]
         wanted = np.fromiter(map(xxhash.xxh3_64_intdigest, asked), np.uint64, len(asked))
         first = np.searchsorted(hashes, wanted)
         there = np.flatnonzero(hashes[np.minimum(first, len(hashes) - 1)] == wanted)
-        found, every = list[int](), self._arrays["text_bytes"].data
-        for number in there.tolist():
-            text, at = asked[number], start + int(first[number])
-            # What has the same hash stands side by side, so it is compared to the last byte.
-            while at < end and hashes[at - start] == wanted[number]:
-                if every[int(places[at]) : int(places[at + 1]) - 1] == text:
-                    found.append(at)
-                    break
-                at += 1
-        return np.array(found, np.int64)
+        found, texts = start + first[there], [asked[number] for number in there.tolist()]
+        lengths = places[found + 1] - places[found] - 1
+        if np.array_equal(lengths, np.fromiter(map(len, texts), np.int64, len(texts))):
+            at = np.repeat(places[found] - (np.cumsum(lengths) - lengths), lengths) + np.arange(int(lengths.sum()))
+            if self._arrays["text_bytes"][at].tobytes() == b"".join(texts):  # all of them at once, to the last byte
+                return found
+        pairs = zip(texts, found.tolist(), strict=True)
+        each = (self._one_text(text, number, end) for text, number in pairs)
+        return np.array([number for number in each if number is not None], np.int64)
+
+    def _one_text(self, text: bytes, number: int, end: int) -> int | None:
+        """The number of a string among those of one hash, which stand side by side from the given one on."""
+        hashes, places = self._arrays["text_hashes"], self._arrays["text_places"]
+        every, wanted = self._arrays["text_bytes"].data, hashes[number]
+        while number < end and hashes[number] == wanted:
+            if every[int(places[number]) : int(places[number + 1]) - 1] == text:
+                return number
+            number += 1
+        return None
 
     def _with_text(self, field: int, test: Substring) -> NDArray[np.int64]:
         """The numbers of the field's strings in which a text occurs."""
@@ -261,9 +270,12 @@ class FieldPostings:
         """The rows of strings by their numbers."""
         if len(numbers) == 0:
             return
+        numbers = np.sort(numbers)  # what stands side by side is one piece
+        breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
         starts, rows = self._arrays["text_starts"], self._arrays["text_rows"]
-        pairs = zip(starts[numbers].tolist(), starts[numbers + 1].tolist())
-        yield np.concatenate([rows[start:end] for start, end in pairs])
+        firsts = starts[numbers[np.concatenate([[0], breaks])]].tolist()
+        ends = starts[numbers[np.concatenate([breaks - 1, [-1]])] + 1].tolist()
+        yield np.concatenate([rows[first:end] for first, end in zip(firsts, ends, strict=True)])
 
     # Numbers
 
