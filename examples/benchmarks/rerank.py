@@ -18,7 +18,7 @@ cell of its own, --jobs of them at a time.
 
 `scores` and `speed` measure multi-vector (ColBERT) models beside the cross-encoders: MiniLM's token vectors as they
 are, and one of ModernBERT's shape with a projection at random. `maxsim` says what those of MiniLM, which nobody trained
-for it, add to the first stage on the train questions of the collections: each under a share learnt from the others.
+for it, add to a first stage fitted without labels, on the train questions: each under a share learnt from the others.
 
 `speed` and `search` alternate between the sides and count medians; `speed` by the processor's time, so that others at
 work on the machine count less: set OMP_NUM_THREADS=1, or waiting threads count. Results go to FOLDER/rerank.json as
@@ -83,6 +83,7 @@ class Bench:
         self.methods: list[str] = arguments.methods
         self.rates: list[float] = arguments.rates
         self.jobs: int = arguments.jobs
+        self.every: int = arguments.every
         self.device: str = arguments.device
         self.collections: list[str] = arguments.collections
         self.seeds: list[int] = arguments.seeds
@@ -274,9 +275,10 @@ def maxsim(bench: Bench) -> None:
     """What MaxSim over the untrained base's token vectors adds to the first stage, on train questions."""
     reranker = Reranker.load(token_vectors(bench.folder / "minilm-tokens"), device=bench.device)
     for name in bench.collections:
-        if bench.known(part="maxsim", collection=name, depth=bench.depth):
+        if bench.known(part="maxsim", collection=name, depth=bench.depth, every=bench.every):
             continue
-        asked = list(read_found(first_stage(bench, load(bench.data, name)), "train").values())
+        found = first_stage(bench, load(bench.data, name), taught=False, every=bench.every)
+        asked = list(read_found(found, "train").values())
         logits = reranker.logits_of([(one.text, one.passages[: bench.depth]) for one in asked])
         read = [one.read(scores) for one, scores in zip(asked, logits, strict=True)]
         judges = [lambda order, one=one: one.ndcg(order.tolist()) for one in asked]
@@ -295,9 +297,10 @@ def maxsim(bench: Bench) -> None:
         curve = learn_rerank_weight(read, judges)
         gain = paired_bootstrap(fused, first, seed=bench.seeds[0])
         bench.add(
-            part="maxsim", collection=name, depth=bench.depth, questions=len(asked), first=np.mean(first),
-            alone=np.mean(alone), fused=np.mean(fused), gain=gain.delta, low=gain.low, high=gain.high,
-            share=curve.chosen, best_share=curve.best, best=max(curve.quality), precision=reranker.precision.dtype,
+            part="maxsim", collection=name, depth=bench.depth, every=bench.every, questions=len(asked),
+            first=np.mean(first), alone=np.mean(alone), fused=np.mean(fused),
+            gain=gain.delta, low=gain.low, high=gain.high, share=curve.chosen, best_share=curve.best,
+            best=max(curve.quality), precision=reranker.precision.dtype,
         )  # fmt: skip
 
 
@@ -455,20 +458,26 @@ def corpus(bench: Bench) -> None:
             )  # fmt: skip
 
 
-def first_stage(bench: Bench, collection: Collection) -> Path:
-    """A file with what an untrained retriever, its mix learnt from the train labels, finds for all questions."""
-    file = bench.folder / f"found-{collection.name}.json"
+def first_stage(bench: Bench, collection: Collection, *, taught: bool = True, every: int = 1) -> Path:
+    """A file with what an untrained retriever finds for all questions. taught: its mix is learnt from the train labels.
+    every: 3 = every third question alone."""
+    names = ("found", "first") if taught else (f"untaught-{every}", "untaught")
+    file = bench.folder / f"{names[0]}-{collection.name}.json"
     if file.is_file():
         return file
-    files = write_labels(collection, "train", sorted(collection.qrels["train"]), bench.folder / collection.name)
+    labels = []
+    if taught:
+        ids = sorted(collection.qrels["train"])
+        labels = [Labels(*write_labels(collection, "train", ids, bench.folder / collection.name))]
     path = fitted(
-        bench, collection, bench.seeds[0], f"first-{collection.name}", labels=[Labels(*files)], device=bench.device
+        bench, collection, bench.seeds[0], f"{names[1]}-{collection.name}", labels=labels, device=bench.device
     )
     text_of = dict(zip(collection.ids, collection.texts, strict=True))
     made: dict[str, dict[str, Any]] = {}
     with Retriever.open(path, device=bench.device) as retriever:
         for split in ("train", "test"):
             asked = collection.asked(split)
+            asked = {id: asked[id] for id in sorted(asked)[::every]}
             made[split] = {}
             for id, hits in zip(asked, retriever.search_many(list(asked.values()), 100), strict=True):
                 answers = collection.qrels[split][id]
@@ -583,7 +592,8 @@ def main() -> None:
         "--rates", default="5e-5,2e-4,1e-3", type=lambda text: [float(rate) for rate in text.split(",")]
     )
     parser.add_argument("--jobs", type=int, default=0, help="trainings at a time, each in its process; 0 = in this one")
-    parser.add_argument("--device", default="auto", help="of `train` and its first stage")
+    parser.add_argument("--every", type=int, default=1, help="for maxsim: 3 = every third train question alone")
+    parser.add_argument("--device", default="auto", help="of `train`, `maxsim` and the first stage of both")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - {*PARTS, *ON_REQUEST}:
         parser.error(f"unknown parts {sorted(unknown)}: they are {', '.join((*PARTS, *ON_REQUEST))}")
