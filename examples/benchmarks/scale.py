@@ -156,8 +156,9 @@ def quantisation(bench: Bench) -> list[Row]:
     )  # fmt: skip
     for name, config, oversampling in kinds:
         with tempfile.TemporaryDirectory(prefix="ragadapt-scale-") as place:
+            graph = edge.HnswIndexConfig(m=16, ef_construct=100, full_scan_threshold=10)  # kB: however few they are
             params = edge.EdgeVectorParams(
-                size=passages.shape[1], distance=edge.Distance.Dot, quantization_config=config
+                size=passages.shape[1], distance=edge.Distance.Dot, quantization_config=config, hnsw_config=graph
             )
             small = edge.EdgeOptimizersConfig(indexing_threshold=100, default_segment_number=1)  # kB: all gets a graph
             shard = edge.EdgeShard.create(place, edge.EdgeConfig(vectors={"passage": params}, optimizers=small))
