@@ -281,10 +281,19 @@ def _other_backends(location: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if importlib.util.find_spec("optimum") is None:
         return found
+    import torch
+
+    threads = torch.get_num_threads()  # OpenVINO takes all cores otherwise
     ways: dict[str, tuple[str, dict[str, Any]]] = {
         f"{ONNX} float32": ("onnx", {"provider": "CPUExecutionProvider"}),
-        f"{OPENVINO} float32": ("openvino", {"ov_config": {"INFERENCE_PRECISION_HINT": "f32"}}),
-        f"{OPENVINO} bf16": ("openvino", {"ov_config": {"INFERENCE_PRECISION_HINT": "bf16"}}),
+        f"{OPENVINO} float32": (
+            "openvino",
+            {"ov_config": {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}},
+        ),
+        f"{OPENVINO} bf16": (
+            "openvino",
+            {"ov_config": {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": threads}},
+        ),
     }
     for name, (backend, settings) in ways.items():
         try:
