@@ -114,10 +114,14 @@ def test_every_answer_is_of_one_build_while_the_folder_is_replaced(
     problems: list[str] = []
     with Retriever.open(place) as retriever:
         asks = answers(FittedPassages(retriever), labels)
-        end = time.monotonic() + 3
+        start = time.monotonic()
+
+        def goes_on() -> bool:  # longer where the machine is too busy to meet both builds
+            taken = time.monotonic() - start
+            return taken < 3 or (len(seen["search"]) < 2 and taken < 60 and not problems)
 
         def work(name: str) -> None:
-            while time.monotonic() < end:
+            while goes_on():
                 try:
                     answer = asks[name]()
                 except Exception as error:
