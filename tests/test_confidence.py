@@ -206,6 +206,9 @@ def test_nearness_and_coverage_are_what_they_say(searcher: Searcher) -> None:
     assert searcher.background.nearness(float(pairs.mean())) == pytest.approx(0, abs=1e-5)
     assert searcher.background.nearness(0.5 * float(pairs.mean()), 0.5) == pytest.approx(0, abs=1e-5)
     assert searcher.background.nearness(0.0, 0.0) == 0
+    few = Background(np.array([0.5, 0.0]), np.eye(2), 50)  # its pairs have .235, with 50 unrelated ones half of it
+    assert few.nearness((50 * 0.25 - 1) / 49 / 2, unrelated=0.0) == pytest.approx(0, abs=1e-6)
+    assert few.nearness(0.4, unrelated=0.0) > few.nearness(0.4)
     rows = searcher.lexical.scores(["red", "fox"])
     mass = sum(np.log1p((60 - n + 0.5) / (n + 0.5)) for n in [*(rows > 0).sum(axis=1), 0])
     assert searcher.lexical.masses([query, ""]) == pytest.approx([mass, 0], rel=1e-5)

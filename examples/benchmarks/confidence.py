@@ -2,6 +2,7 @@
 
     python examples/benchmarks/confidence.py --data DATA [--folder FOLDER] [--collections scifact,cranfield,…]
         [--also drcd] [--write docs/confidence.json]
+    python examples/benchmarks/confidence.py --data DATA --small
 
 Every collection is encoded once into FOLDER (the files of defaults.py, which it may share) and searched for up to 200
 of its own test questions and up to 200 of every other collection's; both are kept there. A hit answers where a person
@@ -18,6 +19,10 @@ Figures of every collection, by that map:
 - the same after 50 and 100 of its questions (others than those that judge) adjusted the map as a fit does, mean of ten
   draws
 - not there: its own questions once their answers are taken out of the corpus, against the same ones with them: AUC
+
+`--small`: small corpora about one thing, made of a judged passage and those nearest to it, with the question that it
+answers and one of another collection; P(answered here) of the fixed map, by how many passages about different things
+count beside a corpus's own (`FEW`).
 """
 
 from __future__ import annotations
@@ -49,8 +54,8 @@ from ragadapt.lexical.languages import languages_of
 from ragadapt.lexical.stopwords import stopwords_for
 from ragadapt.pipeline.confidence import HITS, JudgedHits, calibration_error, fit_platt, log_loss
 from ragadapt.pipeline.stages import lexical_parts
-from ragadapt.search.confidence import LOOKED_AT, Signals, Weights, probability
-from ragadapt.search.fusion import Floats, Fusion
+from ragadapt.search.confidence import FIXED, LOOKED_AT, Signals, Weights, probability
+from ragadapt.search.fusion import Background, Floats, Fusion
 from ragadapt.search.searcher import Dense, Searcher
 
 MOST = 200  # questions of a collection
@@ -423,12 +428,16 @@ def main() -> None:
     parser.add_argument("--collections", default=",".join(COLLECTIONS))
     parser.add_argument("--also", default="", help="collections that are judged and have no say in any map")
     parser.add_argument("--write", type=Path, help="write the figures here, too")
+    parser.add_argument("--small", action="store_true", help="small corpora about one thing, and nothing else")
     arguments = parser.parse_args()
     names = arguments.collections.split(",")
     also = [name for name in arguments.also.split(",") if name]
     check_data(parser, arguments.data, [*names, *also])
     if len(names) < 3:
         parser.error("the signals are chosen by collections that are left out: name at least three")
+    if arguments.small:
+        print(shown_small(small(arguments.data, [*names, *also])))
+        return
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="ragadapt-confidence-"))
     folder.mkdir(parents=True, exist_ok=True)
     result = {
@@ -446,6 +455,89 @@ def main() -> None:
         arguments.write.write_text(text + "\n", encoding="utf-8")
     print(shown(result))
     print(f"written: {folder / 'confidence.json'}")
+
+
+SMALL = (5, 10, 20, 50, 200)  # passages
+BESIDE = (0, 5, 10, 20, 50, 100, 300)  # passages about different things that count beside them
+
+
+@dataclass(frozen=True)
+class Small:
+    """What a search of a small corpus found: its best cosine and coverage, and the mean cosine of its passages."""
+
+    collection: str
+    passages: int
+    answered: bool
+    cosine: float
+    floor: float
+    coverage: float
+
+
+def small(data: Path, names: Sequence[str], most: int = 40) -> tuple[float, list[Small]]:
+    """(what the encoder gives texts about different things, the searches) of up to `most` questions a collection."""
+    encoder, chance = Encoder.load(EncoderConfig(model="offline")), np.random.default_rng(13)
+    collections = {name: load(data, name) for name in names}
+    asked: dict[str, list[tuple[str, str, np.ndarray]]] = {}  # question, the passage that answers it, its vector
+    for name, one in collections.items():
+        known = set(one.ids)
+        pairs = [
+            (one.queries[query], answer)
+            for query, grades in one.qrels["test"].items()
+            for answer in [max(grades, key=grades.__getitem__)]
+            if grades[answer] > 0 and answer in known
+        ]
+        pairs = [pairs[at] for at in chance.permutation(len(pairs))[:most]]
+        rows = encoder.encode_queries([text for text, _ in pairs])
+        asked[name] = [(*pair, row) for pair, row in zip(pairs, rows, strict=True)]
+    found = []
+    for name, one in collections.items():
+        answers = {answer for _, answer, _ in asked[name]}
+        rest = [at for at, id in enumerate(one.ids) if id not in answers]
+        kept = [at for at, id in enumerate(one.ids) if id in answers]
+        kept += [rest[at] for at in chance.permutation(len(rest))[:1200]]
+        ids, texts = [one.ids[at] for at in kept], [one.texts[at] for at in kept]
+        vectors = encoder.encode_passages(texts)
+        others = [other for other in names if other != name]
+        for size in SMALL:
+            for number, (text, answer, row) in enumerate(asked[name]):
+                near = np.argsort(-(vectors @ vectors[ids.index(answer)]))[:size]
+                inside = np.ascontiguousarray(vectors[near])
+                lexical = LexicalIndex.build([ids[at] for at in near], [texts[at] for at in near])
+                background = Background.of(inside)
+                searcher = Searcher(exact_index(lexical.ids(), inside), lexical, background, Fusion())
+                theirs = asked[others[number % len(others)]]
+                foreign, _, far = theirs[number % len(theirs)]
+                floor = (size * float(background.mean @ background.mean) - 1) / (size - 1)
+                for here, query, vector in ((True, text, row), (False, foreign, far)):
+                    [candidates] = searcher.candidates([query], vector[None])
+                    assert candidates.coverage is not None
+                    cosine = float((inside @ vector).max())
+                    found.append(Small(name, size, here, cosine, floor, candidates.coverage))
+    return encoder.unrelated, found
+
+
+def shown_small(measured: tuple[float, list[Small]]) -> str:
+    """Per size: log loss of P(answered here) for all and for the worst collection, and its mean for either kind."""
+    unrelated, found = measured
+    weights = FIXED.hybrid
+
+    def sure(one: Small, beside: int) -> float:
+        floor = (one.passages * one.floor + beside * unrelated) / (one.passages + beside)
+        nearness = (one.cosine - floor) / (1 - floor)
+        return float(probability(weights.here + weights.nearness * nearness + weights.coverage * one.coverage))
+
+    lines = ["| passages | beside | log loss | of the worst collection | answered | not |", "|---|---|---|---|---|---|"]
+    for size in SMALL:
+        rows = [one for one in found if one.passages == size]
+        for beside in BESIDE:
+            p = np.array([sure(one, beside) for one in rows])
+            y = np.array([one.answered for one in rows])
+            loss = -np.log(np.clip(np.where(y, p, 1 - p), 1e-6, 1))
+            worst = max(loss[[one.collection == name for one in rows]].mean() for name in {r.collection for r in rows})
+            lines.append(
+                f"| {size} | {beside} | {loss.mean():.3f} | {worst:.3f} | {p[y].mean():.3f} | {p[~y].mean():.3f} |"
+            )
+    return "\n".join(lines)
 
 
 def gathered(data: Path, names: Sequence[str], also: Sequence[str], folder: Path) -> tuple[list[Found], list[Found]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -335,6 +336,13 @@ class Encoder:
     def max_length(self) -> int:
         """Tokens per text, special tokens and prompt included; the rest is cut off."""
         return self._spec.max_length
+
+    @cached_property
+    def unrelated(self) -> float:
+        """The mean inner product of passages about different things, those of the probe."""
+        rows = self.encode_passages(list(PROBE_PASSAGES)).astype(np.float64)
+        count, total = len(rows), rows.sum(axis=0)
+        return float((total @ total - count) / (count * (count - 1)))
 
     @property
     def fingerprint(self) -> str:

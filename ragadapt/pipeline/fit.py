@@ -781,7 +781,7 @@ class FitSteps(Steps):
             sections={
                 "fusion": learnt.fusion.as_dict(),
                 "depth": config.fusion.depth,
-                "confidence": sure.section(),
+                "confidence": replace(sure, unrelated=encoder.unrelated).section(),
                 **({} if second is None else {"rerank": second.section()}),
                 "verdict": report.verdict.outcome if report.verdict else None,
                 "chunks": len(corpus.chunks),

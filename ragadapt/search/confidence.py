@@ -101,7 +101,7 @@ class Confidence:
 
     hybrid, dense, lexical: by kind of search. slope, shift: of the second logit, as a corpus's own questions adjust it.
     evidence, queries, reason: what it rests on. reread: with the retriever's own re-ranker; None = each place is as
-    sure as without.
+    sure as without. unrelated: what the encoder gives texts about different things (`Background.nearness`).
     """
 
     hybrid: Weights
@@ -113,6 +113,7 @@ class Confidence:
     queries: int = 0
     reason: str = "the fixed map"
     reread: Reread | None = None
+    unrelated: float | None = None
 
     def of_hybrid(self, candidates: Candidates, order: NDArray[np.int64], scores: Floats) -> Floats:
         """(k,) of some candidates, best first: order says which, the best LOOKED_AT of all among them. scores: (C,)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragadapt.errors import InvalidInput
-from ragadapt.index.contract import LOOKUPS, LookedUp, Lookup, by_id_where_equal
+from ragadapt.index.contract import LOOKUPS, LookedUp, Lookup
 from ragadapt.index.filters import Named
 from ragadapt.lexical.ranking import Ranking, best_first
 from ragadapt.lexical.terms import TermStatistics
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _BLOCK = LOOKUPS // 8  # queries at a time: of up to six lookups each, so that a block is one request
 _BLOCK_BYTES = 64_000_000  # of one dense block of scores
+_EQUAL = 32  # more than asked for: passages that tie at the cut go by id, and the engine knows no such order
 
 
 class EngineWords:
@@ -118,7 +119,7 @@ class EngineWords:
             batch = _Batch(self.index)
             asked = [_Asked(self.statistics, batch, query) for query in queries[start : start + _BLOCK]]
             best = [
-                batch.add(Lookup(one.words, k if allowed is None else max(1, len(self)), filter))
+                batch.add(Lookup(one.words, k + _EQUAL if allowed is None else max(1, len(self)), filter))
                 if k and len(one.words)
                 else None
                 for one in asked
@@ -134,7 +135,7 @@ class EngineWords:
                 if allowed is not None:
                     kept = np.flatnonzero(allowed[batch[found].places])
                     ids, scores = [ids[each] for each in kept.tolist()], scores[kept]
-                rankings.append(best_first(scores, k, ids) if allowed is not None else by_id_where_equal(ids, scores))
+                rankings.append(best_first(scores, k, ids))
         return rankings, means, deviations
 
 

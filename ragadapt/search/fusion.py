@@ -31,6 +31,7 @@ Positions = NDArray[np.int64]
 WEIGHTS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 NEUTRAL_WEIGHT = 0.5  # the plain sum, where nothing is known of the scores
 UNLEARNT_WEIGHT = 0.4  # of a store that nothing was fitted to: the best fixed one of every fold of docs/defaults.json
+FEW = 50  # passages; examples/benchmarks/confidence.py --small
 BEST = 0.02  # share of the passages, the best of either side, by which a query's shape is told
 # Of what the lexical side finds of the passages that queries were cut from. MiniLM finds .66 and more on nine English
 # collections, .2 of Chinese, and less of English written in Greek letters.
@@ -91,11 +92,17 @@ class Background:
         variances = np.einsum("qd,qd->q", queries @ self.covariance, queries)
         return means.astype(np.float32), np.sqrt(np.maximum(variances, 1e-12)).astype(np.float32)
 
-    def nearness(self, score: float, scale: float = 1.0) -> float:
+    def nearness(self, score: float, scale: float = 1.0, unrelated: float | None = None) -> float:
         """How far a dense score lies on the way from that of two passages at random to that of equal vectors, `scale`:
-        about 0 … 1, whether an encoder's cosines begin at 0 or at .7."""
+        about 0 … 1, whether an encoder's cosines begin at 0 or at .7.
+
+        unrelated: what the encoder gives texts about different things. The passages of a small corpus are mostly about
+        one, and what is about it, too, would not count as near: so they count together with FEW of that kind.
+        """
         # ‖μ‖² is the mean over all pairs; in a small corpus the pairs of a passage with itself, which are 1, show.
         floor = (self.count * float(self.mean @ self.mean) - 1) / (self.count - 1) if self.count > 1 else 0.0
+        if unrelated is not None:
+            floor = (self.count * floor + FEW * unrelated) / (self.count + FEW)
         return (score / scale - floor) / (1 - floor) if scale > 1e-6 and floor < 1 - 1e-6 else 0.0
 
 

@@ -361,7 +361,7 @@ class Searcher:
             np.arange(len(texts)),
             standardise(dense, means[0], deviations[0]),
             standardise(lexical, lexical_means[0], lexical_deviations[0]),
-            self.background.nearness(float((vectors @ vector).max())),
+            self.background.nearness(float((vectors @ vector).max()), unrelated=self.confidence.unrelated),
             coverage_of(float(lexical.max()), self.lexical.masses([query])[0]),
         )
         scores = found.fused(fusion)
@@ -372,7 +372,9 @@ class Searcher:
 
     def _nearness(self, scores: Floats, scale: float) -> float:
         """Of the best of a query's dense scores."""
-        return self.background.nearness(float(scores[0]), scale) if len(scores) else 0.0
+        if not len(scores):
+            return 0.0
+        return self.background.nearness(float(scores[0]), scale, self.confidence.unrelated)
 
     def positions(self, ids: Sequence[str]) -> Positions:
         return self.lexical.positions(ids)
