@@ -16,6 +16,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "examples" / "benchmarks"
 sys.path.insert(0, str(FOLDER))
 
 import speed  # noqa: E402
+import speed_tables as tables  # noqa: E402
 import speed_workers  # noqa: E402
 import synthetic  # noqa: E402
 
@@ -27,7 +28,7 @@ TEXTS = [
 
 def encode_rows(ours: float, theirs: float, ndcg: float) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for side, rate, quality in (("ragadapt auto", ours, ndcg), (speed.DEFAULT, theirs, 0.65)):
+    for side, rate, quality in (("ragadapt auto", ours, ndcg), (tables.DEFAULT, theirs, 0.65)):
         rows.append({"part": "encode", "what": "speed", "side": side, "texts": "passages", "per_second": rate})
         rows.append({"part": "encode", "what": "quality", "side": side, "ndcg": quality})
     return rows
@@ -37,14 +38,14 @@ def encode_rows(ours: float, theirs: float, ndcg: float) -> list[dict[str, Any]]
     ("ours", "ndcg", "met"), [(31.0, 0.649, True), (29.0, 0.649, False), (31.0, 0.640, False), (31.0, 0.66, False)]
 )
 def test_encoding_needs_speed_and_quality(ours: float, ndcg: float, met: bool) -> None:
-    line = speed.lines(encode_rows(ours, 10.0, ndcg))[0]
+    line = tables.lines(encode_rows(ours, 10.0, ndcg))[0]
     assert line.met is met
     assert f"{ours / 10:.2f}×" in line.measured
 
 
 def test_what_was_not_measured_says_so() -> None:
-    assert {(line.measured, line.met) for line in speed.lines([])} == {("not measured", None)}
-    assert "not measured" in speed.estimate([], 2, 0.04)
+    assert {(line.measured, line.met) for line in tables.lines([])} == {("not measured", None)}
+    assert "not measured" in tables.estimate([], 2, 0.04)
 
 
 def test_mining_must_be_faster_in_half_the_memory() -> None:
@@ -56,7 +57,7 @@ def test_mining_must_be_faster_in_half_the_memory() -> None:
         ]
 
     def met(seconds: float, peak: float) -> bool | None:
-        return next(line.met for line in speed.lines(rows(seconds, peak)) if line.what.endswith("ragadapt, dense"))
+        return next(line.met for line in tables.lines(rows(seconds, peak)) if line.what.endswith("ragadapt, dense"))
 
     assert met(9.0, 3e9) is True
     assert met(11.0, 3e9) is False
@@ -73,7 +74,7 @@ def test_exponents_are_those_of_a_power() -> None:
 def test_core_hours_follow_the_measured_rate() -> None:
     row = {"part": "encode", "what": "speed", "side": "ragadapt auto", "texts": "passages", "per_second": 100.0}
     # 10 million at 50 a second and core: 55.6 core-hours.
-    assert "| 56 core-hours (2 at 0.04 each) | 5,556 core-hours (222 at 0.04 each) |" in speed.estimate([row], 2, 0.04)
+    assert "| 56 core-hours (2 at 0.04 each) | 5,556 core-hours (222 at 0.04 each) |" in tables.estimate([row], 2, 0.04)
 
 
 def test_growth_is_drawn_as_a_file_of_its_own(tmp_path: Path) -> None:

@@ -77,6 +77,22 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Known models by what decides their speed; the vocabulary, which does not, is MiniLM's."""
 
+PRESET_SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "granite-embedding-97m": (
+        "ModernBERT-base",
+        {
+            "hidden_size": 384, "num_hidden_layers": 12, "intermediate_size": 1536, "hidden_activation": "silu",
+            "vocab_size": 180_000,
+        },
+    ),
+    "gte-modernbert-base": ("ModernBERT-base", {"vocab_size": 50_368}),
+    "Qwen3-Embedding-0.6B, 4 layers": (
+        "Qwen3-0.6B, 8 layers",
+        {"num_hidden_layers": 4, "max_window_layers": 4, "vocab_size": 151_669},
+    ),
+}  # fmt: skip
+"""The models of the presets, as changes of known shapes."""
+
 
 def shaped_model(folder: Path, shape: str, *, max_length: int = 512, seed: int = 0, **changes: Any) -> Path:
     """A sentence-transformers model of random weights in one of the SHAPES, with MiniLM's tokenizer.
