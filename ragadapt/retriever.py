@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +42,7 @@ from ragadapt.snapshot import Snapshot
 from ragadapt.store.chunks import SHOWN, ChunkStore
 from ragadapt.store.workspace import MANIFEST, Manifest, load_store
 from ragadapt.text import encodable
-from ragadapt.threads import follow_forks
+from ragadapt.threads import cores, follow_forks
 from ragadapt.values import Chunk, Hit, Hits
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ _FILL = 2  # times as many are looked at to fill what expanded ones leave of a b
 _LOOK_SECONDS = 1.0  # between two looks whether the folder was replaced
 # Searches that compute at once; the others wait for a core. Each may take several threads for its products, and many
 # such searches keep each other's threads waiting: without this, 32 of them answered a quarter of what one does.
-_AT_ONCE = threading.BoundedSemaphore(max(2, os.cpu_count() or 2))
+_AT_ONCE = threading.BoundedSemaphore(max(2, cores()))
 _INHERITED: list[Snapshot] = []  # of a forked process: what its parent has open
 
 

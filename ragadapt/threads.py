@@ -19,6 +19,11 @@ _inside = 0  # blocks of one_thread that are running
 _blas: Any = None  # their common limit of the BLAS libraries
 
 
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Inside the block products run on the calling thread alone.

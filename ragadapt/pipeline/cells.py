@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import IO, Any, Final, Self
 
 from ragadapt.errors import RagadaptError, TrainingFailed
+from ragadapt.threads import cores
 from ragadapt.values import Progress, no_progress
 
 _BOOT: Final = """\
@@ -33,11 +34,6 @@ serve()
 """
 _MARK: Final = b"ragadapt "  # begins the lines that are ours; whatever else is printed is not
 _LAST_LINES = 5  # of what a process said before it broke down
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak_memory_bytes() -> int | None:

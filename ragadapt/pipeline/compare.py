@@ -35,7 +35,7 @@ from ragadapt.evaluation import gate
 from ragadapt.evaluation.learning import area_under, steps_to_gain
 from ragadapt.files import json_digest
 from ragadapt.pipeline.adapt import DevPool, check_teacher, drift
-from ragadapt.pipeline.cells import Cells, cores, peak_memory_bytes
+from ragadapt.pipeline.cells import Cells, peak_memory_bytes
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
 from ragadapt.pipeline.fit import FitSteps, check_arguments
 from ragadapt.pipeline.fusion import LearntFusion, Neutral, quality
@@ -60,6 +60,7 @@ from ragadapt.report.build import library_versions
 from ragadapt.report.methods import DENSE, SEARCH, Judged, MethodFigures, compared, label_of
 from ragadapt.search.fusion import Floats
 from ragadapt.store.workspace import MANIFEST, Stage, Workspace
+from ragadapt.threads import cores
 from ragadapt.values import Evidence, Progress, no_progress
 
 if TYPE_CHECKING:
