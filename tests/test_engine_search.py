@@ -592,3 +592,12 @@ def test_a_running_server_gives_the_same_hits(corpus: Corpus, settings: dict[str
     finally:
         index.client.delete_collection(index.collection)
         index.close()
+
+
+def test_a_lost_index_is_said_with_the_command_that_makes_it_again(
+    retrievers: tuple[Path, Path], tmp_path: Path
+) -> None:
+    lost = Path(shutil.copytree(retrievers[1], tmp_path / "lost"))
+    shutil.rmtree(lost / "index")
+    with pytest.raises(StoreCorrupt, match=r"index .*lost is missing.*ragadapt index .*lost --rebuild"):
+        Retriever.open(lost)

@@ -8,6 +8,7 @@ import numpy as np
 
 from ragadapt.errors import MissingExtra, StoreCorrupt, reason_of
 from ragadapt.index import open_index
+from ragadapt.index.contract import read_description
 from ragadapt.index.rows import Kept
 from ragadapt.lexical import LexicalIndex
 from ragadapt.lexical.index import open_statistics
@@ -30,6 +31,10 @@ def missing_engine(path: Path, manifest: Manifest, error: MissingExtra) -> Missi
 def open_searcher(path: Path, manifest: Manifest) -> Searcher:
     """The search side of a saved folder. Raises FingerprintMismatch, IndexCorrupt, StoreCorrupt."""
     # The manifest has the hash of every file, and whoever opens the folder compares them all.
+    if read_description(path / "index") is None:
+        raise StoreCorrupt(
+            f"The index of {path} is missing. Copy the folder again, or make it with: ragadapt index {path} --rebuild"
+        )
     try:
         index = open_index(folder=path / "index", fingerprint=manifest.fingerprint, check=False)
     except MissingExtra as error:
