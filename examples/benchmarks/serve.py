@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import multiprocessing
 import os
 import platform
 import random
@@ -26,6 +27,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
@@ -298,7 +300,7 @@ def plain_server(model: Path, port: int) -> None:
 
 
 def measure_churn(arguments: argparse.Namespace) -> Row:
-    """Refreshes, rollbacks and feedback of four clients while others search: nothing fails, is stale or is lost."""
+    """Refreshes, rollbacks and feedback of four processes while others search: nothing fails, is stale or is lost."""
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         target = Path(shutil.copytree(arguments.retriever, Path(temporary) / "retriever"))
         extra = Path(temporary) / "extra.jsonl"
@@ -317,23 +319,11 @@ def measure_churn(arguments: argparse.Namespace) -> Row:
                             counts["searches"] += 1
                             counts["failed"] += answer.status_code != 200
 
-            def teach(number: int) -> None:
-                asked = itertools.cycle(queries(arguments.data)[number * 1000 : number * 1000 + 1000])
-                with httpx.Client(base_url=address, timeout=60) as client:
-                    while time.monotonic() < end:
-                        query = next(asked)
-                        hits = client.post("/search", json={"query": query, "k": 3}).json()["hits"]
-                        known = [hit for hit in hits if not hit["document_id"].startswith("extra")]
-                        answer = client.post("/feedback", json={"query": query, "chunk_id": known[-1]["id"]})
-                        with lock:
-                            counts["feedback"] += 1
-                            counts["failed"] += answer.status_code != 200
-                            if answer.status_code == 200:
-                                kept.add(answer.json()["key"])
-
-            threads = [threading.Thread(target=work, args=(at,)) for work in (search, teach) for at in range(4)]
+            threads = [threading.Thread(target=search, args=(at,)) for at in range(4)]
             for thread in threads:
                 thread.start()
+            teachers = ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("spawn"))
+            taught = [teachers.submit(teach, address, arguments.data, at, arguments.churn_seconds) for at in range(4)]
             number = 0
             while time.monotonic() < end:
                 number += 1
@@ -351,9 +341,33 @@ def measure_churn(arguments: argparse.Namespace) -> Row:
                 counts["stale"] += seen != build
             for thread in threads:
                 thread.join()
+            for each in taught:
+                keys, failed = each.result()
+                kept |= keys
+                counts["feedback"] += len(keys) + failed
+                counts["failed"] += failed
+            teachers.shutdown()
         with Retriever.open(target) as retriever:
             lost = kept - {one.key for one in retriever.feedback().ledger.find()}
     return {**counts, "seconds": arguments.churn_seconds, "acknowledged": len(kept), "lost": len(lost)}
+
+
+def teach(address: str, data: Path, number: int, seconds: float) -> tuple[set[str], int]:
+    """(keys that were acknowledged, how many were not) of thumbs for what the server finds; in a process of its own."""
+    keys: set[str] = set()
+    failed, end = 0, time.monotonic() + seconds
+    asked = itertools.cycle(queries(data)[number * 1000 : number * 1000 + 1000])
+    with httpx.Client(base_url=address, timeout=60) as client:
+        while time.monotonic() < end:
+            query = next(asked)
+            hits = client.post("/search", json={"query": query, "k": 3}).json()["hits"]
+            known = [hit for hit in hits if not hit["document_id"].startswith("extra")]
+            answer = client.post("/feedback", json={"query": query, "chunk_id": known[-1]["id"]})
+            if answer.status_code == 200:
+                keys.add(answer.json()["key"])
+            else:
+                failed += 1
+    return keys, failed
 
 
 def measure_kills(arguments: argparse.Namespace) -> Row:
