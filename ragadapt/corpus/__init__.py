@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ragadapt.corpus.chunks import chunk_documents
+    from ragadapt.corpus.chunks import chunk_documents, cut_documents
     from ragadapt.corpus.duplicates import near_duplicate_groups, normalise
     from ragadapt.corpus.frameworks import chunks_from, documents_from
     from ragadapt.corpus.links import Link, internal_links
@@ -21,6 +21,7 @@ __all__ = [
     "Skipped",
     "chunk_documents",
     "chunks_from",
+    "cut_documents",
     "documents_from",
     "internal_links",
     "near_duplicate_groups",
@@ -37,6 +38,7 @@ _HOMES = {
     "Skipped": "read",
     "chunk_documents": "chunks",
     "chunks_from": "frameworks",
+    "cut_documents": "chunks",
     "documents_from": "frameworks",
     "internal_links": "links",
     "near_duplicate_groups": "duplicates",

@@ -41,14 +41,24 @@ def chunk_documents(
     less special tokens and prompt); config.max_tokens lowers it. count_tokens([chunk.passage]) <= the limit for
     every chunk, and document.text[chunk.start:chunk.end] == chunk.text. Ids are "<document id>#<place>".
     """
+    return list(cut_documents(documents, config, count_tokens, max_tokens, progress=progress))
+
+
+def cut_documents(
+    documents: Sequence[Document],
+    config: ChunkConfig,
+    count_tokens: CountTokens,
+    max_tokens: int,
+    *,
+    progress: Progress = no_progress,
+) -> Iterator[Chunk]:
+    """`chunk_documents`, a few documents at a time."""
     cutter = _Cutter(config, count_tokens, _limit(config, max_tokens))
-    chunks: list[Chunk] = []
     done = 0
     for batch in _batches(documents):
-        chunks.extend(cutter.cut(batch))
+        yield from cutter.cut(batch)
         done += len(batch)
         progress("chunking", done, len(documents))
-    return chunks
 
 
 def _limit(config: ChunkConfig, max_tokens: int) -> int:

@@ -40,6 +40,7 @@ from ragadapt.encoder.presets import Source, known_prompts, resolve
 from ragadapt.encoder.spec import EncoderSpec, opens_directly, read_spec, write_spec
 from ragadapt.encoder.tower import Tower
 from ragadapt.errors import InvalidInput, NotARetriever, StoreCorrupt, StoreError
+from ragadapt.out_of_core import Mapped
 from ragadapt.profiling import work
 from ragadapt.text import searchable
 from ragadapt.threads import SharedLock, follow_forks, one_thread
@@ -542,7 +543,7 @@ class Encoder:
         others it starts anew. Memory stays bounded by a shard; equal texts are encoded once. A file beside it,
         `<name>.progress`, tells how far it came, and is gone at the end. Raises InvalidInput.
         """
-        texts = checked_texts(texts)
+        texts = texts if isinstance(texts, Mapped) else checked_texts(texts)
         path = Path(path)
         if side not in ("query", "passage"):
             raise InvalidInput(f"side = {side!r}: it is 'query' or 'passage'.")
@@ -550,10 +551,11 @@ class Encoder:
             raise InvalidInput(f"shard_size = {shard_size}: it must be at least 1.")
         note = path.with_name(path.name + ".progress")
         partial = path.with_name(path.name + ".partial")
+        digest, hashes = _digest(texts)
         identity = {
             "fingerprint": self.fingerprint,
             "side": side,
-            "texts": _digest(texts),
+            "texts": digest,
             "count": len(texts),
         }
         done = _resume_point(note, partial, identity, (len(texts), self.dim))
@@ -564,15 +566,17 @@ class Encoder:
         shape = (len(texts), self.dim)
         target = np.lib.format.open_memmap(partial, mode=mode, dtype=np.float32, shape=shape)
         encode = self.encode_queries if side == "query" else self.encode_passages
-        first: dict[str, int] = {}  # a text of an earlier shard is not encoded again, its row is copied
-        source = np.fromiter((first.setdefault(text, at) for at, text in enumerate(texts)), np.int64, len(texts))
-        del first
+        # A text of an earlier shard is not encoded again, its row is copied.
+        _, first, place = np.unique(np.array(hashes, "S16"), return_index=True, return_inverse=True)
+        source = first[place]
+        del first, place, hashes
         cut = 0
         while done < len(texts):
             end = min(done + shard_size, len(texts))
             known = source[done:end] < done
             new = np.flatnonzero(~known)
-            shard = [texts[done + at] for at in new]
+            own = list(texts[done:end])
+            shard = [own[at] for at in new]
             target[done + new] = encode(shard, progress=_within(progress, done, len(texts)))
             target[done + np.flatnonzero(known)] = target[source[done:end][known]]
             cut += self.truncated
@@ -773,13 +777,15 @@ def _width(model: SentenceTransformer) -> int:
     return int(model.get_sentence_embedding_dimension() or 0)  # its name before 6.0
 
 
-def _digest(texts: list[str]) -> str:
-    digest = hashlib.sha256()
+def _digest(texts: Iterable[str]) -> tuple[str, list[bytes]]:
+    """The hash of all texts, and of each."""
+    digest, each = hashlib.sha256(), []
     for text in texts:
         data = text.encode("utf-8", "surrogatepass")
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
-    return digest.hexdigest()
+        each.append(hashlib.blake2b(data, digest_size=16).digest())
+    return digest.hexdigest(), each
 
 
 def _within(progress: Progress, before: int, total: int) -> Progress:

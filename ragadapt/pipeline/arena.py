@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ragadapt.evaluation.judging import JudgedQuery, judge_by_chunk, judge_by_document
 from ragadapt.index import exact_index
 from ragadapt.lexical import LexicalIndex
+from ragadapt.out_of_core import Mapped, temporary_array
 from ragadapt.pipeline.stages import lexical_parts
 from ragadapt.queries import VERBATIM, masked_chunk
 from ragadapt.search.fusion import Background, Candidates, Floats, Fusion, Positions
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ragadapt.encoder import Encoder
     from ragadapt.pipeline.corpus import EncodedCorpus
 
+_BLOCK = 65_536  # vectors copied at a time
 _DEEP = 200  # passages of a query among which its best wrong one is looked for
 
 Grades = Mapping[str, Mapping[str, int]]
@@ -45,7 +47,7 @@ class Arena:
     searcher: Searcher
     judged: tuple[JudgedQuery, ...]
     vectors: Floats
-    passages: tuple[str, ...]
+    passages: Sequence[str]
     progress: Progress = no_progress
     allowed: Mask | None = None
 
@@ -137,13 +139,16 @@ def build_arena(
     if masks:
         order: NDArray[np.int64]
         lexical = LexicalIndex.open(lexical_folder, mmap=False)
-        headings, texts = lexical_parts(masks.values())
+        headings, texts = lexical_parts(list(masks.values()))
         lexical.update(list(masks), texts, headings=headings)
         order = np.array([position_of[id] for id in lexical.ids()], dtype=np.int64)
-        vectors = np.asarray(vectors)[order]
-        vectors[len(vectors) - len(masks) :] = encoder.encode_passages(
+        ordered = temporary_array(vectors.shape, np.float32, lexical_folder.parent)
+        for start in range(0, len(order), _BLOCK):
+            ordered[start : start + _BLOCK] = vectors[order[start : start + _BLOCK]]
+        ordered[len(ordered) - len(masks) :] = encoder.encode_passages(
             [chunk.passage.rstrip("\n") for chunk in masks.values()], progress=progress
         )
+        vectors = ordered
         position_of = {id: position for position, id in enumerate(lexical.ids())}
     ids = lexical.ids()
     by_document = [query for query in kept if query.id in grades]
@@ -154,7 +159,7 @@ def build_arena(
     # The background is that of the corpus as it is: a few masked rows change nothing.
     searcher = Searcher(exact_index(ids, vectors), lexical, encoded.background, Fusion())
     rows = encoder.encode_queries([item.query.text for item in judged], progress=progress)
-    passages = tuple(masks[id].passage.rstrip("\n") if id in masks else corpus.chunk_of[id].passage for id in ids)
+    passages = Mapped(ids, lambda id: masks[id].passage.rstrip("\n") if id in masks else corpus.chunk_of[id].passage)
     return Arena(searcher, tuple(judged), rows, passages, progress)
 
 

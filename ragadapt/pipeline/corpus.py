@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,7 @@ from functools import cached_property
 from ragadapt.config import EncoderConfig
 from ragadapt.corpus import normalise
 from ragadapt.lexical.languages import foreign_share, languages_of
+from ragadapt.out_of_core import Mapped
 from ragadapt.search.fusion import Background, Floats
 from ragadapt.values import Chunk, Document
 
@@ -18,9 +20,9 @@ class Corpus:
     """Documents and the chunks cut from them, in corpus order. What follows from them is computed once, when it is
     first asked for."""
 
-    documents: tuple[Document, ...]
-    chunks: tuple[Chunk, ...]
-    groups: tuple[int, ...]  # near-duplicate group by position
+    documents: Sequence[Document]
+    chunks: Sequence[Chunk]
+    groups: Sequence[int]  # near-duplicate group by position
     notes: tuple[str, ...] = ()  # warnings for the report
 
     @classmethod
@@ -34,10 +36,10 @@ class Corpus:
             self.documents, tuple(self.chunks[at] for at in positions), tuple(self.groups[at] for at in positions)
         )
 
-    @cached_property
-    def passages(self) -> tuple[str, ...]:
-        """What is encoded, by position."""
-        return tuple(chunk.passage for chunk in self.chunks)
+    @property
+    def passages(self) -> Sequence[str]:
+        """What is encoded, by position; made as it is read."""
+        return passages_of(self.chunks)
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
@@ -60,14 +62,24 @@ class Corpus:
         return {chunk.id: chunk.document_id for chunk in self.chunks}
 
     @cached_property
-    def text_keys(self) -> tuple[str, ...]:
-        """Normalised passages by position: equal keys, equal texts."""
-        return tuple(normalise(passage) for passage in self.passages)
+    def text_keys(self) -> tuple[bytes, ...]:
+        """Hashes of the normalised passages by position: equal keys, equal texts."""
+        return tuple(map(text_hash, self.passages))
 
     @cached_property
     def languages(self) -> Mapping[str, float]:
         """Language → share of the letters, of a sample."""
         return languages_of(self.passages)
+
+
+def passages_of(chunks: Sequence[Chunk]) -> Sequence[str]:
+    """What encoder and lexical index read of the chunks, made as it is read."""
+    return Mapped(chunks, lambda chunk: chunk.passage)
+
+
+def text_hash(passage: str) -> bytes:
+    """Equal for passages of equal normal form."""
+    return hashlib.blake2b(normalise(passage).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 @dataclass(frozen=True, eq=False)

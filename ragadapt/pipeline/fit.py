@@ -26,6 +26,7 @@ from ragadapt.evaluation import gate
 from ragadapt.evaluation.forecast import Forecast, forecast
 from ragadapt.index import check_index, chosen
 from ragadapt.lexical import LexicalIndex
+from ragadapt.out_of_core import keeper
 from ragadapt.pipeline.adapt import (
     DevPool,
     check_teacher,
@@ -210,6 +211,12 @@ def _fit(
         steps = FitSteps(
             work, config, clock, processes, progress, bool(portable), describe_sources(sources, chunked, label_files)
         )
+        with clock("read"):
+            steps.keep = keeper(chunks or documents, work.target.parent)
+            for at, document in enumerate(documents):
+                documents[at] = steps.keep(document)
+            for at, chunk in enumerate(chunks or ()):
+                chunks[at] = steps.keep(chunk)  # type: ignore[index]
         with clock("load model"), profiling.work("load model"):
             encoder = Encoder.load(config.encoder)
             # Now, so that a wrong model shows before hours of encoding.
@@ -285,7 +292,7 @@ class FitSteps(Steps):
             content += [f"{chunk.id} {chunk.content_hash}" for chunk in given]
         settings = self.config.chunk.model_dump(mode="json")
         with self.stage("chunks", documents=content, settings=settings, tokenizer=encoder.fingerprint) as stage:
-            return build_chunks(stage, documents, given, encoder, self.config.chunk, self.progress)
+            return build_chunks(stage, documents, given, encoder, self.config.chunk, self.progress, self.keep)
 
     def encode(self, name: str, corpus: Corpus, encoder: Encoder, after: Sequence[str] = ("chunks",)) -> EncodedCorpus:
         with self.stage(name, after, encoder=encoder.fingerprint) as stage, ExitStack() as stack:

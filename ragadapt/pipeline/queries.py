@@ -16,11 +16,11 @@ import numpy as np
 from ragadapt import profiling
 from ragadapt.checks import checked_path
 from ragadapt.config import FitConfig
-from ragadapt.corpus import internal_links, normalise
+from ragadapt.corpus import internal_links
 from ragadapt.errors import InvalidLabels
 from ragadapt.evaluation import gate
 from ragadapt.files import record_file, write_text
-from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
+from ragadapt.pipeline.corpus import Corpus, EncodedCorpus, text_hash
 from ragadapt.pipeline.fusion import FEWEST_ASKED
 from ragadapt.pipeline.stages import encode_query_texts, read_queries, write_queries
 from ragadapt.queries import (
@@ -417,7 +417,7 @@ def held_out_negatives(examples: Sequence[Example], plan: gate.Plan, corpus: Cor
         beside = example.negatives if loss in ("infonce", "both") else ()
         beside += () if loss == "infonce" else example.candidates[1:]
         pairs |= {(example.query, passage) for passage in beside}
-    keys = {passage: normalise(passage) for passage in {passage for _, passage in pairs}}
+    keys = {passage: text_hash(passage) for passage in {passage for _, passage in pairs}}
     return sum(keys[passage] in answers for _, passage in pairs), len(pairs)
 
 

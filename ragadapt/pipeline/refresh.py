@@ -377,7 +377,7 @@ class _Refresh:
         """(n, d) in the order of the chunks: from the old index where the content was there, else encoded."""
         path = stage.path / "vectors.npy"
 
-        def encode(passages: list[str]) -> Floats:
+        def encode(passages: Sequence[str]) -> Floats:
             if self.chunked and (note := unread_ends(passages, self.encoder)):
                 log.warning("%s", note)
             return self.encoder.encode_to(passages, stage.scratch / "new.npy", progress=self.progress)

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ragadapt.config import ChunkConfig, IndexConfig
-from ragadapt.corpus import chunk_documents, near_duplicate_groups
+from ragadapt.corpus import cut_documents, near_duplicate_groups
 from ragadapt.errors import (
     EmptyCorpus,
     FingerprintMismatch,
@@ -37,7 +38,8 @@ from ragadapt.lexical import LexicalIndex
 from ragadapt.lexical.languages import languages_of
 from ragadapt.lexical.stopwords import stopwords_for
 from ragadapt.lexical.terms import PassageWords
-from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
+from ragadapt.out_of_core import Mapped, as_it_is
+from ragadapt.pipeline.corpus import Corpus, EncodedCorpus, passages_of
 from ragadapt.profiling import work
 from ragadapt.search.fusion import Floats, Fusion
 from ragadapt.search.searcher import Searcher
@@ -64,38 +66,43 @@ def build_chunks(
     encoder: Encoder,
     config: ChunkConfig,
     progress: Progress,
+    keep: Callable[[Chunk], Chunk] = as_it_is,
 ) -> Corpus:
-    """Cut the documents, unless their chunks are given, and store them in chunks.sqlite."""
+    """Cut the documents, unless their chunks are given, and store them in chunks.sqlite.
+
+    keep: what is done with a chunk that is to be held for long (see `keeper`).
+    """
     path = stage.path / "chunks.sqlite"
     groups_path = stage.path / "groups.npy"
     notes_path = stage.path / "notes.json"
     if stage.finished:
         with ChunkStore.open(path) as store:
-            chunks = list(store)
+            chunks = [keep(chunk) for chunk in store]
         groups = np.load(groups_path).tolist()
         notes = json.loads(notes_path.read_text(encoding="utf-8"))
     else:
         limit = encoder.passage_room
         if given is not None:
-            chunks = list(given)
+            chunks = [keep(chunk) for chunk in given]
         else:
             with work("cut", len(documents)):
-                chunks = chunk_documents(documents, config, encoder.count_tokens, limit, progress=progress)
+                cut = cut_documents(documents, config, encoder.count_tokens, limit, progress=progress)
+                chunks = [keep(chunk) for chunk in cut]
         if not chunks:
             raise EmptyCorpus(
                 "The documents hold no text to cut into passages. Check what was read with: ragadapt doctor"
             )
         with work("near-duplicates", len(chunks)):
-            groups = near_duplicate_groups([chunk.passage for chunk in chunks], progress=progress)
+            groups = near_duplicate_groups(passages_of(chunks), progress=progress)
         with work("passages to disk", len(chunks)), ChunkStore.create(path) as store:
             store.add(documents, chunks)
         np.save(groups_path, np.array(groups, dtype=np.int64))
-        note = unread_ends([chunk.passage for chunk in chunks], encoder) if given is not None else ""
+        note = unread_ends(passages_of(chunks), encoder) if given is not None else ""
         notes = [note] if note else []
         for note in notes:
             log.warning("%s", note)
         write_text(notes_path, json.dumps(notes, ensure_ascii=False))
-    return Corpus(tuple(documents), tuple(chunks), tuple(groups), tuple(notes))
+    return Corpus(documents, chunks, groups, tuple(notes))
 
 
 def unread_ends(passages: Sequence[str], encoder: Encoder) -> str:
@@ -118,7 +125,7 @@ def build_vectors(
     if not stage.finished:
         partial = stage.scratch / "vectors.npy"
 
-        def encode(passages: list[str]) -> Floats:
+        def encode(passages: Sequence[str]) -> Floats:
             assert encoder is not None
             return encoder.encode_to(passages, partial, progress=progress)
 
@@ -135,34 +142,49 @@ class KnownVectors:
 
 
 def gather_vectors(
-    path: Path, chunks: Sequence[Chunk], known: Sequence[KnownVectors], encode: Callable[[list[str]], Floats]
+    path: Path, chunks: Sequence[Chunk], known: Sequence[KnownVectors], encode: Callable[[Sequence[str]], Floats]
 ) -> int:
     """Write (n, d) float32 in the order of the chunks: known by content, else encoded, equal content once.
 
     Returns how many passages were encoded.
     """
-    wanted: dict[str, list[int]] = {}  # content hash → rows
-    for row, chunk in enumerate(chunks):
-        wanted.setdefault(chunk.content_hash, []).append(row)
-    new = [digest for digest in wanted if not any(digest in source.key_of for source in known)]
-    encoded = encode([chunks[wanted[digest][0]].passage for digest in new]) if new else None
+    digests = np.array([bytes.fromhex(chunk.content_hash) for chunk in chunks], dtype="V32")
+    _, first, place = np.unique(digests.view("S32"), return_index=True, return_inverse=True)
+    source = first[place]  # (n,) of each row the first one of the same content
+    del digests, place
+    first.sort()
+    owner = np.full(len(first), -1)  # of each content the number of the source that has it; -1 = none
+    keys: list[Any] = [None] * len(first)
+    for at, row in enumerate(first.tolist() if known else ()):
+        digest = chunks[row].content_hash
+        for number, one in enumerate(known):
+            if digest in one.key_of:
+                owner[at], keys[at] = number, one.key_of[digest]
+                break
     rows: np.memmap[Any, Any] | None = None
-    if encoded is not None:
-        rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(chunks), encoded.shape[1]))
-        for at, digest in enumerate(new):
-            rows[wanted[digest]] = encoded[at]
-    left = wanted.keys() - set(new)
-    for source in known:
-        taken = [digest for digest in wanted if digest in left and digest in source.key_of]
-        left -= set(taken)
+
+    def write(contents: NDArray[np.int64], vectors: Floats) -> None:
+        nonlocal rows
+        if rows is None:
+            shape = (len(chunks), vectors.shape[1])
+            rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+        rows[first[contents]] = vectors
+
+    new = np.flatnonzero(owner < 0)
+    if len(new):
+        encoded = encode(Mapped(first[new].tolist(), lambda row: chunks[row].passage))
+        for start in range(0, len(new), _BATCH):
+            write(new[start : start + _BATCH], encoded[start : start + _BATCH])
+    for number, one in enumerate(known):
+        taken = np.flatnonzero(owner == number)
         for start in range(0, len(taken), _BATCH):
             batch = taken[start : start + _BATCH]
-            vectors = source.vectors([source.key_of[digest] for digest in batch])
-            if rows is None:
-                shape = (len(chunks), vectors.shape[1])
-                rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-            for digest, vector in zip(batch, vectors, strict=True):
-                rows[wanted[digest]] = vector
+            write(batch, one.vectors([keys[at] for at in batch.tolist()]))
+    assert rows is not None
+    copies = np.flatnonzero(source != np.arange(len(source)))
+    for start in range(0, len(copies), _BATCH):
+        batch = copies[start : start + _BATCH]
+        rows[batch] = rows[source[batch]]
     assert rows is not None
     rows.flush()
     return len(new)
@@ -323,20 +345,22 @@ def save_lexical(
     in."""
     headings, texts = lexical_parts(chunks)
     if stopwords is None:
-        stopwords = stopwords_for(languages_of([chunk.passage for chunk in chunks]))
+        stopwords = stopwords_for(languages_of(passages_of(chunks)))
     ids = [chunk.id for chunk in chunks]
     with work("lexical index", len(texts)):
         index = LexicalIndex.build(ids, texts, headings=headings, stopwords=stopwords, progress=progress)
         index.save(folder)
 
 
-def lexical_parts(chunks: Iterable[Chunk]) -> tuple[list[str], list[str]]:
-    """(headings, texts) of passages as the lexical index reads them, of masked ones too.
+def lexical_parts(chunks: Sequence[Chunk]) -> tuple[Sequence[str], Sequence[str]]:
+    """(headings, texts) of passages as the lexical index reads them, of masked ones too; made as they are read.
 
     The text is without link targets: a page that links to another one is not about what the address says.
     """
-    parts = [(" > ".join(chunk.heading_path), _LINK_TARGET.sub("]", chunk.text)) for chunk in chunks]
-    return [heading for heading, _ in parts], [text for _, text in parts]
+    return (
+        Mapped(chunks, lambda chunk: " > ".join(chunk.heading_path)),
+        Mapped(chunks, lambda chunk: _LINK_TARGET.sub("]", chunk.text)),
+    )
 
 
 def searcher_of(encoded: EncodedCorpus, lexical: LexicalIndex) -> Searcher:

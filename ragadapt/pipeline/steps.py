@@ -14,6 +14,7 @@ from ragadapt.errors import InvalidConfiguration
 from ragadapt.evaluation import gate
 from ragadapt.evaluation.forecast import Forecast
 from ragadapt.lexical import LexicalIndex
+from ragadapt.out_of_core import as_it_is
 from ragadapt.pipeline.arena import Arena, Grades, build_arena, one_rank
 from ragadapt.pipeline.corpus import EncodedCorpus
 from ragadapt.pipeline.fusion import ENOUGH, MOST, LearntFusion, Neutral, learn_fusion, neutral_weight
@@ -131,6 +132,7 @@ class Steps(Measures):
         self.digests: dict[str, str] = {}
         self.paths: dict[str, Path] = {}
         self.notes: list[str] = []  # for the report
+        self.keep: Callable[[Any], Any] = as_it_is  # what is done with documents and chunks to hold them
         self.start: AdapterState | None = None  # what training begins with; None = the base
         self._mined: tuple[list[Example], int] | None = None
 

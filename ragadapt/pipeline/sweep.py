@@ -266,7 +266,7 @@ class _Sweep:
             if not stage.finished:
                 started = time.monotonic()
 
-                def encode(texts: list[str]) -> Any:
+                def encode(texts: Sequence[str]) -> Any:
                     return encoder.encode_to(texts, stage.scratch / "vectors.npy", progress=self.progress)
 
                 new = gather_vectors(path, corpus.chunks, list(self.kept(about)), encode)

@@ -8,7 +8,7 @@ arXiv 2407.15831). That holds wherever the positive ranks: one that ranks below 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +43,7 @@ def mine_negatives(
     candidates: Sequence[Candidates],
     *,
     positions: Mapping[str, int],
-    text_keys: Sequence[str],
+    text_keys: Sequence[Hashable],
     groups: Sequence[int],
     fusion: Fusion,
     config: MiningConfig,
@@ -52,11 +52,11 @@ def mine_negatives(
 ) -> Mined:
     """Mine for every query from its candidate list.
 
-    positions: chunk id → corpus position. text_keys: normalised text per position. groups: near-duplicate group per
-    position. relevant: per query further positions that are no negatives, such as the other chunks of a document
-    that a label names. A query's list should hold its positives (`include` of Searcher.candidates): without the score
-    of any, the margin cannot be drawn and the query gets no negatives. Deterministic; a query without any negative
-    left gets an empty tuple.
+    positions: chunk id → corpus position. text_keys: per position, the same for equal texts. groups: near-duplicate
+    group per position. relevant: per query further positions that are no negatives, such as the other chunks of a
+    document that a label names. A query's list should hold its positives (`include` of Searcher.candidates): without
+    the score of any, the margin cannot be drawn and the query gets no negatives. Deterministic; a query without any
+    negative left gets an empty tuple.
     """
     positives, negatives, lists, teacher, suspects = [], [], [], [], 0
     for number, (query, found) in enumerate(zip(queries, candidates, strict=True)):

@@ -1,0 +1,144 @@
+"""Corpora larger than memory: their texts lie in a file, and nothing that is learnt from them is another."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_retriever import write_pages
+from tiny_models import write_tiny_model
+
+from ragadapt import out_of_core
+from ragadapt.config import FitConfig
+from ragadapt.index.postings import POSTINGS
+from ragadapt.out_of_core import Mapped, TextFile, keeper, temporary_array
+from ragadapt.pipeline.fit import fit
+from ragadapt.pipeline.queries import Labels
+from ragadapt.pipeline.refresh import refresh_documents
+from ragadapt.store.workspace import open_store
+from ragadapt.values import Chunk, Document
+
+CHUNK = Chunk("a#0", "a", "Häuser \ud800 家 🏠", ("Page",), 3, 12, {"n": 1}, "a.md", "\n\n", True)
+DOCUMENT = Document("a", "one\ntwo", "Title", {"n": 1}, "a.md", ((0, {"page": 1}),), ("a note",), {"top": 3})
+
+
+@pytest.mark.parametrize("item", [CHUNK, DOCUMENT, replace(CHUNK, text="")], ids=["chunk", "document", "empty"])
+def test_what_is_kept_is_the_same(item: Any) -> None:
+    kept = TextFile().keep(item)
+    assert isinstance(kept, type(item))
+    assert kept == item and item == kept and kept == TextFile().keep(kept)
+    assert kept != replace(item, text="other")
+    assert repr(kept).partition("(")[2] == repr(item).partition("(")[2]
+    changed = replace(kept, text="other")
+    assert type(changed) is type(item) and changed == replace(item, text="other")
+    assert pickle.loads(pickle.dumps(kept)) == item
+
+
+def test_a_kept_text_is_not_in_memory() -> None:
+    kept = TextFile().keep(CHUNK)
+    assert not hasattr(kept, "__dict__")
+    with pytest.raises(AttributeError):
+        Chunk.text.__get__(kept)  # type: ignore[attr-defined]  # the plain one's place for it is empty
+
+
+def test_texts_are_read_by_many_threads() -> None:
+    texts = TextFile()
+    kept = [texts.keep(replace(CHUNK, text=f"{number} " * (number % 50))) for number in range(2_000)]
+    wrong: list[int] = []
+
+    def read(step: int) -> None:
+        wrong.extend(at for at in range(0, 2_000, step) if kept[at].text != f"{at} " * (at % 50))
+
+    threads = [threading.Thread(target=read, args=(step,)) for step in (1, 2, 3, 7)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_mapped_sequence_is_made_as_it_is_read() -> None:
+    made: list[int] = []
+
+    def double(number: int) -> int:
+        made.append(number)
+        return 2 * number
+
+    mapped = Mapped(range(10), double)
+    assert (len(mapped), mapped[3], mapped[-1], list(mapped[2:4]), made) == (10, 6, 18, [4, 6], [3, 9, 2, 3])
+    assert list(mapped) == list(range(0, 20, 2)) and 18 in mapped
+
+
+def test_a_large_array_lies_in_a_file_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert type(temporary_array((10, 3), np.float32, tmp_path)) is np.ndarray
+    monkeypatch.setattr(out_of_core, "HELD_BYTES", 0)
+    array = temporary_array((10, 3), np.float32, tmp_path)
+    array[:] = 7
+    assert isinstance(array, np.memmap) and array.sum() == 210
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_large_corpora_are_kept_in_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert keeper([CHUNK], tmp_path)(CHUNK) is CHUNK
+    monkeypatch.setattr(out_of_core, "HELD_CHARACTERS", 5)
+    assert keeper([CHUNK], tmp_path)(CHUNK) is not CHUNK
+
+
+def files_of(path: Path) -> dict[str, str]:
+    """Hashes of what was made of the corpus; the report tells how long it took, and safetensors writes its header in
+    any order."""
+    return {
+        name: record.sha256
+        for name, record in open_store(path, verify="full").manifest.files.items()
+        if (not name.startswith("report/") or name.startswith("report/questions")) and name != POSTINGS
+    }
+
+
+def write_labels(pages: Path, folder: Path) -> Labels:
+    """Questions of words that a page holds."""
+    queries, qrels = [], ["query-id\tcorpus-id\tscore"]
+    for page in sorted(pages.glob("*.md")):
+        words = page.read_text(encoding="utf-8").split()[-30:]
+        for turn in range(3):
+            id = f"{page.stem}-{turn}"
+            queries.append(json.dumps({"_id": id, "text": " ".join(words[turn * 7 : turn * 7 + 5])}))
+            qrels.append(f"{id}\t{page.name}\t1")
+    (folder / "queries.jsonl").write_text("\n".join(queries), encoding="utf-8")
+    (folder / "qrels.tsv").write_text("\n".join(qrels), encoding="utf-8")
+    return Labels(folder / "queries.jsonl", folder / "qrels.tsv")
+
+
+@pytest.mark.parametrize("method", ["none", "lora"])
+def test_a_corpus_larger_than_memory_gives_the_same_retriever(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = write_pages(tmp_path / "docs")
+    labels = [write_labels(pages, tmp_path)] if method == "lora" else []
+    config = FitConfig.build(
+        {
+            "encoder": {"model": str(write_tiny_model(tmp_path / "base")), "precision": "float32"},
+            "chunk": {"max_tokens": 40, "min_tokens": 4},
+            "adapter": {"method": method},
+            "training": {"epochs": 1},
+            "gate": {"max_drift": 2.0},
+            "index": {"kind": "exact"},
+        }
+    )
+    held = fit([pages], tmp_path / "held", config, labels=labels)
+    monkeypatch.setattr(out_of_core, "HELD_CHARACTERS", 0)
+    monkeypatch.setattr(out_of_core, "HELD_BYTES", 0)
+    kept = fit([pages], tmp_path / "kept", config, labels=labels)
+    assert files_of(kept.path) == files_of(held.path)
+    assert (kept.report.interpolation is not None) == (method == "lora")
+    outside = {"timings", "profile", "created", "learning"}  # when, and how long it took
+    assert kept.report.model_dump(exclude=outside) == held.report.model_dump(exclude=outside)
+    (pages / "page00.md").write_text("# Page 0\n\nIt says something else now, about a house and a river.\n")
+    for path in (held.path, kept.path):
+        refresh_documents(path, [pages])
+    assert files_of(kept.path) == files_of(held.path)
