@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
+from collections.abc import Iterator, Sequence
 from itertools import combinations
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ragadapt.corpus import near_duplicate_groups, normalise
+from ragadapt.corpus import duplicates, near_duplicate_groups, normalise
 from ragadapt.errors import InvalidInput
 
 
@@ -105,11 +110,131 @@ def test_nothing_gives_nothing_and_a_string_is_refused() -> None:
 
 
 def test_grouping_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ragadapt.corpus.duplicates._BLOCK_SHINGLES", 10)
+    monkeypatch.setattr(duplicates, "_BLOCK_CHARACTERS", 80)
     told: list[tuple[str, int, int]] = []
     texts = [f"{number} is a number and this is a text about it" for number in range(6)]
     near_duplicate_groups([*texts, texts[0]], progress=lambda *said: told.append(said))
-    assert told == [("near-duplicates", 0, 7), *(("near-duplicates", done, 6) for done in (2, 4, 6))]
+    assert told == [("near-duplicates", done, 7) for done in (0, 2, 4, 6, 7)]
+
+
+class Lazy(Sequence[str]):
+    """Texts that exist only while they are read; counts the readings."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self._texts = texts
+        self.readings = 0
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, index: Any) -> Any:
+        raise AssertionError("a text was asked for by its place")
+
+    def __iter__(self) -> Iterator[str]:
+        self.readings += 1
+        return iter(self._texts)
+
+
+def held_in_memory(texts: Sequence[str], threshold: float, seed: int) -> list[int]:
+    """The groups, with every normal form and every set of shingles in memory."""
+    first_of: dict[str, int] = {}
+    originals = [first_of.setdefault(normalise(text), len(first_of)) for text in texts]
+    sets = [duplicates._shingles(form) for form in first_of]
+    rng = np.random.default_rng(seed)
+    multipliers = rng.integers(1, 2**63, size=80, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    parent = np.arange(len(sets))
+    for band in range(20):
+        buckets: dict[int, list[int]] = {}
+        for member, hashes in enumerate(sets):
+            mixed = np.zeros(1, np.uint64)
+            for multiplier in multipliers[band * 4 : band * 4 + 4]:
+                mixed = (mixed ^ ((hashes * multiplier) >> np.uint64(32)).min()) * np.uint64(0x9E3779B97F4A7C15)
+                mixed ^= mixed >> np.uint64(29)
+            buckets.setdefault(int(mixed[0]), []).append(member)
+        for _, members in sorted(buckets.items()):
+            representatives: list[int] = []
+            for member in members:
+                root = duplicates._root(parent, member)
+                for other in representatives:
+                    other_root = duplicates._root(parent, other)
+                    if root == other_root:
+                        break
+                    if duplicates._jaccard(sets[member], sets[other]) >= threshold:
+                        parent[max(root, other_root)] = min(root, other_root)
+                        break
+                else:
+                    if len(representatives) < 8:
+                        representatives.append(member)
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(duplicates._root(parent, form), len(numbers)) for form in originals]
+
+
+def some_of_everything(rng: random.Random) -> list[str]:
+    """Texts of all kinds, and near and exact copies of them: empty, of marks alone, without spaces, boilerplate."""
+    boilerplate = [f"all{n}" for n in range(30)]
+    han = [chr(rng.randrange(0x4E00, 0x4F00)) for _ in range(60)]
+    texts = ["", " ", "!", "?!", "word", "漢"]
+    for _ in range(60):
+        kind = rng.randrange(4)
+        if kind == 0:
+            texts.append("".join(rng.choices(han, k=rng.randrange(1, 60))))
+        elif kind == 1:
+            texts.append(" ".join([*boilerplate, *(f"w{rng.randrange(99)}" for _ in range(rng.randrange(9)))]))
+        else:
+            texts.append(" ".join(f"w{rng.randrange(30)}" for _ in range(rng.randrange(1, 60))))
+    for _ in range(60):
+        text = rng.choice(texts)
+        at = rng.randrange(len(text) + 1)
+        texts.append(
+            rng.choice([text, text.upper() + ".", text[:at] + rng.choice("xyz 漢") + text[at + 1 :], text[:at]])
+        )
+    rng.shuffle(texts)
+    return texts
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_groups_are_the_same_in_blocks_and_files_as_all_in_memory(
+    seed: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rng = random.Random(seed)
+    texts, threshold = some_of_everything(rng), rng.choice([0.3, 0.6, 0.8, 1.0])
+    expected = held_in_memory(texts, threshold, seed)
+    assert near_duplicate_groups(texts, threshold=threshold, seed=seed) == expected
+    monkeypatch.setattr(duplicates, "_BLOCK_CHARACTERS", rng.choice([1, 50, 1000]))
+    monkeypatch.setattr(duplicates, "_IN_MEMORY", 100)
+    assert near_duplicate_groups(texts, threshold=threshold, seed=seed, scratch=tmp_path) == expected
+
+
+def test_texts_are_read_once_and_in_order() -> None:
+    texts = Lazy(["a b c", "x", "A b C.", ""])
+    assert near_duplicate_groups(texts) == [0, 1, 0, 2]
+    assert texts.readings == 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="lists the open files in /proc")
+def test_temporary_files_are_gone_after_every_exit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(duplicates, "_IN_MEMORY", 10)
+    monkeypatch.setattr(duplicates, "_BLOCK_CHARACTERS", 10)
+    texts = [" ".join(words(n // 2, 60)) for n in range(6)]
+
+    def temporary() -> list[str]:
+        opened = [str(file.readlink()) for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
+        return [name for name in opened if name.startswith(str(tmp_path))]
+
+    seen: list[int] = []
+
+    def stop(told: str, done: int, total: int) -> None:
+        seen.append(len(temporary()))
+        if done == stop_at:
+            raise KeyboardInterrupt
+
+    for stop_at in (-1, 4):
+        seen.clear()
+        try:
+            near_duplicate_groups(texts, progress=stop, scratch=tmp_path)
+        except KeyboardInterrupt:
+            assert stop_at == 4
+        assert seen[-1] == 2 and temporary() == [] and list(tmp_path.iterdir()) == []
 
 
 def test_boilerplate_that_all_share_stays_linear() -> None:
