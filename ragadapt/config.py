@@ -275,6 +275,9 @@ class IndexConfig(Settings):
     )
     on_disk: bool | None = None  # vectors and words on a Qdrant server's disk; None = beyond 1 GB of vectors
     tenant_field: str | None = None  # of the metadata: a Qdrant server keeps passages of one value together
+    indexed_fields: tuple[str, ...] | None = (
+        None  # of the metadata, by which a Qdrant server or Qdrant Edge looks filters up; None = up to 32 by themselves
+    )
 
 
 class FusionConfig(Settings):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -85,6 +85,9 @@ class VectorIndex(Protocol):
 
     def batches(self, size: int = 4096) -> Iterator[tuple[list[str], Floats]]:
         """All ids with their vectors, up to `size` at a time; don't change the index meanwhile."""
+
+    def prepare(self, payloads: Iterable[Payload]) -> None:
+        """The metadata that a build will bring, all of them: make ready what filters on them need."""
 
     def finish(self, config: IndexConfig, progress: Progress = no_progress) -> None:
         """All vectors of a build are in: bring them into the form in which they are searched best."""
@@ -177,7 +180,7 @@ class Engine(ABC):
     options: ClassVar[frozenset[str]] = frozenset()
     """The settings of IndexConfig, beside the kind, that it follows."""
     CHECKED: ClassVar[tuple[str, ...]] = (
-        "structure", "url", "shards", "replicas", "quantisation", "on_disk", "tenant_field",
+        "structure", "url", "shards", "replicas", "quantisation", "on_disk", "tenant_field", "indexed_fields",
     )  # fmt: skip
     mutable: ClassVar[bool] = False
     """Whether its folder changes in place while it is used, so that no hash of a file in it holds."""
@@ -220,6 +223,9 @@ class Engine(ABC):
         """What `open_index` is told to make the index of a build. scratch: kept if the build is cut short. shape: of
         all vectors, (n, dim)."""
         return {}
+
+    def prepare(self, payloads: Iterable[Payload]) -> None:  # noqa: B027
+        """See VectorIndex."""
 
     def finish(self, config: IndexConfig, progress: Progress = no_progress) -> None:  # noqa: B027
         """See VectorIndex."""

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -40,7 +40,8 @@ from ragadapt.index.contract import (
     read_description,
     write_description,
 )
-from ragadapt.index.filters import Dated, Filter, parse, to_qdrant
+from ragadapt.index.filters import Dated, Filter, to_qdrant
+from ragadapt.index.payload import IndexType, PayloadIndexes, check_indexed_fields
 from ragadapt.lexical.ranking import Ranking
 from ragadapt.lexical.terms import PassageWords, Words
 
@@ -57,6 +58,10 @@ ID_KEY, METADATA_KEY, PLACE_KEY = "id", "metadata", "at"
 PASSAGE, FEEDBACK, WORDS = "passage", "feedback", "words"
 BATCH = 1024
 _SHARD = "shard"
+_SCHEMAS: Mapping[IndexType, Any] = {
+    "keyword": edge.PayloadSchemaType.Keyword, "float": edge.PayloadSchemaType.Float,
+    "bool": edge.PayloadSchemaType.Bool, "datetime": edge.PayloadSchemaType.Datetime,
+}  # fmt: skip
 
 
 def point_id(id: str) -> uuid.UUID:
@@ -68,10 +73,18 @@ class EdgeIndex(Engine):
     """One shard in a folder; without a folder, in a temporary one that goes when the index is closed."""
 
     kind = "qdrant-edge"
+    options = frozenset({"indexed_fields"})
     mutable = True
 
     def __init__(
-        self, shard: Any, folder: Path, dim: int, fingerprint: str | None, temporary: bool, words: bool = False
+        self,
+        shard: Any,
+        folder: Path,
+        dim: int,
+        fingerprint: str | None,
+        temporary: bool,
+        words: bool = False,
+        indexed_fields: Sequence[str] | None = None,
     ) -> None:
         self._shard = shard
         self.words = words
@@ -81,6 +94,10 @@ class EdgeIndex(Engine):
         self.dim = dim
         self.fingerprint = fingerprint
         self._lock = threading.RLock()  # for writers; readers need none
+        known = {key: _type_of(one) for key, one in shard.info().payload_schema.items()}
+        self._payload_indexes = PayloadIndexes(
+            self._index_payload, self._drop_payload_index, (METADATA_KEY,), indexed_fields, known
+        )
 
     @classmethod
     def at(cls, place: Place, **settings: Any) -> Self:
@@ -92,11 +109,25 @@ class EdgeIndex(Engine):
 
     @classmethod
     def building(cls, config: IndexConfig, scratch: Path, shape: tuple[int, int]) -> dict[str, Any]:
-        return {"words": cls.keeps_words(config)}
+        return {"words": cls.keeps_words(config), "indexed_fields": config.indexed_fields}
 
     @classmethod
-    def open(cls, folder: Path | None, dim: int | None, fingerprint: str | None, *, words: bool = False) -> Self:
+    def check_options(cls, config: IndexConfig, others: Mapping[str, frozenset[str]]) -> None:
+        super().check_options(config, others)
+        check_indexed_fields(config)
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path | None,
+        dim: int | None,
+        fingerprint: str | None,
+        *,
+        words: bool = False,
+        indexed_fields: Sequence[str] | None = None,
+    ) -> Self:
         """Open a folder, or make the index there if dim is given. words: make it with a place for the passages' words.
+        indexed_fields: of the metadata, for filters; None = up to 32 by themselves, as their values come.
 
         Raises IndexCorrupt, IndexFault if in use.
         """
@@ -114,7 +145,7 @@ class EdgeIndex(Engine):
             sparse = {WORDS: edge.EdgeSparseVectorParams()} if words else None
             config = edge.EdgeConfig(vectors={PASSAGE: params, FEEDBACK: params}, sparse_vectors=sparse)
             shard = _try(lambda: edge.EdgeShard.create(str(folder / _SHARD), config), folder)
-            index = cls(shard, folder, dim, fingerprint, temporary, words)
+            index = cls(shard, folder, dim, fingerprint, temporary, words, indexed_fields)
             write_description(folder, index._description())
             return index
         try:
@@ -122,7 +153,7 @@ class EdgeIndex(Engine):
         except (KeyError, TypeError, ValueError) as error:
             raise IndexCorrupt(f"index.json in {folder} lacks {error}. {REBUILD}") from error
         shard = _try(lambda: edge.EdgeShard.load(str(folder / _SHARD)), folder)
-        return cls(shard, folder, stored_dim, stored, temporary, bool(description.get("words")))
+        return cls(shard, folder, stored_dim, stored, temporary, bool(description.get("words")), indexed_fields)
 
     def __len__(self) -> int:
         return int(self._shard.count(edge.CountRequest(exact=True)))
@@ -145,6 +176,7 @@ class EdgeIndex(Engine):
         new_ids, rows, plain = prepare_upsert(ids, vectors, payloads, self.dim)
         check_words(words, new_ids, self.words)
         with self._lock:
+            self.prepare(plain)
             for start in range(0, len(new_ids), BATCH):
                 points = []
                 for at in range(start, min(start + BATCH, len(new_ids))):
@@ -157,6 +189,23 @@ class EdgeIndex(Engine):
                             vector[WORDS] = edge.SparseVector(terms, weights)
                     points.append(edge.Point(point_id(new_ids[at]), vector, payload))
                 self._shard.update(edge.UpdateOperation.upsert_points(points))
+
+    def prepare(self, payloads: Iterable[Payload]) -> None:
+        """See VectorIndex."""
+        with self._lock:
+            self._payload_indexes.prepare(payloads)
+
+    def _index_payload(self, key: str, type: IndexType) -> None:
+        self._change(edge.UpdateOperation.create_field_index(key, _SCHEMAS[type]))
+
+    def _drop_payload_index(self, key: str) -> None:
+        self._change(edge.UpdateOperation.delete_field_index(key))
+
+    def _change(self, operation: Any) -> None:
+        try:
+            self._shard.update(operation)
+        except Exception as error:  # the engine raises plain Exception
+            raise IndexFault(f"The index in {self._folder} cannot be changed ({error}). {REBUILD}") from error
 
     def update_vectors(self, ids: Sequence[str], vectors: ArrayLike) -> None:
         new_ids, rows, _ = prepare_upsert(ids, vectors, None, self.dim)
@@ -177,7 +226,7 @@ class EdgeIndex(Engine):
 
     def search(self, vectors: ArrayLike, k: int, filter: Filter | None = None) -> list[Ranking]:
         queries, k = check_vectors(vectors, self.dim, "query vectors"), check_k(k)
-        condition, parameters = _condition(filter), edge.SearchParams(exact=True)
+        condition, parameters = self._condition(filter), edge.SearchParams(exact=True)
         results: list[Ranking] = []
         for start in range(0, len(queries), BATCH):
             requests = [
@@ -257,10 +306,33 @@ class EdgeIndex(Engine):
         """See WordEngine."""
         found = []
         for start in range(0, len(lookups), LOOKUPS):
-            requests = [_request(one) for one in lookups[start : start + LOOKUPS]]
+            requests = [self._request(one) for one in lookups[start : start + LOOKUPS]]
             for points in self._shard.query_batch(edge.QueryBatchRequest(requests)):
                 found.append(looked_up(points, [point.payload or {} for point in points]))
         return found
+
+    def _request(self, lookup: Lookup) -> Any:
+        among = lookup.among
+        return edge.QueryRequest(
+            limit=lookup.limit,
+            query=_nearest(lookup.query),
+            prefetches=None if among is None else [
+                edge.Prefetch(
+                    limit=among.limit, query=_nearest(among.query), filter=self._condition(among.filter),
+                    params=edge.SearchParams(exact=True),
+                )
+            ],
+            filter=self._condition(lookup.filter),
+            params=edge.SearchParams(exact=True),
+            with_payload=[ID_KEY, PLACE_KEY] if lookup.named else False,
+        )  # fmt: skip
+
+    def _condition(self, filter: Filter | None) -> Any:
+        native: Any = filter
+        if native is None or isinstance(native, edge.Filter):
+            return native
+        condition = to_qdrant(self._payload_indexes.asked(native), _EdgeConditions(), (METADATA_KEY,))
+        return condition if isinstance(condition, edge.Filter) else edge.Filter(must=[condition])
 
     # Feedback inside the engine: see ragadapt.pefa.engine
 
@@ -287,7 +359,7 @@ class EdgeIndex(Engine):
         self, vectors: Floats, k: int, share: float, filter: Filter | None, limit: int
     ) -> list[list[tuple[str, float]]]:
         """Per query of (Q, dim) the best k (id, score) by ⟨q, passage⟩ + share·⟨q, feedback⟩."""
-        condition, parameters = _condition(filter), edge.SearchParams(exact=True)
+        condition, parameters = self._condition(filter), edge.SearchParams(exact=True)
         variable, constant = edge.Expression.Variable, edge.Expression.Constant
         mixed = edge.Expression.Sum(
             [variable("$score[0]"), edge.Expression.Mult([constant(share), variable("$score[1]")])]
@@ -305,7 +377,7 @@ class EdgeIndex(Engine):
         return results
 
     def _scroll(self, size: int, filter: Any) -> Iterator[Any]:
-        condition, offset = _condition(filter), None
+        condition, offset = self._condition(filter), None
         while True:
             records, offset = self._shard.scroll(
                 edge.ScrollRequest(offset=offset, limit=size, filter=condition, with_payload=[ID_KEY])
@@ -352,21 +424,9 @@ class _EdgeConditions:
         return edge.HasIdCondition(set())
 
 
-def _request(lookup: Lookup) -> Any:
-    among = lookup.among
-    return edge.QueryRequest(
-        limit=lookup.limit,
-        query=_nearest(lookup.query),
-        prefetches=None if among is None else [
-            edge.Prefetch(
-                limit=among.limit, query=_nearest(among.query), filter=_condition(among.filter),
-                params=edge.SearchParams(exact=True),
-            )
-        ],
-        filter=_condition(lookup.filter),
-        params=edge.SearchParams(exact=True),
-        with_payload=[ID_KEY, PLACE_KEY] if lookup.named else False,
-    )  # fmt: skip
+def _type_of(index: Any) -> str:
+    """Such as "keyword" or "integer"; the engine's own type has no names."""
+    return repr(index.data_type).rpartition(".")[2].lower()
 
 
 def _nearest(query: Any) -> Any:
@@ -374,14 +434,6 @@ def _nearest(query: Any) -> Any:
     if isinstance(query, Words):
         return edge.Query.Nearest(edge.SparseVector(query.terms.tolist(), query.weights.tolist()), using=WORDS)
     return edge.Query.Nearest(query, using=PASSAGE)
-
-
-def _condition(filter: Filter | None) -> Any:
-    native: Any = filter
-    if native is None or isinstance(native, edge.Filter):
-        return native
-    condition = to_qdrant(parse(native), _EdgeConditions(), (METADATA_KEY,))
-    return condition if isinstance(condition, edge.Filter) else edge.Filter(must=[condition])
 
 
 def _inode(folder: Path) -> int | None:

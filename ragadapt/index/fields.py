@@ -68,13 +68,13 @@ def fields_of(payloads: Iterable[Mapping[str, Any]]) -> list[Field]:
     several: dict[str, bool] = {}
     present: Counter[str] = Counter()
     for payload in payloads:
-        for name, values, is_list in _leaves(payload, ""):
+        for name, values, is_list in values_by_name(payload):
             met = kinds.setdefault(name, set())
             counted = counts.setdefault(name, Counter())
             several[name] = several.get(name, False) or is_list
             present[name] += 1
             for value in values:
-                met.add(_kind(value))
+                met.add(kind_of(value))
                 counted[(type(value) is bool, value)] += 1
     made = []
     for name, met in kinds.items():
@@ -91,12 +91,12 @@ def fields_of(payloads: Iterable[Mapping[str, Any]]) -> list[Field]:
     return made
 
 
-def _leaves(payload: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, list[Any], bool]]:
+def values_by_name(payload: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, list[Any], bool]]:
     """(name, values, whether they stood in a list) of every field that has some."""
     for key, value in payload.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{name}.")
+            yield from values_by_name(value, f"{name}.")
         elif isinstance(value, list):
             plain = [each for each in value if isinstance(each, str | bool | int | float)]
             if plain:
@@ -105,7 +105,7 @@ def _leaves(payload: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, list
             yield name, [value], False
 
 
-def _kind(value: str | bool | float) -> Kind:
+def kind_of(value: str | bool | float) -> Kind:
     if isinstance(value, bool):
         return "boolean"
     if isinstance(value, str):

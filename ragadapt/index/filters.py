@@ -605,11 +605,13 @@ class ConditionMaker(Protocol[C]):
     def nothing(self) -> C: ...
 
 
+def payload_key(path: Path, prefix: Path = ()) -> str:
+    """How an engine of the Qdrant family names a part of the payload. prefix: where the metadata lies in it."""
+    return ".".join(part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else f'"{part}"' for part in (*prefix, *path))
+
+
 def to_qdrant(node: Node, make: ConditionMaker[C], prefix: Path = ()) -> C:
     """The tree as a condition of a Qdrant engine. prefix: where the metadata lies in the payload."""
-
-    def key(path: Path) -> str:
-        return ".".join(part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else f'"{part}"' for part in (*prefix, *path))
 
     def walk(node: Node) -> C:
         match node:
@@ -629,7 +631,9 @@ def to_qdrant(node: Node, make: ConditionMaker[C], prefix: Path = ()) -> C:
                     "$text (case-sensitive), store the field in lower case, or take a faiss or exact index."
                 )
             case _:
-                return any_of([test for path in spellings(node.path) for test in tests(node, key(path))])
+                return any_of(
+                    [test for path in spellings(node.path) for test in tests(node, payload_key(path, prefix))]
+                )
 
     def tests(node: Leaf, name: str) -> Iterator[C]:
         match node:

@@ -58,7 +58,8 @@ from ragadapt.index.contract import (
     prepare_upsert,
     write_description,
 )
-from ragadapt.index.filters import Dated, Filter, parse, to_qdrant
+from ragadapt.index.filters import Dated, Filter, parse, payload_key, spellings, to_qdrant
+from ragadapt.index.payload import IndexType, PayloadIndexes, check_indexed_fields
 from ragadapt.lexical.ranking import Ranking
 from ragadapt.lexical.terms import PassageWords, Words
 
@@ -88,6 +89,11 @@ _FIELD = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _WIDE = 1024  # numbers of a vector from which on one bit of each says enough
 _SMALL = 1_000_000_000  # bytes of vectors
 _SHARD = 10_000_000  # points: more of them make the optimiser's rewriting of a segment long
+
+_INDEX_PARAMETERS: Mapping[IndexType, Any] = {
+    "keyword": models.KeywordIndexParams, "float": models.FloatIndexParams, "bool": models.BoolIndexParams,
+    "datetime": models.DatetimeIndexParams,
+}  # fmt: skip
 
 T = TypeVar("T")
 
@@ -133,6 +139,12 @@ class CollectionLayout:
         replicas = config.replicas if config.replicas > 1 else None
         return cls(shards, replicas, quantised, on_disk, config.tenant_field)
 
+    def tenant_keys(self) -> list[str]:
+        """Where the tenant stands in the payload, as filters ask for it: in every spelling of its dots."""
+        if self.tenant_field is None:
+            return []
+        return [payload_key(path, (METADATA_KEY,)) for path in spellings(tuple(self.tenant_field.split(".")))]
+
     def collection(self, dim: int, words: bool) -> dict[str, Any]:
         """What `create_collection` is told."""
         params = models.VectorParams(size=dim, distance=models.Distance.DOT, on_disk=self.on_disk)
@@ -158,9 +170,10 @@ class QdrantIndex(Engine):
     """One collection. Metadata lie under the payload's `metadata`, the chunk id under `id`."""
 
     kind = "qdrant"
-    options = frozenset(
-        {"url", "collection", "upload_workers", "shards", "replicas", "quantisation", "on_disk", "tenant_field"}
-    )
+    options = frozenset({
+        "url", "collection", "upload_workers", "shards", "replicas", "quantisation", "on_disk", "tenant_field",
+        "indexed_fields",
+    })  # fmt: skip
     mutable = True
 
     def __init__(
@@ -178,12 +191,17 @@ class QdrantIndex(Engine):
         words: bool = False,
         quantised: Quantisation | None = None,
         tenant_field: str | None = None,
+        indexed_fields: Sequence[str] | None = None,
+        payload_indexes: Mapping[str, str] | None = None,
+        on_disk: bool | None = None,
     ) -> None:
         """Wrap a collection that exists. exact: ask the server for exhaustive search instead of its graph.
 
         upload_workers: requests at a time in `upsert`; local mode takes one after the other whatever it says. words:
         it has a place for the words of passages. quantised: as its vectors are. tenant_field: of the metadata, whose
-        values must be strings.
+        values must be strings. indexed_fields: of the metadata, for filters; None = by themselves, as their values
+        come. payload_indexes: key → type of those that it has. on_disk: where further ones lie; None = as the server
+        likes.
         """
         if upload_workers < 1:
             raise InvalidInput(f"upload_workers = {upload_workers}: at least one is needed.")
@@ -198,6 +216,13 @@ class QdrantIndex(Engine):
         self.words = words
         self._tenant_field = tenant_field
         local = url in (None, ":memory:")
+        self._payload_indexes: PayloadIndexes | None = None
+        if not local:
+            make = functools.partial(self._index_payload, on_disk=on_disk)
+            known = payload_indexes or {}
+            self._payload_indexes = PayloadIndexes(
+                make, self._drop_payload_index, (METADATA_KEY,), indexed_fields, known
+            )
         self._parameters: Any = None
         themselves = models.QuantizationSearchParams(ignore=True)
         self._exactly: Any = None if local else models.SearchParams(exact=True, quantization=themselves)
@@ -221,7 +246,7 @@ class QdrantIndex(Engine):
                 "index.url = ':memory:' keeps nothing, and a saved retriever needs its index. Leave the URL out for a "
                 "folder, or name a server."
             )
-        for name in ("shards", "replicas", "quantisation", "on_disk", "tenant_field"):
+        for name in ("shards", "replicas", "quantisation", "on_disk", "tenant_field", "indexed_fields"):
             if config.url is None and getattr(config, name) != IndexConfig.model_fields[name].default:
                 raise InvalidConfiguration(
                     f"index.{name} = {getattr(config, name)!r} is for a Qdrant server: leave it out, or name the "
@@ -232,6 +257,7 @@ class QdrantIndex(Engine):
                 f"index.tenant_field = {config.tenant_field!r}: a field of the metadata is named by letters, digits, _ "
                 "and -, one inside another with dots."
             )
+        check_indexed_fields(config)
 
     @classmethod
     def keeps_words(cls, config: IndexConfig) -> bool:
@@ -250,6 +276,7 @@ class QdrantIndex(Engine):
         settings = {"url": config.url, "collection": collection, "upload_workers": config.upload_workers}
         return settings | {
             "words": cls.keeps_words(config),
+            "indexed_fields": config.indexed_fields,
             "layout": None if config.url is None else CollectionLayout.of(config, *shape),
         }
 
@@ -268,9 +295,11 @@ class QdrantIndex(Engine):
         upload_workers: int = 1,
         words: bool = False,
         layout: CollectionLayout | None = None,
+        indexed_fields: Sequence[str] | None = None,
     ) -> Self:
         """Open a collection, or make it if dim is given. api_key: None = from QDRANT_API_KEY. words: make it with a
-        place for the words of passages. layout: how a server is to keep it; None = as it likes.
+        place for the words of passages. layout: how a server is to keep it; None = as it likes. indexed_fields: of the
+        metadata, by which a server looks filters up; None = up to 32 by themselves, as their values come.
 
         folder without url = local mode in that folder. Raises IndexUnreachable, IndexCorrupt, IndexFault.
         """
@@ -285,12 +314,14 @@ class QdrantIndex(Engine):
         try:
             if ask(lambda: client.collection_exists(collection)):
                 info = ask(lambda: client.get_collection(collection))
-                name, stored_dim = _vector_of(info, where, collection)
+                name, params = _vector_of(info, where, collection)
                 stored = ((info.config.metadata or {}).get("ragadapt") or {}).get("fingerprint")
                 return cls(
-                    client, collection, stored_dim, stored, url=url, folder=folder, vector_name=name, exact=exact,
+                    client, collection, int(params.size), stored, url=url, folder=folder, vector_name=name, exact=exact,
                     upload_workers=upload_workers, words=WORDS in (info.config.params.sparse_vectors or {}),
-                    quantised=_quantisation_of(info.config.quantization_config),
+                    quantised=_quantisation_of(info.config.quantization_config), indexed_fields=indexed_fields,
+                    payload_indexes={key: one.data_type.value for key, one in (info.payload_schema or {}).items()},
+                    on_disk=params.on_disk,
                 )  # fmt: skip
             if dim is None or dim < 1:
                 raise InvalidInput(f"There is no collection {collection!r} at {where}; to make one, give dim.")
@@ -298,14 +329,15 @@ class QdrantIndex(Engine):
             made = layout.collection(dim, words)
             metadata = {"ragadapt": {"format": 1, "fingerprint": fingerprint}}
             ask(lambda: client.create_collection(collection, metadata=metadata, **made))
-            if layout.tenant_field is not None:
-                tenants = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True)
-                field = f"{METADATA_KEY}.{layout.tenant_field}"
-                ask(lambda: client.create_payload_index(collection, field, tenants))
+            tenant_keys = layout.tenant_keys()
+            tenants = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True)
+            for key in tenant_keys:
+                ask(lambda: client.create_payload_index(collection, key, tenants))  # noqa: B023
             index = cls(
                 client, collection, dim, fingerprint, url=url, folder=folder, exact=exact,
                 upload_workers=upload_workers, words=words, quantised=layout.quantised,
-                tenant_field=layout.tenant_field,
+                tenant_field=layout.tenant_field, indexed_fields=indexed_fields,
+                payload_indexes=dict.fromkeys(tenant_keys, "keyword"), on_disk=layout.on_disk,
             )  # fmt: skip
             if folder is not None:
                 index._describe(folder)
@@ -335,6 +367,7 @@ class QdrantIndex(Engine):
         check_words(words, new_ids, self.words)
         if self._tenant_field is not None:
             _check_tenants(new_ids, plain, self._tenant_field)
+        self.prepare(plain)
 
         def send(start: int) -> None:
             part = slice(start, start + BATCH)
@@ -342,6 +375,20 @@ class QdrantIndex(Engine):
             self._send(new_ids[part], rows[part], plain[part], some)
 
         in_parallel(send, range(0, len(new_ids), BATCH), self._workers)
+
+    def prepare(self, payloads: Iterable[Payload]) -> None:
+        """See VectorIndex. Local mode filters without payload indexes."""
+        if self._payload_indexes is not None:
+            self._payload_indexes.prepare(payloads)
+
+    def _index_payload(self, key: str, type: IndexType, on_disk: bool | None) -> None:
+        schema: Any = models.PayloadSchemaType(type)
+        if on_disk:
+            schema = _INDEX_PARAMETERS[type](type=type, on_disk=True)
+        self._ask(lambda: self.client.create_payload_index(self.collection, key, schema, wait=True))
+
+    def _drop_payload_index(self, key: str) -> None:
+        self._ask(lambda: self.client.delete_payload_index(self.collection, key, wait=True))
 
     def upsert_many(self, batches: Iterable[tuple[Sequence[str], ArrayLike]]) -> int:
         """Upsert (ids, vectors (n, dim)) batches from a stream, without metadata; how many vectors that were.
@@ -629,7 +676,10 @@ class QdrantIndex(Engine):
         return dict(record.payload.get(METADATA_KEY) or {})
 
     def _condition(self, filter: Filter | None) -> Any:
-        return to_condition(filter, (METADATA_KEY,))
+        asked: Any = filter
+        if self._payload_indexes is not None and filter is not None and not isinstance(filter, models.Filter):
+            asked = self._payload_indexes.asked(filter)
+        return to_condition(asked, (METADATA_KEY,))
 
 
 class _QdrantConditions:
@@ -705,8 +755,8 @@ def _quantisation_of(config: Any) -> Quantisation | None:
     return "binary" if isinstance(config, models.BinaryQuantization) else None
 
 
-def _vector_of(info: Any, where: str, collection: str) -> tuple[str, int]:
-    """(name, width) of the vector to search. Raises IndexFault where it cannot be searched by inner product."""
+def _vector_of(info: Any, where: str, collection: str) -> tuple[str, Any]:
+    """(name, parameters) of the vector to search. Raises IndexFault where it cannot be searched by inner product."""
     vectors = info.config.params.vectors
     named = vectors if isinstance(vectors, dict) else {"": vectors}
     name = PASSAGE if PASSAGE in named else next(iter(named)) if len(named) == 1 else None
@@ -720,7 +770,7 @@ def _vector_of(info: Any, where: str, collection: str) -> tuple[str, int]:
             f"The collection {collection!r} at {where} compares by {named[name].distance.value}; scores here are inner "
             "products (Dot). Name another collection, or make it anew with distance Dot."
         )
-    return name, int(named[name].size)
+    return name, named[name]
 
 
 def _connect(folder: Path | None, url: str | None, timeout_seconds: int, api_key: str | None) -> QdrantClient:

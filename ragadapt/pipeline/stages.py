@@ -396,6 +396,8 @@ def build_index(
         fingerprint=fingerprint,
         **engine.building(config, stage.scratch, (len(ids), vectors.shape[1])),
     ) as index:
+        with work("index"):
+            index.prepare(chunk.metadata for chunk in corpus.chunks)
         for start in range(0, len(ids), batch):
             stop = min(start + batch, len(ids))
             payloads = [dict(chunk.metadata) for chunk in corpus.chunks[start:stop]]
