@@ -6,12 +6,13 @@ import logging
 import os
 import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from small_retriever import fit_pages
 
 pytest.importorskip("qdrant_client")
 
@@ -24,6 +25,8 @@ from ragadapt.errors import IndexUnreachable, InvalidConfiguration
 from ragadapt.index import VectorIndex, check_index, compile_filter, engine_of, open_index
 from ragadapt.index.payload import MOST, FieldTypes
 from ragadapt.index.qdrant import CollectionLayout, QdrantIndex
+from ragadapt.pipeline.refresh import refresh_documents
+from ragadapt.retriever import Retriever
 
 URL = "http://localhost:6333"
 DOCUMENTS: list[dict[str, Any]] = [
@@ -308,6 +311,34 @@ def test_edge_keeps_its_indexes_and_drops_one_that_no_longer_holds(tmp_path: Pat
 def edge_types(index: Any) -> dict[str, str]:
     schema = index._shard.info().payload_schema
     return {key: repr(one.data_type).rpartition(".")[2].lower() for key, one in schema.items()}
+
+
+def test_a_fit_and_a_refresh_prepare_all_metadata_before_the_first_passage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("qdrant_edge")
+    from ragadapt.index.edge import EdgeIndex
+
+    prepared: list[tuple[int, int]] = []  # passages in the index, passages told of
+    plain = EdgeIndex.prepare
+
+    def prepare(index: EdgeIndex, payloads: Iterable[dict[str, Any]]) -> None:
+        told = list(payloads)
+        prepared.append((len(index), len(told)))
+        plain(index, told)
+
+    monkeypatch.setattr(EdgeIndex, "prepare", prepare)
+    folder = fit_pages(tmp_path, kind="qdrant-edge")
+    with Retriever.open(folder) as retriever:
+        assert prepared[0] == (0, len(retriever.chunks))
+        assert edge_types(retriever.searcher.index) == {"metadata.lang": "keyword", "metadata.number": "float"}
+    (tmp_path / "docs" / "new.md").write_text("---\nowner: red\n---\n# New\n\nAn old stone.\n", encoding="utf-8")
+    refresh_documents(folder, [tmp_path / "docs"])
+    with Retriever.open(folder) as retriever:
+        assert edge_types(retriever.searcher.index)["metadata.owner"] == "keyword"
+        assert [hit.chunk.document_id for hit in retriever.search("old stone", 5, filter={"owner": "red"})] == [
+            "new.md"
+        ]
 
 
 @pytest.mark.requires_server
