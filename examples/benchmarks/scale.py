@@ -26,6 +26,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 from beir import Collection, load
+from scale_fit import fits
 from scale_local import filters, memory, threads
 
 from ragadapt import Encoder, EncoderConfig
@@ -186,7 +187,8 @@ def quantisation(bench: Bench) -> list[Row]:
 
 
 PARTS: dict[str, Callable[[Bench], list[Row]]] = {
-    "hybrid": hybrid, "quantisation": quantisation, "filters": filters, "threads": threads, "memory": memory,
+    "hybrid": hybrid, "quantisation": quantisation, "fits": fits, "filters": filters, "threads": threads,
+    "memory": memory,
 }  # fmt: skip
 """Part → what measures it. Each returns rows of equal keys."""
 

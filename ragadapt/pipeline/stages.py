@@ -93,7 +93,7 @@ def build_chunks(
                 "The documents hold no text to cut into passages. Check what was read with: ragadapt doctor"
             )
         with work("near-duplicates", len(chunks)):
-            groups = near_duplicate_groups(passages_of(chunks), progress=progress)
+            groups = near_duplicate_groups(passages_of(chunks), progress=progress, scratch=stage.scratch)
         with work("passages to disk", len(chunks)), ChunkStore.create(path) as store:
             store.add(documents, chunks)
         np.save(groups_path, np.array(groups, dtype=np.int64))
