@@ -209,7 +209,11 @@ def test_the_fields_of_most_passages_come_first_and_the_rest_is_told(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = Server()
-    payloads = [{f"f{at:02}": at for at in range(MOST + 5)}, {f"f{MOST + 4}": 1, "g": {"h": 1}}, {"g": {"h": 1}}]
+    payloads: list[dict[str, Any]] = [
+        {f"f{at:02}": at for at in range(MOST + 5)},
+        {f"f{MOST + 4}": 1, "g": {"h": 1}},
+        {"g": {"h": 1}},
+    ]
     with opened(monkeypatch, server) as index:
         put(index, payloads)
     assert list(server.indexes)[:3] == [f"metadata.f{MOST + 4}", "metadata.g.h", 'metadata."g.h"']
@@ -279,7 +283,7 @@ FILTERS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("type", ONE_TYPE)
 def test_every_filter_finds_the_same_with_an_index_of_each_type(type: str, tmp_path: Path) -> None:
     pytest.importorskip("qdrant_edge")
-    payloads = [{}, {"f": None}, {"f": []}, *({"f": value} for value in ONE_TYPE[type])]
+    payloads: list[dict[str, Any]] = [{}, {"f": None}, {"f": []}, *({"f": value} for value in ONE_TYPE[type])]
     with open_index("qdrant-edge", tmp_path / "i", dim=2) as index:
         put(index, payloads)
         assert edge_types(index) == {"metadata.f": type}
