@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,6 +73,28 @@ def test_postings_agree_with_the_test_of_one_object(payloads: list[dict[str, Any
     passes = compile_filter(filter)
     found = FieldPostings.build(payloads).mask(parse(filter))
     assert found.tolist() == [passes(payload) for payload in payloads]
+
+
+def test_building_holds_little_more_than_the_postings() -> None:
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        try:
+            FieldPostings.build({"year": 1990 + row % 40, "tenant": f"t{row % 50}"} for row in range(count))
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(100)  # what is imported and made once
+    assert peak(20_000) < 55 * 20_000  # they take 24 bytes a row, and sorting a field 20 beside them
+
+
+def test_dates_in_lists_and_in_many_rows_are_found_in_order() -> None:
+    payloads = [{"f": [f"2024-01-{1 + row % 3:02}", f"2023-05-{1 + row % 2:02}", "no date"]} for row in range(12)]
+    made = FieldPostings.build([*payloads, {}, {"f": "2024-01-01"}])
+    for filter in ({"f": {"$gte": "2024-01-02"}}, {"f": {"$lt": "2023-05-02"}}, {"f": "2024-01-01"}, {"f": "no date"}):
+        accepts = compile_filter(filter)
+        expected = [accepts(payload) for payload in [*payloads, {}, {"f": "2024-01-01"}]]
+        assert made.mask(parse(filter)).tolist() == expected
 
 
 def test_one_element_must_lie_within_both_ends_of_a_period(odd: FieldPostings) -> None:

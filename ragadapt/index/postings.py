@@ -427,7 +427,7 @@ class _Builder:
 
 
 def _arrays(fields: Sequence[tuple[Keys, _Builder]]) -> dict[str, NDArray[Any]]:
-    """The file's arrays."""
+    """The file's arrays. The fields are empty afterwards: at a million rows each takes some ten megabytes."""
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in _DTYPES}
     starts, huge = np.zeros((len(fields) + 1, len(_LISTS)), np.int64), []
     bytes_before = rows_before = 0
@@ -437,18 +437,19 @@ def _arrays(fields: Sequence[tuple[Keys, _Builder]]) -> dict[str, NDArray[Any]]:
         texts["text_starts"] += rows_before
         bytes_before += len(texts["text_bytes"])
         rows_before += len(texts["text_rows"])
-        floats = _sorted_numbers(np.array(field.floats, np.float64), np.array(field.float_rows, np.int32))
-        integers = _sorted_numbers(np.array(field.integers, np.int64), np.array(field.integer_rows, np.int32))
+        floats = _sorted_numbers(_taken(field, "floats"), _taken(field, "float_rows"))
+        integers = _sorted_numbers(_taken(field, "integers"), _taken(field, "integer_rows"))
         of_field: dict[str, NDArray[Any]] = {
-            "present": np.array(field.present, np.int32),
-            "true": np.array(field.true, np.int32),
-            "false": np.array(field.false, np.int32),
+            "present": _taken(field, "present"),
+            "true": _taken(field, "true"),
+            "false": _taken(field, "false"),
             **texts,
             "float_values": floats[0], "float_rows": floats[1],
             "integer_values": integers[0], "integer_rows": integers[1],
         }  # fmt: skip
         for name, part in of_field.items():
-            parts[name].append(part)
+            if len(part):
+                parts[name].append(part)
         sizes = ("present", "true", "false", "text_hashes", "float_rows", "integer_rows", "time_rows")
         starts[number + 1] = starts[number] + [len(of_field[name]) for name in sizes]
         if field.huge:
@@ -459,31 +460,53 @@ def _arrays(fields: Sequence[tuple[Keys, _Builder]]) -> dict[str, NDArray[Any]]:
     parts["names"], parts["starts"] = [np.frombuffer(names, np.uint8)], [starts]
     if huge:
         parts["huge"] = [np.frombuffer(json.dumps(huge).encode("ascii"), np.uint8)]
-    return {name: np.concatenate(parts[name]) if parts[name] else np.empty(0, dtype) for name, dtype in _DTYPES.items()}
+    return {name: _joined(parts.pop(name), dtype) for name, dtype in _DTYPES.items()}
+
+
+def _taken(field: _Builder, name: str) -> NDArray[Any]:
+    """One of a field's lists, which it holds no longer."""
+    values: array[Any] = getattr(field, name)
+    setattr(field, name, array(values.typecode))
+    return np.frombuffer(values, {"i": np.int32, "q": np.int64, "d": np.float64}[values.typecode])
+
+
+def _joined(parts: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, dtype), *parts])
 
 
 def _sorted_texts(field: _Builder) -> dict[str, NDArray[Any]]:
     """A field's distinct strings by hash, the rows of each, and what among them is a date or a time."""
-    texts = [_bytes(text) for text in field.texts]
-    hashes = np.fromiter(map(xxhash.xxh3_64_intdigest, texts), np.uint64, len(texts))
+    texts, field.texts = list(field.texts), {}
+    hashes = np.fromiter((xxhash.xxh3_64_intdigest(_bytes(text)) for text in texts), np.uint64, len(texts))
     order = np.argsort(hashes, kind="stable")
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
-    numbers, rows = rank[np.array(field.text_numbers, np.int64)], np.array(field.text_rows, np.int32)
-    rows = rows[np.argsort(numbers, kind="stable")]  # ascending already, and stay so for each string
+    rank = np.empty(len(order), np.int32)
+    rank[order] = np.arange(len(order), dtype=np.int32)
+    numbers, rows = rank[_taken(field, "text_numbers")], _taken(field, "text_rows")
     counts = np.bincount(numbers, minlength=len(texts))
     starts = np.cumsum(counts) - counts
-    lengths = np.fromiter((len(texts[at]) + 1 for at in order.tolist()), np.int64, len(texts))
-    moments = [(moment, at) for at, moment in enumerate(map(moment_of, field.texts)) if moment is not None]
-    times = np.array([_microseconds(moment) for moment, _ in moments], np.int64)
-    dated = rank[np.array([at for _, at in moments], np.int64)]
-    of_times = [rows[start : start + count] for start, count in zip(starts[dated].tolist(), counts[dated].tolist())]
-    time_rows = np.concatenate([np.empty(0, np.int32), *of_times])
-    time_values, time_rows = _sorted_numbers(np.repeat(times, counts[dated]), time_rows)
+    by_text = np.argsort(numbers, kind="stable")
+    del numbers
+    rows = rows[by_text]  # ascending already, and stay so for each string
+    del by_text
+    every, ends = bytearray(), np.zeros(len(texts) + 1, np.int64)
+    times, dated = array("q"), array("q")
+    for number, at in enumerate(order.data, 1):
+        every += _bytes(texts[at])
+        every += _END
+        ends[number] = len(every)
+    for at, text in enumerate(texts):
+        if (moment := moment_of(text)) is not None:
+            times.append(_microseconds(moment))
+            dated.append(at)
+    del texts
+    named = rank[np.frombuffer(dated, np.int64)]
+    sizes = counts[named]
+    at_times = np.repeat(starts[named] - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
+    time_values, time_rows = _sorted_numbers(np.repeat(np.frombuffer(times, np.int64), sizes), rows[at_times])
     return {
         "text_hashes": hashes[order],
-        "text_bytes": np.frombuffer(b"".join(texts[at] + _END for at in order.tolist()), np.uint8),
-        "text_places": np.cumsum(lengths) - lengths,
+        "text_bytes": np.frombuffer(every, np.uint8),
+        "text_places": ends[:-1],
         "text_starts": starts,
         "text_rows": rows,
         "time_values": time_values,
@@ -493,7 +516,8 @@ def _sorted_texts(field: _Builder) -> dict[str, NDArray[Any]]:
 
 def _sorted_numbers(values: NDArray[Any], rows: Rows) -> tuple[NDArray[Any], Rows]:
     order = np.argsort(values, kind="stable")
-    return values[order], rows[order]
+    values = values[order]
+    return values, rows[order]
 
 
 def _microseconds(moment: datetime) -> int:
