@@ -7,8 +7,11 @@ import math
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import bm25s
 import numpy as np
@@ -345,6 +348,107 @@ def test_a_saved_index_opens_with_the_same_scores_and_can_go_on(tmp_path: Path, 
     again = LexicalIndex.open(tmp_path / "lexical")
     again.save(tmp_path / "lexical")
     np.testing.assert_array_equal(LexicalIndex.open(tmp_path / "lexical").scores(queries), index.scores(queries))
+
+
+class Lazy(Sequence[str]):
+    """Texts that exist only while they are read; counts the readings."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self._texts = texts
+        self.readings = 0
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, index: Any) -> Any:
+        raise AssertionError("a text was asked for by its place")
+
+    def __iter__(self) -> Iterator[str]:
+        self.readings += 1
+        return iter(self._texts)
+
+
+def test_texts_and_headings_are_read_once_and_in_order() -> None:
+    texts, headings = Lazy(TEXTS), Lazy(["Dog", "", "Cat", "x", "y"])
+    index = LexicalIndex.build(IDS, texts, headings=headings)
+    assert texts.readings == headings.readings == 1
+    expected = LexicalIndex.build(IDS, TEXTS, headings=["Dog", "", "Cat", "x", "y"])
+    np.testing.assert_array_equal(index.scores(["dog", "cat"]), expected.scores(["dog", "cat"]))
+
+
+def counted(
+    texts: list[str], headings: list[str], numbers: dict[str, int]
+) -> tuple[list[int], list[int], list[int], list[float]]:
+    """(indptr, documents, frequencies, scores) of BM25, token by token. Numbers new tokens."""
+    documents = [Counter(tokens) for tokens in tokenise([f"{h} {h} {t}" for h, t in zip(headings, texts)])]
+    lengths = np.array([2 * length(h) + length(t) for h, t in zip(headings, texts)], np.float32)
+    for document in documents:
+        for token in document:
+            numbers.setdefault(token, len(numbers))
+    saturation = 1.2 * (1 - 0.75 + 0.75 * lengths / (float(lengths.mean()) or 1.0))
+    columns, rows, frequencies, scores = [0], list[int](), list[int](), list[float]()
+    for token in numbers:
+        found = [at for at, document in enumerate(documents) if token in document]
+        idf = np.log1p(np.float64(len(texts) - len(found) + 0.5) / (len(found) + 0.5))
+        rows += found
+        tf = np.array([documents[at][token] for at in found], np.int64)
+        frequencies += tf.tolist()
+        scores += (idf * (tf / (tf + saturation[found]))).astype(np.float32).tolist()
+        columns.append(len(rows))
+    return columns, rows, frequencies, scores
+
+
+def length(text: str) -> int:
+    return sum(word_analyser()(word).positions for word in words(text))
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 10_000])
+def test_postings_are_the_same_in_blocks_of_any_size(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr("ragadapt.lexical.index._BLOCK_TOKENS", size)
+    monkeypatch.setattr("ragadapt.lexical.index._REMEMBERED", 3)
+    rng = np.random.default_rng(size)
+    some = [" ".join(rng.choice(VOCABULARY, rng.integers(0, 9))) for _ in range(40)]
+    texts, headings, ids = some[:20], some[20:], [f"d{n}" for n in range(20)]
+    index, numbers = LexicalIndex.build(ids[:15], texts[:15], headings=headings[:15]), dict[str, int]()
+    for gone, added in (([], []), ([], [15, 16]), ([0, 4, 5], [2, 17, 18, 19])):
+        index.update(
+            [ids[at] for at in added], [texts[at] for at in added], headings=[headings[at] for at in added],
+            remove=[ids[at] for at in gone],
+        )  # fmt: skip
+        order = [int(id_[1:]) for id_ in index.ids()]
+        found = index._engine.scores
+        expected = counted([texts[at] for at in order], [headings[at] for at in order], numbers)
+        assert found["indptr"].tolist() == expected[0] and found["indptr"].dtype == np.int64
+        assert found["indices"].tolist() == expected[1] and found["indices"].dtype == np.int32
+        assert index._frequencies.tolist() == expected[2] and index._frequencies.dtype == np.uint16
+        assert found["data"].tolist() == expected[3] and found["data"].dtype == np.float32
+
+
+def test_a_word_that_comes_more_often_than_16_bits_hold_weighs_what_it_should() -> None:
+    texts = ["stone " * 70_000, "stone wall", "wall"]
+    index = LexicalIndex.build(["a", "b", "c"], texts)
+    np.testing.assert_allclose(index.scores(["stone"])[0], explicit_bm25("stone", texts), rtol=1e-6)
+    assert index._frequencies.tolist() == [65_535, 1, 1, 1]
+
+
+def test_building_takes_no_more_than_thirty_bytes_a_posting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ragadapt.lexical.index._BLOCK_TOKENS", 20_000)
+    vocabulary = [f"w{number}" for number in range(500)]
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(vocabulary, 100)) for _ in range(3000)]
+    ids = [str(number) for number in range(len(texts))]
+    LexicalIndex.build(ids[:9], texts[:9])  # what is imported and made once
+    tracemalloc.start()
+    try:
+        index = LexicalIndex.build(ids, texts)
+        built = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        index.update(["new"], ["w1 w2"], remove=["7"])
+        updated = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    assert max(built, updated) < 30 * len(index._frequencies)
 
 
 def test_an_index_of_nothing_works(tmp_path: Path) -> None:

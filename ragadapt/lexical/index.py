@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,8 @@ from ragadapt.values import Progress, no_progress
 
 FORMAT = 2  # 1 had no list of stop words of its own
 BLOCK_BYTES = 64_000_000  # of one dense block of scores
-_BLOCK_TOKENS = 4_000_000  # tokens counted at a time while building: bounds memory
+_BLOCK_TOKENS = 2_000_000  # tokens counted, or postings weighed, at a time while building: bounds memory
+_REMEMBERED = 250_000  # words whose tokens are kept at hand while building; the rest are analysed again
 
 
 class LexicalIndex(WordReader):
@@ -62,6 +64,7 @@ class LexicalIndex(WordReader):
     ) -> Self:
         """Index texts under ids. headings: one per text, counted heading_weight times beside it
         (2 raised nDCG@10 on all test collections that have titles: docs/decisions.md); don't repeat them in texts.
+        Texts and headings are read once, in order, and none is kept.
 
         language and stopwords: as in `tokenise`; the index keeps them, and queries are read as its texts were. Raises
         InvalidInput for duplicate ids or unequal lengths.
@@ -74,7 +77,7 @@ class LexicalIndex(WordReader):
             "stopwords": sorted(default_stopwords(language) if stopwords is None else stopwords),
         }  # fmt: skip
         empty = cls([], None, np.empty(0, np.uint16), np.empty(0, np.float32), settings)
-        empty._engine = empty._make_engine({}, *_no_postings())
+        empty.close()  # which makes the engine of an index of nothing
         empty.update(ids, texts, headings=headings, progress=progress)
         return empty
 
@@ -175,24 +178,25 @@ class LexicalIndex(WordReader):
         Only the new texts are tokenised, but every score changes with the corpus statistics: the cost grows
         with the whole index, about a second per 100,000 passages. Collect changes into one call.
         """
-        _check(ids, texts, headings)
-        gone = set(remove) | set(ids)
+        ids = _checked(ids, texts, headings)
+        gone = set(remove)
+        if self._ids:
+            gone.update(ids)
         kept = np.array([id_ not in gone for id_ in self._ids], np.bool_)
-        vocabulary = {token: number for token, number in self._engine.vocab_dict.items() if token}
         kept_ids = [id_ for id_ in self._ids if id_ not in gone]
+        del gone
+        vocabulary = {token: number for token, number in self._engine.vocab_dict.items() if token}
 
-        tokens, documents, frequencies = self._postings(kept)
-        new = _count(
-            ids, texts, headings, self._analyse, self._settings["heading_weight"], vocabulary, first=len(kept_ids),
+        added, lengths = _count(
+            texts, headings, self._analyse, self._settings["heading_weight"], vocabulary, first=len(kept_ids),
             progress=progress,
         )  # fmt: skip
-        tokens, documents = np.concatenate([tokens, new[0]]), np.concatenate([documents, new[1]])
-        frequencies = np.concatenate([frequencies, new[2]])
-        self._lengths = np.concatenate([self._lengths[kept], new[3]])
-        order = np.argsort(tokens, kind="stable")  # documents are ascending already, and stay so in each column
-        self._engine = self._make_engine(vocabulary, tokens[order], documents[order], frequencies[order])
-        self._frequencies = np.minimum(frequencies[order], np.iinfo(np.uint16).max).astype(np.uint16)
-        self._ids = [*kept_ids, *ids]
+        lengths = np.concatenate([self._lengths[kept], lengths])
+        df, documents, frequencies = _merged(len(vocabulary), lambda: self._postings(kept), added)
+        self._engine = self._make_engine(vocabulary, df, documents, frequencies, lengths)
+        self._frequencies = np.minimum(frequencies, np.iinfo(np.uint16).max).astype(np.uint16, copy=False)
+        self._lengths = lengths
+        self._ids = kept_ids + ids
         self._positions = None
         self._folder = None
 
@@ -246,8 +250,9 @@ class LexicalIndex(WordReader):
 
     def close(self) -> None:
         """Let go of the mapped files. The index is empty afterwards."""
-        self._engine = self._make_engine({}, *_no_postings(), lengths=np.empty(0, np.float32))
         self._frequencies, self._lengths = np.empty(0, np.uint16), np.empty(0, np.float32)
+        none = np.empty(0, np.int32)
+        self._engine = self._make_engine({}, none, none, self._frequencies, self._lengths)
         self._ids, self._positions, self._folder = [], None, None
 
     def statistics(self) -> tuple[TermStatistics, PassageWords]:
@@ -284,37 +289,42 @@ class LexicalIndex(WordReader):
             for query in queries
         ]
 
-    def _postings(self, kept: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
-        """(tokens, documents, frequencies) of the kept documents, renumbered, sorted by token."""
+    def _postings(self, kept: NDArray[np.bool_]) -> Iterator[_Postings]:
+        """Those of the kept documents, renumbered, in blocks by token."""
         scores = self._engine.scores
-        tokens = np.repeat(np.arange(len(scores["indptr"]) - 1, dtype=np.int32), np.diff(scores["indptr"]))
-        documents = np.asarray(scores["indices"])
-        frequencies = np.asarray(self._frequencies, np.int64)
-        if not kept.all():
-            chosen = kept[documents]
-            tokens, documents, frequencies = tokens[chosen], documents[chosen], frequencies[chosen]
-            documents = (np.cumsum(kept, dtype=np.int32) - 1)[documents]
-        return tokens, documents.astype(np.int32), frequencies
+        columns = np.asarray(scores["indptr"])
+        positions = None if kept.all() else np.cumsum(kept, dtype=np.int32) - 1
+        for first, last in _column_blocks(columns):
+            part = slice(int(columns[first]), int(columns[last]))
+            documents, frequencies = np.asarray(scores["indices"][part]), np.asarray(self._frequencies[part])
+            counts = np.diff(columns[first : last + 1])
+            if positions is not None:
+                chosen = kept[documents]
+                counts = np.bincount(np.repeat(np.arange(last - first), counts)[chosen], minlength=last - first)
+                documents, frequencies = positions[documents[chosen]], frequencies[chosen]
+            yield _Postings(np.arange(first, last, dtype=np.int32), counts, documents, frequencies)
 
     def _make_engine(
         self,
         vocabulary: dict[str, int],
-        tokens: NDArray[np.int32],
+        df: NDArray[np.integer[Any]],
         documents: NDArray[np.int32],
-        frequencies: NDArray[np.int64],
-        lengths: NDArray[np.float32] | None = None,
+        frequencies: NDArray[np.integer[Any]],
+        lengths: NDArray[np.float32],
     ) -> Any:
-        """bm25s with the scores of all postings (sorted by token), computed at once, not text by text."""
+        """bm25s with the scores of all postings (sorted by token), computed by blocks, not text by text. df: (V,)."""
         engine = bm25s().BM25(k1=self._settings["k1"], b=self._settings["b"], method="lucene")
-        lengths = self._lengths if lengths is None else lengths
         n = len(lengths)
-        df = np.bincount(tokens, minlength=len(vocabulary))
         idf = np.log1p((n - df + 0.5) / (df + 0.5))
         mean = float(lengths.mean()) if n else 0.0
         saturation = engine.k1 * (1 - engine.b + engine.b * lengths / (mean or 1.0))
         indptr = np.zeros(len(vocabulary) + 1, np.int64)
         np.cumsum(df, out=indptr[1:])
-        data = (idf[tokens] * (frequencies / (frequencies + saturation[documents]))).astype(np.float32)
+        data = np.empty(len(documents), np.float32)
+        for first, last in _column_blocks(indptr):
+            part = slice(int(indptr[first]), int(indptr[last]))
+            tf = frequencies[part].astype(np.float64)
+            data[part] = np.repeat(idf[first:last], df[first:last]) * (tf / (tf + saturation[documents[part]]))
         engine.scores = {"data": data, "indices": documents, "indptr": indptr, "num_docs": n}
         engine.vocab_dict = vocabulary
         engine.unique_token_ids_set = set()
@@ -347,24 +357,62 @@ def _stopwords(settings: dict[str, Any]) -> frozenset[str]:
     return default_stopwords(settings["language"]) if kept is None else frozenset(kept)
 
 
-def _no_postings() -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
-    return np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.int64)
+class _Postings(NamedTuple):
+    """Some of the postings, sorted by token and then by document."""
+
+    tokens: NDArray[np.int32]  # (T,), ascending
+    counts: NDArray[np.integer[Any]]  # (T,) postings of each
+    documents: NDArray[np.int32]  # (P,)
+    frequencies: NDArray[np.integer[Any]]  # (P,) uint16, or int32 where one is larger
 
 
-def _check(ids: Sequence[str], texts: Sequence[str], headings: Sequence[str] | None) -> None:
+def _column_blocks(columns: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """(first, last + 1) of columns that together have about `_BLOCK_TOKENS` postings. columns: (V + 1,) starts."""
+    first = 0
+    while first < len(columns) - 1:
+        last = max(first + 1, int(np.searchsorted(columns, columns[first] + _BLOCK_TOKENS, "right")) - 1)
+        yield first, last
+        first = last
+
+
+def _merged(
+    size: int, kept: Callable[[], Iterable[_Postings]], added: list[_Postings]
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.integer[Any]]]:
+    """(df (V,), documents (P,), frequencies (P,)) of all postings, sorted by token and then by document.
+
+    What is kept is read twice; `added` is empty afterwards. Documents ascend from each block to the next that has a
+    token of it.
+    """
+    df = np.zeros(size, np.int64)
+    for block in chain(kept(), added):
+        df[block.tokens] += block.counts
+    places = np.cumsum(df) - df  # where the next posting of a token goes
+    documents = np.empty(int(df.sum()), np.int32)
+    frequencies = np.empty(len(documents), np.result_type(np.uint16, *(block.frequencies for block in added)))
+    added.reverse()
+    for block in chain(kept(), iter(lambda: added.pop() if added else None, None)):
+        at = np.repeat(places[block.tokens] - (np.cumsum(block.counts) - block.counts), block.counts)
+        at += np.arange(len(at))
+        documents[at], frequencies[at] = block.documents, block.frequencies
+        places[block.tokens] += block.counts
+    return df, documents, frequencies
+
+
+def _checked(ids: Sequence[str], texts: Sequence[str], headings: Sequence[str] | None) -> list[str]:
     if isinstance(ids, str) or isinstance(texts, str):
         raise InvalidInput("The lexical index takes sequences of ids and texts, not single strings.")
     if len(ids) != len(texts) or (headings is not None and len(headings) != len(texts)):
         titles = "" if headings is None else f" and {len(headings)} headings"
         raise InvalidInput(f"Got {len(ids)} ids for {len(texts)} texts{titles}; there must be one each.")
+    ids = list(ids)
     if len(set(ids)) != len(ids):
         seen: set[str] = set()
         twice = next(id_ for id_ in ids if id_ in seen or seen.add(id_))  # type: ignore[func-returns-value]
         raise InvalidInput(f"The id {twice!r} comes twice; ids must be unique.")
+    return ids
 
 
 def _count(
-    ids: Sequence[str],
     texts: Sequence[str],
     headings: Sequence[str] | None,
     analyse: Callable[[str], Word],
@@ -372,15 +420,15 @@ def _count(
     vocabulary: dict[str, int],
     first: int,
     progress: Progress,
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64], NDArray[np.float32]]:
-    """Count the tokens of texts: (tokens, documents from `first` on, frequencies), and lengths (n,).
+) -> tuple[list[_Postings], NDArray[np.float32]]:
+    """Count the tokens of texts: (postings of documents from `first` on, block by block, lengths (n,)).
 
     Adds new tokens to the vocabulary.
     """
     numbered: dict[str, tuple[tuple[int, ...], int]] = {}
     lengths = np.zeros(len(texts), np.float32)
     tokens, sizes = array("i"), array("i")
-    blocks = [_no_postings()]
+    blocks: list[_Postings] = []
 
     def add(text: str) -> int:
         positions = 0
@@ -389,26 +437,46 @@ def _count(
             if known is None:
                 result = analyse(word)
                 numbers = tuple(vocabulary.setdefault(token, len(vocabulary)) for token in result.tokens)
-                known = numbered[word] = (numbers, result.positions)
+                known = numbers, result.positions
+                if len(numbered) < _REMEMBERED:
+                    numbered[word] = known
             tokens.extend(known[0])
             positions += known[1]
         return positions
 
-    def flush(end: int) -> None:
-        documents = np.repeat(np.arange(end - len(sizes), end, dtype=np.int64), np.frombuffer(sizes, np.int32))
-        keys, counts = np.unique(documents << 32 | np.frombuffer(tokens, np.int32), return_counts=True)
-        blocks.append(((keys & 0xFFFFFFFF).astype(np.int32), (keys >> 32).astype(np.int32) + first, counts))
-
+    titles = iter(headings) if headings is not None else None
     for number, text in enumerate(texts):
         before = len(tokens)
-        for _ in range(weight if headings is not None else 0):
-            lengths[number] += add(headings[number])  # type: ignore[index]
+        if titles is not None:
+            title = next(titles)
+            for _ in range(weight):
+                lengths[number] += add(title)
         lengths[number] += add(text)
         sizes.append(len(tokens) - before)
         if len(tokens) >= _BLOCK_TOKENS or number == len(texts) - 1:
-            flush(number + 1)
+            blocks.append(_block(tokens, sizes, first + number + 1 - len(sizes)))
             tokens, sizes = array("i"), array("i")
         if number % 1000 == 999 or number == len(texts) - 1:
             progress("lexical", number + 1, len(texts))
-    parts = [np.concatenate(column) for column in zip(*blocks)]
-    return parts[0], parts[1], parts[2], lengths
+    return blocks, lengths
+
+
+def _block(tokens: array[int], sizes: array[int], first: int) -> _Postings:
+    """The postings of texts from document `first` on: their tokens one after another, and how many each has."""
+    keys = np.frombuffer(tokens, np.int32).astype(np.int64) << 32
+    keys |= np.repeat(np.arange(len(sizes)), np.frombuffer(sizes, np.int32))
+    keys.sort()
+    starts = _changes(keys)
+    frequencies = np.diff(starts, append=len(keys))
+    keys = keys[starts]
+    column = (keys >> 32).astype(np.int32)
+    starts = _changes(column)
+    exact = np.uint16 if frequencies.max(initial=0) <= np.iinfo(np.uint16).max else np.int32
+    documents = (keys & 0xFFFFFFFF).astype(np.int32) + np.int32(first)
+    counts = np.diff(starts, append=len(column)).astype(np.int32)
+    return _Postings(column[starts], counts, documents, frequencies.astype(exact))
+
+
+def _changes(ordered: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """Where a value stands that differs from the one before."""
+    return np.flatnonzero(np.concatenate([[len(ordered) > 0], ordered[1:] != ordered[:-1]])[: len(ordered)])
