@@ -258,6 +258,13 @@ class LexicalIndex(WordReader):
     def statistics(self) -> tuple[TermStatistics, PassageWords]:
         """What an engine needs that keeps the passages' weights itself: what is known by term, and the weights of all
         passages, in the order of `ids()`."""
+        tokens = sorted(self._engine.vocab_dict, key=self._engine.vocab_dict.__getitem__)
+        tokens = [token for token in tokens if token]  # bm25s may add an empty one, behind the last column
+        # The weights are held by nobody else, so that they can go when they are copied in another order.
+        return TermStatistics.of(self._settings, tokens, self._weights(), np.asarray(self._lengths), self._analyse)
+
+    def _weights(self) -> Any:
+        """(N, V) what each passage's terms weigh, a scipy.sparse CSC matrix."""
         from scipy.sparse import csc_matrix
 
         scores, settings = self._engine.scores, self._settings
@@ -268,11 +275,8 @@ class LexicalIndex(WordReader):
             part = slice(start, start + _BLOCK_TOKENS)
             frequencies = np.asarray(self._frequencies[part], np.float64)
             weights[part] = frequencies / (frequencies + saturation[documents[part]])
-        tokens = sorted(self._engine.vocab_dict, key=self._engine.vocab_dict.__getitem__)
         columns = np.asarray(scores["indptr"])
-        tokens = [token for token in tokens if token]  # bm25s may add an empty one, behind the last column
-        matrix = csc_matrix((weights, documents, columns), shape=(len(self), len(columns) - 1))
-        return TermStatistics.of(settings, tokens, matrix, np.asarray(self._lengths), self._analyse)
+        return csc_matrix((weights, documents, columns), shape=(len(self), len(columns) - 1))
 
     def _table(self) -> dict[str, int]:
         if self._positions is None:

@@ -182,7 +182,8 @@ class TermStatistics(WordReader):
         arrays["pairs"] = _pairs(by_passage[:, chosen])
         mean = float(lengths.mean()) if count else 0.0
         about = {**settings, "format": FORMAT, "count": count, "mean_length": mean, "seed": seed}
-        made = PassageWords(0, by_passage.indptr.astype(np.int64), by_passage.indices.astype(np.int32), by_passage.data)
+        terms = by_passage.indices.astype(np.int32, copy=False)
+        made = PassageWords(0, by_passage.indptr.astype(np.int64), terms, by_passage.data)
         return cls(about, arrays, analyse), made
 
     def __len__(self) -> int:
