@@ -113,7 +113,7 @@ def word_analyser(language: str = "english", stopwords: frozenset[str] | None = 
 def _word_analyser(language: str, stopwords: frozenset[str]) -> Callable[[str], Word]:
     stem = _stemmer(language)
 
-    @lru_cache(maxsize=1_000_000)
+    @lru_cache(maxsize=250_000)
     def analyse(word: str) -> Word:
         if _IS_UNSPACED.match(word):
             grams = (word,) if len(word) == 1 else tuple(word[i : i + 2] for i in range(len(word) - 1))
