@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 from tiny_models import sentences, write_tiny_cross_encoder, write_tiny_model
 
 from ragadapt.config import EncoderConfig
-from ragadapt.encoder import Encoder, Tower, known_prompts
+from ragadapt.encoder import Encoder, Tower, known_prompts, precision
 from ragadapt.encoder.batches import Ids, pad, padded_length, token_batches
 from ragadapt.encoder.precision import PROBE_PASSAGES, agreement, choose_device, choose_precision
 from ragadapt.encoder.spec import EncoderSpec
@@ -425,6 +425,25 @@ def test_a_gpu_that_only_emulates_16_bits_runs_in_float32(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
     assert choose_precision("auto", "cuda").dtype == chosen
+
+
+@pytest.mark.parametrize(
+    ("amx", "speedup", "chosen"), [(True, 0.5, "bfloat16"), (False, 2.4, "bfloat16"), (False, 0.6, "float32")]
+)
+def test_a_cpu_that_multiplies_16_bits_more_slowly_runs_in_float32(
+    amx: bool, speedup: float, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(precision, "speedup", lambda: speedup)
+    assert choose_precision("auto", "cpu").dtype == chosen
+    assert choose_precision("bfloat16", "cpu").dtype == "bfloat16"
+
+
+def test_how_much_faster_16_bits_are_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    precision.speedup.cache_clear()
+    found = precision.speedup()
+    assert 0.01 < found < 100 and precision.speedup() is found
 
 
 def test_a_launched_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

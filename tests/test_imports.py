@@ -17,7 +17,8 @@ import ragadapt
 ROOT = Path(__file__).resolve().parents[1]
 
 PARTS = (
-    "version", "text", "secrets", "errors", "checks", "notebook", "values", "config", "files", "threads", "profiling",
+    "version", "text", "secrets", "errors", "checks", "notebook", "values", "out_of_core", "config", "files", "threads",
+    "profiling",
     "corpus", "queries", "lexical", "index", "store", "search", "encoder", "adapters", "rerank", "training",
     "evaluation", "report", "pefa", "snapshot", "retriever", "collection", "feedback", "pipeline", "export", "doctor",
 )  # fmt: skip
