@@ -2,7 +2,9 @@
 
     python examples/benchmarks/scale.py --data DATA [--folder FOLDER] [--parts hybrid,…]
 
-Both sides of a comparison run in one process, their repeats interleaved; medians count. Results go to
+Both sides of a comparison run in one process, or those of the part encode in one each, their repeats interleaved;
+medians count. What that part compares with, and is not installed, its rows say: ONNX Runtime (onnxruntime and onnx),
+OpenVINO (openvino, nncf; both with optimum where it knows this version of transformers), and light-embed. Results go to
 FOLDER/scale.json as they come; parts that are run later into the same FOLDER join those that are there. Tables go to
 stdout, --table prints them again without measuring. --smoke runs every part at a size of seconds: its figures mean
 nothing.
@@ -26,6 +28,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 from beir import Collection, load
+from scale_encode import encode
 from scale_fit import fits
 from scale_local import filters, memory, threads
 
@@ -42,12 +45,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Bench:
-    """Where a part finds its data and leaves its rows. smoke: measure next to nothing, to see that it runs."""
+    """Where a part finds its data and leaves its rows. smoke: measure next to nothing, to see that it runs. threads and
+    quality: of the part encode."""
 
     data: Path
     folder: Path
     seed: int
     smoke: bool
+    threads: Sequence[int] = (1, 2)
+    quality: bool = False
 
     def add(self, part: str, rows: Sequence[Row]) -> None:
         """Put the rows of a part in the place of those that it had."""
@@ -188,7 +194,7 @@ def quantisation(bench: Bench) -> list[Row]:
 
 PARTS: dict[str, Callable[[Bench], list[Row]]] = {
     "hybrid": hybrid, "quantisation": quantisation, "fits": fits, "filters": filters, "threads": threads,
-    "memory": memory,
+    "memory": memory, "encode": encode,
 }  # fmt: skip
 """Part → what measures it. Each returns rows of equal keys."""
 
@@ -200,6 +206,8 @@ def main() -> None:
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--table", action="store_true", help="print the tables of FOLDER/scale.json, measure nothing")
     parser.add_argument("--smoke", action="store_true", help="every part at a size of seconds")
+    parser.add_argument("--threads", default="1,2", help="of the part encode, one measurement for each number")
+    parser.add_argument("--quality", action="store_true", help="the part encode judges its vectors by all of SciFact")
     parser.add_argument("--seed", type=int, default=13)
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="ragadapt-scale-"))
@@ -210,7 +218,11 @@ def main() -> None:
         chosen = arguments.parts.split(",")
         if unknown := set(chosen) - set(PARTS):
             parser.error(f"unknown parts {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-        bench = Bench(arguments.data, folder, arguments.seed, arguments.smoke)
+        try:
+            threads = tuple(int(number) for number in arguments.threads.split(","))
+        except ValueError:
+            parser.error(f"--threads {arguments.threads}: give whole numbers with commas between them, such as 1,2")
+        bench = Bench(arguments.data, folder, arguments.seed, arguments.smoke, threads, arguments.quality)
         for part in chosen:
             bench.add(part, PARTS[part](bench))
     for part, found in json.loads((folder / "scale.json").read_text(encoding="utf-8"))["parts"].items():
