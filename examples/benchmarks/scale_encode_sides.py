@@ -263,7 +263,7 @@ def _products(options: Row) -> tuple[Callable[..., Row], Row]:
         x = torch.randint(0, 255, (rows, inner), dtype=torch.uint8)
         packed = eight.qlinear_prepack(signed.T.contiguous(), [rows, inner])
         ones, zeros = torch.full((columns,), 0.01), torch.zeros(columns, dtype=torch.int64)
-        given = (x, 0.1, 128, packed, ones, zeros, None, 0.5, 0, torch.uint8, "none", [], "")
+        given: Any = (x, 0.1, 128, packed, ones, zeros, None, 0.5, 0, torch.uint8, "none", [], "")
         yield "int8: oneDNN, u8 by s8, packed", partial(eight.qlinear_pointwise, *given)
 
     def measure(task: str, save: str | None) -> Row:
