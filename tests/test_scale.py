@@ -17,6 +17,7 @@ sys.path.insert(0, str(FOLDER))
 
 import scale  # noqa: E402
 import scale_encode  # noqa: E402
+import scale_encode_sides  # noqa: E402
 from scale_encode_sides import DEFAULT, SIDES, TRAINING  # noqa: E402
 
 
@@ -109,6 +110,8 @@ def test_a_side_that_cannot_run_says_why_and_is_not_asked_again(tmp_path: Path) 
         assert side.ask("250 tokens") == {}
     finally:
         side.close()
+    error = ImportError("cannot import name 'one' from 'other' (/somewhere/other.py)")
+    assert scale_encode_sides._reason(error) == "ImportError: cannot import name 'one' from 'other'"
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -283,7 +284,9 @@ def _products(options: Row) -> tuple[Callable[..., Row], Row]:
 
 
 def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:160]
+    """Kind and first line, without the files that Python names in brackets."""
+    first = re.sub(r" \((/|[A-Z]:)[^)]*\)", "", str(error)).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}"[:160]
 
 
 def main() -> None:
