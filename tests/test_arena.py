@@ -83,7 +83,7 @@ def test_labelled_queries_see_the_corpus_as_it_is_and_are_judged_by_document(
 ) -> None:
     query = Query("q", CHUNKS[6].text, "label", Evidence.LABELLED, (CHUNKS[6].id, CHUNKS[7].id))
     arena = build_arena([query], encoder, EncodedCorpus(CORPUS, vectors), lexical, {"q": {"d3": 1}})
-    assert arena.passages == tuple(CORPUS.passages)
+    assert tuple(arena.passages) == tuple(CORPUS.passages)
     assert quality(arena, "dense").tolist() == [1.0]
     assert quality(arena, "lexical").tolist() == [1.0]
     assert arena.judged[0].unit_names is not None

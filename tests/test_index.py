@@ -434,33 +434,6 @@ def test_an_exact_index_over_a_mapped_file_copies_nothing_and_changes_nothing(tm
 # FAISS
 
 
-def test_a_flat_faiss_index_maps_its_vectors_until_it_is_changed(tmp_path: Path) -> None:
-    faiss = pytest.importorskip("faiss")
-    rows = random_vectors(50)
-    ids = [f"c{number}" for number in range(50)]
-    with open_index("faiss", tmp_path, dim=DIM) as made:
-        made.upsert(ids, rows)
-        made.save()
-    stored = dict(zip(ids, rows, strict=True))
-    changes: dict[str, Any] = {
-        "replace": lambda index: index.upsert(["c3"], rows[7:8]), "add": lambda index: index.upsert(["n"], rows[7:8]),
-        "move": lambda index: index.update_vectors(["c3"], rows[7:8]), "delete": lambda index: index.delete(["c3"]),
-    }  # fmt: skip
-    for name, change in changes.items():
-        with open_index(folder=tmp_path) as other, open_index(folder=tmp_path) as opened:
-            index: Any = opened
-            assert index._mapped or not hasattr(faiss, "IO_FLAG_MMAP_IFC")
-            assert_searches_like(index, stored, rows[:5], 5)
-            change(index)  # FAISS ends the process where mapped vectors are changed
-            after = {id: row for id, row in stored.items() if (name, id) != ("delete", "c3")}
-            after |= {"replace": {"c3": rows[7]}, "add": {"n": rows[7]}, "move": {"c3": rows[7]}}.get(name, {})
-            assert_searches_like(index, after, rows[:5], 5)
-            assert_searches_like(other, stored, rows[:5], 5)  # the file is as it was
-            index.save(tmp_path / name)
-        with open_index(folder=tmp_path / name) as saved:
-            assert_searches_like(saved, after, rows[:5], 5)
-
-
 @pytest.mark.parametrize("structure", ["flat", "hnsw", "ivf"])
 def test_restructuring_keeps_vectors_and_metadata(structure: str) -> None:
     vectors = random_vectors(500)

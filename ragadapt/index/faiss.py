@@ -70,7 +70,6 @@ try:
     faiss: Any = importlib.import_module("faiss")  # its own type stubs lack half of what is used here
 except ImportError as error:
     raise MissingExtra("The FAISS index", "faiss") from error
-_MAP = getattr(faiss, "IO_FLAG_MMAP_IFC", None)  # how to read vectors as pages of the file; older versions cannot
 
 
 def choose_structure(count: int) -> FaissStructure:
@@ -107,7 +106,6 @@ class FaissIndex(Kept):
         self._labels: NDArray[np.int64] = np.empty(0, np.int64)  # (n,) ascending, of the rows
         self._next = 0
         self._engine: Any = _new_engine(structure, dim, 0)
-        self._mapped = False  # flat: its vectors are pages of the file, which several processes share
         self._on_gpu: Any = None
         self._lock = SharedLock()
         self._gpu = threading.Lock()
@@ -131,8 +129,7 @@ class FaissIndex(Kept):
                 raise FileNotFoundError(f"{payloads.name} is missing")
             if check and (hashes := file_hashes(folder, description)) is not None:
                 hashes.wait()
-            index._mapped = stored == "flat" and _MAP is not None
-            engine = faiss.read_index(str(native), _MAP) if index._mapped else faiss.read_index(str(native))
+            engine = faiss.read_index(str(native))
             index._rows = Rows(json.loads(ids.read_text(encoding="utf-8")), payloads)
             index._labels = np.load(labels, allow_pickle=False)
             index._next = int(description["next_label"])
@@ -281,7 +278,7 @@ class FaissIndex(Kept):
                     end = min(start + block, len(self))
                     engine.add_with_ids(self._read(range(start, end)), labels[start:end])
                     progress(f"build {structure}", end, len(self))
-            self._engine, self._labels, self._next, self._mapped = engine, labels, len(labels), False
+            self._engine, self._labels, self._next = engine, labels, len(labels)
             self.structure, self._on_gpu, self._changed = structure, None, True
 
     def finish(self, config: IndexConfig, progress: Progress = no_progress) -> None:
@@ -314,7 +311,7 @@ class FaissIndex(Kept):
     def close(self) -> None:
         with self._lock:
             self._rows, self._labels, self._on_gpu = Rows(), np.empty(0, np.int64), None
-            self._engine, self._mapped = _new_engine("flat", self.dim, 0), False
+            self._engine = _new_engine("flat", self.dim, 0)
 
     def _take(self, folder: Path) -> None:
         fresh = type(self).open(folder, device=self._device)
@@ -322,14 +319,6 @@ class FaissIndex(Kept):
         check_fingerprint(fresh.fingerprint, self.fingerprint, f"in {folder}")
         self._rows, self._labels, self._next = fresh._rows, fresh._labels, fresh._next
         self._engine, self.structure, self._on_gpu = fresh._engine, fresh.structure, None
-        self._mapped = fresh._mapped
-
-    def _own(self) -> None:
-        """Before the engine is changed: FAISS ends the process where it is to change vectors that are mapped."""
-        if self._mapped:
-            engine = _new_engine("flat", self.dim, 0)
-            engine.add_with_ids(self._flat(), self._labels)
-            self._engine, self._mapped = engine, False
 
     def _add(self, ids: list[str], vectors: Floats, payloads: list[dict[str, Any]]) -> None:
         labels = np.arange(self._next, self._next + len(ids), dtype=np.int64)
@@ -338,7 +327,6 @@ class FaissIndex(Kept):
         if not self._engine.is_trained:  # IVF: the first vectors decide the lists
             self._engine = _new_engine(self.structure, self.dim, len(ids))
             self._engine.train(vectors)
-        self._own()
         self._engine.add_with_ids(vectors, labels)
         self._next += len(ids)
         self._labels = np.concatenate([self._labels, labels])
@@ -352,7 +340,6 @@ class FaissIndex(Kept):
             gone = np.ascontiguousarray(self._labels[~keep])
             # Either structure takes just one of the two.
             selector = faiss.IDSelectorArray if self.structure == "ivf" else faiss.IDSelectorBatch
-            self._own()
             self._engine.remove_ids(selector(gone))
         self._labels = self._labels[keep]
         self._rows.keep(keep)
@@ -370,7 +357,6 @@ class FaissIndex(Kept):
         return view
 
     def _write(self, rows: Sequence[int], vectors: Floats) -> None:
-        self._own()
         self._flat()[list(rows)] = vectors
         self._on_gpu = None
 
