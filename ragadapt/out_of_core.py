@@ -56,7 +56,10 @@ class TextFile:
     """Texts in a temporary file without a name: it goes when nobody refers to it any more, or the process ends."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - as long as this object
+        try:
+            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - as long as this object
+        except OSError:  # nothing may be written there, and perhaps nothing will be
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
         self._end = 0
         self._lock = threading.Lock()
         self._last: dict[str, Any] = {}
@@ -105,6 +108,17 @@ def keeper(items: Sequence[Chunk] | Sequence[Document], folder: Path) -> Callabl
     """What puts the text of a document or chunk into a file in the folder, if those of a corpus with these items are
     too much to hold; else it leaves them where they are."""
     return TextFile(folder).keep if sum(len(item.text) for item in items) > HELD_CHARACTERS else as_it_is
+
+
+def keep_all(documents: list[Document], chunks: list[Chunk] | None, folder: Path) -> Callable[[Any], Any]:
+    """The `keeper` for a corpus, which these documents and chunks, if it was cut already, have gone through: they are
+    replaced in their lists."""
+    keep: Callable[[Any], Any] = keeper(chunks or documents, folder)
+    for at, document in enumerate(documents):
+        documents[at] = keep(document)
+    for at, chunk in enumerate(chunks or ()):
+        chunks[at] = keep(chunk)  # type: ignore[index]
+    return keep
 
 
 def as_it_is(item: T) -> T:

@@ -416,13 +416,13 @@ def test_another_versions_chunks_are_cut_again(place: Path, monkeypatch: pytest.
     import ragadapt.pipeline.refresh as module
 
     cut: list[str] = []
-    chunk_documents = module.chunk_documents
+    cut_documents = module.cut_documents
 
     def watch(documents: Any, *rest: Any, **options: Any) -> Any:
         cut.extend(document.id for document in documents)
-        return chunk_documents(documents, *rest, **options)
+        return cut_documents(documents, *rest, **options)
 
-    monkeypatch.setattr(module, "chunk_documents", watch)
+    monkeypatch.setattr(module, "cut_documents", watch)
     (place / "docs" / "page03.md").unlink()
     refresh_documents(place / "retriever", [place / "docs"])
     assert cut == []

@@ -26,7 +26,7 @@ from ragadapt.evaluation import gate
 from ragadapt.evaluation.forecast import Forecast, forecast
 from ragadapt.index import check_index, chosen
 from ragadapt.lexical import LexicalIndex
-from ragadapt.out_of_core import keeper
+from ragadapt.out_of_core import keep_all
 from ragadapt.pipeline.adapt import (
     DevPool,
     check_teacher,
@@ -212,11 +212,7 @@ def _fit(
             work, config, clock, processes, progress, bool(portable), describe_sources(sources, chunked, label_files)
         )
         with clock("read"):
-            steps.keep = keeper(chunks or documents, work.target.parent)
-            for at, document in enumerate(documents):
-                documents[at] = steps.keep(document)
-            for at, chunk in enumerate(chunks or ()):
-                chunks[at] = steps.keep(chunk)  # type: ignore[index]
+            steps.keep = keep_all(documents, chunks, work.target.parent)
         with clock("load model"), profiling.work("load model"):
             encoder = Encoder.load(config.encoder)
             # Now, so that a wrong model shows before hours of encoding.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ import numpy as np
 
 from ragadapt.checks import checked_path
 from ragadapt.config import FitConfig
-from ragadapt.corpus import chunk_documents
+from ragadapt.corpus import cut_documents
 from ragadapt.corpus.sources import are_paths, describe_sources, known_labels, listed_sources, read_sources
 from ragadapt.errors import (
     EmptyCorpus,
@@ -33,6 +33,7 @@ from ragadapt.errors import (
 )
 from ragadapt.index import check_index
 from ragadapt.lexical.index import saved_stopwords
+from ragadapt.out_of_core import as_it_is, keep_all
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
 from ragadapt.pipeline.stages import (
     build_index,
@@ -150,6 +151,7 @@ def refresh_documents(
         raise missing_engine(opened.path, opened.manifest, error) from error
     with clock("read"):
         documents, skipped, given = run.read(sources)
+        run.keep = keep_all(documents, given, opened.path.parent)
     with clock("compare"):
         plan = run.plan(documents, given, skipped, keep_missing)
         if not keep_missing and not delete_missing:
@@ -210,6 +212,7 @@ class _Refresh:
         self.progress = progress
         self.reused: list[str] = []
         self.encoded = 0
+        self.keep: Callable[[Any], Any] = as_it_is  # what is done with documents and chunks to hold them
         self.chunked = bool(opened.manifest.sections.get("sources", {}).get("chunked", False))
         self._encoder: Encoder | None = None
 
@@ -262,7 +265,7 @@ class _Refresh:
             records = {record.id: record for record in store.documents()}
             old_chunks: dict[str, list[Chunk]] = {}
             for chunk in store:
-                old_chunks.setdefault(chunk.document_id, []).append(chunk)
+                old_chunks.setdefault(chunk.document_id, []).append(self.keep(chunk))
         # Another version may cut otherwise, and a folder half of which is cut so is what no fit would give.
         same_cut = given is None and self.manifest.sections.get("cut_by") == __version__
         same = {d.id for d in documents if d.id in records and records[d.id].content_hash == document_hash(d)}
@@ -309,16 +312,17 @@ class _Refresh:
     def _cut(self, documents: Sequence[Document], given: Sequence[Chunk] | None) -> dict[str, list[Chunk]]:
         """Document id → its chunks."""
         found: dict[str, list[Chunk]] = {document.id: [] for document in documents}
+        cut: Iterable[Chunk]
         if given is not None:
             cut = [chunk for chunk in given if chunk.document_id in found]
         elif documents:
             limit = self.encoder.passage_room
             count = self.encoder.count_tokens
-            cut = chunk_documents(documents, self.config.chunk, count, limit, progress=self.progress)
+            cut = cut_documents(documents, self.config.chunk, count, limit, progress=self.progress)
         else:
             cut = []
         for chunk in cut:
-            found[chunk.document_id].append(chunk)
+            found[chunk.document_id].append(self.keep(chunk))
         return found
 
     # Doing it
@@ -338,6 +342,7 @@ class _Refresh:
             if not stage.finished:
                 with ChunkStore.create(stage.path / "chunks.sqlite") as store:
                     store.add(plan.documents, plan.chunks)
+        del digests, content, cut  # a few hundred bytes for every passage
         chunks = stage.path / "chunks.sqlite"
         after = base | {"after": stage.digest}
         with self.stage(work, "refresh-vectors", after | {"encoder": self.manifest.fingerprint}) as stage:
