@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from ragadapt.files import explain_full_disk
 from ragadapt.values import Chunk, Document
 
 S = TypeVar("S")
@@ -26,6 +27,7 @@ HELD_BYTES = 256_000_000
 """Of an array that only one step needs: a larger one lies in a file."""
 
 
+_SHARED = ("document_id", "heading_path", "source", "before", "title")
 _SIZE = 32  # bits for the size of a text
 
 
@@ -55,9 +57,11 @@ class Mapped(Sequence[T], Generic[S, T]):
 class TextFile:
     """Texts in a temporary file without a name: it goes when nobody refers to it any more, or the process ends."""
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, target: Path | None = None) -> None:
+        """target: what is being built; the file lies beside it. None = where temporary files go."""
+        self._target = Path(tempfile.gettempdir()) / "texts" if target is None else target
         try:
-            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - as long as this object
+            self._file = tempfile.TemporaryFile(dir=self._target.parent, buffering=0)  # noqa: SIM115 - as long as this object
         except OSError:  # nothing may be written there, and perhaps nothing will be
             self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
         self._end = 0
@@ -73,16 +77,18 @@ class TextFile:
         made: Any = object.__new__(_KEPT[type(item)])
         for name in _NAMES[type(item)]:
             value = getattr(item, name)
-            if value == self._last.get(name):  # as its neighbour's: of equal values one is enough
-                value = self._last[name]
-            self._last[name] = value
+            if name in _SHARED:  # with its neighbours, mostly: of equal texts one is enough
+                if value == self._last.get(name):
+                    value = self._last[name]
+                self._last[name] = value
             object.__setattr__(made, name, value)
         with self._lock:
             object.__setattr__(made, "_place", self._end << _SIZE | len(data))
             self._file.seek(self._end)
             written = 0
-            while written < len(data):
-                written += self._file.write(data[written:])
+            with explain_full_disk(self._target):
+                while written < len(data):
+                    written += self._file.write(data[written:])
             self._end += len(data)
         object.__setattr__(made, "_texts", self)
         return cast(Kept, made)
@@ -104,16 +110,16 @@ class TextFile:
         return text
 
 
-def keeper(items: Sequence[Chunk] | Sequence[Document], folder: Path) -> Callable[[Kept], Kept]:
-    """What puts the text of a document or chunk into a file in the folder, if those of a corpus with these items are
-    too much to hold; else it leaves them where they are."""
-    return TextFile(folder).keep if sum(len(item.text) for item in items) > HELD_CHARACTERS else as_it_is
+def keeper(items: Sequence[Chunk] | Sequence[Document], target: Path) -> Callable[[Kept], Kept]:
+    """What puts the text of a document or chunk into a file beside the target, if those of a corpus with these items
+    are too much to hold; else it leaves them where they are. It raises StoreError where the disk is full."""
+    return TextFile(target).keep if sum(len(item.text) for item in items) > HELD_CHARACTERS else as_it_is
 
 
-def keep_all(documents: list[Document], chunks: list[Chunk] | None, folder: Path) -> Callable[[Any], Any]:
+def keep_all(documents: list[Document], chunks: list[Chunk] | None, target: Path) -> Callable[[Any], Any]:
     """The `keeper` for a corpus, which these documents and chunks, if it was cut already, have gone through: they are
     replaced in their lists."""
-    keep: Callable[[Any], Any] = keeper(chunks or documents, folder)
+    keep: Callable[[Any], Any] = keeper(chunks or documents, target)
     for at, document in enumerate(documents):
         documents[at] = keep(document)
     for at, chunk in enumerate(chunks or ()):

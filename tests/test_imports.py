@@ -17,7 +17,7 @@ import ragadapt
 ROOT = Path(__file__).resolve().parents[1]
 
 PARTS = (
-    "version", "text", "secrets", "errors", "checks", "notebook", "values", "out_of_core", "config", "files", "threads",
+    "version", "text", "secrets", "errors", "checks", "notebook", "values", "config", "files", "out_of_core", "threads",
     "profiling",
     "corpus", "queries", "lexical", "index", "store", "search", "encoder", "adapters", "rerank", "training",
     "evaluation", "report", "pefa", "snapshot", "retriever", "collection", "feedback", "pipeline", "export", "doctor",

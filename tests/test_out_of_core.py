@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import threading
@@ -16,6 +17,7 @@ from tiny_models import write_tiny_model
 
 from ragadapt import out_of_core
 from ragadapt.config import FitConfig
+from ragadapt.errors import StoreError
 from ragadapt.index.postings import POSTINGS
 from ragadapt.out_of_core import Mapped, TextFile, keeper, temporary_array
 from ragadapt.pipeline.fit import fit
@@ -38,6 +40,13 @@ def test_what_is_kept_is_the_same(item: Any) -> None:
     changed = replace(kept, text="other")
     assert type(changed) is type(item) and changed == replace(item, text="other")
     assert pickle.loads(pickle.dumps(kept)) == item
+
+
+def test_what_is_equal_to_its_neighbours_keeps_its_type() -> None:
+    texts = TextFile()
+    values = [1, True, 1.0, "1", None, 0, False, [], {}]
+    kept = [texts.keep(replace(CHUNK, metadata={"n": value})) for value in values]
+    assert [repr(one.metadata["n"]) for one in kept] == [repr(value) for value in values]
 
 
 def test_a_kept_text_is_not_in_memory() -> None:
@@ -88,6 +97,20 @@ def test_only_large_corpora_are_kept_in_files(tmp_path: Path, monkeypatch: pytes
     assert keeper([CHUNK], tmp_path)(CHUNK) is CHUNK
     monkeypatch.setattr(out_of_core, "HELD_CHARACTERS", 5)
     assert keeper([CHUNK], tmp_path)(CHUNK) is not CHUNK
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    texts = TextFile(tmp_path / "retriever")
+
+    class Full:
+        def seek(self, at: int) -> None: ...
+
+        def write(self, data: bytes) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    texts._file = Full()  # type: ignore[assignment]
+    with pytest.raises(StoreError, match=r"is full; .* Free some space"):
+        texts.keep(CHUNK)
 
 
 def files_of(path: Path) -> dict[str, str]:

@@ -212,7 +212,7 @@ def _fit(
             work, config, clock, processes, progress, bool(portable), describe_sources(sources, chunked, label_files)
         )
         with clock("read"):
-            steps.keep = keep_all(documents, chunks, work.target.parent)
+            steps.keep = keep_all(documents, chunks, work.target)
         with clock("load model"), profiling.work("load model"):
             encoder = Encoder.load(config.encoder)
             # Now, so that a wrong model shows before hours of encoding.

@@ -151,7 +151,7 @@ def refresh_documents(
         raise missing_engine(opened.path, opened.manifest, error) from error
     with clock("read"):
         documents, skipped, given = run.read(sources)
-        run.keep = keep_all(documents, given, opened.path.parent)
+        run.keep = keep_all(documents, given, opened.path)
     with clock("compare"):
         plan = run.plan(documents, given, skipped, keep_missing)
         if not keep_missing and not delete_missing:
