@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import threading
@@ -9,6 +10,8 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any, Protocol
 
 _FORK_SECONDS = 10.0  # how long a fork waits for what other threads are computing
@@ -41,7 +44,11 @@ def one_thread() -> Iterator[None]:
             _blas = blas.limit(limits=1)
     try:
         with openmp.limit(limits=1):
-            yield
+            before = _limit_mkl(1)
+            try:
+                yield
+            finally:
+                _limit_mkl(before)
     finally:
         with _lock:
             _inside -= 1
@@ -63,6 +70,26 @@ def _libraries() -> tuple[Any, Any]:
         every = ThreadpoolController()
         found = _found = (loaded, every.select(user_api="openmp"), every.select(user_api="blas"))
     return found[1], found[2]
+
+
+def _limit_mkl(threads: int) -> int:
+    """How many threads torch's own MKL takes for products of the calling thread; 0 = as many as it is told by torch.
+
+    It is linked into torch, where threadpoolctl does not see it, and has a number beside OpenMP's. Returns the one
+    before.
+    """
+    torch = sys.modules.get("torch")
+    return (
+        0 if torch is None else int(_mkl(str(Path(torch.__file__ or "").parent / "lib" / "libtorch_cpu.so"))(threads))
+    )
+
+
+@cache
+def _mkl(library: str) -> Any:
+    try:
+        return ctypes.CDLL(library).MKL_Set_Num_Threads_Local
+    except (OSError, AttributeError):  # another system's torch
+        return lambda threads: 0
 
 
 class SharedLock:
@@ -178,6 +205,7 @@ def _in_child() -> None:
         # that start from here on have pools of their own.
         openmp, _ = _libraries()
         openmp.limit(limits=1)
+        _limit_mkl(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # their pool is gone too
     for owner in (*_searched, *_encoding):
         owner._after_fork()

@@ -45,8 +45,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Bench:
-    """Where a part finds its data and leaves its rows. smoke: measure next to nothing, to see that it runs. threads and
-    quality: of the part encode."""
+    """Where a part finds its data and leaves its rows. smoke: measure next to nothing, to see that it runs. threads,
+    quality, rounds: of the part encode."""
 
     data: Path
     folder: Path
@@ -54,6 +54,7 @@ class Bench:
     smoke: bool
     threads: Sequence[int] = (1, 2)
     quality: bool = False
+    rounds: int = 5
 
     def add(self, part: str, rows: Sequence[Row]) -> None:
         """Put the rows of a part in the place of those that it had."""
@@ -207,6 +208,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the tables of FOLDER/scale.json, measure nothing")
     parser.add_argument("--smoke", action="store_true", help="every part at a size of seconds")
     parser.add_argument("--threads", default="1,2", help="of the part encode, one measurement for each number")
+    parser.add_argument("--rounds", type=int, default=5, help="of the part encode, of which the median counts")
     parser.add_argument("--quality", action="store_true", help="the part encode judges its vectors by all of SciFact")
     parser.add_argument("--seed", type=int, default=13)
     arguments = parser.parse_args()
@@ -222,7 +224,9 @@ def main() -> None:
             threads = tuple(int(number) for number in arguments.threads.split(","))
         except ValueError:
             parser.error(f"--threads {arguments.threads}: give whole numbers with commas between them, such as 1,2")
-        bench = Bench(arguments.data, folder, arguments.seed, arguments.smoke, threads, arguments.quality)
+        bench = Bench(
+            arguments.data, folder, arguments.seed, arguments.smoke, threads, arguments.quality, arguments.rounds
+        )
         for part in chosen:
             bench.add(part, PARTS[part](bench))
     for part, found in json.loads((folder / "scale.json").read_text(encoding="utf-8"))["parts"].items():

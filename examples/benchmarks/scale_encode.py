@@ -34,6 +34,7 @@ class Bench(Protocol):
     smoke: bool
     threads: Sequence[int]
     quality: bool
+    rounds: int
 
 
 def encode(bench: Bench) -> list[Row]:
@@ -48,7 +49,7 @@ def encode(bench: Bench) -> list[Row]:
         try:
             for name in ("peak", *SIDES, TRAINING):
                 sides.append(Side(name, {"threads": threads, "place": str(place), "smoke": bench.smoke}))
-            _take_turns(sides, list(work["lengths"]), 1 if bench.smoke else 5)
+            _take_turns(sides, list(work["lengths"]), 1 if bench.smoke else bench.rounds)
             judged = _quality(bench, sides) if bench.quality and threads == max(bench.threads) else {}
         finally:
             for side in sides:
