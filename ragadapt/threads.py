@@ -79,9 +79,9 @@ def _limit_mkl(threads: int) -> int:
     before.
     """
     torch = sys.modules.get("torch")
-    return (
-        0 if torch is None else int(_mkl(str(Path(torch.__file__ or "").parent / "lib" / "libtorch_cpu.so"))(threads))
-    )
+    if torch is None or torch.__file__ is None:
+        return 0
+    return int(_mkl(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))(threads))
 
 
 @cache

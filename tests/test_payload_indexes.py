@@ -317,6 +317,7 @@ def edge_types(index: Any) -> dict[str, str]:
     return {key: repr(one.data_type).rpartition(".")[2].lower() for key, one in schema.items()}
 
 
+@pytest.mark.slow
 def test_a_fit_and_a_refresh_prepare_all_metadata_before_the_first_passage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
