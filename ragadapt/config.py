@@ -116,7 +116,7 @@ class EncoderConfig(Settings):
     model: str = "small"  # a preset, a hub name, or a folder
     revision: str | None = None  # of the model on the hub; None = the newest
     max_length: int | None = Field(None, ge=8)  # tokens read of a text; None = the model's own, or the preset's cap
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto = bfloat16 where it is safe
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto = bfloat16 where it is faster and safe
     device: str = "auto"  # auto = cuda, else mps, else cpu
     query_prompt: str | None = None  # None = what the model or the preset table says
     passage_prompt: str | None = None  # as query_prompt

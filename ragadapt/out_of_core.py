@@ -110,16 +110,16 @@ class TextFile:
         return text
 
 
-def keeper(items: Sequence[Chunk] | Sequence[Document], target: Path) -> Callable[[Kept], Kept]:
-    """What puts the text of a document or chunk into a file beside the target, if those of a corpus with these items
-    are too much to hold; else it leaves them where they are. It raises StoreError where the disk is full."""
-    return TextFile(target).keep if sum(len(item.text) for item in items) > HELD_CHARACTERS else as_it_is
-
-
 def keep_all(documents: list[Document], chunks: list[Chunk] | None, target: Path) -> Callable[[Any], Any]:
-    """The `keeper` for a corpus, which these documents and chunks, if it was cut already, have gone through: they are
-    replaced in their lists."""
-    keep: Callable[[Any], Any] = keeper(chunks or documents, target)
+    """Put the texts of a corpus into a file beside the target, if they are too much to hold: its documents and, if it
+    was cut already, its chunks are replaced in their lists.
+
+    Returns what does the same with a chunk that is made later; it leaves it as it is where the texts are held. Raises
+    StoreError where the disk is full.
+    """
+    keep: Callable[[Any], Any] = as_it_is
+    if sum(len(item.text) for item in chunks or documents) > HELD_CHARACTERS:
+        keep = TextFile(target).keep
     for at, document in enumerate(documents):
         documents[at] = keep(document)
     for at, chunk in enumerate(chunks or ()):

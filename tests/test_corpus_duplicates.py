@@ -5,15 +5,15 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from read_once import ReadOnce
 
 from ragadapt.corpus import duplicates, near_duplicate_groups, normalise
 from ragadapt.errors import InvalidInput
@@ -117,24 +117,6 @@ def test_grouping_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told == [("near-duplicates", done, 7) for done in (0, 2, 4, 6, 7)]
 
 
-class Lazy(Sequence[str]):
-    """Texts that exist only while they are read; counts the readings."""
-
-    def __init__(self, texts: list[str]) -> None:
-        self._texts = texts
-        self.readings = 0
-
-    def __len__(self) -> int:
-        return len(self._texts)
-
-    def __getitem__(self, index: Any) -> Any:
-        raise AssertionError("a text was asked for by its place")
-
-    def __iter__(self) -> Iterator[str]:
-        self.readings += 1
-        return iter(self._texts)
-
-
 def held_in_memory(texts: Sequence[str], threshold: float, seed: int) -> list[int]:
     """The groups, with every normal form and every set of shingles in memory."""
     first_of: dict[str, int] = {}
@@ -206,7 +188,7 @@ def test_groups_are_the_same_in_blocks_and_files_as_all_in_memory(
 
 
 def test_texts_are_read_once_and_in_order() -> None:
-    texts = Lazy(["a b c", "x", "A b C.", ""])
+    texts = ReadOnce(["a b c", "x", "A b C.", ""])
     assert near_duplicate_groups(texts) == [0, 1, 0, 2]
     assert texts.readings == 1
 

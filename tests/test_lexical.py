@@ -9,15 +9,14 @@ import subprocess
 import sys
 import tracemalloc
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import bm25s
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from read_once import ReadOnce
 
 from ragadapt.errors import FormatTooNew, IndexCorrupt, InvalidInput
 from ragadapt.lexical import LexicalIndex, best_first, tokenise
@@ -350,26 +349,8 @@ def test_a_saved_index_opens_with_the_same_scores_and_can_go_on(tmp_path: Path, 
     np.testing.assert_array_equal(LexicalIndex.open(tmp_path / "lexical").scores(queries), index.scores(queries))
 
 
-class Lazy(Sequence[str]):
-    """Texts that exist only while they are read; counts the readings."""
-
-    def __init__(self, texts: list[str]) -> None:
-        self._texts = texts
-        self.readings = 0
-
-    def __len__(self) -> int:
-        return len(self._texts)
-
-    def __getitem__(self, index: Any) -> Any:
-        raise AssertionError("a text was asked for by its place")
-
-    def __iter__(self) -> Iterator[str]:
-        self.readings += 1
-        return iter(self._texts)
-
-
 def test_texts_and_headings_are_read_once_and_in_order() -> None:
-    texts, headings = Lazy(TEXTS), Lazy(["Dog", "", "Cat", "x", "y"])
+    texts, headings = ReadOnce(TEXTS), ReadOnce(["Dog", "", "Cat", "x", "y"])
     index = LexicalIndex.build(IDS, texts, headings=headings)
     assert texts.readings == headings.readings == 1
     expected = LexicalIndex.build(IDS, TEXTS, headings=["Dog", "", "Cat", "x", "y"])

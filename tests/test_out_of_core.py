@@ -19,7 +19,7 @@ from ragadapt import out_of_core
 from ragadapt.config import FitConfig
 from ragadapt.errors import StoreError
 from ragadapt.index.postings import POSTINGS
-from ragadapt.out_of_core import Mapped, TextFile, keeper, temporary_array
+from ragadapt.out_of_core import Mapped, TextFile, keep_all, temporary_array
 from ragadapt.pipeline.fit import fit
 from ragadapt.pipeline.queries import Labels
 from ragadapt.pipeline.refresh import refresh_documents
@@ -94,9 +94,13 @@ def test_a_large_array_lies_in_a_file_without_a_name(tmp_path: Path, monkeypatch
 
 
 def test_only_large_corpora_are_kept_in_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert keeper([CHUNK], tmp_path)(CHUNK) is CHUNK
+    documents, chunks = [DOCUMENT], [CHUNK]
+    assert keep_all(documents, chunks, tmp_path / "r")(CHUNK) is CHUNK
+    assert documents[0] is DOCUMENT and chunks[0] is CHUNK
     monkeypatch.setattr(out_of_core, "HELD_CHARACTERS", 5)
-    assert keeper([CHUNK], tmp_path)(CHUNK) is not CHUNK
+    assert keep_all(documents, chunks, tmp_path / "r")(CHUNK) is not CHUNK
+    assert documents[0] is not DOCUMENT and chunks[0] is not CHUNK
+    assert (documents, chunks) == ([DOCUMENT], [CHUNK]) and not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_is_told(tmp_path: Path) -> None:
@@ -164,4 +168,29 @@ def test_a_corpus_larger_than_memory_gives_the_same_retriever(
     (pages / "page00.md").write_text("# Page 0\n\nIt says something else now, about a house and a river.\n")
     for path in (held.path, kept.path):
         refresh_documents(path, [pages])
+    assert files_of(kept.path) == files_of(held.path)
+
+
+def test_an_interrupted_fit_of_a_large_corpus_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ragadapt.pipeline.fit as module
+
+    pages = write_pages(tmp_path / "docs")
+    config = FitConfig.build(
+        {
+            "encoder": {"model": str(write_tiny_model(tmp_path / "base")), "precision": "float32"},
+            "chunk": {"max_tokens": 40, "min_tokens": 4}, "adapter": {"method": "none"}, "index": {"kind": "exact"},
+        }
+    )  # fmt: skip
+    held = fit([pages], tmp_path / "held", config)
+    monkeypatch.setattr(out_of_core, "HELD_CHARACTERS", 0)
+
+    def interrupted(*given: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "build_lexical", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit([pages], tmp_path / "kept", config)
+    kept = fit([pages], tmp_path / "kept", config)
+    assert {"chunks", "base-vectors"} <= set(kept.reused)
     assert files_of(kept.path) == files_of(held.path)

@@ -224,6 +224,8 @@ def main() -> None:
             threads = tuple(int(number) for number in arguments.threads.split(","))
         except ValueError:
             parser.error(f"--threads {arguments.threads}: give whole numbers with commas between them, such as 1,2")
+        if arguments.rounds < 1:
+            parser.error("--rounds must be at least 1")
         bench = Bench(
             arguments.data, folder, arguments.seed, arguments.smoke, threads, arguments.quality, arguments.rounds
         )

@@ -35,10 +35,10 @@ _SHAPES = [(n, n, n) for n in (1024, 2048, 4096)] + [
 ]  # fmt: skip
 
 
-def _ours(options: Row) -> tuple[Encode, str]:
+def _ours(options: Row, precision: Any = "auto") -> tuple[Encode, str]:
     from ragadapt import Encoder, EncoderConfig
 
-    encoder = Encoder.load(EncoderConfig(model="offline", device="cpu"))
+    encoder = Encoder.load(EncoderConfig(model="offline", device="cpu", precision=precision))
     return encoder.encode_passages, encoder.precision.dtype
 
 
@@ -187,6 +187,8 @@ def _calibrated(options: Row) -> Path:
 
 SIDES: dict[str, Callable[[Row], tuple[Encode, str]]] = {
     "ragadapt": _ours,
+    "ragadapt float32": lambda options: _ours(options, "float32"),
+    "ragadapt bfloat16": lambda options: _ours(options, "bfloat16"),
     DEFAULT: lambda options: _by_library(_library(options)),
     "sentence-transformers bf16 weights": lambda options: _by_library(_library(options, "bfloat16")),
     "ONNX Runtime float32": lambda options: _onnx(options, "model.onnx"),

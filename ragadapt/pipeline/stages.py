@@ -70,7 +70,7 @@ def build_chunks(
 ) -> Corpus:
     """Cut the documents, unless their chunks are given, and store them in chunks.sqlite.
 
-    keep: what is done with a chunk that is to be held for long (see `keeper`).
+    keep: what is done with a chunk that is to be held for long (see `keep_all`).
     """
     path = stage.path / "chunks.sqlite"
     groups_path = stage.path / "groups.npy"
