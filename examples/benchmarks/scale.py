@@ -27,7 +27,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
-from beir import Collection, load
+from beir import Collection, check_data, load
 from scale_encode import encode
 from scale_fit import fits
 from scale_local import filters, memory, threads
@@ -224,6 +224,7 @@ def main() -> None:
             threads = tuple(int(number) for number in arguments.threads.split(","))
         except ValueError:
             parser.error(f"--threads {arguments.threads}: give whole numbers with commas between them, such as 1,2")
+        check_data(parser, arguments.data, ["scifact", "stackfaq", "handbook"])
         if arguments.rounds < 1:
             parser.error("--rounds must be at least 1")
         bench = Bench(
