@@ -7,6 +7,7 @@ import pickle
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,6 +158,19 @@ def test_search_of_a_tenant_is_that_of_its_vectors(folder: Path, base: Encoder, 
         again = pickle.loads(pickle.dumps(opened))
         assert [hit.chunk.id for hit in again.search(TEXTS[0], mode="dense", tenant="red")] == ids[0][0]
         again.close()
+
+
+def test_the_frameworks_search_for_a_tenant_by_its_adapter(folder: Path, library: Library) -> None:
+    from langchain_ragadapt import LoRARetriever as OfLangChain
+    from llama_index_ragadapt import LoRARetriever as OfLlamaIndex
+
+    with Retriever.open(folder, tenant_adapters=library.folder) as opened:
+        own = [hit.chunk.id for hit in opened.search(TEXTS[0], 8, mode="dense", tenant="red")]
+        assert own != [hit.chunk.id for hit in opened.search(TEXTS[0], 8, mode="dense")]
+    where: Any = {"search_type": "dense", "tenant_adapters": library.folder, "tenant": "red"}
+    documents = OfLangChain.from_pretrained(folder, k=8, **where).invoke(TEXTS[0])
+    nodes = OfLlamaIndex.from_pretrained(folder, 8, **where).retrieve(TEXTS[0])
+    assert [one.id for one in documents] == [one.node_id for one in nodes] == own
 
 
 def test_commands_take_the_library(folder: Path, library: Library, capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,7 +85,8 @@ class LoRARetriever(BaseRetriever):
     lam: float | None = Field(default=None, ge=0, le=1)
     """λ, the share of the retriever without feedback; None = as it was tuned, 1 = feedback off."""
     tenant: str | None = None
-    """Whose feedback counts, beside the feedback that is for all."""
+    """Whose feedback counts, beside the feedback that is for all, and whose adapter its questions go through where the
+    retriever was opened with some."""
     search_type: SearchType = "hybrid"
     """hybrid = the learnt mix of meaning and words; dense, or similarity = meaning alone; lexical = words alone;
     similarity_score_threshold = dense with a `score_threshold` from 0 to 1, a probability as `min_confidence`; mmr = of
@@ -122,12 +123,23 @@ class LoRARetriever(BaseRetriever):
         super().__init__(**fields)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, device: str = "auto", precision: str = "auto", **fields: Any) -> Self:
-        """Open a folder that `ragadapt fit` wrote. fields: k, filter, score_threshold …
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        tenant_adapters: str | Path | None = None,
+        **fields: Any,
+    ) -> Self:
+        """Open a folder that `ragadapt fit` wrote. tenant_adapters: a library, of whose adapters each is for the
+        questions of the tenant of its name. fields: k, filter, score_threshold …
 
-        Raises NotARetriever, FormatTooNew, StoreCorrupt, FingerprintMismatch, IndexUnreachable, MissingExtra.
+        Raises InvalidInput, NotARetriever, FormatTooNew, StoreCorrupt, FingerprintMismatch, IndexUnreachable,
+        MissingExtra.
         """
-        return cls(retriever=Retriever.open(path, device=device, precision=precision), **fields)
+        opened = Retriever.open(path, device=device, precision=precision, tenant_adapters=tenant_adapters)
+        return cls(retriever=opened, **fields)
 
     @property
     def embeddings(self) -> LoRAEmbeddings:

@@ -58,15 +58,17 @@ class LoRARetriever(BaseRetriever):
     ) -> None:
         """similarity_top_k: None = 5, and with expand as many as suit its budget.
 
-        filters: MetadataFilters, a dict of ours, or the index engine's own filter. search_type: hybrid = the learnt
-        mix, dense, lexical. score_threshold: leave out what scores less, on the search type's scale. lam: λ, the share
-        of the retriever without feedback, None = as it was tuned, 1 = feedback off. tenant: whose feedback counts,
-        beside the feedback that is for all. rerank: True = the re-ranker that was fitted reads the best passages; a
-        Rerank says which one, how deep, how long. expand: nodes with their "neighbours", "section" or "document", all
-        together within a budget of tokens (2,048; a number is another one); nodes that touch become one, and what does
-        not fit is left out. fold: passages of the same text are one node; "near" = near-duplicates too, "none" = each
-        by itself. max_per_document: nodes of one document at most. min_confidence: leave out what answers the question
-        with less than this probability, in every search type. All but the first may be changed on the object.
+        filters: MetadataFilters, a dict of ours, or the index engine's own filter. search_type: hybrid = the
+        learnt mix, dense, lexical. score_threshold: leave out what scores less, on the search type's scale.
+        lam: λ, the share of the retriever without feedback, None = as it was tuned, 1 = feedback off. tenant:
+        whose feedback counts, beside the feedback that is for all, and whose adapter (`from_pretrained`) its
+        questions go through. rerank: True = the re-ranker that was fitted reads the best passages; a Rerank
+        says which one, how deep, how long. expand: nodes with their "neighbours", "section" or "document", all
+        together within a budget of tokens (2,048; a number is another one); nodes that touch become one, and
+        what does not fit is left out. fold: passages of the same text are one node; "near" = near-duplicates
+        too, "none" = each by itself. max_per_document: nodes of one document at most. min_confidence: leave out
+        what answers the question with less than this probability, in every search type. All but the first may
+        be changed on the object.
         """
         if not isinstance(retriever, Retriever):
             raise InvalidInput(
@@ -96,13 +98,17 @@ class LoRARetriever(BaseRetriever):
         *,
         device: str = "auto",
         precision: str = "auto",
+        tenant_adapters: str | Path | None = None,
         **settings: Any,
     ) -> Self:
-        """Open a folder that `ragadapt fit` wrote. settings: as for the constructor.
+        """Open a folder that `ragadapt fit` wrote. tenant_adapters: a library, of whose adapters each is for the
+        questions of the tenant of its name. settings: as for the constructor.
 
-        Raises NotARetriever, FormatTooNew, StoreCorrupt, FingerprintMismatch, IndexUnreachable, MissingExtra.
+        Raises InvalidInput, NotARetriever, FormatTooNew, StoreCorrupt, FingerprintMismatch, IndexUnreachable,
+        MissingExtra.
         """
-        return cls(Retriever.open(path, device=device, precision=precision), similarity_top_k, **settings)
+        opened = Retriever.open(path, device=device, precision=precision, tenant_adapters=tenant_adapters)
+        return cls(opened, similarity_top_k, **settings)
 
     @property
     def embed_model(self) -> LoRAEmbedding:
