@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
+import numpy as np
+
 from ragadapt.errors import InvalidInput, RagadaptError, StoreCorrupt, StoreError, reason_of
 from ragadapt.text import encodable, is_encodable
 
@@ -407,6 +409,39 @@ def explain_full_disk(target: Path) -> Iterator[None]:
                 f"command: the stages that were finished are kept."
             ) from error
         raise
+
+
+def reserve(file: BinaryIO, size: int) -> None:
+    """Make a file that is written through a mapping as long as this, and take the room for it now: a disk that fills
+    later would end the process with SIGBUS, without a word. Raises OSError where the room is not there."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                raise
+        else:
+            return
+    if os.fstat(file.fileno()).st_size < size:  # where room cannot be taken ahead
+        file.truncate(size)
+
+
+def map_npy(
+    path: Path, shape: tuple[int, ...], dtype: Any = np.float32, *, existing: bool = False
+) -> np.memmap[Any, Any]:
+    """An .npy file to be written through a mapping, its room taken; existing: go on with one of this shape.
+
+    Raises OSError where the room is not there; a new file is removed then.
+    """
+    try:
+        mapped = np.lib.format.open_memmap(path, "r+" if existing else "w+", dtype, shape=shape)
+        with path.open("r+b") as file:
+            reserve(file, path.stat().st_size)
+    except OSError as error:
+        if not existing:
+            path.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    return mapped
 
 
 def copy_file(source: str | Path, destination: str | Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from ragadapt.files import explain_full_disk
+from ragadapt.files import explain_full_disk, reserve
 from ragadapt.values import Chunk, Document
 
 S = TypeVar("S")
@@ -180,10 +180,14 @@ def _plain(item: Any) -> Any:
 
 
 def temporary_array(shape: tuple[int, ...], dtype: Any, folder: Path | None = None) -> NDArray[Any]:
-    """An array to write to, not initialised; a large one lies in a temporary file without a name."""
+    """An array to write to, not initialised; a large one lies in a temporary file without a name, its room taken.
+
+    Raises StoreError where the disk is full.
+    """
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if size <= HELD_BYTES:
         return np.empty(shape, dtype)
-    with tempfile.TemporaryFile(dir=folder) as file:  # the mapping keeps it
-        file.truncate(size)
+    where = Path(tempfile.gettempdir()) if folder is None else folder
+    with explain_full_disk(where / "array"), tempfile.TemporaryFile(dir=where) as file:  # the mapping keeps it
+        reserve(file, size)
         return np.memmap(file, dtype, "r+", shape=shape)

@@ -16,13 +16,16 @@ from small_retriever import write_pages
 from tiny_models import write_tiny_model
 
 from ragadapt import out_of_core
-from ragadapt.config import FitConfig
+from ragadapt.config import EncoderConfig, FitConfig
+from ragadapt.encoder import Encoder
 from ragadapt.errors import StoreError
+from ragadapt.files import map_npy
 from ragadapt.index.postings import POSTINGS
 from ragadapt.out_of_core import Mapped, TextFile, keep_all, temporary_array
 from ragadapt.pipeline.fit import fit
 from ragadapt.pipeline.queries import Labels
 from ragadapt.pipeline.refresh import refresh_documents
+from ragadapt.pipeline.stages import gather_vectors
 from ragadapt.store.workspace import open_store
 from ragadapt.values import Chunk, Document
 
@@ -115,6 +118,27 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
     texts._file = Full()  # type: ignore[assignment]
     with pytest.raises(StoreError, match=r"is full; .* Free some space"):
         texts.keep(CHUNK)
+
+
+def test_what_is_written_through_a_mapping_has_its_room_before(
+    tiny_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a disk that fills ends the process with SIGBUS."""
+    monkeypatch.setattr(out_of_core, "HELD_BYTES", 100)
+    (tiny_disk / "ballast").write_bytes(b"x" * 200_000)
+    encoder = Encoder.load(EncoderConfig(model="offline"))
+    with pytest.raises(OSError, match=r"No space left on device: '.*vectors\.npy\.partial'"):
+        encoder.encode_to([f"text {number}" for number in range(200)], tiny_disk / "vectors.npy")
+    with pytest.raises(OSError, match="No space left"):
+        gather_vectors(
+            tiny_disk / "vectors.npy", [replace(CHUNK, text="x")], [], lambda _: np.zeros((1, 100_000), np.float32)
+        )
+    with pytest.raises(StoreError, match="is full"):
+        temporary_array((100_000,), np.float32, tiny_disk)
+    assert [path.name for path in tiny_disk.iterdir()] == ["ballast"]
+    (tiny_disk / "ballast").unlink()
+    assert encoder.encode_to(["text"], tiny_disk / "vectors.npy").shape == (1, 384)
+    assert map_npy(tiny_disk / "a.npy", (3, 2)).shape == map_npy(tiny_disk / "a.npy", (3, 2), existing=True).shape
 
 
 def files_of(path: Path) -> dict[str, str]:

@@ -955,22 +955,6 @@ def test_a_full_disk_leaves_the_old_folder_whole(target: Path, monkeypatch: pyte
     assert (target / "x").read_text() == "two"
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "tiny"
-    place.mkdir()
-    mount = shutil.which("mount")
-    if (
-        mount is None
-        or subprocess.run(
-            [mount, "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(place)], capture_output=True
-        ).returncode
-    ):
-        pytest.skip("only root on Linux can mount a tiny disk")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
 def test_a_really_full_disk_leaves_the_old_folder_whole_and_freed_space_lets_it_go_on(tiny_disk: Path) -> None:
     target = tiny_disk / "retriever"
     first = commit(target, "one")

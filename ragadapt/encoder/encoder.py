@@ -40,6 +40,7 @@ from ragadapt.encoder.presets import Source, known_prompts, resolve
 from ragadapt.encoder.spec import EncoderSpec, opens_directly, read_spec, write_spec
 from ragadapt.encoder.tower import Tower
 from ragadapt.errors import InvalidInput, NotARetriever, StoreCorrupt, StoreError
+from ragadapt.files import map_npy
 from ragadapt.out_of_core import Mapped
 from ragadapt.profiling import work
 from ragadapt.text import searchable
@@ -541,7 +542,8 @@ class Encoder:
 
         Killed and called again with the same texts and encoder, it goes on after the last whole shard; with
         others it starts anew. Memory stays bounded by a shard; equal texts are encoded once. A file beside it,
-        `<name>.progress`, tells how far it came, and is gone at the end. Raises InvalidInput.
+        `<name>.progress`, tells how far it came, and is gone at the end. Raises InvalidInput, and OSError
+        where the disk has no room for all of them.
         """
         texts = texts if isinstance(texts, Mapped) else checked_texts(texts)
         path = Path(path)
@@ -562,9 +564,7 @@ class Encoder:
         if len(texts) == 0:
             np.save(path, np.zeros((0, self.dim), dtype=np.float32))
             return np.zeros((0, self.dim), dtype=np.float32)
-        mode = "r+" if done else "w+"
-        shape = (len(texts), self.dim)
-        target = np.lib.format.open_memmap(partial, mode=mode, dtype=np.float32, shape=shape)
+        target = map_npy(partial, (len(texts), self.dim), existing=done > 0)
         encode = self.encode_queries if side == "query" else self.encode_passages
         # A text of an earlier shard is not encoded again, its row is copied.
         _, first, place = np.unique(np.array(hashes, "S16"), return_index=True, return_inverse=True)

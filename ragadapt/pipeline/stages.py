@@ -30,7 +30,7 @@ from ragadapt.errors import (
     RagadaptError,
     StoreCorrupt,
 )
-from ragadapt.files import copy_file, link_or_copy, read_json, record_file, remove, write_text
+from ragadapt.files import copy_file, link_or_copy, map_npy, read_json, record_file, remove, write_text
 from ragadapt.index import collection_of, engine_of, exact_index, open_index
 from ragadapt.index.contract import WordEngine
 from ragadapt.index.postings import POSTINGS, FieldPostings
@@ -161,13 +161,12 @@ def gather_vectors(
             if digest in one.key_of:
                 owner[at], keys[at] = number, one.key_of[digest]
                 break
-    rows: np.memmap[Any, Any] | None = None
+    rows: Any = None  # the mapping
 
     def write(contents: NDArray[np.int64], vectors: Floats) -> None:
         nonlocal rows
         if rows is None:
-            shape = (len(chunks), vectors.shape[1])
-            rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+            rows = map_npy(path, (len(chunks), vectors.shape[1]))
         rows[first[contents]] = vectors
 
     new = np.flatnonzero(owner < 0)
