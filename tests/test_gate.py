@@ -63,6 +63,18 @@ def test_of_what_people_wrote_one_kind_judges_and_the_others_train() -> None:
     assert {query.kind for query in made.train} == {"link"}
 
 
+def test_a_language_models_questions_train_and_judge_before_what_people_wrote_in_the_documents() -> None:
+    written = queries("lm-question", Evidence.PARAPHRASE, 120)
+    made = any_plan(written[:80] + LINKS + QUESTIONS, written[80:] + LINKS + QUESTIONS)
+    assert (made.evidence, made.judge, made.train, made.crossed) == (Evidence.PARAPHRASE, *[tuple(written)] * 2, 2)
+    fewer = any_plan(written[:60] + LINKS, QUESTIONS)
+    assert (fewer.evidence, fewer.judge) == (Evidence.HUMAN, tuple(QUESTIONS))
+    assert fewer.train == tuple(written[:60] + LINKS)
+    dense = any_plan(written[:80] + LINKS, written[80:] + QUESTIONS, dense_share=0.7)
+    assert (dense.evidence, dense.judge) == (Evidence.HUMAN, tuple(QUESTIONS))
+    assert "single passages out so clearly" in any_plan(written[:80], written[80:], dense_share=0.7).reason
+
+
 def test_nothing_is_trained_where_only_crops_are_left_to_train_on() -> None:
     made = plan(QUESTIONS + CROPS, QUESTIONS + CROPS)
     assert made.train == ()

@@ -1,8 +1,9 @@
 """The gate: whether an adapted model ships, decided on queries that it was not trained on.
 
-Evidence is ranked: what the user's people labelled, what people wrote in the documents, a language model's
-paraphrases, text crops. Crops never let a model through: a model trained on crops wins on held-out crops while it
-loses on real questions. No query is judged by a model that saw it.
+What the user's people labelled comes first. A language model's questions come before what people wrote in the
+documents (questions, link texts, docstrings), which is asked otherwise than users ask. Crops never let a model through:
+a model trained on crops wins on held-out crops while it loses on real questions. No query is judged by a model that saw
+it.
 """
 
 from __future__ import annotations
@@ -113,22 +114,23 @@ def plan(
 ) -> Plan:
     """Choose who judges, then who may train.
 
-    The best-ranked evidence of which there is enough judges. Labelled queries may train and judge (they are the truth):
-    fewer than `config.cross_fit_below` do both, by cross-fitting; of more, those that were held out judge. Where enough
-    of them train, nothing that people wrote in the documents trains beside them. Of what people wrote in the documents
-    the most frequent kind judges and no query of that kind trains. A language model's questions train and judge by
-    cross-fitting, dealt by document. Crops never train.
+    Labelled queries may train and judge (they are the truth): fewer than `config.cross_fit_below` do both, by
+    cross-fitting; of more, those that were held out judge. Without them a language model's questions do both, by
+    cross-fitting, dealt by document. Where enough of either train, nothing that people wrote in the documents trains
+    beside them. Else of that the most frequent kind judges and no query of that kind trains. Crops never train.
 
     dev: what steers a training where the judges are held out. only_judge: ids that must not train; only_train: ids that
     must not judge. dense_share: the neutral weight of the fusion; above `config.most_dense` a language model's
     questions do not train.
     """
     queries = _Queries(train, dev, heldout, frozenset(only_judge), frozenset(only_train), split, config)
+    by_paraphrases = _by_paraphrases(queries, dense_share)
     return (
         _by_all_labels(queries)
         or _by_held_out_labels(queries)
+        or (by_paraphrases if by_paraphrases is not None and by_paraphrases.train else None)
         or _by_another_human_kind(queries)
-        or _by_paraphrases(queries, dense_share)
+        or by_paraphrases
         or _by_nobody(queries)
     )
 
@@ -239,7 +241,7 @@ def _by_paraphrases(queries: _Queries, dense_share: float) -> Plan | None:
     reason = (
         f"{len(judges)} questions by a language model judge, each a model that did not see its document, and train."
     )
-    train = tuple(queries.trainable)
+    train = tuple(query for query in queries.trainable if query.evidence is not Evidence.HUMAN)
     return _if_enough_train(queries, Plan(train, tuple(judges), Evidence.PARAPHRASE, reason, PARAPHRASE_FOLDS))
 
 
