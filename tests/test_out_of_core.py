@@ -8,6 +8,7 @@ import pickle
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ragadapt.config import EncoderConfig, FitConfig
 from ragadapt.encoder import Encoder
 from ragadapt.errors import StoreError
 from ragadapt.files import map_npy
+from ragadapt.index import open_index
 from ragadapt.index.postings import POSTINGS
 from ragadapt.out_of_core import Mapped, TextFile, keep_all, temporary_array
 from ragadapt.pipeline.fit import fit
@@ -139,6 +141,22 @@ def test_what_is_written_through_a_mapping_has_its_room_before(
     (tiny_disk / "ballast").unlink()
     assert encoder.encode_to(["text"], tiny_disk / "vectors.npy").shape == (1, 384)
     assert map_npy(tiny_disk / "a.npy", (3, 2)).shape == map_npy(tiny_disk / "a.npy", (3, 2), existing=True).shape
+
+
+def test_the_embedded_engine_is_not_let_run_into_a_full_disk(
+    tiny_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edge = pytest.importorskip("ragadapt.index.edge")
+    with pytest.raises(StoreError, match="is full; "):
+        open_index("qdrant-edge", tiny_disk / "index", dim=3)
+    with open_index("qdrant-edge", tmp_path / "index", dim=3) as index:
+        index.upsert(["a"], np.ones((1, 3)))
+        monkeypatch.setattr(edge.shutil, "disk_usage", lambda _: SimpleNamespace(free=40))
+        for change in (index.upsert, index.update_vectors):
+            with pytest.raises(StoreError, match="index is unchanged"):
+                change(["a"], np.full((1, 3), 2.0))
+        assert index.vectors(["a"]).tolist() == [[1, 1, 1]]
+    assert list(tiny_disk.rglob("*")) == [tiny_disk / "index"]
 
 
 def files_of(path: Path) -> dict[str, str]:

@@ -5,7 +5,9 @@ Search is exact. One process at a time may have a folder open.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import shutil
 import tempfile
 import threading
@@ -19,7 +21,7 @@ from numpy.typing import ArrayLike
 
 from ragadapt.config import IndexConfig
 from ragadapt.errors import IndexCorrupt, IndexFault, InvalidInput, MissingExtra
-from ragadapt.files import copy_file
+from ragadapt.files import copy_file, explain_full_disk
 from ragadapt.index.contract import (
     LOOKUPS,
     REBUILD,
@@ -62,6 +64,18 @@ _SCHEMAS: Mapping[IndexType, Any] = {
     "keyword": edge.PayloadSchemaType.Keyword, "float": edge.PayloadSchemaType.Float,
     "bool": edge.PayloadSchemaType.Bool, "datetime": edge.PayloadSchemaType.Datetime,
 }  # fmt: skip
+
+
+_LAID_OUT = 16_000_000  # bytes that a new shard fills of the files that it lays out ahead, with some to spare
+_GROWTH = 4  # copies of what comes: the log of changes, the segment, what a merge writes anew
+
+
+def _check_room(folder: Path, coming: int) -> None:
+    """Raises StoreError where the disk has no room for so many bytes of vectors: the engine writes through mappings,
+    and a disk that fills under one ends the process."""
+    with explain_full_disk(folder):
+        if shutil.disk_usage(folder).free < _GROWTH * coming:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 def point_id(id: str) -> uuid.UUID:
@@ -129,7 +143,7 @@ class EdgeIndex(Engine):
         """Open a folder, or make the index there if dim is given. words: make it with a place for the passages' words.
         indexed_fields: of the metadata, for filters; None = up to 32 by themselves, as their values come.
 
-        Raises IndexCorrupt, IndexFault if in use.
+        Raises IndexCorrupt, IndexFault if in use, StoreError where the disk has no room for a new one.
         """
         temporary = folder is None
         description = read_description(folder) if folder is not None else None
@@ -140,6 +154,7 @@ class EdgeIndex(Engine):
         if description is None:
             assert dim is not None
             folder.mkdir(parents=True, exist_ok=True)
+            _check_room(folder, _LAID_OUT // _GROWTH)
             (folder / _SHARD).mkdir(exist_ok=True)
             params = edge.EdgeVectorParams(size=dim, distance=edge.Distance.Dot)
             sparse = {WORDS: edge.EdgeSparseVectorParams()} if words else None
@@ -175,6 +190,7 @@ class EdgeIndex(Engine):
     ) -> None:
         new_ids, rows, plain = prepare_upsert(ids, vectors, payloads, self.dim)
         check_words(words, new_ids, self.words)
+        _check_room(self._folder, rows.nbytes)
         with self._lock:
             self.prepare(plain)
             for start in range(0, len(new_ids), BATCH):
@@ -209,6 +225,7 @@ class EdgeIndex(Engine):
 
     def update_vectors(self, ids: Sequence[str], vectors: ArrayLike) -> None:
         new_ids, rows, _ = prepare_upsert(ids, vectors, None, self.dim)
+        _check_room(self._folder, rows.nbytes)
         with self._lock:
             for id, there in zip(new_ids, self.has(new_ids)):
                 if not there:
