@@ -88,7 +88,7 @@ class DirectTokenizer:
         is read when it is first needed."""
         self._file = str(folder / "tokenizer.json")
         self._cut: dict[int | None, Tokenizer] = {}  # length → the one that cuts there; it is not changed any more
-        self._tokenizer = self._cutting(max_length)
+        self._tokenizer = self.cutting(max_length)
         named = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         pad = named.get("pad_token")
         pad = pad["content"] if isinstance(pad, dict) else pad
@@ -106,14 +106,14 @@ class DirectTokenizer:
         add_special_tokens: bool = True,
         **_: Any,
     ) -> _Encoded:
-        tokenizer = self._cutting(max_length if truncation else None)
+        tokenizer = self.cutting(max_length if truncation else None)
         if isinstance(texts, str):
             one = tokenizer.encode(texts, add_special_tokens=add_special_tokens)
             return _Encoded(one.ids, [one])
-        many = tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
+        many = tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
         return _Encoded([one.ids for one in many], many)
 
-    def _cutting(self, length: int | None) -> Tokenizer:
+    def cutting(self, length: int | None) -> Tokenizer:
         """The tokenizer that cuts texts to this length; None = not at all. `tokenizers` does not let one be changed
         while another thread uses it."""
         known = self._cut.get(length)

@@ -38,6 +38,7 @@ from ragadapt.encoder.precision import (
 from ragadapt.encoder.prefix import Prefix, PrefixCache, layer_list
 from ragadapt.encoder.presets import Source, known_prompts, resolve
 from ragadapt.encoder.spec import EncoderSpec, opens_directly, read_spec, write_spec
+from ragadapt.encoder.tokens import encode
 from ragadapt.encoder.tower import Tower
 from ragadapt.errors import InvalidInput, NotARetriever, StoreCorrupt, StoreError
 from ragadapt.files import map_npy
@@ -395,8 +396,9 @@ class Encoder:
 
     def _count(self, texts: list[str]) -> list[int]:
         texts = [searchable(text) for text in texts]
-        if not callable(self._tokenizer):  # a bare `tokenizers.Tokenizer`, as static vectors have
-            return [len(one.ids) for one in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
+        encodings = encode(self._tokenizer, texts, special_tokens=False)
+        if encodings is not None:
+            return [len(one) for one in encodings]
         encoded = self._tokenizer(
             texts,
             add_special_tokens=False,

@@ -18,6 +18,7 @@ from ragadapt.encoder.batches import Ids, Padded, pad
 from ragadapt.encoder.packed import PackedBert, packed
 from ragadapt.encoder.precision import PROBE_PASSAGES
 from ragadapt.encoder.prefix import Prefix, split
+from ragadapt.encoder.tokens import encode
 from ragadapt.text import searchable
 
 log = logging.getLogger(__name__)
@@ -76,8 +77,13 @@ class Tower(nn.Module):
         """
         if not texts:
             return [], 0
+        read = [searchable(text) for text in texts]
+        details = encode(self.tokenizer, read, max_length=self.max_length)
+        if details is not None:
+            cut = sum(1 for one in details if one.overflowing)
+            return [np.asarray(one.ids, dtype=np.int32) for one in details], cut
         encoded = self.tokenizer(
-            [searchable(text) for text in texts],
+            read,
             truncation=True,
             max_length=self.max_length,
             padding=False,

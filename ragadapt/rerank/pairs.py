@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ragadapt.encoder.architectures import Transformer
 from ragadapt.encoder.batches import Ids, pad
+from ragadapt.encoder.tokens import backend_of, tells_texts_apart
 from ragadapt.rerank.tower import ReadingTower, in_batches, own_forward
 from ragadapt.text import searchable
 
@@ -145,9 +146,16 @@ class PairTower(ReadingTower):
 
     def tokenize(self, pairs: Pairs) -> tuple[list[Ids], list[Ids] | None]:
         """(token ids of each pair, cut at max_length where its longer text ends; which text each is of, or None)."""
+        read = [(searchable(query), searchable(passage)) for query, passage in pairs]
+        typed = "token_type_ids" in getattr(self.tokenizer, "model_input_names", ())
+        backend = backend_of(self.tokenizer, self.max_length) if read else None
+        if backend is not None and (tells_texts_apart(backend) or not typed):
+            made = backend.encode_batch_fast(read)
+            rows = [np.asarray(one.ids, dtype=np.int32) for one in made]
+            return rows, [np.asarray(one.type_ids, dtype=np.int32) for one in made] if typed else None
         encoded = self.tokenizer(
-            [searchable(query) for query, _ in pairs],
-            [searchable(passage) for _, passage in pairs],
+            [query for query, _ in read],
+            [passage for _, passage in read],
             truncation=True,
             max_length=self.max_length,
             padding=False,
