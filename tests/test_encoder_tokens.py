@@ -14,6 +14,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from ragadapt.encoder import counting
+from ragadapt.encoder.counting import TokenCounter
 from ragadapt.encoder.tokens import backend_of, encode
 from ragadapt.encoder.tower import Tower
 from ragadapt.rerank.pairs import PairTower
@@ -205,3 +207,117 @@ def test_a_bare_tokenizer_is_not_changed() -> None:
     made.enable_truncation(9)
     assert backend_of(made) is made and made.truncation["max_length"] == 9
     assert backend_of(made, 5) is None
+
+
+# Counting by words
+
+
+ALPHABET = [
+    *"ab1.,'-éßİΣ中文カ한\u0301\u200b\u00ad\ufffd\x00\x01",
+    *" \n\t\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\u00a0\u1680\u2003\u2028\u2029\u202f\u3000",
+    *("  ", "the", "n't", "[SEP]", "[MASK]", "<s>", "<mask>", "|||IP_ADDRESS|||", "\uf900", "\U00020000"),
+]
+
+
+def plain_counts(tokenizer: Any, texts: list[str]) -> list[int]:
+    return [len(row) for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+
+def test_counts_are_those_of_the_tokenizer(tokenizer: Any) -> None:
+    count = TokenCounter(tokenizer)
+    expected = plain_counts(tokenizer, AWKWARD)
+    assert count(AWKWARD) == expected  # every word is new
+    assert count(AWKWARD) == expected  # none is
+    assert [count([text])[0] for text in AWKWARD] == expected
+    assert count([]) == []
+
+
+@settings(max_examples=400, deadline=None)
+@given(texts=st.lists(st.lists(st.sampled_from(ALPHABET), max_size=14).map("".join), max_size=4))
+def test_counts_of_any_texts_are_those_of_the_tokenizer(counted: tuple[Any, TokenCounter], texts: list[str]) -> None:
+    tokenizer, count = counted
+    assert count(texts) == (plain_counts(tokenizer, texts) if texts else [])
+
+
+@pytest.fixture(scope="module")
+def counted(tokenizer: Any) -> tuple[Any, TokenCounter]:
+    return tokenizer, TokenCounter(tokenizer)
+
+
+def test_every_kind_of_white_space_parts_words_as_the_tokenizer_sees_it(tokenizer: Any) -> None:
+    spaces = [chr(at) for at in range(0x110000) if chr(at).isspace()]
+    texts = [form.format(space) for space in spaces for form in ("a{0}b", "a {0}b", "a{0} b", "{0}a", "a{0}", "中{0}a")]
+    assert TokenCounter(tokenizer)(texts) == plain_counts(tokenizer, texts)
+
+
+def test_a_word_is_tokenised_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def watched(tokenizer: Any, texts: list[Any], **options: Any) -> Any:
+        read.extend(texts)
+        return encode(tokenizer, texts, **options)
+
+    monkeypatch.setattr(counting, "encode", watched)
+    for made, words in ((wordpiece(), ["cat", "the"]), (qwen(), [" cat", " sat", " the", "cat", "the"])):
+        count = TokenCounter(made)
+        count(
+            ["the cat", "the cat the cat"] if isinstance(made.model, models.WordPiece) else ["the cat sat", "cat the"]
+        )
+        assert sorted(read) == words
+        read.clear()
+        count(["the cat the cat the"])
+        assert read == []
+        count(["x" * 50, "x" * 50])
+        count(["x" * 50])
+        assert len(read) > 1 and set(read) <= {"x" * 50, " " + "x" * 50}  # too long to be remembered
+        read.clear()
+
+
+def test_words_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counting, "_MOST_WORDS", 5)
+    monkeypatch.setattr(counting, "_CHARACTERS", 20)
+    for made in (wordpiece(), modernbert()):
+        wrapped = PreTrainedTokenizerFast(tokenizer_object=made)
+        assert TokenCounter(wrapped)(LEARNT) == plain_counts(wrapped, LEARNT)
+
+
+def test_what_may_reach_over_a_space_is_read_whole() -> None:
+    def added(made: Tokenizer, content: str, **options: Any) -> Tokenizer:
+        made.add_tokens([AddedToken(content, **options)])
+        return made
+
+    digits = byte_level(
+        pre_tokenizers.Sequence([pre_tokenizers.Digits(), pre_tokenizers.ByteLevel(False, use_regex=False)])
+    )
+    dropping = qwen()
+    dropping.model.dropout = 0.1
+    read_whole = [
+        added(wordpiece(), "new york"),
+        added(wordpiece(), "紐約"),
+        added(qwen(), "new york"),
+        added(qwen(), "york", rstrip=True),
+        added(qwen(), "york "),
+        byte_level(pre_tokenizers.ByteLevel(use_regex=False)),
+        digits,
+        dropping,
+        sentencepiece(),
+    ]
+    text = "in new york 紐約 we eat bread , york is large 12 of 3"
+    for made in read_whole:
+        assert counting._words_of(made) == (None, "")
+        if made is not dropping:
+            wrapped = PreTrainedTokenizerFast(tokenizer_object=made)
+            assert TokenCounter(wrapped)([text]) == plain_counts(wrapped, [text])
+
+
+def test_a_bare_tokenizer_that_cuts_or_pads_is_asked_for_whole_texts() -> None:
+    made = wordpiece()
+    count = TokenCounter(made)
+    assert count(["the cat sat", "the"]) == [
+        len(made.encode(t, add_special_tokens=False)) for t in ("the cat sat", "the")
+    ]
+    made.enable_truncation(2)
+    assert count(["the cat sat"]) == [2]
+    made.no_truncation()
+    made.enable_padding(length=7)
+    assert count(["the cat sat"]) == [7]

@@ -25,6 +25,7 @@ from ragadapt.config import EncoderConfig
 from ragadapt.encoder import attention, direct, loading
 from ragadapt.encoder.architectures import NotCovered, Transformer, runs_on
 from ragadapt.encoder.batches import Ids, keep_freed_memory, lacks_memory, token_batches
+from ragadapt.encoder.counting import TokenCounter
 from ragadapt.encoder.packed import PackedBert
 from ragadapt.encoder.precision import (
     PRECISIONS,
@@ -38,7 +39,6 @@ from ragadapt.encoder.precision import (
 from ragadapt.encoder.prefix import Prefix, PrefixCache, layer_list
 from ragadapt.encoder.presets import Source, known_prompts, resolve
 from ragadapt.encoder.spec import EncoderSpec, opens_directly, read_spec, write_spec
-from ragadapt.encoder.tokens import encode
 from ragadapt.encoder.tower import Tower
 from ragadapt.errors import InvalidInput, NotARetriever, StoreCorrupt, StoreError
 from ragadapt.files import map_npy
@@ -110,6 +110,7 @@ class Encoder:
         self._lock = SharedLock()  # shared by all that encode; a fork has it alone
         self._turns = threading.RLock()
         self._last = threading.local()
+        self._counter: TokenCounter | None = None
         self._forked = False
         self._made_by: tuple[Any, ...] | None = None  # how to make it again: a function and what it takes
         follow_forks(self, encoder=True)
@@ -395,20 +396,9 @@ class Encoder:
         return counts
 
     def _count(self, texts: list[str]) -> list[int]:
-        texts = [searchable(text) for text in texts]
-        encodings = encode(self._tokenizer, texts, special_tokens=False)
-        if encodings is not None:
-            return [len(one) for one in encodings]
-        encoded = self._tokenizer(
-            texts,
-            add_special_tokens=False,
-            truncation=False,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        return [len(row) for row in encoded["input_ids"]]
+        if self._counter is None or self._counter.tokenizer is not self._tokenizer:
+            self._counter = TokenCounter(self._tokenizer)
+        return self._counter([searchable(text) for text in texts])
 
     def decode(self, tokens: Sequence[Sequence[int]]) -> list[str]:
         """The texts of token ids that this encoder's tokenizer made. Raises InvalidInput for those of another one.
