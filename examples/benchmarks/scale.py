@@ -28,6 +28,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 from beir import Collection, check_data, load
+from scale_cut import cuts
 from scale_encode import encode
 from scale_fit import fits
 from scale_local import filters, memory, threads
@@ -46,7 +47,7 @@ Row = dict[str, Any]
 @dataclass(frozen=True)
 class Bench:
     """Where a part finds its data and leaves its rows. smoke: measure next to nothing, to see that it runs. threads,
-    quality, rounds: of the part encode."""
+    quality: of the part encode; rounds: of the parts encode and cuts."""
 
     data: Path
     folder: Path
@@ -195,7 +196,7 @@ def quantisation(bench: Bench) -> list[Row]:
 
 PARTS: dict[str, Callable[[Bench], list[Row]]] = {
     "hybrid": hybrid, "quantisation": quantisation, "fits": fits, "filters": filters, "threads": threads,
-    "memory": memory, "encode": encode,
+    "memory": memory, "encode": encode, "cuts": cuts,
 }  # fmt: skip
 """Part → what measures it. Each returns rows of equal keys."""
 
@@ -208,7 +209,9 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the tables of FOLDER/scale.json, measure nothing")
     parser.add_argument("--smoke", action="store_true", help="every part at a size of seconds")
     parser.add_argument("--threads", default="1,2", help="of the part encode, one measurement for each number")
-    parser.add_argument("--rounds", type=int, default=5, help="of the part encode, of which the median counts")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="of the parts encode and cuts, of which the median counts"
+    )
     parser.add_argument("--quality", action="store_true", help="the part encode judges its vectors by all of SciFact")
     parser.add_argument("--seed", type=int, default=13)
     arguments = parser.parse_args()
