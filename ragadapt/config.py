@@ -259,8 +259,8 @@ class IndexConfig(Settings):
     HOW = frozenset({"upload_workers"})
 
     kind: IndexKind = AUTO  # faiss where it is installed, else exact; qdrant is a server, the others files
-    structure: Literal["auto", "flat", "hnsw", "ivf"] = (
-        "auto"  # of FAISS: exact below a million vectors, then HNSW, IVF
+    structure: Literal["auto", "flat", "disk", "hnsw", "ivf"] = (
+        "auto"  # of FAISS: flat (exact) below a million vectors, then disk, which may be larger than memory
     )
     url: str | None = None  # the server of kind "qdrant", such as http://localhost:6333; None = in the folder
     collection: str = "ragadapt"  # name at the Qdrant server

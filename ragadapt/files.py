@@ -26,6 +26,7 @@ from ragadapt.text import encodable, is_encodable
 _HASHED_AT_ONCE = 1_000_000  # bytes; hashing them takes half a millisecond, less than opening them
 _PARSED_WHOLE = (".json", ".jsonl", ".npz")  # parsing takes ten times longer than hashing, and trips over damage
 _SLOW_BYTES = 128_000_000  # of large files without a quick hash that are waited for all the same
+_QUICK_BYTES = 4_000_000_000  # of large files with one: seconds of a disk
 _PIECE_BYTES = 1_000_000  # stays in the cache between reading and hashing
 REMEDY = "Copy the folder again, or rebuild it with: ragadapt fit"
 DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -71,7 +72,7 @@ class Hashes:
         self._stopped = False
         self._done: dict[str, threading.Event] = {}
         self._awaited: set[str] = set()
-        slow = 0
+        slow = quick = 0
         self._open: list[tuple[str, FileRecord, BinaryIO]] = []
         small = []
         try:
@@ -83,11 +84,10 @@ class Hashes:
                     self._open.append((name, record, stream))
                     self._done[name] = threading.Event()
                     slow += 0 if record.xxh3 else record.size
-                    if slow <= _SLOW_BYTES:
+                    quick += record.size
+                    if slow <= _SLOW_BYTES and quick <= _QUICK_BYTES:
                         self._awaited.add(name)
-            self._thread = threading.Thread(target=self._compare_all, name="ragadapt-hashes", daemon=True)
-            if self._open:
-                self._thread.start()
+            self._start()
             for name, record, stream in small:
                 with stream:
                     _compare(path / name, record, stream, lambda: False, remedy)
@@ -100,8 +100,8 @@ class Hashes:
     def wait(self, names: Iterable[str] | None = None) -> None:
         """Return once these files (None = all) are known to be whole. Raises StoreCorrupt for any that differs.
 
-        In a folder of an earlier version, None leaves out large files, which sha256 would keep a first answer waiting
-        for: their damage is found a moment later.
+        None leaves out what would keep a first answer waiting: the largest files, in a folder of an earlier version
+        (sha256) sooner. Their damage is found later, and raised from then on.
         """
         if os.getpid() != self._process:
             self._go_on_in_child()
@@ -111,11 +111,21 @@ class Hashes:
         if self._damage is not None:
             raise StoreCorrupt(self._damage)
 
+    @property
+    def over(self) -> bool:
+        """Whether all have been compared: `wait` will say nothing new."""
+        return os.getpid() == self._process and all(event.is_set() for event in self._done.values())
+
     def close(self) -> None:
         """Stop hashing; what has not been compared counts as whole, since nobody reads it any more."""
         self._stopped = True
         if not self._thread_runs():
             self._finish()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._compare_all, name="ragadapt-hashes", daemon=True)
+        if self._open:
+            self._thread.start()
 
     def _thread_runs(self) -> bool:
         thread = getattr(self, "_thread", None)
@@ -145,13 +155,17 @@ class Hashes:
             event.set()
 
     def _go_on_in_child(self) -> None:
-        """After a fork the thread is gone: compare here what it had not reached. The files stay open across a fork."""
+        """After a fork the thread is gone: compare here what it had not reached, in a thread what is not waited for.
+        The files stay open across a fork."""
         self._process = os.getpid()
-        left = [(name, record, stream) for name, record, stream in self._open if not self._done[name].is_set()]
-        self._done = {}
+        left = [one for one in self._open if not self._done[one[0]].is_set() and not one[2].closed]
+        self._open = [one for one in left if one[0] not in self._awaited]
+        self._done = {name: threading.Event() for name, _, _ in self._open}
         for name, record, stream in left:
-            if not stream.closed:
-                self._compare_one(name, record, stream)
+            if name in self._awaited:
+                with stream:
+                    self._compare_one(name, record, stream)
+        self._start()
 
 
 def _open_file(file: Path, expected: FileRecord, remedy: str) -> BinaryIO:

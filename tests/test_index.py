@@ -29,6 +29,7 @@ ENGINES: dict[str, dict[str, Any]] = {
     "faiss": {"kind": "faiss"},
     "faiss-hnsw": {"kind": "faiss", "structure": "hnsw"},
     "faiss-ivf": {"kind": "faiss", "structure": "ivf"},
+    "faiss-disk": {"kind": "faiss", "structure": "disk"},
     "qdrant-memory": {"kind": "qdrant", "url": ":memory:"},
     "qdrant-edge": {"kind": "qdrant-edge"},
 }
@@ -37,6 +38,7 @@ ON_DISK = {
     "faiss": {"kind": "faiss"},
     "faiss-hnsw": {"kind": "faiss", "structure": "hnsw"},
     "faiss-ivf": {"kind": "faiss", "structure": "ivf"},
+    "faiss-disk": {"kind": "faiss", "structure": "disk"},
     "qdrant-path": {"kind": "qdrant"},
     "qdrant-edge": {"kind": "qdrant-edge"},
 }
@@ -262,7 +264,7 @@ def test_a_saved_index_opens_with_the_same_answers(tmp_path: Path, engine: str) 
         assert index.ids({"even": True}).count("d2") == 0
 
 
-@pytest.mark.parametrize("engine", ["exact", "faiss", "faiss-hnsw", "faiss-ivf", "qdrant-edge"])
+@pytest.mark.parametrize("engine", ["exact", "faiss", "faiss-hnsw", "faiss-ivf", "faiss-disk", "qdrant-edge"])
 def test_an_index_can_be_saved_to_another_folder(tmp_path: Path, engine: str) -> None:
     vectors = random_vectors(10)
     with open_index(**ON_DISK[engine], dim=DIM) as index:
@@ -294,7 +296,7 @@ def test_another_encoder_or_width_is_refused_with_the_next_step(tmp_path: Path, 
     open_index(folder=tmp_path, dim=DIM, fingerprint="first").close()  # and the refusal left nothing locked
 
 
-@pytest.mark.parametrize("engine", ["exact", "faiss"])
+@pytest.mark.parametrize("engine", ["exact", "faiss", "faiss-disk"])
 def test_a_save_that_is_interrupted_leaves_the_old_index_whole(
     tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,7 +318,7 @@ def test_a_save_that_is_interrupted_leaves_the_old_index_whole(
     assert len(list(tmp_path.iterdir())) == (4 if engine == "exact" else 5)  # nothing of other saves stays
 
 
-@pytest.mark.parametrize("engine", ["exact", "faiss"])
+@pytest.mark.parametrize("engine", ["exact", "faiss", "faiss-disk"])
 @pytest.mark.parametrize("damage", ["truncate", "remove"])
 def test_damaged_files_are_index_corrupt(tmp_path: Path, engine: str, damage: str) -> None:
     with open_index(**ON_DISK[engine], folder=tmp_path, dim=DIM) as index:
@@ -434,7 +436,7 @@ def test_an_exact_index_over_a_mapped_file_copies_nothing_and_changes_nothing(tm
 # FAISS
 
 
-@pytest.mark.parametrize("structure", ["flat", "hnsw", "ivf"])
+@pytest.mark.parametrize("structure", ["flat", "hnsw", "ivf", "disk"])
 def test_restructuring_keeps_vectors_and_metadata(structure: str) -> None:
     vectors = random_vectors(500)
     ids = [str(i) for i in range(500)]
@@ -467,9 +469,7 @@ def test_a_graph_full_of_leftovers_is_built_anew() -> None:
 def test_the_structure_follows_the_size() -> None:
     from ragadapt.index.faiss import choose_structure
 
-    assert [choose_structure(n) for n in (0, 999_999, 1_000_000, 9_999_999, 10_000_000)] == [
-        "flat", "flat", "hnsw", "hnsw", "ivf",
-    ]  # fmt: skip
+    assert [choose_structure(n) for n in (0, 999_999, 1_000_000, 10_000_000)] == ["flat", "flat", "disk", "disk"]
 
 
 # Qdrant
@@ -620,7 +620,7 @@ def test_a_running_server_gives_the_same_answers() -> None:
         index.close()
 
 
-@pytest.mark.parametrize("structure", ["flat", "hnsw", "ivf"])
+@pytest.mark.parametrize("structure", ["flat", "hnsw", "ivf", "disk"])
 @pytest.mark.parametrize("few", [1, 10, 60])
 def test_a_filter_that_passes_few_gives_them_all_whatever_the_structure(structure: str, few: int) -> None:
     """10 of 4,000, scattered: lists and graphs alone lead to one or two of them."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -386,13 +386,19 @@ def read_description(folder: Path) -> dict[str, Any] | None:
     return description
 
 
-def write_description(folder: Path, description: Mapping[str, Any]) -> None:
-    """Replace index.json in one move: it names the files that belong together, those of a generation by their hash."""
+def write_description(
+    folder: Path, description: Mapping[str, Any], kept: Mapping[str, FileRecord] | None = None
+) -> None:
+    """Replace index.json in one move: it names the files that belong together, those of a generation by their hash.
+
+    kept: files beside those of the generation, which are not read again.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / (INDEX_FILE + ".partial")
     values = {"format": FORMAT, **description}
     if "generation" in description:
         records = {file.name: record_file(file) for file in sorted(folder.glob(f"*-{description['generation']}.*"))}
+        records |= kept or {}
         values["files"] = {name: one.to_json() for name, one in records.items()}
     values["checksum"] = json_digest(values, INDEX_FILE)
     partial.write_text(json.dumps(values, indent=2), encoding="utf-8")
@@ -412,11 +418,14 @@ def new_generation(folder: Path, description: Mapping[str, Any] | None) -> str:
     return str(int((description or {}).get("generation", 0)) + 1)
 
 
-def remove_other_generations(folder: Path, generation: str, patterns: Sequence[str]) -> None:
-    """Delete the files of earlier saves. One still mapped on Windows stays until the next save."""
+def remove_other_generations(
+    folder: Path, generation: str, patterns: Sequence[str], kept: Container[str] = frozenset()
+) -> None:
+    """Delete the files of earlier saves, but those that are kept. One still mapped on Windows stays until the next
+    save."""
     for pattern in patterns:
         for path in folder.glob(pattern.format("*")):
-            if path.name != pattern.format(generation):
+            if path.name != pattern.format(generation) and path.name not in kept:
                 try:
                     path.unlink()
                 except OSError as error:

@@ -1,19 +1,20 @@
-"""FAISS: flat (exact), HNSW or IVF, in memory and saved as a native index file.
+"""FAISS: flat (exact), HNSW or IVF in memory and saved as a native index file, or lists that are mapped from disk.
 
-| structure | up to       | search      | change of a vector                          | memory per vector |
-|-----------|-------------|-------------|---------------------------------------------|-------------------|
-| flat      | 1,000,000   | exact       | in place                                    | 4·dim bytes       |
-| hnsw      | 10,000,000  | approximate | old one left as a tombstone, new one added  | 4·dim + 280 bytes |
-| ivf       | memory's end| approximate | removed, then added                         | 4·dim + 16 bytes  |
+| structure | for         | search                        | change of a vector              | memory per vector |
+|-----------|-------------|-------------------------------|---------------------------------|-------------------|
+| flat      | < 1,000,000 | exact                         | in place                        | 4·dim bytes       |
+| disk      | ≥ 1,000,000 | approximate, scores are exact | tombstone left, new one beside  | 8 bytes           |
+| hnsw      | if named    | approximate                   | tombstone left, new one added   | 4·dim + 280 bytes |
+| ivf       | if named    | approximate                   | removed, then added             | 4·dim + 16 bytes  |
 
-Flat scans everything, so its time grows with the size; a graph of many millions takes hours to build.
-`choose_structure` applies the limits. Fill a flat index and call `restructure` once: IVF places its lists by the
-vectors that it sees first. A build does so.
+Flat scans everything, so its time grows with the size; a graph of many millions takes hours to build, and has to fit
+into memory. `choose_structure` applies the limit. On disk lie 5·dim + 8 bytes per vector (see disk_lists).
+Fill a flat index and call `restructure` once: lists are placed by the vectors that are there first. A build does so,
+one for `disk` fills a file instead.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import math
@@ -27,7 +28,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ragadapt.config import IndexConfig
-from ragadapt.errors import IndexCorrupt, InvalidInput, MissingExtra
+from ragadapt.errors import IndexCorrupt, InvalidInput
+from ragadapt.files import FileRecord
 from ragadapt.index.contract import (
     REBUILD,
     Floats,
@@ -45,6 +47,7 @@ from ragadapt.index.contract import (
     remove_other_generations,
     write_description,
 )
+from ragadapt.index.disk_lists import BASE_FILES, DiskLists, faiss
 from ragadapt.index.filters import Filter
 from ragadapt.index.matrix import search_matrix
 from ragadapt.index.rows import Kept, Rows
@@ -54,27 +57,24 @@ from ragadapt.values import Progress, no_progress
 
 log = logging.getLogger(__name__)
 
-FaissStructure = Literal["flat", "hnsw", "ivf"]
+FaissStructure = Literal["flat", "disk", "hnsw", "ivf"]
 FLAT_LIMIT = 1_000_000
-HNSW_LIMIT = 10_000_000
 # PEFA's authors search with these; efSearch grows with k.
 HNSW_M, HNSW_EF_CONSTRUCTION, HNSW_EF_SEARCH = 32, 500, 300
-TOMBSTONES = 0.2  # share of left-over graph nodes at which the graph is built anew
+TOMBSTONES = 0.2  # share of left-overs at which a graph or lists on disk are built anew
+BESIDE = 0.05  # share of vectors beside lists on disk, which every search scores, at which they come into lists
 IVF_TRAINING_PER_LIST = 64  # faiss warns below 39
 IVF_PROBE_SHARE = 1 / 16  # of the lists, searched per query
 SCANNED = 16_384  # rows that are scored at once where a filter passes few
-_MOVED = {"flat": 65_536, "hnsw": 4_096, "ivf": 65_536}  # vectors between two reports; a graph takes its time
+SCANNED_SHARE = 1 / 64  # on disk: of all rows; four bytes a number are read, of a sixteenth of the rows one
+_MOVED = {"flat": 65_536, "disk": 16_384, "hnsw": 4_096, "ivf": 65_536}  # vectors between two reports
 _FILES = ("vectors-{}.faiss", "ids-{}.json", "labels-{}.npy", "payloads-{}.jsonl")
-
-try:
-    faiss: Any = importlib.import_module("faiss")  # its own type stubs lack half of what is used here
-except ImportError as error:
-    raise MissingExtra("The FAISS index", "faiss") from error
+_BESIDE = "vectors-{}.npy"  # of what lies beside lists on disk, instead of the first
 
 
 def choose_structure(count: int) -> FaissStructure:
-    """The structure for this many vectors, by the limits of the module's docstring."""
-    return "flat" if count < FLAT_LIMIT else "hnsw" if count < HNSW_LIMIT else "ivf"
+    """The structure for this many vectors, by the limit of the module's docstring."""
+    return "flat" if count < FLAT_LIMIT else "disk"
 
 
 class FaissIndex(Kept):
@@ -94,7 +94,9 @@ class FaissIndex(Kept):
         *,
         structure: FaissStructure = "flat",
         device: str = "auto",
+        scratch: Path | None = None,
     ) -> None:
+        """scratch: where a build on disk has its files meanwhile; None = in the folder."""
         if structure not in get_args(FaissStructure):
             raise InvalidInput(f"structure is {structure!r}; use one of: {', '.join(get_args(FaissStructure))}.")
         self.dim = dim
@@ -105,49 +107,72 @@ class FaissIndex(Kept):
         self._rows = Rows()
         self._labels: NDArray[np.int64] = np.empty(0, np.int64)  # (n,) ascending, of the rows
         self._next = 0
-        self._engine: Any = _new_engine(structure, dim, 0)
+        self._scratch = scratch
+        self._engine: Any = self._new_engine(structure, 0)
         self._on_gpu: Any = None
+        self._live: Any = None  # selector of all rows, where there are tombstones
         self._lock = SharedLock()
         self._gpu = threading.Lock()
 
     @classmethod
+    def building(cls, config: IndexConfig, scratch: Path, shape: tuple[int, int]) -> dict[str, Any]:
+        structure = choose_structure(shape[0]) if config.structure == "auto" else config.structure
+        return {"structure": "disk", "scratch": scratch} if structure == "disk" else {}
+
+    @classmethod
     def open(
-        cls, folder: Path, *, structure: FaissStructure | None = None, device: str = "auto", check: bool = True
+        cls,
+        folder: Path,
+        *,
+        structure: FaissStructure | None = None,
+        device: str = "auto",
+        check: bool = True,
+        scratch: Path | None = None,
     ) -> Self:
         """Read what `save` wrote. Raises IndexCorrupt. structure: convert to another one if it differs.
 
-        check: compare the files with their hashes first, since FAISS takes the sizes in a damaged one at their word.
+        check: compare the files with their hashes; first, where FAISS reads one, since it takes the sizes in a damaged
+        one at their word.
         """
         description = read_description(folder)
         try:
             if description is None:
                 raise FileNotFoundError("index.json is missing")
             stored = description["structure"]
-            index = cls(int(description["dim"]), description["fingerprint"], folder, structure=stored, device=device)
-            native, ids, labels, payloads = (folder / name.format(description["generation"]) for name in _FILES)
+            options: Any = {"structure": stored, "device": device, "scratch": scratch}
+            index = cls(int(description["dim"]), description["fingerprint"], folder, **options)
+            native, ids, labels, payloads = (folder / name.format(description["generation"]) for name in _files(stored))
             if not payloads.is_file():
                 raise FileNotFoundError(f"{payloads.name} is missing")
-            if check and (hashes := file_hashes(folder, description)) is not None:
-                hashes.wait()
-            engine = faiss.read_index(str(native))
-            index._rows = Rows(json.loads(ids.read_text(encoding="utf-8")), payloads)
+            hashes = file_hashes(folder, description) if check else None
+            if stored == "disk":
+                engine: Any = DiskLists.open(folder, native, description)
+            else:
+                if hashes is not None:
+                    hashes.wait()
+                engine = faiss.read_index(str(native))
+            index._rows = Rows(json.loads(ids.read_text(encoding="utf-8")), payloads, hashes)
             index._labels = np.load(labels, allow_pickle=False)
             index._next = int(description["next_label"])
             count = engine.ntotal - int(description["tombstones"])
             if engine.d != index.dim or not len(index._rows) == len(index._labels) == count:
                 raise ValueError(f"{len(index._rows)} ids for {count} vectors of width {engine.d}")
+            if len(index._labels) and (index._labels[0] < 0 or (np.diff(index._labels) <= 0).any()):
+                raise ValueError(f"{labels.name} is out of order")
+            if len(index._labels) and index._labels[-1] >= index._next:
+                raise ValueError(f"{labels.name} holds labels beyond {index._next}")
             index._engine = _with_direct_map(engine) if stored == "ivf" else engine
             index._noted(folder)
         except Exception as error:  # FAISS, numpy and JSON have many of their own for damage
             reason = str(error).strip(" .\n").splitlines()[-1] if str(error).strip() else type(error).__name__
             raise IndexCorrupt(f"The FAISS index in {folder} cannot be read ({reason}). {REBUILD}") from error
-        if structure is not None:
+        if structure not in (None, index.structure):
             index.restructure(structure)
         return index
 
     @property
     def tombstones(self) -> int:
-        """Vectors of removed or replaced ids that the graph still holds."""
+        """Vectors of removed or replaced ids that a graph or a file still holds."""
         return int(self._engine.ntotal) - len(self._rows)
 
     def upsert(self, ids: Sequence[str], vectors: ArrayLike, payloads: Sequence[Payload] | None = None) -> None:
@@ -206,11 +231,15 @@ class FaissIndex(Kept):
             if passing is not None:
                 selector = self._selector(passing, allowed)
             elif self.tombstones:
-                selector = self._selector()
+                selector = self._live = self._live or self._selector()
             share = 1.0 if passing is None else len(passing) / len(self._rows)
-            parameters = self._parameters(found, selector, share)
-            with nullcontext() if engine is self._engine else self._gpu:  # FAISS: one thread at a time on a GPU
-                scores, labels = engine.search(queries, found, params=parameters)
+            if isinstance(engine, DiskLists):
+                among = self._labels if passing is None else self._labels[passing]
+                scores, labels = engine.search(queries, found, selector, among, share)
+            else:
+                parameters = self._parameters(found, selector, share)
+                with nullcontext() if engine is self._engine else self._gpu:  # FAISS: one thread at a time on a GPU
+                    scores, labels = engine.search(queries, found, params=parameters)
             results, short = list[Ranking](), list[int]()
             for number, (row_scores, row_labels) in enumerate(zip(scores, labels)):
                 hit = row_labels >= 0
@@ -232,7 +261,7 @@ class FaissIndex(Kept):
         total = len(self._rows)
         if self.structure == "hnsw":
             return passing * passing <= HNSW_EF_SEARCH * HNSW_M * total
-        return passing <= max(SCANNED, total * IVF_PROBE_SHARE)
+        return passing <= max(SCANNED, total * (SCANNED_SHARE if self.structure == "disk" else IVF_PROBE_SHARE))
 
     def _scan(self, queries: Floats, k: int, rows: NDArray[np.int64]) -> list[Ranking]:
         """Exact search over some rows, a block of them at a time."""
@@ -262,11 +291,16 @@ class FaissIndex(Kept):
         with self._lock:
             if structure == "auto":
                 structure = choose_structure(len(self))
-            if structure == self.structure and not self.tombstones:
-                return
             if structure not in get_args(FaissStructure):
                 raise InvalidInput(f"structure is {structure!r}; use one of: {', '.join(get_args(FaissStructure))}.")
-            engine = _new_engine(structure, self.dim, len(self))
+            if structure == self.structure and not self.tombstones:
+                if not isinstance(self._engine, DiskLists) or not len(self._engine.added):
+                    return
+                if self._engine.base is None:  # what a build brought: it stays where it is
+                    self._engine.build(progress)
+                    self._changed = True
+                    return
+            engine = self._new_engine(structure, len(self))
             if structure == "ivf" and len(self):
                 lists = engine.nlist
                 sample = np.random.default_rng(0).permutation(len(self))[: lists * IVF_TRAINING_PER_LIST]
@@ -278,8 +312,11 @@ class FaissIndex(Kept):
                     end = min(start + block, len(self))
                     engine.add_with_ids(self._read(range(start, end)), labels[start:end])
                     progress(f"build {structure}", end, len(self))
+            if isinstance(engine, DiskLists):
+                engine.build(progress)
             self._engine, self._labels, self._next = engine, labels, len(labels)
-            self.structure, self._on_gpu, self._changed = structure, None, True
+            self.structure, self._changed = structure, True
+            self._on_gpu = self._live = None
 
     def finish(self, config: IndexConfig, progress: Progress = no_progress) -> None:
         self.restructure(config.structure, progress=progress)
@@ -294,8 +331,13 @@ class FaissIndex(Kept):
                 self.follow(changing=True)
             target.mkdir(parents=True, exist_ok=True)
             generation = new_generation(target, read_description(target))
-            native, ids, labels, payloads = (target / name.format(generation) for name in _FILES)
-            faiss.write_index(self._engine, str(native))
+            native, ids, labels, payloads = (target / name.format(generation) for name in _files(self.structure))
+            base, kept = None, dict[str, FileRecord]()
+            if isinstance(self._engine, DiskLists):
+                kept = self._engine.save(target, native)
+                base = self._engine.base and self._engine.base.token
+            else:
+                faiss.write_index(self._engine, str(native))
             np.save(labels, self._labels, allow_pickle=False)
             self._rows.save(ids, payloads)
             write_description(
@@ -303,52 +345,60 @@ class FaissIndex(Kept):
                 {
                     "kind": self.kind, "dim": self.dim, "fingerprint": self.fingerprint, "structure": self.structure,
                     "next_label": self._next, "tombstones": self.tombstones, "generation": generation,
+                    **({"base": base} if self.structure == "disk" else {}),
                 },
+                kept,
             )  # fmt: skip
             self._noted(target)
-            remove_other_generations(target, generation, _FILES)
+            remove_other_generations(target, generation, _FILES, kept)
+            remove_other_generations(target, generation, BASE_FILES, kept)
 
     def close(self) -> None:
         with self._lock:
-            self._rows, self._labels, self._on_gpu = Rows(), np.empty(0, np.int64), None
-            self._engine = _new_engine("flat", self.dim, 0)
+            self._rows, self._labels = Rows(), np.empty(0, np.int64)
+            self._on_gpu = self._live = None
+            self._engine = self._new_engine("flat", 0)
 
     def _take(self, folder: Path) -> None:
         fresh = type(self).open(folder, device=self._device)
         check_dim(fresh.dim, self.dim, f"in {folder}")
         check_fingerprint(fresh.fingerprint, self.fingerprint, f"in {folder}")
         self._rows, self._labels, self._next = fresh._rows, fresh._labels, fresh._next
-        self._engine, self.structure, self._on_gpu = fresh._engine, fresh.structure, None
+        self._engine, self.structure = fresh._engine, fresh.structure
+        self._on_gpu = self._live = None
 
     def _add(self, ids: list[str], vectors: Floats, payloads: list[dict[str, Any]]) -> None:
         labels = np.arange(self._next, self._next + len(ids), dtype=np.int64)
         if not ids:
             return
         if not self._engine.is_trained:  # IVF: the first vectors decide the lists
-            self._engine = _new_engine(self.structure, self.dim, len(ids))
+            self._engine = self._new_engine(self.structure, len(ids))
             self._engine.train(vectors)
         self._engine.add_with_ids(vectors, labels)
         self._next += len(ids)
         self._labels = np.concatenate([self._labels, labels])
         self._rows.add(ids, payloads)
-        self._on_gpu = None
+        self._on_gpu = self._live = None
 
     def _remove(self, rows: Sequence[int]) -> None:
         keep = np.ones(len(self._rows), np.bool_)
         keep[list(rows)] = False
-        if self.structure != "hnsw":  # the graph cannot forget: searches skip what has no row
+        if self.structure in ("flat", "ivf"):  # others cannot forget: searches skip what has no row
             gone = np.ascontiguousarray(self._labels[~keep])
             # Either structure takes just one of the two.
             selector = faiss.IDSelectorArray if self.structure == "ivf" else faiss.IDSelectorBatch
             self._engine.remove_ids(selector(gone))
         self._labels = self._labels[keep]
         self._rows.keep(keep)
-        self._on_gpu = None
+        self._on_gpu = self._live = None
 
     def _tidy(self) -> None:
-        if self.tombstones > max(1000, TOMBSTONES * self._engine.ntotal):
-            log.info("building the graph anew: %d of %d nodes are left-overs", self.tombstones, self._engine.ntotal)
-            self.restructure("hnsw")
+        total, beside = int(self._engine.ntotal), 0
+        if isinstance(self._engine, DiskLists) and self._engine.base is not None:
+            beside = len(self._engine.added)
+        if self.tombstones > max(1000, TOMBSTONES * total) or beside > max(1000, BESIDE * total):
+            log.info("building anew: of %d vectors %d are left-overs, %d not listed", total, self.tombstones, beside)
+            self.restructure(self.structure)
 
     def _flat(self) -> Floats:
         """The flat structure's own memory as a matrix (n, dim); row = row."""
@@ -389,6 +439,21 @@ class FaissIndex(Kept):
             return faiss.SearchParametersIVF(sel=selector, nprobe=min(probes, self._engine.nlist))
         return None
 
+    def _new_engine(self, structure: str, count: int) -> Any:
+        """An empty one for so many vectors."""
+        if structure == "disk":
+            here = (self._scratch, self._folder, self._folder and self._folder.parent)
+            return DiskLists(self.dim, next((folder for folder in here if folder and folder.is_dir()), None))
+        if structure == "flat":
+            return faiss.IndexIDMap2(faiss.IndexFlatIP(self.dim))
+        if structure == "hnsw":
+            graph = faiss.IndexHNSWFlat(self.dim, HNSW_M, faiss.METRIC_INNER_PRODUCT)
+            graph.hnsw.efConstruction = HNSW_EF_CONSTRUCTION
+            return faiss.IndexIDMap2(graph)
+        lists = max(1, min(int(4 * math.sqrt(count)), count // IVF_TRAINING_PER_LIST))
+        engine = faiss.IndexIVFFlat(faiss.IndexFlatIP(self.dim), self.dim, lists, faiss.METRIC_INNER_PRODUCT)
+        return _with_direct_map(engine)
+
     def _searcher(self) -> Any:
         """The engine, or its copy on the GPU: flat only, unfiltered, made when first needed."""
         if self.structure != "flat" or self._device == "cpu" or not hasattr(faiss, "StandardGpuResources"):
@@ -403,16 +468,9 @@ class FaissIndex(Kept):
             return self._on_gpu or self._engine
 
 
-def _new_engine(structure: str, dim: int, count: int) -> Any:
-    if structure == "flat":
-        return faiss.IndexIDMap2(faiss.IndexFlatIP(dim))
-    if structure == "hnsw":
-        graph = faiss.IndexHNSWFlat(dim, HNSW_M, faiss.METRIC_INNER_PRODUCT)
-        graph.hnsw.efConstruction = HNSW_EF_CONSTRUCTION
-        return faiss.IndexIDMap2(graph)
-    lists = max(1, min(int(4 * math.sqrt(count)), count // IVF_TRAINING_PER_LIST))
-    engine = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
-    return _with_direct_map(engine)
+def _files(structure: str) -> tuple[str, ...]:
+    """Of a generation: vectors, ids, labels, payloads."""
+    return (_BESIDE, *_FILES[1:]) if structure == "disk" else _FILES
 
 
 def _with_direct_map(engine: Any) -> Any:

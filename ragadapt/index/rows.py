@@ -57,12 +57,14 @@ class Rows:
         """By row. Raises IndexCorrupt where a file of the index differs from its hash."""
         if self._hashes is not None:
             try:
+                over = self._hashes.over  # asked before: damage that is found meanwhile is not missed
                 self._hashes.wait()
             except StoreCorrupt as error:
                 raise IndexCorrupt(
                     f"{reason_of(error)}. Put back a copy of the folder, or fill the index again."
                 ) from error
-            self._hashes = None
+            if over:
+                self._hashes = None
         return self._ids
 
     @property

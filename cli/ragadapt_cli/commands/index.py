@@ -21,8 +21,8 @@ from ragadapt_cli.terminal import Terminal
 )
 @click.option(
     "--structure",
-    type=click.Choice(["auto", "flat", "hnsw", "ivf"]),
-    help="Of --kind faiss: flat is exact; auto takes a graph from a million passages on, which a refresh builds anew.",
+    type=click.Choice(["auto", "flat", "disk", "hnsw", "ivf"]),
+    help="Of --kind faiss: flat is exact; auto takes disk from a million passages on, to be larger than memory.",
 )
 @click.option("--url", help="Qdrant server, for --kind qdrant.  [default: a folder inside the retriever]")
 @click.option("--collection", help="Name of the Qdrant collection.")

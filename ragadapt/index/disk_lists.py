@@ -1,0 +1,347 @@
+"""FAISS's inverted lists of 8-bit codes, mapped from disk, beside the vectors that they stand for.
+
+Lists only find candidates; their scores, and so the order, come from the vectors in a mapped matrix. What was added
+since the lists were built lies beside them and is searched exactly. Of a base (lists and vectors, never changed after
+they were built) a folder has three files, their token its own:
+
+- vectors-TOKEN.npy: the vectors (n, dim), a vector's label is its row.
+- lists-TOKEN.npz: centroids (lists, dim), trained (2·dim) ranges of the codes, sizes (lists,).
+- lists-TOKEN.bin: for each list its codes and its labels (int64), each with room for a multiple of eight of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import logging
+import math
+import re
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ragadapt.errors import MissingExtra
+from ragadapt.files import FileRecord, record_file
+from ragadapt.index.contract import Floats
+from ragadapt.index.matrix import BLOCK_BYTES
+from ragadapt.out_of_core import LooseFile, VectorFile, mapped, mapped_vectors
+from ragadapt.values import Progress, no_progress
+
+log = logging.getLogger(__name__)
+
+try:
+    faiss: Any = importlib.import_module("faiss")  # its own type stubs lack half of what is used here
+except ImportError as error:
+    raise MissingExtra("The FAISS index", "faiss") from error
+
+LISTED = 20_000  # vectors from which on lists are worth it; fewer are searched exactly
+TRAINED_PER_LIST = 64
+PROBE_SHARE = 1 / 16  # of the lists, searched per query
+PROBES = 8  # at least
+MORE = 64  # candidates beyond k, or half as many as k: a code's score may be below that of one that is no better
+BASE_FILES = ("vectors-{}.npy", "lists-{}.npz", "lists-{}.bin")
+_TOKEN = re.compile("b[0-9a-f]{16}")
+_ENCODED = 16_384  # vectors that are assigned and encoded at once
+_SCATTERED_BYTES = 100_000_000  # of codes that are brought into the order of lists at once
+
+
+class Base:
+    """Lists over vectors, never changed: labels are 0 … count - 1."""
+
+    def __init__(self, token: str, files: tuple[LooseFile, ...]) -> None:
+        """files: as in BASE_FILES. Raises ValueError where they do not fit each other."""
+        self.token = token
+        self.records: dict[str, FileRecord] = {}
+        self._files = files
+        vectors, small, lists = files
+        self.matrix = mapped_vectors(vectors)
+        small.stream.seek(0)
+        with np.load(io.BytesIO(small.stream.read()), allow_pickle=False) as arrays:
+            centroids, trained, sizes = arrays["centroids"], arrays["trained"], arrays["sizes"]
+        count, dim = self.matrix.shape
+        if (
+            centroids.shape != (len(sizes), dim)
+            or trained.shape != (2 * dim,)
+            or sizes.dtype != np.int64
+            or len(sizes) == 0
+            or sizes.min() < 0
+            or sizes.sum() != count
+        ):
+            raise ValueError(f"lists of {sizes.shape} and {centroids.shape} for vectors of {self.matrix.shape}")
+        room, offsets, total = layout(sizes, dim)
+        if lists.size != total:
+            raise ValueError(f"{lists.size} bytes of lists, and {total} are expected")
+        self.engine = _untrained(dim, len(sizes))
+        self.engine.quantizer.add(np.ascontiguousarray(centroids, np.float32))
+        faiss.copy_array_to_vector(np.ascontiguousarray(trained, np.float32), self.engine.sq.trained)
+        self.engine.is_trained = True
+        _give_lists(self.engine, lists, sizes, room, offsets, total)
+        self.engine.ntotal = count
+
+    @classmethod
+    def open(cls, folder: Path, token: str, records: Mapping[str, Any]) -> Self:
+        """records: of index.json. Raises ValueError, OSError."""
+        if not _TOKEN.fullmatch(token):
+            raise ValueError(f"base {token!r:.60} is no token")
+        names = [name.format(token) for name in BASE_FILES]
+        base = cls(token, tuple(LooseFile.open(folder / name) for name in names))
+        base.records = {name: FileRecord.from_json(records[name]) for name in names if name in records}
+        return base
+
+    @classmethod
+    def build(cls, vectors: LooseFile, folder: Path | None, progress: Progress) -> Self:
+        """Over the vectors (n, dim) of a NumPy file, which are read three times from start to end: for a sample, to
+        find the list of each, to encode them."""
+        matrix = mapped_vectors(vectors)
+        count, dim = matrix.shape
+        lists = max(1, min(int(2 * math.sqrt(count)), count // TRAINED_PER_LIST))
+        engine = _untrained(dim, lists)
+        engine.train(matrix[_sample(count, lists * TRAINED_PER_LIST)])
+        quantizer = faiss.downcast_index(engine.quantizer)
+        of = np.empty(count, np.int32)  # the list of each vector
+        for start in range(0, count, _ENCODED):
+            part = matrix[start : start + _ENCODED]
+            of[start : start + len(part)] = quantizer.search(part, 1)[1][:, 0]
+            progress("assign to lists", start + len(part), count)
+        sizes = np.bincount(of, minlength=lists).astype(np.int64)
+        file = LooseFile(folder)
+        _write_lists(file, engine, matrix, of, sizes, progress)
+        small, content = LooseFile(folder), io.BytesIO()
+        centroids = faiss.rev_swig_ptr(quantizer.get_xb(), lists * dim).reshape(lists, dim)
+        np.savez(content, centroids=centroids, trained=faiss.vector_to_array(engine.sq.trained), sizes=sizes)
+        small.write(content.getvalue())
+        return cls("b" + secrets.token_hex(8), (vectors, small, file))
+
+    def save(self, folder: Path) -> dict[str, FileRecord]:
+        """Have the files in the folder; their hashes. Raises StoreError where the disk is full."""
+        for pattern, file in zip(BASE_FILES, self._files, strict=True):
+            name = pattern.format(self.token)
+            file.place(folder / name)
+            if name not in self.records:
+                self.records[name] = record_file(folder / name)
+        return self.records
+
+    def candidates(self, queries: Floats, k: int, selector: Any, share: float) -> NDArray[np.int64]:
+        """(Q, m) labels of the best by their codes, -1 where there are no more."""
+        wanted = min(k + max(MORE, k // 2), len(self.matrix))
+        lists = int(self.engine.nlist)
+        # Those that pass lie further away than those that don't: look further.
+        probes = max(PROBES, lists * PROBE_SHARE / math.sqrt(share), 2 * lists * wanted / (share * len(self.matrix)))
+        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=min(math.ceil(probes), lists))
+        found: NDArray[np.int64] = self.engine.search(queries, wanted, params=parameters)[1]
+        short = np.flatnonzero(found[:, min(k, wanted) - 1] < 0)
+        if len(short) and parameters.nprobe < lists:
+            parameters.nprobe = lists
+            found[short] = self.engine.search(np.ascontiguousarray(queries[short]), wanted, params=parameters)[1]
+        return found
+
+    def scores(self, query: Floats, labels: NDArray[np.int64]) -> Floats:
+        """(m,) of one query (dim,) and vectors by label; equal vectors have equal scores."""
+        found: Floats = np.einsum("md,d->m", self.matrix[labels], query)  # BLAS sums the last rows otherwise
+        return found
+
+
+class DiskLists:
+    """What FaissIndex asks of an index of FAISS, over a base and what was added since: labels go on in their order."""
+
+    is_trained = True
+
+    def __init__(self, dim: int, folder: Path | None = None) -> None:
+        """folder: on whose disk temporary files lie; None = where temporary files go."""
+        self.d = dim
+        self.base: Base | None = None
+        self.added = VectorFile(dim, folder)
+        self._folder = folder
+
+    @classmethod
+    def open(cls, folder: Path, added: Path, description: Mapping[str, Any]) -> Self:
+        """What `save` wrote, mapped. Raises ValueError, OSError."""
+        vectors = mapped_vectors(LooseFile.open(added))
+        lists = cls(vectors.shape[1], folder)
+        lists.added = VectorFile.of(vectors, folder)
+        if description["base"] is not None:
+            lists.base = Base.open(folder, str(description["base"]), description.get("files", {}))
+            if lists.base.matrix.shape[1] != lists.d:
+                raise ValueError(f"lists for vectors of {lists.base.matrix.shape}, beside them {vectors.shape}")
+        return lists
+
+    def save(self, folder: Path, added: Path) -> dict[str, FileRecord]:
+        """Have the base's files in the folder, and write the vectors that were added since to `added`; the hashes of
+        the former."""
+        with added.open("wb") as stream:
+            np.lib.format.write_array(stream, self.added.matrix(), version=(1, 0), allow_pickle=False)
+        return self.base.save(folder) if self.base is not None else {}
+
+    @property
+    def listed(self) -> int:
+        """How many vectors the lists hold."""
+        return len(self.base.matrix) if self.base is not None else 0
+
+    @property
+    def ntotal(self) -> int:
+        return self.listed + len(self.added)
+
+    def add_with_ids(self, vectors: Floats, labels: NDArray[np.int64]) -> None:
+        assert len(labels) == 0 or labels[0] == self.ntotal
+        self.added.add(vectors)
+
+    def reconstruct_batch(self, labels: NDArray[np.int64]) -> Floats:
+        """(n, dim) of labels (n,)."""
+        found = np.empty((len(labels), self.d), np.float32)
+        listed = labels < self.listed
+        if self.base is not None and listed.any():
+            found[listed] = self.base.matrix[labels[listed]]
+        if not listed.all():
+            found[~listed] = self.added.matrix()[labels[~listed] - self.listed]
+        return found
+
+    def build(self, progress: Progress = no_progress) -> None:
+        """Make lists of all that was added to an empty one, if that is worth it."""
+        assert self.base is None
+        if len(self.added) >= LISTED:
+            self.base = Base.build(self.added.to_file(), self._folder, progress)
+            self.added = VectorFile(self.d, self._folder)
+
+    def search(
+        self, queries: Floats, k: int, selector: Any, labels: NDArray[np.int64], share: float = 1.0
+    ) -> tuple[Floats, NDArray[np.int64]]:
+        """Exact scores (Q, k), best first, and labels (Q, k), -1 where there are no more.
+
+        labels: ascending, all that may be found; selector: the same for FAISS, None = all that there are. share: of
+        all that lie here.
+        """
+        first = int(np.searchsorted(labels, self.listed))  # the first that lies beside the lists
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        found = np.full((len(queries), k), -1, np.int64)
+        if self.base is not None and first:
+            for at, row in enumerate(self.base.candidates(queries, min(k, first), selector, share)):
+                known = np.sort(row[(row >= 0) & (row < self.listed)])  # in the order of the file
+                best = _best(self.base.scores(queries[at], known), known, k)
+                scores[at, : len(best[0])], found[at, : len(best[0])] = best
+        if first < len(labels):
+            self._search_added(queries, k, labels[first:] - self.listed, scores, found)
+        return scores, found
+
+    def _search_added(
+        self, queries: Floats, k: int, places: NDArray[np.int64], scores: Floats, found: NDArray[np.int64]
+    ) -> None:
+        """Put what is better among these rows of what was added into scores and found (Q, k)."""
+        matrix = self.added.matrix()
+        size = max(1, BLOCK_BYTES // (4 * max(self.d, len(queries))))
+        for start in range(0, len(places), size):
+            part = places[start : start + size]
+            solid = part[-1] - part[0] + 1 == len(part)
+            block = matrix[part[0] : part[-1] + 1] if solid else matrix[part]
+            for at, row in enumerate(queries @ block.T):  # (Q, d) x (B, d) -> (Q, B)
+                there = found[at] >= 0
+                both = np.concatenate([scores[at][there], row])
+                labels = np.concatenate([found[at][there], part + self.listed])
+                best = _best(both, labels, k)
+                scores[at, : len(best[0])], found[at, : len(best[0])] = best
+
+
+def layout(sizes: NDArray[np.int64], dim: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """(room, offset) of each list in the file, and the file's size: room for whole eights, so that the labels, which
+    follow the codes, lie at multiples of eight bytes."""
+    room = -(-sizes // 8) * 8
+    ends = np.cumsum(room * (dim + 8))
+    return room, ends - room * (dim + 8), int(ends[-1])
+
+
+def _best(scores: Floats, labels: NDArray[np.int64], k: int) -> tuple[Floats, NDArray[np.int64]]:
+    """The k largest, best first."""
+    if k < len(scores):
+        some = np.argpartition(-scores, k - 1)[:k]
+        scores, labels = scores[some], labels[some]
+    order = np.argsort(-scores, kind="stable")
+    return scores[order], labels[order]
+
+
+def _sample(count: int, wanted: int) -> NDArray[np.int64]:
+    """Rows to train with, ascending."""
+    if wanted >= count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).choice(count, wanted, replace=False))
+
+
+def _untrained(dim: int, lists: int) -> Any:
+    # Codes of the vectors themselves, not of what lies between them and a centroid: as good here, and quicker to make.
+    return faiss.IndexIVFScalarQuantizer(
+        faiss.IndexFlatIP(dim), dim, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT, False
+    )
+
+
+def _write_lists(
+    file: LooseFile,
+    engine: Any,
+    matrix: Floats,
+    of: NDArray[np.int32],
+    sizes: NDArray[np.int64],
+    progress: Progress,
+) -> None:
+    """Encode the vectors (n, dim), and put each code to its place in its list, some hundred megabytes at a time."""
+    count, dim = matrix.shape
+    room, offsets, total = layout(sizes, dim)
+    filled = offsets.copy()
+    size = max(_ENCODED, _SCATTERED_BYTES // dim)
+    for start in range(0, count, size):
+        lists = of[start : start + size]
+        codes = np.empty((len(lists), dim), np.uint8)
+        for first in range(0, len(lists), _ENCODED):
+            part = np.ascontiguousarray(matrix[start + first : start + min(first + _ENCODED, len(lists))])
+            codes[first : first + len(part)] = engine.sq.compute_codes(part)
+        codes = codes[np.argsort(lists, kind="stable")]
+        counts = np.bincount(lists, minlength=len(sizes))
+        ends = np.cumsum(counts)
+        for number in np.flatnonzero(counts).tolist():
+            run = codes[ends[number] - counts[number] : ends[number]]
+            file.write(run, int(filled[number]))
+            filled[number] += run.nbytes
+        progress("write lists", min(start + size, count), count)
+    labels = np.argsort(of, kind="stable").astype(np.int64, copy=False)
+    ends = np.cumsum(sizes)
+    for number in np.flatnonzero(sizes).tolist():
+        run = labels[ends[number] - sizes[number] : ends[number]]
+        file.write(run, int(offsets[number] + room[number] * dim))
+    file.end(total)
+
+
+def _give_lists(
+    engine: Any,
+    file: LooseFile,
+    sizes: NDArray[np.int64],
+    room: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    total: int,
+) -> None:
+    """Let FAISS map the lists; where it cannot (Windows), it holds them in memory."""
+    dim = int(engine.d)
+    if total and hasattr(faiss, "OnDiskInvertedLists"):
+        lists = faiss.OnDiskInvertedLists(len(sizes), dim, f"/dev/fd/{file.stream.fileno()}")
+        lists.lists.clear()
+        for size, capacity, offset in zip(sizes.tolist(), room.tolist(), offsets.tolist(), strict=True):
+            one = faiss.OnDiskOneList()
+            one.size, one.capacity, one.offset = size, capacity, offset
+            lists.lists.push_back(one)
+        lists.totsize, lists.read_only = total, True
+        lists.prefetch_nthread = 0  # else 32 threads begin with every search
+        try:
+            lists.do_mmap()
+        except RuntimeError as error:  # no /dev/fd
+            log.debug("FAISS does not map the lists: %s", error)
+        else:
+            engine.replace_invlists(lists, True)
+            lists.this.disown()
+            return
+    content = mapped(file, 0, np.uint8, (total,))
+    for number, (size, capacity, offset) in enumerate(
+        zip(sizes.tolist(), room.tolist(), offsets.tolist(), strict=True)
+    ):
+        start = offset + capacity * dim
+        codes, labels = content[offset : offset + size * dim].copy(), content[start : start + size * 8].copy()
+        if size:
+            engine.invlists.add_entries(number, size, faiss.swig_ptr(labels.view(np.int64)), faiss.swig_ptr(codes))
