@@ -29,6 +29,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 from beir import Collection, check_data, load
 from scale_cut import cuts
+from scale_disk import disk
 from scale_encode import encode
 from scale_fit import fits
 from scale_local import filters, memory, threads
@@ -196,7 +197,7 @@ def quantisation(bench: Bench) -> list[Row]:
 
 PARTS: dict[str, Callable[[Bench], list[Row]]] = {
     "hybrid": hybrid, "quantisation": quantisation, "fits": fits, "filters": filters, "threads": threads,
-    "memory": memory, "encode": encode, "cuts": cuts,
+    "memory": memory, "disk": disk, "encode": encode, "cuts": cuts,
 }  # fmt: skip
 """Part → what measures it. Each returns rows of equal keys."""
 

@@ -93,7 +93,7 @@ def fit_once(data: Path, folder: Path, documents: int, seed: int) -> Row:
         "encoder": {"model": str(tiny_model(folder.parent / "tiny"))}, "adapter": {"method": "none"},
         "index": {"kind": "faiss", "structure": "flat"}, "chunk": {"max_tokens": 64}, "seed": seed,
     }  # fmt: skip
-    with _measured() as found:
+    with measured() as found:
         result = fit([corpus], folder / "retriever", FitConfig.build(values))
     timings = {timing.stage: round(timing.seconds, 1) for timing in result.report.timings}
     print(f"{documents} documents, seconds by stage: {timings}", file=sys.stderr)
@@ -110,7 +110,7 @@ def refresh_once(data: Path, folder: Path, documents: int, seed: int) -> Row:
             if number % _CHANGED == 0:
                 row["text"] = texts[number // _CHANGED % len(texts)]
             new.write(json.dumps(row, ensure_ascii=False) + "\n")
-    with _measured() as found:
+    with measured() as found:
         refreshed = refresh_documents(folder / "retriever", [changed])
     print(f"refreshed: {refreshed.chunks}", file=sys.stderr)
     with Retriever.open(folder / "retriever") as retriever:
@@ -118,7 +118,7 @@ def refresh_once(data: Path, folder: Path, documents: int, seed: int) -> Row:
 
 
 def rollback_once(data: Path, folder: Path, documents: int, seed: int) -> Row:
-    with _measured() as found:
+    with measured() as found:
         rollback(folder / "retriever")
     with Retriever.open(folder / "retriever") as retriever:
         return found | {"passages": len(retriever)}
@@ -130,7 +130,7 @@ def open_once(data: Path, folder: Path, documents: int, seed: int) -> Row:
     import torch  # noqa: F401
     import transformers  # noqa: F401
 
-    with _measured() as found:
+    with measured() as found:
         opened = Retriever.open(folder / "retriever")
         opened.search("how do i reset my password")
     return found | {"passages": len(opened)}
@@ -142,7 +142,7 @@ def search_many(data: Path, folder: Path, documents: int, seed: int) -> Row:
         for query in asked[:8]:
             retriever.search(query)
         taken = []
-        with _measured() as found:
+        with measured() as found:
             for query in asked[8:]:
                 started = time.perf_counter()
                 retriever.search(query)
@@ -154,7 +154,7 @@ def search_many(data: Path, folder: Path, documents: int, seed: int) -> Row:
 
 
 @contextmanager
-def _measured() -> Iterator[Row]:
+def measured() -> Iterator[Row]:
     """Seconds by the clock and of the processor, and the peaks of this process's own memory and of mapped files."""
     peaks, done = {"RssAnon": 0, "RssFile": 0}, threading.Event()
 

@@ -305,8 +305,7 @@ def _write_lists(
     labels = np.argsort(of, kind="stable").astype(np.int64, copy=False)
     ends = np.cumsum(sizes)
     for number in np.flatnonzero(sizes).tolist():
-        run = labels[ends[number] - sizes[number] : ends[number]]
-        file.write(run, int(offsets[number] + room[number] * dim))
+        file.write(labels[ends[number] - sizes[number] : ends[number]], int(offsets[number] + room[number] * dim))
     file.end(total)
 
 
