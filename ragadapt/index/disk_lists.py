@@ -34,7 +34,7 @@ from ragadapt.values import Progress, no_progress
 log = logging.getLogger(__name__)
 
 try:
-    faiss: Any = importlib.import_module("faiss")  # its own type stubs lack half of what is used here
+    faiss: Any = importlib.import_module("faiss")  # see the module faiss
 except ImportError as error:
     raise MissingExtra("The FAISS index", "faiss") from error
 
@@ -49,7 +49,7 @@ _ENCODED = 16_384  # vectors that are assigned and encoded at once
 _SCATTERED_BYTES = 100_000_000  # of codes that are brought into the order of lists at once
 
 
-class Base:
+class Lists:
     """Lists over vectors, never changed: labels are 0 … count - 1."""
 
     def __init__(self, token: str, files: tuple[LooseFile, ...]) -> None:
@@ -153,7 +153,7 @@ class DiskLists:
     def __init__(self, dim: int, folder: Path | None = None) -> None:
         """folder: on whose disk temporary files lie; None = where temporary files go."""
         self.d = dim
-        self.base: Base | None = None
+        self.base: Lists | None = None
         self.added = VectorFile(dim, folder)
         self._folder = folder
 
@@ -164,7 +164,7 @@ class DiskLists:
         lists = cls(vectors.shape[1], folder)
         lists.added = VectorFile.of(vectors, folder)
         if description["base"] is not None:
-            lists.base = Base.open(folder, str(description["base"]), description.get("files", {}))
+            lists.base = Lists.open(folder, str(description["base"]), description.get("files", {}))
             if lists.base.matrix.shape[1] != lists.d:
                 raise ValueError(f"lists for vectors of {lists.base.matrix.shape}, beside them {vectors.shape}")
         return lists
@@ -203,7 +203,7 @@ class DiskLists:
         """Make lists of all that was added to an empty one, if that is worth it."""
         assert self.base is None
         if len(self.added) >= LISTED:
-            self.base = Base.build(self.added.to_file(), self._folder, progress)
+            self.base = Lists.build(self.added.to_file(), self._folder, progress)
             self.added = VectorFile(self.d, self._folder)
 
     def search(

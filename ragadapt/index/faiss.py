@@ -15,6 +15,7 @@ one for `disk` fills a file instead.
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import math
@@ -28,7 +29,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ragadapt.config import IndexConfig
-from ragadapt.errors import IndexCorrupt, InvalidInput
+from ragadapt.errors import IndexCorrupt, InvalidInput, MissingExtra
 from ragadapt.files import FileRecord
 from ragadapt.index.contract import (
     REBUILD,
@@ -47,7 +48,7 @@ from ragadapt.index.contract import (
     remove_other_generations,
     write_description,
 )
-from ragadapt.index.disk_lists import BASE_FILES, DiskLists, faiss
+from ragadapt.index.disk_lists import BASE_FILES, DiskLists
 from ragadapt.index.filters import Filter
 from ragadapt.index.matrix import search_matrix
 from ragadapt.index.rows import Kept, Rows
@@ -56,6 +57,11 @@ from ragadapt.threads import SharedLock
 from ragadapt.values import Progress, no_progress
 
 log = logging.getLogger(__name__)
+
+try:
+    faiss: Any = importlib.import_module("faiss")  # its own type stubs lack half of what is used here
+except ImportError as error:
+    raise MissingExtra("The FAISS index", "faiss") from error
 
 FaissStructure = Literal["flat", "disk", "hnsw", "ivf"]
 FLAT_LIMIT = 1_000_000
