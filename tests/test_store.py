@@ -997,3 +997,35 @@ def test_files_are_compared_by_the_quick_hash_or_by_that_of_earlier_versions(tmp
     file.write_bytes(bytes(2_999_999) + b"1")
     with pytest.raises(StoreCorrupt, match=f"large has {'xxh3' if quick else 'sha256'} "):
         Hashes(tmp_path, known).wait()
+
+
+@pytest.mark.parametrize("forked", [False, True])
+def test_a_first_answer_does_not_wait_for_the_largest_files_whose_damage_is_found_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked: bool
+) -> None:
+    records = {}
+    for name, size in (("largest", 5_000_000), ("large", 2_000_000)):
+        (tmp_path / name).write_bytes(bytes(size))
+        records[name] = record_file(tmp_path / name)
+    (tmp_path / "largest").write_bytes(bytes(4_999_999) + b"1")
+    monkeypatch.setattr("ragadapt.files._QUICK_BYTES", 4_000_000)
+    compare, go_on = Hashes._compare_one, threading.Event()
+
+    def slow(self: Hashes, name: str, *rest: Any) -> None:
+        if name == "largest":
+            go_on.wait(10)
+        compare(self, name, *rest)
+
+    monkeypatch.setattr(Hashes, "_compare_one", slow)
+    with monkeypatch.context() as patched:
+        if forked:  # as a child finds it: its thread is gone
+            patched.setattr(Hashes, "_start", lambda self: None)
+        hashes = Hashes(tmp_path, records)
+    hashes._process = -1 if forked else hashes._process
+    hashes.wait()
+    assert not hashes.over
+    go_on.set()
+    hashes._thread.join()
+    assert hashes.over
+    with pytest.raises(StoreCorrupt, match="largest has xxh3"):
+        hashes.wait()

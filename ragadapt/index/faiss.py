@@ -112,6 +112,7 @@ class FaissIndex(Kept):
         self._folder = folder
         self._rows = Rows()
         self._labels: NDArray[np.int64] = np.empty(0, np.int64)  # (n,) ascending, of the rows
+        self._room = self._labels
         self._next = 0
         self._scratch = scratch
         self._engine: Any = self._new_engine(structure, 0)
@@ -382,9 +383,19 @@ class FaissIndex(Kept):
             self._engine.train(vectors)
         self._engine.add_with_ids(vectors, labels)
         self._next += len(ids)
-        self._labels = np.concatenate([self._labels, labels])
+        self._labels = self._grown(labels)
         self._rows.add(ids, payloads)
         self._on_gpu = self._live = None
+
+    def _grown(self, new: NDArray[np.int64]) -> NDArray[np.int64]:
+        """All labels, with room for more behind them: a build adds a few thousand at a time."""
+        count, end = len(self._labels), len(self._labels) + len(new)
+        room = self._room
+        if self._labels.base is not room or len(room) < end:
+            room = self._room = np.empty(max(end, 3 * count // 2), np.int64)
+            room[:count] = self._labels
+        room[count:end] = new
+        return room[:end]
 
     def _remove(self, rows: Sequence[int]) -> None:
         keep = np.ones(len(self._rows), np.bool_)

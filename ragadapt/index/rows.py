@@ -55,10 +55,11 @@ class Rows:
     @property
     def ids(self) -> list[str]:
         """By row. Raises IndexCorrupt where a file of the index differs from its hash."""
-        if self._hashes is not None:
+        hashes = self._hashes
+        if hashes is not None:
+            over = hashes.over  # asked before: damage that is found meanwhile is not missed
             try:
-                over = self._hashes.over  # asked before: damage that is found meanwhile is not missed
-                self._hashes.wait()
+                hashes.wait()
             except StoreCorrupt as error:
                 raise IndexCorrupt(
                     f"{reason_of(error)}. Put back a copy of the folder, or fill the index again."
