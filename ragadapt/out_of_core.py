@@ -226,7 +226,10 @@ class LooseFile:
     def write(self, data: Any, offset: int | None = None) -> None:
         """Write a contiguous array or bytes; offset: None = where the last write ended. Raises StoreError where the
         disk is full."""
-        left = memoryview(data).cast("B")
+        left = memoryview(data)
+        if left.nbytes == 0:
+            return
+        left = left.cast("B")
         with explain_full_disk(self._folder):
             if offset is not None:
                 self._file.seek(offset)

@@ -12,14 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_retriever import fit_pages, write_pages
 
 from ragadapt.config import IndexConfig
-from ragadapt.errors import IndexCorrupt, IndexFault, StoreError
+from ragadapt.errors import IndexCorrupt, IndexFault, StoreCorrupt, StoreError
 from ragadapt.files import DISK_FULL
 from ragadapt.index import exact_index, open_index
 from ragadapt.index.disk_lists import DiskLists
 from ragadapt.index.faiss import FaissIndex
 from ragadapt.out_of_core import LooseFile, VectorFile
+from ragadapt.pipeline.refresh import refresh_documents
+from ragadapt.pipeline.reindex import reindex
+from ragadapt.retriever import Retriever
 
 DIM = 16
 
@@ -236,6 +240,7 @@ def test_a_vector_file_gives_back_what_was_added_before_and_after_it_left_memory
     vectors, file = clustered(100), VectorFile(DIM, tmp_path)
     for start in range(0, 100, 7):
         file.add(vectors[start : start + 7])
+        file.add(vectors[:0])
         np.testing.assert_array_equal(file.matrix(), vectors[: start + 7])
     over = VectorFile.of(vectors[:20])
     over.add(vectors[20:25])
@@ -372,6 +377,37 @@ def test_a_save_that_is_cut_short_leaves_the_old_index(tmp_path: Path, monkeypat
     with open_index(folder=tmp_path) as index:
         index.save()
     assert len(list(tmp_path.iterdir())) == 8  # nothing of other saves stays
+
+
+@pytest.mark.slow
+def test_a_retriever_over_lists_on_disk_is_fitted_searched_moved_and_refreshed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ragadapt.index.disk_lists.LISTED", 5)
+    monkeypatch.setattr("ragadapt.out_of_core.HELD_BYTES", 100)
+    folder = fit_pages(tmp_path, kind="faiss", structure="disk")
+    names = sorted(path.name.split("-")[0] for path in (folder / "index").iterdir())
+    assert names == ["ids", "index.json", "labels", "lists", "lists", "payloads", "vectors", "vectors"]
+    copy, other = folder.rename(tmp_path / "moved"), tmp_path / "other"
+    shutil.copytree(copy, other)
+    reindex(other, IndexConfig(kind="exact"))
+    with Retriever.open(copy) as retriever, Retriever.open(other) as known:
+        for query in ("old stone", "red bridge"):
+            for filter in (None, {"lang": "en"}):
+                found, wanted = (one.search(query, 9, filter=filter) for one in (retriever, known))
+                assert [hit.chunk.id for hit in found] == [hit.chunk.id for hit in wanted]
+                np.testing.assert_allclose([hit.score for hit in found], [hit.score for hit in wanted], atol=1e-3)
+        pages = write_pages(tmp_path / "docs")
+        (pages / "page99.md").write_text("# Page 99\n\nThe old stone bridge and the red river.\n", encoding="utf-8")
+        assert refresh_documents(copy, [pages]).documents.added == 1
+        assert len(retriever.search("old stone", 9, mode="dense")) == 9
+    with Retriever.open(copy) as retriever:
+        assert "page99.md#0" in {hit.chunk.id for hit in retriever.search("old stone bridge red river", 5)}
+    whole = next((copy / "index").glob("lists-*.bin"))
+    data = whole.read_bytes()
+    whole.write_bytes(data[:-8])
+    with pytest.raises(StoreCorrupt):
+        Retriever.open(copy).search("old stone")
 
 
 # Others

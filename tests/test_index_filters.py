@@ -108,6 +108,9 @@ ENGINES: list[dict[str, Any]] = [
 ]
 
 
+MORE = [{"kind": "faiss", "structure": "ivf"}, {"kind": "faiss", "structure": "disk"}]
+
+
 def opened(engine: dict[str, Any], payloads: list[dict[str, Any]], ids: list[str]) -> VectorIndex:
     index = open_index(**engine, dim=2)
     index.upsert(ids, np.stack([np.arange(1, len(ids) + 1), np.ones(len(ids))], axis=1), payloads)
@@ -314,7 +317,7 @@ TABLE: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture(scope="module", params=[*ENGINES, {"kind": "faiss", "structure": "ivf"}, {"kind": "foreign"}],
+@pytest.fixture(scope="module", params=[*ENGINES, *MORE, {"kind": "foreign"}],
                 ids=lambda engine: "-".join(engine.values()))  # fmt: skip
 def typed(request: pytest.FixtureRequest) -> Iterator[VectorIndex]:
     if request.param["kind"] == "foreign":

@@ -410,7 +410,7 @@ def test_the_index_can_be_rebuilt_as_another_kind(fitted: FitResult, tmp_path: P
         assert retriever.searcher.index.kind == kind
 
 
-@pytest.mark.parametrize(("structure", "built"), [("auto", "hnsw"), ("flat", "flat")])
+@pytest.mark.parametrize(("structure", "built"), [("auto", "disk"), ("flat", "flat"), ("hnsw", "hnsw")])
 def test_a_large_faiss_index_gets_the_structure_for_its_size_or_the_one_asked_for(
     docs: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, structure: str, built: str
 ) -> None:

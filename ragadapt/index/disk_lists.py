@@ -41,7 +41,7 @@ except ImportError as error:
 LISTED = 20_000  # vectors from which on lists are worth it; fewer are searched exactly
 TRAINED_PER_LIST = 64
 PROBE_SHARE = 1 / 16  # of the lists, searched per query
-PROBES = 8  # at least
+PROBES = 256  # at least, but no more than twice that share: where lists are few, so are those that are near
 MORE = 64  # candidates beyond k, or half as many as k: a code's score may be below that of one that is no better
 BASE_FILES = ("vectors-{}.npy", "lists-{}.npz", "lists-{}.bin")
 _TOKEN = re.compile("b[0-9a-f]{16}")
@@ -130,7 +130,8 @@ class Lists:
         wanted = min(k + max(MORE, k // 2), len(self.matrix))
         lists = int(self.engine.nlist)
         # Those that pass lie further away than those that don't: look further.
-        probes = max(PROBES, lists * PROBE_SHARE / math.sqrt(share), 2 * lists * wanted / (share * len(self.matrix)))
+        probes = max(8, min(PROBES, 2 * lists * PROBE_SHARE), lists * PROBE_SHARE) / math.sqrt(share)
+        probes = max(probes, 2 * lists * wanted / (share * len(self.matrix)))
         parameters = faiss.SearchParametersIVF(sel=selector, nprobe=min(math.ceil(probes), lists))
         found: NDArray[np.int64] = self.engine.search(queries, wanted, params=parameters)[1]
         short = np.flatnonzero(found[:, min(k, wanted) - 1] < 0)
