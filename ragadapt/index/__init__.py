@@ -3,7 +3,7 @@
 | kind        | where                    | good for                                                        |
 |-------------|--------------------------|-----------------------------------------------------------------|
 | exact       | one matrix, mapped       | the reference; anything below a few hundred thousand vectors    |
-| faiss       | files, read into memory  | the default where installed; flat is exact, hnsw and ivf scale  |
+| faiss       | files, read into memory  | the default where installed; flat is exact; disk is mapped      |
 | qdrant-edge | a folder                 | embedded, every change durable, no loading into memory          |
 | qdrant      | a server (or `:memory:`) | many users, many machines                                       |
 

@@ -46,6 +46,8 @@ MORE = 64  # candidates beyond k, or half as many as k: a code's score may be be
 BASE_FILES = ("vectors-{}.npy", "lists-{}.npz", "lists-{}.bin")
 _TOKEN = re.compile("b[0-9a-f]{16}")
 _ENCODED = 16_384  # vectors that are assigned and encoded at once
+_ROUNDS = 10  # of k-means
+_PRODUCT_BYTES = 32_000_000  # of one block of products with all centroids
 _SCATTERED_BYTES = 100_000_000  # of codes that are brought into the order of lists at once
 
 
@@ -100,18 +102,20 @@ class Lists:
         count, dim = matrix.shape
         lists = max(1, min(int(2 * math.sqrt(count)), count // TRAINED_PER_LIST))
         engine = _untrained(dim, lists)
-        engine.train(matrix[_sample(count, lists * TRAINED_PER_LIST)])
-        quantizer = faiss.downcast_index(engine.quantizer)
+        sample = matrix[_sample(count, lists * TRAINED_PER_LIST)]
+        centroids = _centroids(sample, lists, progress)
+        engine.quantizer.add(centroids)
+        engine.train(sample)  # the ranges of the codes
+        del sample
         of = np.empty(count, np.int32)  # the list of each vector
         for start in range(0, count, _ENCODED):
             part = matrix[start : start + _ENCODED]
-            of[start : start + len(part)] = quantizer.search(part, 1)[1][:, 0]
+            of[start : start + len(part)] = _nearest(part, centroids)
             progress("assign to lists", start + len(part), count)
         sizes = np.bincount(of, minlength=lists).astype(np.int64)
         file = LooseFile(folder)
         _write_lists(file, engine, matrix, of, sizes, progress)
         small, content = LooseFile(folder), io.BytesIO()
-        centroids = faiss.rev_swig_ptr(quantizer.get_xb(), lists * dim).reshape(lists, dim)
         np.savez(content, centroids=centroids, trained=faiss.vector_to_array(engine.sq.trained), sizes=sizes)
         small.write(content.getvalue())
         return cls("b" + secrets.token_hex(8), (vectors, small, file))
@@ -267,6 +271,46 @@ def _sample(count: int, wanted: int) -> NDArray[np.int64]:
     if wanted >= count:
         return np.arange(count)
     return np.sort(np.random.default_rng(0).choice(count, wanted, replace=False))
+
+
+def _centroids(sample: Floats, lists: int, progress: Progress) -> Floats:
+    """(lists, dim) directions of length 1 around which the sample (n, dim) lies: spherical k-means.
+
+    By numpy's products, which take a fifth of the time of those in FAISS's wheels.
+    """
+    random = np.random.default_rng(0)
+    centroids = _directions(sample[np.sort(random.choice(len(sample), lists, replace=False))])
+    for number in range(_ROUNDS):
+        sums, counts = np.zeros_like(centroids), np.zeros(lists, np.int64)
+        for start in range(0, len(sample), _ENCODED):
+            part = sample[start : start + _ENCODED]
+            of = _nearest(part, centroids)
+            order = np.argsort(of, kind="stable")
+            here, first = np.unique(of[order], return_index=True)
+            sums[here] += np.add.reduceat(part[order], first, axis=0)
+            counts += np.bincount(of, minlength=lists)
+        empty = np.flatnonzero(counts == 0)
+        if len(empty):  # each takes its share of a large one
+            large = np.argsort(-counts, kind="stable")[np.arange(len(empty)) % lists]
+            length = np.linalg.norm(sums[large], axis=1, keepdims=True) / sums.shape[1] ** 0.5
+            sums[empty] = sums[large] + 0.1 * length * random.standard_normal(sums[large].shape, np.float32)
+        centroids = _directions(sums)
+        progress("place lists", number + 1, _ROUNDS)
+    return centroids
+
+
+def _directions(vectors: Floats) -> Floats:
+    found: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-30))
+    return found
+
+
+def _nearest(vectors: Floats, centroids: Floats) -> NDArray[np.int64]:
+    """(n,) the centroid with the largest inner product for each of (n, dim)."""
+    found = np.empty(len(vectors), np.int64)
+    size = max(1, _PRODUCT_BYTES // (4 * len(centroids)))
+    for start in range(0, len(vectors), size):
+        found[start : start + size] = (vectors[start : start + size] @ centroids.T).argmax(axis=1)
+    return found
 
 
 def _untrained(dim: int, lists: int) -> Any:
