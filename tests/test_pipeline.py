@@ -671,12 +671,12 @@ def test_a_language_models_queries_all_train_and_all_judge(
     import ragadapt.pipeline.queries as queries_module
 
     def written(chunks: Sequence[Chunk], config: object, **settings: object) -> list[Query]:
-        """What a language model would have cost: ten queries of two kinds for every chunk."""
+        """What a language model would have cost: three queries of two kinds for every chunk."""
         assert settings["examples"] == []
         rng, made = random.Random(0), []
         for chunk in chunks:
             words = chunk.text.replace(".", "").split()
-            for number in range(10):
+            for number in range(3):
                 for kind in ("lm-question", "lm-claim"):
                     text = " ".join(rng.sample(words, 5)) + f" {number}"
                     made.append(Query(f"{kind} {chunk.id} {number}", text, kind, Evidence.PARAPHRASE, (chunk.id,)))
