@@ -27,7 +27,7 @@ from ragadapt.errors import EmptyCorpus, InvalidInput, NotARetriever
 from ragadapt.evaluation import gate
 from ragadapt.lexical.languages import UNKNOWN, foreign_share, language_of, languages_of
 from ragadapt.pipeline.queries import Labels, read_labels, shown_examples
-from ragadapt.values import Evidence, no_progress
+from ragadapt.values import Evidence, Query, no_progress
 
 QUESTIONS = ("How do I reset the password?", "Where is the invoice?", "Why is the bridge closed?", "Who may vote?")
 
@@ -434,6 +434,18 @@ def test_labels_that_only_judge_leave_the_training_to_the_language_model(
     found = survey([documents], FitConfig.build(values), labels=labels)
     assert found.plan == "Questions by the language model train; 60 held-out queries (labelled) judge."
     assert found.trainable
+
+
+def test_a_language_models_questions_judge_before_those_found_in_the_documents(
+    documents: Path, config: FitConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Query("q", "who?", "question", Evidence.HUMAN, ("c",))
+    made = gate.Plan((found,) * 20, (found,) * 50, Evidence.HUMAN, "People judge.")
+    monkeypatch.setattr("ragadapt.doctor.survey._plan", lambda *_: made)
+    values = {**config.model_dump(), "adapter": {}}
+    assert survey([documents], FitConfig.build(values)).plan == "People judge."
+    values["query"] = {"generator_url": "http://h/v1", "generator_model": "m"}
+    assert survey([documents], FitConfig.build(values)).plan == "Questions by the language model train and judge."
 
 
 def test_what_a_language_model_would_ask_is_estimated_with_its_folds(documents: Path, config: FitConfig) -> None:

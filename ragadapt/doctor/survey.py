@@ -163,11 +163,12 @@ def survey_corpus(
         )
     warnings += _one_sided(chunks, groups)
     plan = _plan(queries, found, corpus, config)
-    if not plan.train and config.adapter.trains and (config.query.generator or config.query.generator_url):
-        others = f"; {len(plan.judge)} held-out queries ({plan.evidence.value})" if plan.judge and plan.evidence else ""
-        reason = f"Questions by the language model train{others or ' and'} judge."
-        folds = 0 if plan.judge else gate.PARAPHRASE_FOLDS
-        plan = gate.Plan((), plan.judge, Evidence.PARAPHRASE, reason, folds)
+    asked = config.adapter.trains and bool(config.query.generator or config.query.generator_url)
+    if asked and (not plan.train or plan.evidence is Evidence.HUMAN):
+        judges = plan.judge if plan.evidence is Evidence.LABELLED else ()
+        others = f"; {len(judges)} held-out queries (labelled)" if judges else " and"
+        reason = f"Questions by the language model train{others} judge."
+        plan = gate.Plan((), judges, Evidence.PARAPHRASE, reason, 0 if judges else gate.PARAPHRASE_FOLDS)
     shares = Counter(groups)
     found_kinds = Counter(query.kind for query in queries)
     made = Survey(
