@@ -5,7 +5,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: demo test test-gpu check format clean
+.PHONY: demo test test-gpu check lint format clean
 
 .venv/ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "ragadapt needs Python 3.11, 3.12 or 3.13 on the PATH (or: make PYTHON=/path/to/python)"; exit 1; }
@@ -17,14 +17,16 @@ export TOKENIZERS_PARALLELISM ?= true
 demo: .venv/ready  ## fit a retriever to the Python standard library's documentation, and search it
 	$(BIN)/python examples/python_docs/demo.py
 
-check: .venv/ready  ## format, lint, types, import direction, quick tests
+lint: .venv/ready  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto
 
-test: check  ## the same, and the slow tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto -m 'slow and not gpu and not network and not requires_server'
+check: lint  ## the same, import direction, quick tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --dist worksteal
+
+test: lint  ## the same, and the slow tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --dist worksteal -m 'not gpu and not network and not requires_server'
 
 test-gpu: .venv/ready  ## the tests that need a CUDA device; fails where there is none
 	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "no CUDA device: nothing was tested")'

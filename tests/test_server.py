@@ -588,7 +588,7 @@ def test_retrievers_are_named_by_their_folders_or_as_told(tmp_path: Path) -> Non
 # Limits
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [60, pytest.param(300, marks=pytest.mark.slow)])
 def test_bad_bodies_get_a_reason_and_never_an_error_of_ours(address: str, count: int) -> None:
     good: dict[str, dict[str, Any]] = {
         "/v1/embeddings": {"model": "pages", "input": ["stone"], "dimensions": 8, "encoding_format": "float"},

@@ -717,7 +717,7 @@ def test_death_at_any_file_operation_leaves_the_old_or_the_new_folder(target: Pa
     assert sum(found.values()) >= 500 // step
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(120, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [10, pytest.param(60, marks=pytest.mark.slow)])
 def test_a_writer_killed_at_random_moments_leaves_the_old_or_the_new_folder(
     target: Path, tmp_path: Path, kills: int
 ) -> None:
@@ -746,7 +746,7 @@ def test_a_writer_killed_at_random_moments_leaves_the_old_or_the_new_folder(
     build(target, seen[-1] + 1)
     assert generation_of(target) == seen[-1] + 1
     attempts = log.read_text().splitlines() if log.exists() else []
-    if kills > 100:
+    if kills > 50:
         assert seen[-1] > 0  # some builds got through
         assert any("True" in attempt for attempt in attempts)  # and some took up what a killed one had finished
     print(f"{kills} kills, {seen[-1]} commits, {sum('True' in a for a in attempts)} resumed")
