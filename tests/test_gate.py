@@ -143,6 +143,14 @@ def test_a_loss_never_ships(base: np.ndarray) -> None:
     assert decision.strength == 0
 
 
+def test_a_loss_within_noise_is_no_regression(base: np.ndarray) -> None:
+    noise = np.random.default_rng(2).normal(0, 0.2, 200)
+    noise -= noise.mean() + 0.002  # of a standard error of .014
+    decision = judged(base + noise, base)
+    assert (decision.verdict, decision.strength) == (Verdict.NO_GAIN, 0)
+    assert "no proof of a gain: the base stays" in decision.reasons
+
+
 def test_a_gain_within_noise_does_not_ship(base: np.ndarray) -> None:
     noise = np.random.default_rng(1).normal(0.002, 0.2, 200)
     decision = judged(np.clip(base + noise, 0, 1), base)

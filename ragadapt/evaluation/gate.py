@@ -332,7 +332,7 @@ def decide(
     if in_search.n < config.min_queries:
         reasons.append(f"fewer than {config.min_queries} queries: the interval is wide")
     if drift > config.max_drift:
-        verdict = Verdict.NO_GAIN if in_search.delta >= 0 else Verdict.REGRESSION_AVOIDED
+        verdict = Verdict.REGRESSION_AVOIDED if in_search.lost else Verdict.NO_GAIN
         return Decision(verdict, 0.0, (*reasons, _moved_too_far(drift, config)), in_dense, in_search)
     new = _on_new_answers(dense, search, met, settings)
     if new is not None:
@@ -347,7 +347,7 @@ def decide(
         where = "" if in_search.better else " for dense search, and the default search did not lose beyond noise"
         reasons.append(f"better beyond doubt{where}: the adapted model ships")
         return Decision(Verdict.WIN, strength, tuple(reasons), in_dense, in_search)
-    worse = in_search.delta < 0 or in_dense.delta < 0
+    worse = in_search.lost or in_dense.lost
     found = "worse on queries that it did not see" if worse else "no proof of a gain"
     reasons.append(f"{found}: the base stays")
     verdict = Verdict.REGRESSION_AVOIDED if worse else Verdict.NO_GAIN
