@@ -186,6 +186,16 @@ def test_a_dense_gain_ships_unless_the_default_search_loses_more_than_a_standard
     assert not decide(dense=(base, base), search=(flat - 0.5 * error, base), **settings).adapted
 
 
+def test_judges_that_flatter_must_show_a_gain_of_the_default_search_too(base: np.ndarray) -> None:
+    settings = {"strength": 1.0, "drift": 0.0, "config": GateConfig(), "seed": 1, "flattering": True}
+    better = base + 0.05
+    for search, ships in ((better, True), (base, False)):
+        decision = decide(dense=(better, base), search=(search, base), **settings)
+        assert decision.adapted == ships
+    assert (decision.verdict, decision.strength) == (Verdict.NO_GAIN, 0)
+    assert "the default search must gain, too" in decision.reasons[-2]
+
+
 def test_few_judges_are_said(base: np.ndarray) -> None:
     assert "fewer than 100" in " ".join(judged(base[:30] + 0.05, base[:30]).reasons)
 

@@ -311,14 +311,16 @@ def decide(
     seed: int,
     met: Sequence[bool] | None = None,
     crossed: bool = False,
+    flattering: bool = False,
 ) -> Decision:
     """Judge a trained model by its held-out quality per query: (adapted, base) for dense and for the default search.
 
-    It ships if the default search is better beyond doubt (interval above 0), or if dense search is and the default
-    search did not lose by more than one standard error. drift: mean 1 − cos between base and adapted vectors of
-    unlabelled passages. met: per query whether training saw its answer, with another question; a model that gains there
-    and loses beyond doubt on the others does not ship. crossed: whether each query was searched by a model of its own
-    fold.
+    It ships if the default search is better beyond doubt (interval above 0), or if dense search is and the
+    default search did not lose by more than one standard error; the latter does not count where what judges
+    flatters (flattering: a language model's questions, when such trained). drift: mean 1 − cos between base and
+    adapted vectors of unlabelled passages. met: per query whether training saw its answer, with another
+    question; a model that gains there and loses beyond doubt on the others does not ship. crossed: whether each
+    query was searched by a model of its own fold.
     """
     settings: dict[str, Any] = {"samples": config.bootstrap_samples, "confidence": config.confidence, "seed": seed}
     in_dense = paired_bootstrap(*dense, **settings)
@@ -343,10 +345,14 @@ def decide(
         if new[0].worse or new[1].worse:
             reasons.append("worse beyond doubt where the answers are new: the base stays")
             return Decision(Verdict.REGRESSION_AVOIDED, 0.0, tuple(reasons), in_dense, in_search)
-    if in_search.better or (in_dense.better and not in_search.lost):
+    if in_search.better or (in_dense.better and not in_search.lost and not flattering):
         where = "" if in_search.better else " for dense search, and the default search did not lose beyond noise"
         reasons.append(f"better beyond doubt{where}: the adapted model ships")
         return Decision(Verdict.WIN, strength, tuple(reasons), in_dense, in_search)
+    if in_dense.better and flattering and not in_search.lost:
+        reasons.append(
+            "better for dense search alone, by questions of the kind that trained: the default search must gain, too"
+        )
     worse = in_search.lost or in_dense.lost
     found = "worse on queries that it did not see" if worse else "no proof of a gain"
     reasons.append(f"{found}: the base stays")

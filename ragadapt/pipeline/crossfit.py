@@ -287,6 +287,7 @@ def judge_folds(
         seed=config.seed,
         met=None if met is None else [met[item.query.id] for item in found.judged],
         crossed=True,
+        flattering=evidence is Evidence.PARAPHRASE,
     )
     log.info("gate: %s", "; ".join(decision.reasons))
     curve = {0.0: float(before.dense.mean())} | {at: float(side.dense.mean()) for at, side in after.items()}
