@@ -32,7 +32,7 @@ from ragadapt.queries.text import blocks, plain, plain_heading, sentences, words
 from ragadapt.text import searchable
 from ragadapt.values import Document
 
-SIZES = (6_000, 24_000)  # characters
+SIZES = (4_000, 16_000)  # characters
 NOISE_SECONDS = 0.6  # less is not worth a fit: the machine's own hiccups
 WORST = 1.5  # exponent of growth: of a square 2; a machine that is busy makes the larger twice as slow
 SLOWEST_SECONDS = 8.0  # of the largest: linear, but not cheap

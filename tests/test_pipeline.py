@@ -923,7 +923,7 @@ def test_killed_at_any_moment_the_old_folder_is_whole_and_the_run_resumes(
     whole = time.monotonic() - started
     rng = random.Random(1)
     committed = 0
-    for _ in range(6):
+    for _ in range(4):
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             process.wait(rng.uniform(0.2, 1.0) * whole)

@@ -117,7 +117,7 @@ def test_a_side_that_cannot_run_says_why_and_is_not_asked_again(tmp_path: Path) 
 def test_a_side_of_encoding_is_measured_or_says_why_not(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    some = {name: SIDES[name] for name in ("ragadapt", DEFAULT, "OpenVINO float32")}
+    some = {name: SIDES[name] for name in ("ragadapt", DEFAULT)}
     monkeypatch.setattr(scale_encode, "SIDES", some)
     rows = scale_encode.encode(scale.Bench(data, tmp_path, 13, True, threads=(1,), quality=True))
     found = {(row["task"], row["side"]): row for row in rows}
