@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from beir import load
+from own_process import in_own_process
 from scale_fit import measured
 from synthetic import sentences
 
@@ -20,7 +20,6 @@ from ragadapt.config import IndexConfig
 from ragadapt.index import engine_of, open_index
 from ragadapt.threads import one_thread
 
-HERE = Path(__file__).resolve().parent
 Row = dict[str, Any]
 
 PASSAGES = (1_000_000, 10_000_000)
@@ -55,11 +54,13 @@ def disk(bench: Bench) -> list[Row]:
         options = {"pool": pool, "folder": folder, "passages": passages, "seed": bench.seed, "smoke": bench.smoke}
         if not (folder / "build.json").exists():
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "build.json").write_text(json.dumps(_worker("build", **options)), encoding="utf-8")
+            (folder / "build.json").write_text(
+                json.dumps(in_own_process(__file__, "build", **options)), encoding="utf-8"
+            )
         built = json.loads((folder / "build.json").read_text(encoding="utf-8"))
         if not (folder / "exact.npz").exists():
-            _worker("exact", **options)
-        found = _worker("search", **options)
+            in_own_process(__file__, "exact", **options)
+        found = in_own_process(__file__, "search", **options)
         rows.append(
             {
                 "passages": passages, "structure": found["structure"], "lists": found["lists"],
@@ -195,15 +196,6 @@ def search(pool: Path, folder: Path, passages: int, seed: int, smoke: bool) -> R
             )
             found[f"recall@{k}"] = share / len(queries)
     return found | {"seconds": opening["seconds"], "own": searching["own"]}
-
-
-def _worker(what: str, /, **options: Any) -> Row:
-    command = [sys.executable, str(HERE / "scale_disk.py"), what, json.dumps(options, default=str)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)  # what it says meanwhile is shown
-    if done.returncode:
-        raise RuntimeError(f"{what} {options} exited with {done.returncode}.")
-    found: Row = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import resource
-import subprocess
 import sys
 import threading
 import time
@@ -17,13 +16,13 @@ from typing import Any, Protocol
 import numpy as np
 from beir import load
 from charts import write_chart
+from own_process import in_own_process
 from synthetic import tiny_model, write_corpus
 
 from ragadapt import FitConfig, Retriever, fit
 from ragadapt.pipeline.refresh import refresh_documents, rollback
 from ragadapt.report.charts import Series, line_chart
 
-HERE = Path(__file__).resolve().parent
 Row = dict[str, Any]
 
 PASSAGES = (10_000, 100_000, 1_000_000)
@@ -52,8 +51,13 @@ def fits(bench: Bench) -> list[Row]:
     for passages in (300, 600) if bench.smoke else PASSAGES:
         folder = bench.folder / f"fits-{passages}"
         for what in ("fit", "refresh of .1 %", "rollback", "open", "search"):
-            found = _worker(
-                what, data=bench.data, folder=folder, documents=round(passages / _PER_DOCUMENT), seed=bench.seed
+            found = in_own_process(
+                __file__,
+                what,
+                data=bench.data,
+                folder=folder,
+                documents=round(passages / _PER_DOCUMENT),
+                seed=bench.seed,
             )
             row = {
                 "what": what, "passages": found["passages"], "s": round(found["seconds"], 2),
@@ -185,15 +189,6 @@ def _look(peaks: dict[str, int]) -> None:
         name, _, value = line.partition(":")
         if name in peaks:
             peaks[name] = max(peaks[name], 1024 * int(value.split()[0]))
-
-
-def _worker(what: str, /, **options: Any) -> Row:
-    command = [sys.executable, str(HERE / "scale_fit.py"), what, json.dumps(options, default=str)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)  # what it says meanwhile is shown
-    if done.returncode:
-        raise RuntimeError(f"{what} {options} exited with {done.returncode}.")
-    found: Row = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
 
 
 WORKERS: dict[str, Callable[[Path, Path, int, int], Row]] = {

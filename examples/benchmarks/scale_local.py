@@ -16,10 +16,10 @@ from typing import Any, Protocol
 import numpy as np
 from beir import load
 from large import DAYS, FIRST_DAY, GROUPS, TENANTS, large_retriever
+from own_process import in_own_process
 
 from ragadapt import Retriever
 
-HERE = Path(__file__).resolve().parent
 Row = dict[str, Any]
 Filter = dict[str, Any]
 
@@ -52,9 +52,9 @@ def filters(bench: Bench) -> list[Row]:
         folder = large_retriever(bench.data, bench.folder, count, structure, bench.seed)
         for name in FILTERS:
             options = {"folder": folder, "data": bench.data, "name": name, "seed": bench.seed}
-            first = [_worker("first_filter", **options, start=number) for number in range(starts)]
+            first = [in_own_process(__file__, "first_filter", **options, start=number) for number in range(starts)]
             for mode in ("hybrid", "lexical"):
-                later = _worker("later_filters", **options, mode=mode, searches=searches)
+                later = in_own_process(__file__, "later_filters", **options, mode=mode, searches=searches)
                 rows.append(
                     {
                         "passages": count, "filter": name, "passes": later["passes"], "search": mode,
@@ -73,8 +73,8 @@ def threads(bench: Bench) -> list[Row]:
     folder = large_retriever(bench.data, bench.folder, count, structure, bench.seed)
     rows = []
     for what in ("hybrid", "hybrid, vectors given", "dense, vectors given", "lexical", "hybrid, filtered"):
-        found = _worker(
-            "many_threads", folder=folder, data=bench.data, what=what, rounds=2 if bench.smoke else 5,
+        found = in_own_process(
+            __file__, "many_threads", folder=folder, data=bench.data, what=what, rounds=2 if bench.smoke else 5,
             searches=16 if bench.smoke else 192,
         )  # fmt: skip
         one, many = median(found["one"]), median(found["many"])
@@ -97,7 +97,7 @@ def memory(bench: Bench) -> list[Row]:
     for count, structure in sizes:
         folder = large_retriever(bench.data, bench.folder, count, structure, bench.seed)
         options = {"folder": folder, "data": bench.data}
-        started = [_worker("start", **options) for _ in range(1 if bench.smoke else 5)]
+        started = [in_own_process(__file__, "start", **options) for _ in range(1 if bench.smoke else 5)]
         held = _held_together(options)
         rows.append(
             {
@@ -274,16 +274,6 @@ def _ratio(value: float) -> str:
 def _milliseconds(seconds: Sequence[float]) -> str:
     """At the 50th, 95th and 99th percentile."""
     return " / ".join(f"{mark:.1f}" for mark in np.percentile(np.asarray(seconds) * 1000, (50, 95, 99)))
-
-
-def _worker(name: str, /, **options: Any) -> Row:
-    """A measurement in a process of its own."""
-    command = [sys.executable, str(HERE / "scale_local.py"), name, json.dumps(options, default=str)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{name} {options} exited with {done.returncode}:\n{done.stderr[-3000:]}")
-    found: Row = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
 
 
 if __name__ == "__main__":
