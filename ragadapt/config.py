@@ -221,6 +221,8 @@ class GateConfig(Settings):
     confidence: float = Field(0.95, gt=0.5, lt=1)  # of the paired bootstrap interval
     bootstrap_samples: int = Field(2000, ge=100)  # more move the interval's ends by less than .001
     min_queries: int = Field(100, ge=1)  # with fewer held-out queries the report warns
+    risk: float = Field(0.1, ge=0, lt=0.5)  # chance of a loss at which labels that prove nothing let it ship; 0 = never
+    tolerance: float = Field(0.005, ge=0)  # nDCG@10 that may be lost before that is a loss
     max_drift: float = Field(0.35, gt=0)  # mean 1 − cosine by which ordinary passages may move
     most_dense: float = Field(0.5, ge=0, le=1)  # neutral weight up to which a language model's questions may train
     fold_strengths: tuple[Strength, ...] = Field((0.5, 1.0), min_length=1)  # tried by cross-fitting

@@ -259,6 +259,28 @@ def test_a_mix_is_never_judged_by_the_queries_that_it_was_learnt_from() -> None:
     assert stays is start and set(same) == {start.fusion}
 
 
+def test_of_strengths_with_a_likely_gain_the_one_that_promises_most_ships(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Rankings.by(arena)
+    strengths = (0.25, 0.5, 1.0)
+    every = dict.fromkeys(strengths, found)
+    kept = CrossFitted(arena.judged, np.arange(len(arena.judged)) % 3, found, every, dict.fromkeys(strengths, 0.1))
+    expects = {0.25: 0.001, 0.5: 0.004, 1.0: None}
+
+    def decide(*, strength: float, labelled: bool, **_: Any) -> gate.Decision:
+        assert labelled
+        gain = expects[strength]
+        if gain is None:
+            return gate.Decision(gate.Verdict.NO_GAIN, 0.0, ())
+        return gate.Decision(gate.Verdict.LIKELY_GAIN, strength, (), expected=gain)
+
+    monkeypatch.setattr(gate, "decide", decide)
+    start = LearntFusion(Fusion(), None, 0, None, "")
+    judged = crossfit.judge_folds(kept, start, FitConfig(), Evidence.LABELLED)
+    assert (judged.strength, judged.decision.verdict) == (0.5, gate.Verdict.LIKELY_GAIN)
+
+
 # A fit
 
 
@@ -422,10 +444,10 @@ def test_a_killed_cross_fitting_goes_on_from_its_last_fold(
         assert one.encoder.fingerprint == other.encoder.fingerprint
 
 
-def test_a_language_models_questions_ship_with_the_mix_by_which_they_were_judged(
-    docs: Path, model: Path, tmp_path: Path, watched: Watched, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from ragadapt.pipeline import queries as asking
+@pytest.fixture
+def asking(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, object]]:
+    """Settings of a fit for which a language model writes three questions for each passage."""
+    from ragadapt.pipeline import queries as module
 
     def asked(chunks: Sequence[Chunk], *_: Any, **__: Any) -> list[Query]:
         rng = random.Random(1)
@@ -436,8 +458,22 @@ def test_a_language_models_questions_ship_with_the_mix_by_which_they_were_judged
                 made.append(Query(f"m{at} {turn}", text, f"lm-{kind}", Evidence.PARAPHRASE, (chunk.id,)))
         return made
 
-    monkeypatch.setattr(asking, "generate_queries", asked)
+    monkeypatch.setattr(module, "generate_queries", asked)
     monkeypatch.setitem(gate.MINIMUM, Evidence.PARAPHRASE, 80)
+    generator = {
+        "generator_url": "http://localhost:1/v1", "generator_model": "m", "round_trip_k": 50, "max_overlap": 1.0,
+    }  # fmt: skip
+    return {"query": generator, "training": {"epochs": 1}, "gate": {"most_dense": 1.0}}
+
+
+def test_a_language_models_questions_ship_with_the_mix_by_which_they_were_judged(
+    docs: Path,
+    model: Path,
+    tmp_path: Path,
+    watched: Watched,
+    monkeypatch: pytest.MonkeyPatch,
+    asking: dict[str, dict[str, object]],
+) -> None:
     decide = gate.decide
     monkeypatch.setattr(
         gate, "decide", lambda **given: replace(decide(**given), verdict=gate.Verdict.WIN, strength=given["strength"])
@@ -445,19 +481,39 @@ def test_a_language_models_questions_ship_with_the_mix_by_which_they_were_judged
     judged: list[CrossJudged] = []
     real = module.judge_folds
     monkeypatch.setattr(module, "judge_folds", lambda *given: judged.append(real(*given)) or judged[-1])
-    generator = {
-        "generator_url": "http://localhost:1/v1",
-        "generator_model": "m",
-        "round_trip_k": 50,
-        "max_overlap": 1.0,
-    }
-    config = settings(model, query=generator, training={"epochs": 1}, gate={"most_dense": 1.0})
+    config = settings(model, **asking)
     result = fit([docs], tmp_path / "r", config)
     first, second, last = watched.queries
     assert len(first | second) == len(last) >= 80 and not (last - first) & (last - second)
     assert {query.evidence for query in (item.query for item in judged[0].found.judged)} == {Evidence.PARAPHRASE}
     with Retriever.open(result.path) as retriever:
         assert retriever.fusion == judged[0].fusions[0] == judged[0].base_fusions[0]
+
+
+def test_where_dense_search_alone_gains_half_the_strength_is_judged_by_what_the_folds_learnt(
+    docs: Path,
+    model: Path,
+    tmp_path: Path,
+    watched: Watched,
+    monkeypatch: pytest.MonkeyPatch,
+    asking: dict[str, dict[str, object]],
+) -> None:
+    decide, seen = gate.decide, {}
+
+    def decided(**given: Any) -> gate.Decision:
+        made = decide(**given)
+        assert made.dense is not None and made.search is not None
+        dense = replace(made.dense, delta=0.1, low=0.05, high=0.15, p_value=0.001)
+        seen[given["strength"]] = given["drift"]
+        if given["strength"] == 1.0:
+            return replace(made, verdict=gate.Verdict.NO_GAIN, strength=0.0, dense=dense)
+        return replace(made, verdict=gate.Verdict.WIN, strength=given["strength"], dense=dense)
+
+    monkeypatch.setattr(gate, "decide", decided)
+    result = fit([docs], tmp_path / "r", settings(model, **asking))
+    assert len(watched.queries) == 3  # two folds, and what ships
+    assert (result.verdict, result.decision.strength) == ("WIN", gate.GENTLE)
+    assert 0 < seen[gate.GENTLE] < seen[1.0]
 
 
 def test_with_the_query_side_alone_the_passages_stay(

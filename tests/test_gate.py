@@ -8,7 +8,20 @@ import numpy as np
 import pytest
 
 from ragadapt.config import GateConfig, SplitConfig
-from ragadapt.evaluation.gate import Plan, Verdict, decide, labels_needed, labels_to_judge
+from ragadapt.evaluation.gate import (
+    DENSE,
+    GENTLE,
+    PRIOR_QUERIES,
+    SEARCH,
+    Plan,
+    Prior,
+    Verdict,
+    decide,
+    expected,
+    labels_needed,
+    labels_to_judge,
+    likely,
+)
 from ragadapt.evaluation.gate import plan as any_plan
 from ragadapt.values import Evidence, Query
 
@@ -194,6 +207,80 @@ def test_judges_that_flatter_must_show_a_gain_of_the_default_search_too(base: np
         assert decision.adapted == ships
     assert (decision.verdict, decision.strength) == (Verdict.NO_GAIN, 0)
     assert "the default search must gain, too" in decision.reasons[-2]
+    gentle = settings | {"strength": GENTLE}
+    assert decide(dense=(better, base), search=(base, base), **gentle).strength == GENTLE
+    noise = np.random.default_rng(2).normal(0, 0.1, 200)
+    lost = decide(dense=(better, base), search=(base + noise - noise.mean() - 0.001, base), **gentle)
+    assert not lost.adapted
+    assert "the default search must not lose" in lost.reasons[-2]
+
+
+# A gain that is likely
+
+
+def few_labels(mean: float, spread: float = 0.05, count: int = 50, seed: int = 3) -> np.ndarray:
+    """Differences per query with just this mean."""
+    noise = np.random.default_rng(seed).normal(0, spread, count)
+    return np.asarray(noise - noise.mean() + mean)
+
+
+def test_few_labels_let_a_likely_gain_ship_and_say_what_it_risks() -> None:
+    base = np.full(50, 0.5)
+    gain = few_labels(0.008)
+    settings = {"strength": 0.5, "drift": 0.0, "seed": 1, "dense": (base + gain, base), "search": (base + gain, base)}
+    decision = decide(config=GateConfig(), labelled=True, **settings)
+    assert (decision.verdict, decision.strength) == (Verdict.LIKELY_GAIN, 0.5)
+    assert "too few questions to prove a gain, but one is likely" in decision.reasons[-1]
+    assert decide(config=GateConfig(), **settings).verdict is Verdict.NO_GAIN
+    assert decide(config=GateConfig(risk=0.0), labelled=True, **settings).verdict is Verdict.NO_GAIN
+
+
+@pytest.mark.parametrize(("dense", "search"), [(0.008, -0.004), (-0.001, 0.008), (0.0, 0.0), (-0.02, -0.02)])
+def test_what_may_lose_in_either_search_is_no_likely_gain(dense: float, search: float) -> None:
+    base = np.full(50, 0.5)
+    sides = {"dense": (base + few_labels(dense), base), "search": (base + few_labels(search, seed=4), base)}
+    decision = decide(strength=0.5, drift=0.0, config=GateConfig(), seed=1, labelled=True, **sides)
+    assert not decision.adapted
+
+
+def test_queries_that_all_happen_to_change_nothing_are_no_certainty() -> None:
+    same = np.full(12, 0.5)
+    found = expected(same, same, SEARCH, strength=1.0, tolerance=0.005)
+    assert found.mean == 0
+    assert found.risk > GateConfig().risk
+    assert expected(np.full(2000, 0.5), np.full(2000, 0.5), SEARCH, strength=1.0, tolerance=0.005).risk < 0.01
+
+
+@pytest.mark.parametrize("prior", [DENSE, SEARCH])
+def test_the_expected_gain_is_the_mean_under_the_prior(prior: Prior) -> None:
+    """Against a sum over a fine grid of gains."""
+    differences, strength = few_labels(0.01), 0.5
+    found = expected(differences, np.zeros(50), prior, strength=strength, tolerance=0.005)
+    gains = np.linspace(-0.1, 0.1, 20_001)
+    squares = ((differences - differences.mean()) ** 2).sum() + PRIOR_QUERIES * (prior.queries * strength) ** 2
+    error = (squares / (50 + PRIOR_QUERIES) / 50) ** 0.5
+    weights = np.exp(
+        -(gains**2) / (2 * (prior.corpora * strength) ** 2) - (gains - differences.mean()) ** 2 / (2 * error**2)
+    )
+    weights /= weights.sum()
+    assert found.mean == pytest.approx((weights * gains).sum(), abs=1e-6)
+    assert found.risk == pytest.approx(weights[gains < -0.005].sum(), abs=1e-3)
+
+
+@pytest.mark.parametrize("prior", [DENSE, SEARCH])
+def test_of_the_likely_gains_no_more_lose_than_was_said(prior: Prior) -> None:
+    """Ten thousand corpora whose models gain as the prior says, judged by 50 questions each."""
+    rng = np.random.default_rng(0)
+    config, strength, shipped, lost = GateConfig(), 0.5, 0, 0
+    for _ in range(10_000):
+        gain = rng.normal(0, prior.corpora * strength)
+        seen = gain + rng.normal(0, prior.queries * strength, 50)
+        side = expected(seen, np.zeros(50), prior, strength=strength, tolerance=config.tolerance)
+        if likely([side, side], config):
+            shipped += 1
+            lost += gain < -config.tolerance
+    assert shipped > 2_000
+    assert lost / shipped < config.risk / 2
 
 
 def test_few_judges_are_said(base: np.ndarray) -> None:

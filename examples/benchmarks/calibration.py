@@ -2,6 +2,7 @@
 
     python examples/benchmarks/calibration.py --data DATA [--folder FOLDER] [--signals labels,model,cut]
         [--collections scifact,…] [--documents 500] [--strengths 0.25,0.5,1] [--write docs/calibration.json]
+    python examples/benchmarks/calibration.py --data DATA [--folder FOLDER] --drawn 50 [--draws 0,1] [--truth]
 
 A part of every collection: what its test questions, its labels and a language model's questions are about, and other
 documents at random up to `--documents`. Three signals train:
@@ -15,6 +16,10 @@ Each is judged and decided by the same code as in `fit`, at each strength; `chos
 which after questions of a model is the whole. The truth is what people judged: up to 200 test questions, adapted −
 base, dense and default search, intervals of 95 %. One case = signal × collection × strength.
 Cases are kept in FOLDER/cases.json and not run again. No default was chosen by this table, except `gate.most_dense`.
+
+--drawn: few labels. Of every collection so many of the test's questions, at most half of them, are labels, which train
+and judge as in `fit`; the others, up to 200, say what that was worth, at each strength, under the base's mix. --truth
+leaves the folds out: what a training does before anything has judged it. Rows are kept in FOLDER/drawn.json.
 """
 
 from __future__ import annotations
@@ -200,6 +205,72 @@ def cases(part: Part, signal: str, size: int, config: FitConfig) -> list[dict[st
     return [{**case, "documents": len(part.corpus.documents), "seconds of all strengths": seconds} for case in made]
 
 
+def drawn(
+    part: Part, size: int, draw: int, config: FitConfig, strengths: Sequence[float], folds: bool
+) -> list[dict[str, Any]]:
+    """Train on some of the test's questions, at most half of them, and measure with the others; a row a strength.
+    folds: judge them, too."""
+    started = time.perf_counter()
+    steps, encoder, encoded = part.steps, part.encoder, part.encoded
+    mixed = random.Random(draw).sample(part.test, len(part.test))
+    size = min(size, len(mixed) // 2)
+    own, test = mixed[:size], mixed[size : size + _TEST]
+    ids = {query.id for query in own}
+    queries = DividedQueries(
+        tuple(own), tuple(part.cut), (), {id: found for id, found in part.grades.items() if id in ids}, {}, {}, {}, ()
+    )
+    searcher = searcher_of(encoded, steps.lexical(part.corpus))
+    neutral = steps.neutral(queries, encoder, searcher)
+    plan = gate.plan(queries.train, (), split=config.split, config=config.gate)
+    base = Base(encoder, encoded, searcher, steps.fusion(plan, queries, encoder, encoded, neutral))
+    steps._mined = None
+    judges: dict[float, dict[str, Any]] = {}
+    if folds:
+        plan = with_folds(plan, part.corpus, config)
+        with steps.stage("queries", ("base-vectors", "lexical"), drawn=size, draw=draw) as stage:
+            queries.write(stage.path)
+        arena = steps.arena(plan.judge, encoder, encoded, queries.grades)
+        found = steps.out_of_fold(plan, queries, base, arena, "folds", strengths)
+        met = answer_was_trained(plan, queries.grades)
+        chosen = judge_folds(
+            _at(found, config.gate.strengths(Evidence.LABELLED)), base.fusion, config, Evidence.LABELLED, met
+        )
+        for strength in strengths:
+            own = judge_folds(_at(found, [strength]), base.fusion, config, Evidence.LABELLED, met).decision
+            judges[strength] = {
+                "ships": chosen.decision.verdict.value if strength == chosen.decision.strength else "",
+                "verdict": own.verdict.value, "seen dense": _rounded(own.dense), "seen search": _rounded(own.search),
+            }  # fmt: skip
+    examples, _ = steps.examples(plan, queries, base)
+    result = steps.train_on(encoder, examples, plan, None, steps.work.path / "checkpoint")
+    (steps.work.path / "checkpoint").unlink(missing_ok=True)
+    before = steps.arena(test, encoder, encoded, part.grades).with_fusion(base.fusion.fusion)
+    made = []
+    for strength in strengths:
+        result.encoder.scale(strength)
+        model = result.encoder.merged()
+        adapted = EncodedCorpus(part.corpus, model.encode_passages(part.corpus.passages))
+        after = steps.arena(test, model, adapted, part.grades).with_fusion(base.fusion.fusion)
+        dense, search = (
+            paired_bootstrap(quality(after, system), quality(before, system), seed=config.seed)
+            for system in ("dense", "hybrid")
+        )
+        made.append(
+            {
+                "labels": size, "examples": len(examples), "strength": strength, "test questions": dense.n,
+                **judges.get(strength, {}),
+                "drift": round(drift(encoded.vectors, adapted.vectors, seed=config.seed), 4),
+                "base dense": round(float(quality(before, "dense").mean()), 4),
+                "base search": round(float(quality(before, "hybrid").mean()), 4),
+                "truth dense": _rounded(dense), "truth search": _rounded(search),
+                "spread dense": round(float(np.std(quality(after, "dense") - quality(before, "dense"))), 4),
+                "spread search": round(float(np.std(quality(after, "hybrid") - quality(before, "hybrid"))), 4),
+            }
+        )  # fmt: skip
+    seconds = round(time.perf_counter() - started)
+    return [{**row, "documents": len(part.corpus.documents), "seconds of all strengths": seconds} for row in made]
+
+
 def _at(found: CrossFitted, strengths: Sequence[float]) -> CrossFitted:
     """At these strengths alone."""
     adapted = {strength: found.adapted[strength] for strength in strengths}
@@ -281,6 +352,30 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def run_drawn(
+    arguments: argparse.Namespace, collections: Sequence[str], folder: Path, config: FitConfig, strengths: list[float]
+) -> None:
+    """Rows that are not known yet, collection by collection."""
+    kept = folder / "drawn.json"
+    rows: list[dict[str, Any]] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
+    encoder = Encoder.load(EncoderConfig(model="offline"))
+    for name in collections:
+        known = {(row["collection"], row["asked"], row["draw"]) for row in rows}
+        draws = [int(draw) for draw in arguments.draws.split(",")]
+        todo = [draw for draw in draws if (name, arguments.drawn, draw) not in known]
+        if not todo:
+            continue
+        with Workspace.open(folder / f"drawn-{name}", {"command": "calibration"}) as work:
+            steps = FitSteps(work, config, Clock(), Processes.join("cpu"), no_progress, False, {})
+            part = part_of(load(arguments.data, name), arguments.documents, config, encoder, steps)
+            for draw in todo:
+                for row in drawn(part, arguments.drawn, draw, config, strengths, not arguments.truth):
+                    about = {"collection": name, "asked": arguments.drawn, "draw": draw, "device": device()}
+                    rows.append({**about, **row})
+                    print(json.dumps(rows[-1]), flush=True)
+                kept.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of collections in BEIR layout")
@@ -290,6 +385,9 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=500)
     parser.add_argument("--strengths", default="0.25,0.5,1")
     parser.add_argument("--seed", type=int, default=13)
+    parser.add_argument("--drawn", type=int, help="only so many of the test's questions as labels")
+    parser.add_argument("--draws", default="0,1", help="which draws, by number")
+    parser.add_argument("--truth", action="store_true", help="of --drawn: nothing judges")
     parser.add_argument("--write", type=Path, help="a JSON file for the cases and their summary")
     arguments = parser.parse_args()
     collections, signals = arguments.collections.split(","), arguments.signals.split(",")
@@ -302,6 +400,9 @@ def main() -> None:
     config = FitConfig.build(
         {"encoder": {"model": "offline"}, "seed": arguments.seed, "gate": {"fold_strengths": strengths}}
     )
+    if arguments.drawn:
+        run_drawn(arguments, collections, folder, config, strengths)
+        return
     kept = folder / "cases.json"
     rows: list[dict[str, Any]] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
     encoder = Encoder.load(EncoderConfig(model="offline"))

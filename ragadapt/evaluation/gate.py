@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from ragadapt.values import Evidence, Query
 
 class Verdict(StrEnum):
     WIN = "WIN"
+    LIKELY_GAIN = "LIKELY GAIN"
     NO_GAIN = "NO GAIN"
     REGRESSION_AVOIDED = "REGRESSION AVOIDED"
 
@@ -35,6 +37,23 @@ MINIMUM = {Evidence.LABELLED: 10, Evidence.HUMAN: 40, Evidence.PARAPHRASE: 100}
 _SPLIT = SplitConfig()
 _GATE = GateConfig()
 PARAPHRASE_FOLDS = 2  # each as good as half of hundreds of questions makes it; more folds cost as many trainings
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """What a model that few labels trained gains in nDCG@10 at full strength: deviation between corpora, about no gain
+    at all, and between the queries of one."""
+
+    corpora: float
+    queries: float
+
+
+DENSE, SEARCH = Prior(0.04, 0.15), Prior(0.01, 0.07)
+PRIOR_QUERIES = 10
+"""A prior's deviation between queries weighs as much as so many of them: few may all happen to change nothing."""
+
+GENTLE = 0.5
+"""Strength up to which a dense gain is enough for judges that flatter, if they see no loss of the default search."""
 
 FEWEST_TO_TRAIN = 16
 """Fewer queries than this teach nothing that held-out ones could show."""
@@ -290,6 +309,7 @@ class Decision:
     reasons: tuple[str, ...]
     dense: Interval | None = None  # adapted − base, dense search
     search: Interval | None = None  # adapted − base, the default search of either
+    expected: float = 0.0  # of a likely gain: the sum of both
 
     @property
     def adapted(self) -> bool:
@@ -312,15 +332,17 @@ def decide(
     met: Sequence[bool] | None = None,
     crossed: bool = False,
     flattering: bool = False,
+    labelled: bool = False,
 ) -> Decision:
     """Judge a trained model by its held-out quality per query: (adapted, base) for dense and for the default search.
 
     It ships if the default search is better beyond doubt (interval above 0), or if dense search is and the
-    default search did not lose by more than one standard error; the latter does not count where what judges
-    flatters (flattering: a language model's questions, when such trained). drift: mean 1 − cos between base and
-    adapted vectors of unlabelled passages. met: per query whether training saw its answer, with another
-    question; a model that gains there and loses beyond doubt on the others does not ship. crossed: whether each
-    query was searched by a model of its own fold.
+    default search did not lose by more than one standard error. Judges that flatter (flattering: a language
+    model's questions, when such trained) must not see it lose at all then, and at strength GENTLE at most. Labels
+    of people, when such trained (labelled), also let it ship where they are too few to prove a gain that is
+    `likely`. drift: mean 1 − cos between base and adapted vectors of unlabelled passages. met: per query whether
+    training saw its answer, with another question; a model that gains there and loses beyond doubt on the others
+    does not ship. crossed: whether each query was searched by a model of its own fold.
     """
     settings: dict[str, Any] = {"samples": config.bootstrap_samples, "confidence": config.confidence, "seed": seed}
     in_dense = paired_bootstrap(*dense, **settings)
@@ -345,19 +367,67 @@ def decide(
         if new[0].worse or new[1].worse:
             reasons.append("worse beyond doubt where the answers are new: the base stays")
             return Decision(Verdict.REGRESSION_AVOIDED, 0.0, tuple(reasons), in_dense, in_search)
-    if in_search.better or (in_dense.better and not in_search.lost and not flattering):
+    unharmed = strength <= GENTLE and in_search.delta >= 0 if flattering else not in_search.lost
+    if in_search.better or (in_dense.better and unharmed):
         where = "" if in_search.better else " for dense search, and the default search did not lose beyond noise"
         reasons.append(f"better beyond doubt{where}: the adapted model ships")
         return Decision(Verdict.WIN, strength, tuple(reasons), in_dense, in_search)
     if in_dense.better and flattering and not in_search.lost:
         reasons.append(
-            "better for dense search alone, by questions of the kind that trained: the default search must gain, too"
+            "better for dense search alone, by questions of the kind that trained: "
+            + ("the default search must gain, too" if strength > GENTLE else "the default search must not lose")
         )
+    if labelled:
+        given = ((dense, DENSE), (search, SEARCH))
+        sides = [expected(*pair, prior, strength=strength, tolerance=config.tolerance) for pair, prior in given]
+        if likely(sides, config):
+            reasons.append(_promise(sides, config))
+            total = sum(side.mean for side in sides)
+            return Decision(Verdict.LIKELY_GAIN, strength, tuple(reasons), in_dense, in_search, total)
     worse = in_search.lost or in_dense.lost
     found = "worse on queries that it did not see" if worse else "no proof of a gain"
     reasons.append(f"{found}: the base stays")
     verdict = Verdict.REGRESSION_AVOIDED if worse else Verdict.NO_GAIN
     return Decision(verdict, 0.0, tuple(reasons), in_dense, in_search)
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a trained model probably gains: mean, and the chance of a loss that is more than the tolerance."""
+
+    mean: float
+    risk: float
+
+
+def expected(adapted: Values, base: Values, prior: Prior, *, strength: float, tolerance: float) -> Expected:
+    """From quality per query and a sceptical prior, which expects no gain.
+
+    Normal prior, normal likelihood (Spiegelhalter, Freedman and Parmar, 1994). The variance of a query's difference is
+    that of the queries, shrunk towards the prior's. Both deviations of the prior grow with the strength.
+    """
+    differences = np.asarray(adapted, np.float64) - np.asarray(base, np.float64)
+    count, mean = len(differences), float(differences.mean())
+    squares = float(((differences - mean) ** 2).sum()) + PRIOR_QUERIES * (prior.queries * strength) ** 2
+    error = squares / (PRIOR_QUERIES + count) / count
+    between = (prior.corpora * strength) ** 2
+    share = between / (between + error)  # of what was seen
+    spread = math.sqrt(share * error)
+    return Expected(share * mean, NormalDist(share * mean, spread).cdf(-tolerance))
+
+
+def likely(sides: Sequence[Expected], config: GateConfig) -> bool:
+    """Whether a gain is so likely that it ships: neither search may lose, and none risks it."""
+    return all(side.mean >= 0 and side.risk <= config.risk for side in sides) and any(side.mean > 0 for side in sides)
+
+
+def _promise(sides: Sequence[Expected], config: GateConfig) -> str:
+    """sides: dense and default search."""
+    means = f"dense {sides[0].mean:+.3f} and default search {sides[1].mean:+.3f}"
+    risks = f"{sides[0].risk:.0%} and {sides[1].risk:.0%} (gate.risk = {config.risk:.0%})"
+    return (
+        f"too few questions to prove a gain, but one is likely: {means} are to be expected, and the chances of losing "
+        f"more than {config.tolerance:g} are {risks}: the adapted model ships"
+    )
 
 
 def within_drift(decision: Decision, drift: float, config: GateConfig) -> Decision:

@@ -123,7 +123,7 @@ class CrossFitted:
     """What the base and the models of the folds find for the judged queries.
 
     folds: (Q,) each query's. adapted: strength → what the models at that strength find. drift: strength → mean 1 − cos
-    between their vectors of ordinary passages and the base's.
+    between their vectors of ordinary passages and the base's. adapters: the folder where the folds' adapters lie.
     """
 
     judged: tuple[JudgedQuery, ...]
@@ -131,6 +131,7 @@ class CrossFitted:
     base: Rankings
     adapted: Mapping[float, Rankings]
     drift: Mapping[float, float]
+    adapters: Path | None = None
 
     def save(self, file: Path) -> None:
         """Everything but the judged queries."""
@@ -276,19 +277,31 @@ def judge_folds(
     """The strength that the folds choose, and whether it ships. met: query id → whether training knew its answer."""
     before = _side(found, found.base, base_fusion, config, evidence)
     after = {at: _side(found, side, base_fusion, config, evidence) for at, side in found.adapted.items()}
+
+    def decided(strength: float) -> gate.Decision:
+        side = after[strength]
+        return gate.decide(
+            strength=strength,
+            dense=(side.dense, before.dense),
+            search=(side.search, before.search),
+            drift=found.drift[strength],
+            config=config.gate,
+            seed=config.seed,
+            met=None if met is None else [met[item.query.id] for item in found.judged],
+            crossed=True,
+            flattering=evidence is Evidence.PARAPHRASE,
+            labelled=evidence is Evidence.LABELLED,
+        )
+
     strength = gentlest({at: (side.dense + side.search) / 2 for at, side in after.items()})
+    decision = decided(strength)
+    if decision.verdict is not gate.Verdict.WIN:
+        others = [decision, *(decided(at) for at in after if at != strength)]
+        probable = [one for one in others if one.verdict is gate.Verdict.LIKELY_GAIN]
+        if probable:
+            decision = max(probable, key=lambda one: one.expected)
+            strength = decision.strength
     chosen = after[strength]
-    decision = gate.decide(
-        strength=strength,
-        dense=(chosen.dense, before.dense),
-        search=(chosen.search, before.search),
-        drift=found.drift[strength],
-        config=config.gate,
-        seed=config.seed,
-        met=None if met is None else [met[item.query.id] for item in found.judged],
-        crossed=True,
-        flattering=evidence is Evidence.PARAPHRASE,
-    )
     log.info("gate: %s", "; ".join(decision.reasons))
     curve = {0.0: float(before.dense.mean())} | {at: float(side.dense.mean()) for at, side in after.items()}
     return CrossJudged(found, decision, strength, curve, chosen.fusion, before.fusions, chosen.fusions)

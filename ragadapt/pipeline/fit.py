@@ -119,7 +119,7 @@ class FitResult:
 
     @property
     def verdict(self) -> str:
-        """WIN, NO GAIN or REGRESSION AVOIDED."""
+        """WIN, LIKELY GAIN, NO GAIN or REGRESSION AVOIDED."""
         return self.decision.verdict.value
 
 
@@ -448,8 +448,15 @@ class FitSteps(Steps):
         met = answer_was_trained(plan, queries.grades) if evidence is Evidence.LABELLED else None
         with self.clock("gate"):
             judged = judge_folds(found, base.fusion, config, evidence, met)
-        if judged.decision.adapted:
+        if judged.decision.verdict is gate.Verdict.WIN:
             return judged
+        shown = judged.decision.dense
+        if evidence is Evidence.PARAPHRASE and shown is not None and shown.better:
+            gentler = trained_on("gentle-folds", (gate.GENTLE,), again=found.adapters)
+            with self.clock("gate"):
+                again = judge_folds(gentler, base.fusion, config, evidence)
+            if again.decision.verdict is gate.Verdict.WIN:
+                return again
         sizes = [len(train) for train, _ in plan.parts()]
         half = trained_on("half-folds", (judged.strength,), share=0.5) if min(sizes) >= 2 * FEWEST_DEV else None
         with self.clock("gate"):
@@ -466,8 +473,13 @@ class FitSteps(Steps):
         name: str,
         strengths: Sequence[float],
         share: float = 1.0,
+        again: Path | None = None,
     ) -> CrossFitted:
-        """Train a model for every fold, on this share of what may train there, and search for the fold's queries."""
+        """Train a model for every fold, on this share of what may train there, and search for the fold's queries.
+        again: where the adapters of these folds lie already."""
+        from ragadapt.adapters.state import AdapterState
+        from ragadapt.training import untrained
+
         config = self.config
         with self.stage(
             name, ("queries",), settings=self.settings(plan), encoder=base.encoder.fingerprint,
@@ -478,19 +490,27 @@ class FitSteps(Steps):
                 barred = plan.barred_texts
 
                 def trained(fold: int) -> AdaptedEncoder:
+                    if again is not None:
+                        return untrained(base.encoder, AdapterState.read(again / f"adapter-{fold}")).encoder
                     own = [
                         example
                         for example in examples
                         if fold not in barred[example.query] and chance(config.seed, example.query) < share
                     ]
-                    return self.train_on(base.encoder, own, plan, None, stage.scratch / f"checkpoint-{fold}").encoder
+                    checkpoint = stage.scratch / f"checkpoint-{fold}"
+                    learnt = self.train_on(base.encoder, own, plan, None, checkpoint).encoder
+                    learnt.state().write(stage.scratch / f"adapter-{fold}")
+                    return learnt
 
                 with self.frozen_layers(base.encoder):
                     cross_fit(
                         arena, plan.folds, strengths, trained, stage.scratch,
                         queries_only=config.adapter.adapt == "query", seed=config.seed,
                     ).save(stage.path / "folds.npz")  # fmt: skip
-            return CrossFitted.load(stage.path / "folds.npz", arena.judged)
+                for adapter in stage.scratch.glob("adapter-*"):
+                    adapter.rename(stage.path / adapter.name)
+            found = CrossFitted.load(stage.path / "folds.npz", arena.judged)
+            return replace(found, adapters=again or stage.path)
 
     def confirm(
         self, trained: Trained, crossed: CrossJudged, encoded: EncodedCorpus
@@ -614,10 +634,12 @@ class FitSteps(Steps):
                 config=config.gate,
                 seed=config.seed,
                 met=[met[item.query.id] for item in before.judged],
+                labelled=plan.evidence is Evidence.LABELLED and bool(plan.train),
             )
             seen: dict[str, Forecast] = {}
             # Of other kinds nobody can give more; where nothing trained, more labels train nothing either.
-            if not decision.adapted and plan.evidence is Evidence.LABELLED and plan.train:
+            proved = decision.verdict is gate.Verdict.WIN
+            if not proved and plan.evidence is Evidence.LABELLED and plan.train:
                 sizes, every = (len(plan.train),), len(plan.train) + len(plan.judge)
                 for name, (ours, theirs) in (("dense search", dense), ("default search", search)):
                     seen[name] = forecast(sizes, [ours - theirs], seed=config.seed, total=every)

@@ -52,7 +52,9 @@ LISTED = 300
 CLIP = 600
 """Characters of a passage shown at most."""
 
-_LOOKS = {"WIN": ("win", "✓"), "NO GAIN": ("same", "="), "REGRESSION AVOIDED": ("avoided", "!")}
+_LOOKS = {
+    "WIN": ("win", "✓"), "LIKELY GAIN": ("win", "≈"), "NO GAIN": ("same", "="), "REGRESSION AVOIDED": ("avoided", "!"),
+}  # fmt: skip
 
 
 def page(report: Report) -> str:

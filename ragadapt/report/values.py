@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from ragadapt.evaluation.significance import Interval
 
 SCHEMA_VERSION = 1
-Outcome = Literal["WIN", "NO GAIN", "REGRESSION AVOIDED"]
+Outcome = Literal["WIN", "LIKELY GAIN", "NO GAIN", "REGRESSION AVOIDED"]
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 

@@ -64,6 +64,8 @@ def headline(report: Report) -> str:
         found = f"No model was trained. {verdict.untrained.rstrip('.')}"
     elif verdict.outcome == "WIN":
         return f"Search got better on your documents{gain}."
+    elif verdict.outcome == "LIKELY GAIN":
+        return f"Search most likely got better on your documents, which so few questions cannot prove{gain}."
     elif verdict.outcome == "REGRESSION AVOIDED":
         found = "Tuning made search worse on questions it had not seen, so the tuned model was thrown away"
     else:
