@@ -320,7 +320,7 @@ def test_fit_prints_one_document_under_json(
     assert found["report"]["systems"][0]["metrics"]["nDCG@10"]["value"] == 0.5
 
 
-@pytest.mark.parametrize(("verdict", "code"), [("WIN", 0), ("NO GAIN", 3), ("REGRESSION AVOIDED", 3)])
+@pytest.mark.parametrize(("verdict", "code"), [("WIN", 0), ("LIKELY GAIN", 3), ("NO GAIN", 3)])
 def test_fail_on_no_gain_exits_with_three_unless_the_verdict_is_win(
     verdict: str, code: int, documents: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

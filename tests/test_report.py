@@ -476,6 +476,15 @@ def test_the_headline_of_a_kept_base_claims_a_gain_only_where_the_interval_does(
     )
 
 
+def test_a_likely_gain_is_called_likely() -> None:
+    likely = small("LIKELY GAIN", low=-0.01)
+    assert headline(likely).startswith(
+        "Search most likely got better on your documents, which so few questions cannot prove: its first ten results"
+    )
+    badge = BeautifulSoup(page(likely), "html.parser").select_one(".verdict.win .badge")
+    assert badge is not None and badge.text.endswith("LIKELY GAIN")
+
+
 def test_a_long_label_of_a_chart_stands_whole_in_two_lines() -> None:
     row = chart.ChartRow("fitted retriever (default search)", 0.5)
     for drawn in (
