@@ -374,6 +374,25 @@ def run_drawn(
                     rows.append({**about, **row})
                     print(json.dumps(rows[-1]), flush=True)
                 kept.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    if arguments.write:
+        write(arguments, rows, f"python examples/benchmarks/calibration.py --data DATA --drawn {arguments.drawn}", {})
+
+
+def write(
+    arguments: argparse.Namespace, rows: Sequence[Mapping[str, Any]], command: str, found: Mapping[str, Any]
+) -> None:
+    """Rows, their summary and what they are, as JSON."""
+    about = {
+        "command": command,
+        "documents": arguments.documents,
+        "seed": arguments.seed,
+        "date": date.today().isoformat(),
+        "devices": sorted({row["device"] for row in rows}),
+        "base": "all-MiniLM-L6-v2",
+        "intervals": "[adapted − base, low, high] of nDCG@10, 95 %, paired bootstrap",
+    }
+    made = {"about": about, **({"summary": found} if found else {}), "cases": rows}
+    arguments.write.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -428,19 +447,7 @@ def main() -> None:
     print(table(rows))
     print(json.dumps(found, indent=1))
     if arguments.write:
-        about = {
-            "command": "python examples/benchmarks/calibration.py --data DATA",
-            "documents": arguments.documents,
-            "seed": arguments.seed,
-            "date": date.today().isoformat(),
-            "devices": sorted({row["device"] for row in rows}),
-            "base": "all-MiniLM-L6-v2",
-            "intervals": "[adapted − base, low, high] of nDCG@10, 95 %, paired bootstrap",
-        }
-        arguments.write.write_text(
-            json.dumps({"about": about, "summary": found, "cases": rows}, indent=1, ensure_ascii=False) + "\n",
-            encoding="utf-8",
-        )
+        write(arguments, rows, "python examples/benchmarks/calibration.py --data DATA", found)
     if arguments.folder is None:
         shutil.rmtree(folder, ignore_errors=True)
 
