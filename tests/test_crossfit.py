@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -445,9 +447,9 @@ def test_a_killed_cross_fitting_goes_on_from_its_last_fold(
 
 
 @pytest.fixture
-def asking(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, object]]:
-    """Settings of a fit for which a language model writes three questions for each passage."""
-    from ragadapt.pipeline import queries as module
+def asked_config(model: Path, monkeypatch: pytest.MonkeyPatch) -> FitConfig:
+    """Of a fit for which a language model writes three questions for each passage."""
+    from ragadapt.pipeline import queries as asking
 
     def asked(chunks: Sequence[Chunk], *_: Any, **__: Any) -> list[Query]:
         rng = random.Random(1)
@@ -458,21 +460,16 @@ def asking(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, object]]:
                 made.append(Query(f"m{at} {turn}", text, f"lm-{kind}", Evidence.PARAPHRASE, (chunk.id,)))
         return made
 
-    monkeypatch.setattr(module, "generate_queries", asked)
+    monkeypatch.setattr(asking, "generate_queries", asked)
     monkeypatch.setitem(gate.MINIMUM, Evidence.PARAPHRASE, 80)
     generator = {
         "generator_url": "http://localhost:1/v1", "generator_model": "m", "round_trip_k": 50, "max_overlap": 1.0,
     }  # fmt: skip
-    return {"query": generator, "training": {"epochs": 1}, "gate": {"most_dense": 1.0}}
+    return settings(model, query=generator, training={"epochs": 1}, gate={"most_dense": 1.0})
 
 
 def test_a_language_models_questions_ship_with_the_mix_by_which_they_were_judged(
-    docs: Path,
-    model: Path,
-    tmp_path: Path,
-    watched: Watched,
-    monkeypatch: pytest.MonkeyPatch,
-    asking: dict[str, dict[str, object]],
+    docs: Path, asked_config: FitConfig, tmp_path: Path, watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decide = gate.decide
     monkeypatch.setattr(
@@ -481,8 +478,7 @@ def test_a_language_models_questions_ship_with_the_mix_by_which_they_were_judged
     judged: list[CrossJudged] = []
     real = module.judge_folds
     monkeypatch.setattr(module, "judge_folds", lambda *given: judged.append(real(*given)) or judged[-1])
-    config = settings(model, **asking)
-    result = fit([docs], tmp_path / "r", config)
+    result = fit([docs], tmp_path / "r", asked_config)
     first, second, last = watched.queries
     assert len(first | second) == len(last) >= 80 and not (last - first) & (last - second)
     assert {query.evidence for query in (item.query for item in judged[0].found.judged)} == {Evidence.PARAPHRASE}
@@ -490,30 +486,48 @@ def test_a_language_models_questions_ship_with_the_mix_by_which_they_were_judged
         assert retriever.fusion == judged[0].fusions[0] == judged[0].base_fusions[0]
 
 
-def test_where_dense_search_alone_gains_half_the_strength_is_judged_by_what_the_folds_learnt(
-    docs: Path,
-    model: Path,
-    tmp_path: Path,
-    watched: Watched,
-    monkeypatch: pytest.MonkeyPatch,
-    asking: dict[str, dict[str, object]],
-) -> None:
-    decide, seen = gate.decide, {}
+@pytest.fixture
+def dense_alone_gains(monkeypatch: pytest.MonkeyPatch) -> dict[float, float]:
+    """The gate refuses the whole strength and lets half of it through; the drift that it saw at either."""
+    decide, seen = gate.decide, dict[float, float]()
 
-    def decided(**given: Any) -> gate.Decision:
-        made = decide(**given)
-        assert made.dense is not None and made.search is not None
+    def decided(*, strength: float, drift: float, **given: Any) -> gate.Decision:
+        seen[strength] = drift
+        made = decide(strength=strength, drift=drift, **given)
+        assert made.dense is not None
         dense = replace(made.dense, delta=0.1, low=0.05, high=0.15, p_value=0.001)
-        seen[given["strength"]] = given["drift"]
-        if given["strength"] == 1.0:
+        if strength == 1:
             return replace(made, verdict=gate.Verdict.NO_GAIN, strength=0.0, dense=dense)
-        return replace(made, verdict=gate.Verdict.WIN, strength=given["strength"], dense=dense)
+        return replace(made, verdict=gate.Verdict.WIN, strength=strength, dense=dense)
 
     monkeypatch.setattr(gate, "decide", decided)
-    result = fit([docs], tmp_path / "r", settings(model, **asking))
+    return seen
+
+
+def test_where_dense_search_alone_gains_half_the_strength_is_judged_by_what_the_folds_learnt(
+    docs: Path, asked_config: FitConfig, tmp_path: Path, watched: Watched, dense_alone_gains: dict[float, float]
+) -> None:
+    result = fit([docs], tmp_path / "r", asked_config)
     assert len(watched.queries) == 3  # two folds, and what ships
     assert (result.verdict, result.decision.strength) == ("WIN", gate.GENTLE)
-    assert 0 < seen[gate.GENTLE] < seen[1.0]
+    assert 0 < dense_alone_gains[gate.GENTLE] < dense_alone_gains[1.0]
+
+
+@pytest.mark.usefixtures("dense_alone_gains")
+def test_a_kill_while_the_folds_adapters_are_kept_loses_none(
+    docs: Path, asked_config: FitConfig, tmp_path: Path, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(source: Path, target: Path) -> None:
+        shutil.copytree(source, target)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "shutil", SimpleNamespace(copytree=killed))
+        with pytest.raises(KeyboardInterrupt):
+            fit([docs], tmp_path / "r", asked_config)
+    result = fit([docs], tmp_path / "r", asked_config)
+    assert len(watched.queries) == 3  # the folds are not trained again
+    assert (result.verdict, result.decision.strength) == ("WIN", gate.GENTLE)
 
 
 def test_with_the_query_side_alone_the_passages_stay(

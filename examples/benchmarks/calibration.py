@@ -3,6 +3,8 @@
     python examples/benchmarks/calibration.py --data DATA [--folder FOLDER] [--signals labels,model,cut]
         [--collections scifact,…] [--documents 500] [--strengths 0.25,0.5,1] [--write docs/calibration.json]
     python examples/benchmarks/calibration.py --data DATA [--folder FOLDER] --drawn 50 [--draws 0,1] [--truth]
+    python examples/benchmarks/calibration.py --data DATA --signals model --collections cosqa,scifact --documents 10000
+        --test 1000 --strengths 0.5,1
 
 A part of every collection: what its test questions, its labels and a language model's questions are about, and other
 documents at random up to `--documents`. Three signals train:
@@ -13,13 +15,15 @@ documents at random up to `--documents`. Three signals train:
   never trains on them; the rows show what would happen.
 
 Each is judged and decided by the same code as in `fit`, at each strength; `chosen` is the one that `fit` would take,
-which after questions of a model is the whole. The truth is what people judged: up to 200 test questions, adapted −
-base, dense and default search, intervals of 95 %. One case = signal × collection × strength.
-Cases are kept in FOLDER/cases.json and not run again. No default was chosen by this table, except `gate.most_dense`.
+which after questions of a model is the whole, or the half where that is refused. The truth is what people judged: up to
+--test test questions, adapted − base, dense and default search, intervals of 95 %. One case = signal × collection ×
+strength. Cases are kept in FOLDER/cases.json and not run again; parts of another size need a folder of their own. No
+default was chosen by this table, except `gate.most_dense`.
 
---drawn: few labels. Of every collection so many of the test's questions, at most half of them, are labels, which train
-and judge as in `fit`; the others, up to 200, say what that was worth, at each strength, under the base's mix. --truth
-leaves the folds out: what a training does before anything has judged it. Rows are kept in FOLDER/drawn.json.
+--drawn: few labels. Of every collection so many of the --test questions, at most half of them, are labels, which train
+and judge as in `fit`; the others say what that was worth, at each strength. --truth leaves the folds out: what a
+training does before anything has judged it. Rows are kept in FOLDER/drawn.json. The gate's priors, DENSE and SEARCH,
+come from them.
 """
 
 from __future__ import annotations
@@ -45,7 +49,7 @@ from ragadapt.evaluation import gate, paired_bootstrap
 from ragadapt.evaluation.significance import Interval
 from ragadapt.pipeline.adapt import drift
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
-from ragadapt.pipeline.crossfit import CrossFitted, judge_folds
+from ragadapt.pipeline.crossfit import CrossFitted, CrossJudged, judge_folds
 from ragadapt.pipeline.fit import Base, FitSteps
 from ragadapt.pipeline.fusion import quality
 from ragadapt.pipeline.queries import DividedQueries, _round_trip, answer_was_trained, with_folds
@@ -65,7 +69,7 @@ SIGNALS: dict[str, tuple[tuple[str, int], ...]] = {
     "model": (("model", 1000),),
     "cut": (("cut", 300),),
 }
-_TEST = 200
+SHIPS = (gate.Verdict.WIN, gate.Verdict.LIKELY_GAIN)
 _BELOW = 0.003  # a loss that would be worth telling
 
 
@@ -83,15 +87,17 @@ class Part:
     cut: list[Query]
 
 
-def part_of(collection: Collection, documents: int, config: FitConfig, encoder: Encoder, steps: FitSteps) -> Part:
-    """Choose the documents, cut and encode them, and gather the questions."""
+def part_of(
+    collection: Collection, documents: int, tests: int, config: FitConfig, encoder: Encoder, steps: FitSteps
+) -> Part:
+    """Choose the documents and so many of the test's questions, cut and encode, and gather the other questions."""
     draw = random.Random(config.seed)
     rows = [json.loads(line) for line in collection.corpus.open(encoding="utf-8")]
     every = {row["_id"]: Document(row["_id"], row["text"], row.get("title") or "", {}, row["_id"]) for row in rows}
-    tests = draw.sample(sorted(collection.qrels["test"]), min(_TEST, len(collection.qrels["test"])))
+    chosen = draw.sample(sorted(collection.qrels["test"]), min(tests, len(collection.qrels["test"])))
     labels = sorted(collection.qrels.get(LABELS.get(collection.name, ""), {}))
     labels = draw.sample(labels, min(100, len(labels)))
-    judged = {f"test {id}": collection.qrels["test"][id] for id in tests}
+    judged = {f"test {id}": collection.qrels["test"][id] for id in chosen}
     judged |= {f"label {id}": collection.qrels[LABELS[collection.name]][id] for id in labels}
 
     asked: dict[str, list[tuple[str, str]]] = {}
@@ -134,15 +140,23 @@ def part_of(collection: Collection, documents: int, config: FitConfig, encoder: 
         "cut": [replace(q, evidence=Evidence.PARAPHRASE) for q in draw.sample(cut, min(300, len(cut)))],
     }
     grades = {id: dict(found) for id, found in judged.items()}
-    test = [question(f"test {id}") for id in tests]
+    test = [question(f"test {id}") for id in chosen]
     return Part(steps, corpus, encoder, encoded, test, grades, signals, cut)
 
 
-def cases(part: Part, signal: str, size: int, config: FitConfig) -> list[dict[str, Any]]:
-    """Train on a signal by cross-fitting and on all of it; a case for each strength."""
+def cases(
+    part: Part,
+    own: Sequence[Query],
+    test: Sequence[Query],
+    config: FitConfig,
+    *,
+    barred: bool = False,
+    folds: bool = True,
+) -> list[dict[str, Any]]:
+    """Train on all of `own`, and by cross-fitting, and measure with `test`; a case for each strength. barred: `fit`
+    never trains on these. folds: judge, too; else the base's mix is searched with."""
     started = time.perf_counter()
     steps, encoder, encoded = part.steps, part.encoder, part.encoded
-    own = part.signals[signal][:size]
     if len(own) < gate.FEWEST_TO_TRAIN:
         return []
     ids = {query.id for query in own}
@@ -150,125 +164,68 @@ def cases(part: Part, signal: str, size: int, config: FitConfig) -> list[dict[st
         tuple(own), tuple(part.cut), (), {id: found for id, found in part.grades.items() if id in ids}, {}, {}, {}, ()
     )
     searcher = searcher_of(encoded, steps.lexical(part.corpus))
-    with steps.stage("queries", ("base-vectors", "lexical"), signal=signal, size=size) as stage:
+    with steps.stage("queries", ("base-vectors", "lexical"), asked=sorted(ids)) as stage:
         queries.write(stage.path)
     neutral = steps.neutral(queries, encoder, searcher)
     shipped = gate.plan(queries.train, (), split=config.split, config=config.gate, dense_share=neutral.weight)
     plan = gate.plan(queries.train, (), split=config.split, config=config.gate)
     if not plan.train:
         return []
-    plan = with_folds(plan, part.corpus, config)
     evidence = plan.evidence or Evidence.LABELLED
     base = Base(encoder, encoded, searcher, steps.fusion(plan, queries, encoder, encoded, neutral))
-    arena = steps.arena(plan.judge, encoder, encoded, queries.grades)
-    found = steps.out_of_fold(plan, queries, base, arena, "folds", config.gate.fold_strengths)
-    met = answer_was_trained(plan, queries.grades) if evidence is Evidence.LABELLED else None
-    chosen = judge_folds(_at(found, config.gate.strengths(evidence)), base.fusion, config, evidence, met)
-
-    examples, _ = steps.examples(plan, queries, base)
-    result = steps.train_on(encoder, examples, plan, None, steps.work.path / "checkpoint")
-    (steps.work.path / "checkpoint").unlink(missing_ok=True)
-    before = steps.arena(part.test, encoder, encoded, part.grades).with_fusion(base.fusion.fusion)
-    made = []
-    for strength in found.adapted:
-        judged = judge_folds(_at(found, [strength]), base.fusion, config, evidence, met)
-        result.encoder.scale(strength)
-        model = result.encoder.merged()
-        adapted = EncodedCorpus(part.corpus, model.encode_passages(part.corpus.passages))
-        after = steps.arena(part.test, model, adapted, part.grades).with_fusion(judged.fusion.fusion)
-        dense, search = (
-            paired_bootstrap(quality(after, system), quality(before, system), seed=config.seed)
-            for system in ("dense", "hybrid")
-        )
-        decision = gate.within_drift(
-            judged.decision, drift(encoded.vectors, adapted.vectors, seed=config.seed), config.gate
-        )
-        made.append(
-            {
-                "strength": strength,
-                "chosen": strength == chosen.strength,
-                "refused": not shipped.train or signal == "cut",  # by the plan, before anything is trained
-                "neutral": neutral.weight,
-                "questions": len(plan.judge),
-                "verdict": decision.verdict.value,
-                "seen dense": _rounded(decision.dense),
-                "seen search": _rounded(decision.search),
-                "drift": round(found.drift[strength], 4),
-                "test questions": dense.n,
-                "base dense": round(float(quality(before, "dense").mean()), 4),
-                "base search": round(float(quality(before, "hybrid").mean()), 4),
-                "truth dense": _rounded(dense),
-                "truth search": _rounded(search),
-            }
-        )
-    seconds = round(time.perf_counter() - started)
-    return [{**case, "documents": len(part.corpus.documents), "seconds of all strengths": seconds} for case in made]
-
-
-def drawn(
-    part: Part, size: int, draw: int, config: FitConfig, strengths: Sequence[float], folds: bool
-) -> list[dict[str, Any]]:
-    """Train on some of the test's questions, at most half of them, and measure with the others; a row a strength.
-    folds: judge them, too."""
-    started = time.perf_counter()
-    steps, encoder, encoded = part.steps, part.encoder, part.encoded
-    mixed = random.Random(draw).sample(part.test, len(part.test))
-    size = min(size, len(mixed) // 2)
-    own, test = mixed[:size], mixed[size : size + _TEST]
-    ids = {query.id for query in own}
-    queries = DividedQueries(
-        tuple(own), tuple(part.cut), (), {id: found for id, found in part.grades.items() if id in ids}, {}, {}, {}, ()
-    )
-    searcher = searcher_of(encoded, steps.lexical(part.corpus))
-    neutral = steps.neutral(queries, encoder, searcher)
-    plan = gate.plan(queries.train, (), split=config.split, config=config.gate)
-    base = Base(encoder, encoded, searcher, steps.fusion(plan, queries, encoder, encoded, neutral))
     steps._mined = None
-    judges: dict[float, dict[str, Any]] = {}
+    judged: dict[float, CrossJudged] = {}
+    chosen: float | None = None
     if folds:
         plan = with_folds(plan, part.corpus, config)
-        with steps.stage("queries", ("base-vectors", "lexical"), drawn=size, draw=draw) as stage:
-            queries.write(stage.path)
         arena = steps.arena(plan.judge, encoder, encoded, queries.grades)
-        found = steps.out_of_fold(plan, queries, base, arena, "folds", strengths)
-        met = answer_was_trained(plan, queries.grades)
-        chosen = judge_folds(
-            _at(found, config.gate.strengths(Evidence.LABELLED)), base.fusion, config, Evidence.LABELLED, met
-        )
-        for strength in strengths:
-            own = judge_folds(_at(found, [strength]), base.fusion, config, Evidence.LABELLED, met).decision
-            judges[strength] = {
-                "ships": chosen.decision.verdict.value if strength == chosen.decision.strength else "",
-                "verdict": own.verdict.value, "seen dense": _rounded(own.dense), "seen search": _rounded(own.search),
-            }  # fmt: skip
+        found = steps.out_of_fold(plan, queries, base, arena, "folds", config.gate.fold_strengths)
+        met = answer_was_trained(plan, queries.grades) if evidence is Evidence.LABELLED else None
+
+        def judge(*strengths: float) -> CrossJudged:
+            return judge_folds(_at(found, strengths), base.fusion, config, evidence, met)
+
+        judged = {strength: judge(strength) for strength in found.adapted}
+        chosen = judge(*config.gate.strengths(evidence)).strength
+        half = judged.get(gate.GENTLE)
+        if evidence is Evidence.PARAPHRASE and half and half.decision.adapted and not judged[chosen].decision.adapted:
+            chosen = gate.GENTLE
+
     examples, _ = steps.examples(plan, queries, base)
     result = steps.train_on(encoder, examples, plan, None, steps.work.path / "checkpoint")
     (steps.work.path / "checkpoint").unlink(missing_ok=True)
     before = steps.arena(test, encoder, encoded, part.grades).with_fusion(base.fusion.fusion)
     made = []
-    for strength in strengths:
+    for strength in config.gate.fold_strengths:
         result.encoder.scale(strength)
         model = result.encoder.merged()
         adapted = EncodedCorpus(part.corpus, model.encode_passages(part.corpus.passages))
-        after = steps.arena(test, model, adapted, part.grades).with_fusion(base.fusion.fusion)
-        dense, search = (
-            paired_bootstrap(quality(after, system), quality(before, system), seed=config.seed)
-            for system in ("dense", "hybrid")
-        )
-        made.append(
-            {
-                "labels": size, "examples": len(examples), "strength": strength, "test questions": dense.n,
-                **judges.get(strength, {}),
-                "drift": round(drift(encoded.vectors, adapted.vectors, seed=config.seed), 4),
-                "base dense": round(float(quality(before, "dense").mean()), 4),
-                "base search": round(float(quality(before, "hybrid").mean()), 4),
-                "truth dense": _rounded(dense), "truth search": _rounded(search),
-                "spread dense": round(float(np.std(quality(after, "dense") - quality(before, "dense"))), 4),
-                "spread search": round(float(np.std(quality(after, "hybrid") - quality(before, "hybrid"))), 4),
+        moved = drift(encoded.vectors, adapted.vectors, seed=config.seed)
+        mix = judged[strength].fusion if folds else base.fusion
+        after = steps.arena(test, model, adapted, part.grades).with_fusion(mix.fusion)
+        case: dict[str, Any] = {
+            "strength": strength, "questions": len(plan.judge), "examples": len(examples), "neutral": neutral.weight,
+            "drift": round(moved, 4),
+        }  # fmt: skip
+        if folds:
+            decision = gate.within_drift(judged[strength].decision, moved, config.gate)
+            case |= {
+                "chosen": strength == chosen, "refused": not shipped.train or barred, "verdict": decision.verdict.value,
+                "seen dense": _rounded(decision.dense), "seen search": _rounded(decision.search),
+            }  # fmt: skip
+        for name, system in (("dense", "dense"), ("search", "hybrid")):
+            old, new = quality(before, system), quality(after, system)
+            case |= {
+                f"base {name}": round(float(old.mean()), 4),
+                f"truth {name}": _rounded(paired_bootstrap(new, old, seed=config.seed)),
+                f"spread {name}": round(float(np.std(new - old)), 4),
             }
-        )  # fmt: skip
-    seconds = round(time.perf_counter() - started)
-    return [{**row, "documents": len(part.corpus.documents), "seconds of all strengths": seconds} for row in made]
+        made.append(case)
+    about = {
+        "test questions": len(test), "documents": len(part.corpus.documents),
+        "seconds of all strengths": round(time.perf_counter() - started),
+    }  # fmt: skip
+    return [case | about for case in made]
 
 
 def _at(found: CrossFitted, strengths: Sequence[float]) -> CrossFitted:
@@ -302,7 +259,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return f"{len(part)} of {len(of)}" + (f" ({len(part) / len(of):.0%})" if of else "")
 
     def told(rows: Sequence[Mapping[str, Any]], refuses: bool) -> dict[str, Any]:
-        wins = [row for row in rows if row["verdict"] == "WIN" and not (refuses and row["refused"])]
+        wins = [row for row in rows if row["verdict"] in SHIPS and not (refuses and row["refused"])]
         shipped = {id(row) for row in wins}
         real = [row for row in rows if gained(row)]
         groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
@@ -352,26 +309,25 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def run_drawn(
-    arguments: argparse.Namespace, collections: Sequence[str], folder: Path, config: FitConfig, strengths: list[float]
-) -> None:
+def run_drawn(arguments: argparse.Namespace, collections: Sequence[str], folder: Path, config: FitConfig) -> None:
     """Rows that are not known yet, collection by collection."""
     kept = folder / "drawn.json"
     rows: list[dict[str, Any]] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
     encoder = Encoder.load(EncoderConfig(model="offline"))
     for name in collections:
         known = {(row["collection"], row["asked"], row["draw"]) for row in rows}
-        draws = [int(draw) for draw in arguments.draws.split(",")]
-        todo = [draw for draw in draws if (name, arguments.drawn, draw) not in known]
+        todo = [draw for draw in arguments.draws if (name, arguments.drawn, draw) not in known]
         if not todo:
             continue
         with Workspace.open(folder / f"drawn-{name}", {"command": "calibration"}) as work:
             steps = FitSteps(work, config, Clock(), Processes.join("cpu"), no_progress, False, {})
-            part = part_of(load(arguments.data, name), arguments.documents, config, encoder, steps)
+            part = part_of(load(arguments.data, name), arguments.documents, arguments.test, config, encoder, steps)
             for draw in todo:
-                for row in drawn(part, arguments.drawn, draw, config, strengths, not arguments.truth):
+                mixed = random.Random(draw).sample(part.test, len(part.test))
+                size = min(arguments.drawn, len(mixed) // 2)
+                for case in cases(part, mixed[:size], mixed[size:], config, folds=not arguments.truth):
                     about = {"collection": name, "asked": arguments.drawn, "draw": draw, "device": device()}
-                    rows.append({**about, **row})
+                    rows.append({**about, **case})
                     print(json.dumps(rows[-1]), flush=True)
                 kept.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     if arguments.write:
@@ -395,6 +351,10 @@ def write(
     arguments.write.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of collections in BEIR layout")
@@ -404,8 +364,9 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=500)
     parser.add_argument("--strengths", default="0.25,0.5,1")
     parser.add_argument("--seed", type=int, default=13)
+    parser.add_argument("--test", type=int, default=200, help="test questions at most")
     parser.add_argument("--drawn", type=int, help="only so many of the test's questions as labels")
-    parser.add_argument("--draws", default="0,1", help="which draws, by number")
+    parser.add_argument("--draws", default="0,1", type=numbers, help="which draws, by number")
     parser.add_argument("--truth", action="store_true", help="of --drawn: nothing judges")
     parser.add_argument("--write", type=Path, help="a JSON file for the cases and their summary")
     arguments = parser.parse_args()
@@ -413,6 +374,12 @@ def main() -> None:
     check_data(parser, arguments.data, collections)
     if unknown := set(signals) - set(SIGNALS):
         parser.error(f"unknown signals {', '.join(sorted(unknown))}; there are {', '.join(SIGNALS)}")
+    if arguments.drawn is not None and arguments.drawn < gate.FEWEST_TO_TRAIN:
+        parser.error(f"--drawn {arguments.drawn}: fewer than {gate.FEWEST_TO_TRAIN} labels train nothing")
+    if arguments.truth and arguments.drawn is None:
+        parser.error("--truth leaves out the folds of --drawn: give both")
+    if arguments.write and not arguments.write.absolute().parent.is_dir():
+        parser.error(f"--write {arguments.write}: there is no folder {arguments.write.absolute().parent}")
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="ragadapt-calibration-"))
     folder.mkdir(parents=True, exist_ok=True)
     strengths = [float(strength) for strength in arguments.strengths.split(",")]
@@ -420,7 +387,7 @@ def main() -> None:
         {"encoder": {"model": "offline"}, "seed": arguments.seed, "gate": {"fold_strengths": strengths}}
     )
     if arguments.drawn:
-        run_drawn(arguments, collections, folder, config, strengths)
+        run_drawn(arguments, collections, folder, config)
         return
     kept = folder / "cases.json"
     rows: list[dict[str, Any]] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
@@ -436,10 +403,10 @@ def main() -> None:
             continue
         with Workspace.open(folder / name, {"command": "calibration"}) as work:
             steps = FitSteps(work, config, Clock(), Processes.join("cpu"), no_progress, False, {})
-            part = part_of(load(arguments.data, name), arguments.documents, config, encoder, steps)
+            part = part_of(load(arguments.data, name), arguments.documents, arguments.test, config, encoder, steps)
             for signal, size in todo:
-                steps._mined = None
-                for case in cases(part, signal, size, config):
+                own = part.signals[signal][:size]
+                for case in cases(part, own, part.test, config, barred=signal == "cut"):
                     rows.append({"collection": name, "signal": signal, "size": size, "device": device(), **case})
                     print(table(rows[-1:]).splitlines()[-1], flush=True)
                 kept.write_text(json.dumps(rows, indent=1), encoding="utf-8")

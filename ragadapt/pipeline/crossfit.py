@@ -123,7 +123,8 @@ class CrossFitted:
     """What the base and the models of the folds find for the judged queries.
 
     folds: (Q,) each query's. adapted: strength → what the models at that strength find. drift: strength → mean 1 − cos
-    between their vectors of ordinary passages and the base's. adapters: the folder where the folds' adapters lie.
+    between their vectors of ordinary passages and the base's. adapters: the folder where the folds' adapters lie, if
+    they were kept.
     """
 
     judged: tuple[JudgedQuery, ...]
@@ -244,7 +245,7 @@ class CrossJudged:
 
     strengths: strength → mean nDCG@10 of dense search, out of fold; 0 = the base. fusion: for what ships.
     base_fusions and fusions: for each query the mix of either model that was learnt without its fold. outlook: by kind
-    of search, what more queries would change; empty where the model ships.
+    of search, what more queries would change; empty where a gain is proved.
     """
 
     found: CrossFitted

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -476,17 +477,20 @@ class FitSteps(Steps):
         again: Path | None = None,
     ) -> CrossFitted:
         """Train a model for every fold, on this share of what may train there, and search for the fold's queries.
-        again: where the adapters of these folds lie already."""
+
+        again: where the adapters of these folds lie already. They are kept where a language model's questions judge,
+        which may be asked at another strength.
+        """
         from ragadapt.adapters.state import AdapterState
         from ragadapt.training import untrained
 
-        config = self.config
+        config, keeps = self.config, plan.evidence is Evidence.PARAPHRASE and share == 1 and again is None
         with self.stage(
             name, ("queries",), settings=self.settings(plan), encoder=base.encoder.fingerprint,
             folds=dict(plan.folds), queries=[query.id for query in plan.train], strengths=strengths, signals=True,
+            adapters=keeps,
         ) as stage:  # fmt: skip
             if not stage.finished:
-                examples, _ = self.examples(plan, queries, base)
                 barred = plan.barred_texts
 
                 def trained(fold: int) -> AdaptedEncoder:
@@ -494,12 +498,13 @@ class FitSteps(Steps):
                         return untrained(base.encoder, AdapterState.read(again / f"adapter-{fold}")).encoder
                     own = [
                         example
-                        for example in examples
+                        for example in self.examples(plan, queries, base)[0]
                         if fold not in barred[example.query] and chance(config.seed, example.query) < share
                     ]
                     checkpoint = stage.scratch / f"checkpoint-{fold}"
                     learnt = self.train_on(base.encoder, own, plan, None, checkpoint).encoder
-                    learnt.state().write(stage.scratch / f"adapter-{fold}")
+                    if keeps:
+                        learnt.state().write(stage.scratch / f"adapter-{fold}")
                     return learnt
 
                 with self.frozen_layers(base.encoder):
@@ -507,10 +512,11 @@ class FitSteps(Steps):
                         arena, plan.folds, strengths, trained, stage.scratch,
                         queries_only=config.adapter.adapt == "query", seed=config.seed,
                     ).save(stage.path / "folds.npz")  # fmt: skip
+                # Copied, not moved: a kill before the stage ends empties its folder and leaves the scratch.
                 for adapter in stage.scratch.glob("adapter-*"):
-                    adapter.rename(stage.path / adapter.name)
+                    shutil.copytree(adapter, stage.path / adapter.name)
             found = CrossFitted.load(stage.path / "folds.npz", arena.judged)
-            return replace(found, adapters=again or stage.path)
+            return replace(found, adapters=stage.path if keeps else None)
 
     def confirm(
         self, trained: Trained, crossed: CrossJudged, encoded: EncodedCorpus

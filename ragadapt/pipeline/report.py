@@ -326,7 +326,7 @@ def _steps(facts: Facts) -> tuple[reports.Step, ...]:
         steps.append(
             reports.Step(
                 name="Better on queries that it did not see?",
-                passed=decision.adapted,
+                passed=None if decision.verdict is gate.Verdict.LIKELY_GAIN else decision.adapted,
                 detail="; ".join(decision.reasons),
             )
         )

@@ -45,7 +45,7 @@ class Trained:
     checks: tuple[dict[str, Any], ...]
     fusion: LearntFusion | None = None
     drift: float | None = None
-    outlook: Mapping[str, Forecast] = field(default_factory=dict)  # by kind of search; empty where it ships
+    outlook: Mapping[str, Forecast] = field(default_factory=dict)  # by kind of search; empty where it is proved
 
 
 @dataclass(frozen=True, eq=False)
