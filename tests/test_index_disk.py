@@ -17,7 +17,7 @@ from small_retriever import fit_pages, write_pages
 from ragadapt.config import IndexConfig
 from ragadapt.errors import IndexCorrupt, IndexFault, StoreCorrupt, StoreError
 from ragadapt.files import DISK_FULL
-from ragadapt.index import exact_index, open_index
+from ragadapt.index import disk_lists, exact_index, open_index
 from ragadapt.index.disk_lists import DiskLists
 from ragadapt.index.faiss import FaissIndex
 from ragadapt.out_of_core import LooseFile, VectorFile
@@ -73,6 +73,14 @@ def assert_exact(
 def held(index: Any) -> DiskLists:
     assert isinstance(index._engine, DiskLists)
     return index._engine
+
+
+def placements(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many lists were placed, each time that some are."""
+    made: list[int] = []
+    place = disk_lists._centroids
+    monkeypatch.setattr(disk_lists, "_centroids", lambda *given: made.append(given[1]) or place(*given))
+    return made
 
 
 # Search
@@ -181,6 +189,45 @@ def test_changes_lie_beside_the_lists_until_they_are_many(tmp_path: Path) -> Non
         assert index.tombstones == 0 and held(index).listed == len(index) == 2700
 
 
+def test_lists_stay_where_they_are_until_a_fifth_of_the_vectors_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, queries, placed = clustered(8000), clustered(50, seed=1), placements(monkeypatch)
+    stored = dict(zip(named(6000), vectors))
+    with listed(vectors[:6000]) as index:
+        assert placed == [93]  # lists, 6000 / 64
+        for start, times in ((0, 1), (700, 2), (1400, 2)):
+            changed, new = named(6000)[start : start + 700], vectors[6000 + start : 6700 + start]
+            index.update_vectors(changed[: len(new)], new)
+            index.restructure("disk")
+            stored |= dict(zip(changed, new))
+            assert held(index).listed == 6000 and len(placed) == times
+            assert_exact(index, stored, queries, 10)
+
+
+def test_lists_are_placed_anew_where_their_number_no_longer_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, placed = clustered(6000), placements(monkeypatch)
+    with listed(vectors) as index:
+        index.delete(named(6000)[1000:])
+        index.restructure("disk")
+        assert placed == [93, 15]
+        assert_exact(index, dict(zip(named(1000), vectors)), clustered(50, seed=1), 10)
+
+
+@pytest.mark.parametrize("damage", ["", "places", "labels", "description"])
+def test_lists_like_those_of_an_earlier_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    vectors, queries, placed = clustered(6100), clustered(50, seed=1), placements(monkeypatch)
+    with listed(vectors[:6000], tmp_path) as index:
+        index.save()
+    where = {"places": "lists-*.npz", "labels": "lists-*.bin", "description": "index.json"}
+    for path in tmp_path.glob(where.get(damage, "")) if damage else ():
+        whole = path.read_bytes()
+        at = len(whole) // 2 if damage == "places" else len(whole) - 40  # the labels of the last list end there
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 64]) * 16 + whole[at + 16 :])
+    order = np.random.default_rng(3).permutation(6100)[:6050]  # some are gone, some are new, all stand elsewhere
+    with listed(vectors[order], earlier=tmp_path) as index:
+        assert len(placed) == (2 if damage in ("places", "description") else 1)
+        assert_exact(index, dict(zip(named(6050), vectors[order])), queries, 10)
+
+
 def test_vectors_move_to_other_structures_and_back() -> None:
     vectors = clustered(600)
     stored = dict(zip(named(600), vectors))
@@ -205,7 +252,7 @@ def test_a_build_beyond_memory_goes_through_a_file_and_holds_nothing(
     (tmp_path / "scratch").mkdir()
     config = IndexConfig(kind="faiss")
     settings = FaissIndex.building(config, tmp_path / "scratch", (2000, DIM))
-    assert settings == {"structure": "disk", "scratch": tmp_path / "scratch"}
+    assert settings == {"structure": "disk", "scratch": tmp_path / "scratch", "earlier": None}
     assert FaissIndex.building(config, tmp_path, (1999, DIM)) == {}
     with open_index("faiss", tmp_path / "index", dim=DIM, **settings) as index:
         for start in range(0, 2000, 130):
@@ -399,7 +446,8 @@ def test_a_retriever_over_lists_on_disk_is_fitted_searched_moved_and_refreshed(
                 np.testing.assert_allclose([hit.score for hit in found], [hit.score for hit in wanted], atol=1e-3)
         pages = write_pages(tmp_path / "docs")
         (pages / "page99.md").write_text("# Page 99\n\nThe old stone bridge and the red river.\n", encoding="utf-8")
-        assert refresh_documents(copy, [pages]).documents.added == 1
+        placed = placements(monkeypatch)
+        assert refresh_documents(copy, [pages]).documents.added == 1 and placed == []
         assert len(retriever.search("old stone", 9, mode="dense")) == 9
     with Retriever.open(copy) as retriever:
         assert "page99.md#0" in {hit.chunk.id for hit in retriever.search("old stone bridge red river", 5)}

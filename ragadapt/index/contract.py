@@ -219,9 +219,12 @@ class Engine(ABC):
         return False
 
     @classmethod
-    def building(cls, config: IndexConfig, scratch: Path, shape: tuple[int, int]) -> dict[str, Any]:
+    def building(
+        cls, config: IndexConfig, scratch: Path, shape: tuple[int, int], earlier: Path | None = None
+    ) -> dict[str, Any]:
         """What `open_index` is told to make the index of a build. scratch: kept if the build is cut short. shape: of
-        all vectors, (n, dim)."""
+        all vectors, (n, dim). earlier: the folder of the index in whose place this one comes, with much the same
+        vectors; None = there is none."""
         return {}
 
     def prepare(self, payloads: Iterable[Payload]) -> None:  # noqa: B027

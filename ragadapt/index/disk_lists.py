@@ -5,7 +5,8 @@ since the lists were built lies beside them and is searched exactly. Of a base (
 they were built) a folder has three files, their token its own:
 
 - vectors-TOKEN.npy: the vectors (n, dim), a vector's label is its row.
-- lists-TOKEN.npz: centroids (lists, dim), trained (2·dim) ranges of the codes, sizes (lists,).
+- lists-TOKEN.npz: centroids (lists, dim), trained (2·dim) ranges of the codes, sizes (lists,), and strangers: how many
+  vectors came into lists that were placed without them.
 - lists-TOKEN.bin: for each list its codes and its labels (int64), each with room for a multiple of eight of them.
 """
 
@@ -24,9 +25,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ragadapt.errors import MissingExtra
-from ragadapt.files import FileRecord, record_file
-from ragadapt.index.contract import Floats
+from ragadapt.errors import MissingExtra, RagadaptError
+from ragadapt.files import FileRecord, Hashes, record_file
+from ragadapt.index.contract import Floats, read_description
 from ragadapt.index.matrix import BLOCK_BYTES
 from ragadapt.out_of_core import LooseFile, VectorFile, mapped, mapped_vectors
 from ragadapt.values import Progress, no_progress
@@ -43,6 +44,7 @@ TRAINED_PER_LIST = 64
 PROBE_SHARE = 1 / 16  # of the lists, searched per query
 PROBES = 256  # at least, but no more than twice that share: where lists are few, so are those that are near
 MORE = 64  # candidates beyond k, or half as many as k: a code's score may be below that of one that is no better
+STRANGERS = 0.2  # share of vectors without which lists were placed, beyond which they are placed anew
 BASE_FILES = ("vectors-{}.npy", "lists-{}.npz", "lists-{}.bin")
 _TOKEN = re.compile("b[0-9a-f]{16}")
 _ENCODED = 16_384  # vectors that are assigned and encoded at once
@@ -64,6 +66,7 @@ class Lists:
         small.stream.seek(0)
         with np.load(io.BytesIO(small.stream.read()), allow_pickle=False) as arrays:
             centroids, trained, sizes = arrays["centroids"], arrays["trained"], arrays["sizes"]
+            self.strangers = int(arrays["strangers"]) if "strangers" in arrays else 0
         count, dim = self.matrix.shape
         if (
             centroids.shape != (len(sizes), dim)
@@ -77,10 +80,9 @@ class Lists:
         room, offsets, total = layout(sizes, dim)
         if lists.size != total:
             raise ValueError(f"{lists.size} bytes of lists, and {total} are expected")
-        self.engine = _untrained(dim, len(sizes))
-        self.engine.quantizer.add(np.ascontiguousarray(centroids, np.float32))
-        faiss.copy_array_to_vector(np.ascontiguousarray(trained, np.float32), self.engine.sq.trained)
-        self.engine.is_trained = True
+        self.sizes: NDArray[np.int64] = sizes
+        self.centroids: Floats = np.ascontiguousarray(centroids, np.float32)
+        self.engine = _trained(self.centroids, np.ascontiguousarray(trained, np.float32))
         _give_lists(self.engine, lists, sizes, room, offsets, total)
         self.engine.ntotal = count
 
@@ -95,30 +97,80 @@ class Lists:
         return base
 
     @classmethod
-    def build(cls, vectors: LooseFile, folder: Path | None, progress: Progress) -> Self:
-        """Over the vectors (n, dim) of a NumPy file, which are read three times from start to end: for a sample, to
-        find the list of each, to encode them."""
+    def earlier(cls, folder: Path | None) -> Self | None:
+        """Those of the index in a folder, to build others like them; None where there are none, or damaged ones."""
+        if folder is None:
+            return None
+        try:
+            description = read_description(folder)
+            if description is None or description.get("base") is None:
+                return None
+            token, records = str(description["base"]), description["files"]
+            name = BASE_FILES[1].format(token)
+            Hashes(folder, {name: FileRecord.from_json(records[name])}).wait()  # damage to the rest does no harm here
+            return cls.open(folder, token, records)
+        except (OSError, ValueError, KeyError, TypeError, RagadaptError) as error:
+            log.debug("the lists in %s are not taken over: %s", folder, error)
+            return None
+
+    @classmethod
+    def build(cls, vectors: LooseFile, folder: Path | None, progress: Progress, earlier: Lists | None = None) -> Self:
+        """Over the vectors (n, dim) of a NumPy file, which are read three times from start to end: for a sample or for
+        what is in `earlier`, to find the list of each, to encode them.
+
+        earlier: where most of the vectors are in these, the lists stay where they are, and only the others look for
+        theirs.
+        """
         matrix = mapped_vectors(vectors)
-        count, dim = matrix.shape
+        count = len(matrix)
         lists = max(1, min(int(2 * math.sqrt(count)), count // TRAINED_PER_LIST))
-        engine = _untrained(dim, lists)
-        sample = matrix[_sample(count, lists * TRAINED_PER_LIST)]
-        centroids = _centroids(sample, lists, progress)
-        engine.quantizer.add(centroids)
-        engine.train(sample)  # the ranges of the codes
-        del sample
-        of = np.empty(count, np.int32)  # the list of each vector
+        known = None if earlier is None else earlier.lists_of(matrix, lists)
+        if earlier is not None and known is not None:
+            of, strangers = known
+            engine, centroids = earlier.engine, earlier.centroids
+        else:
+            of, strangers = np.full(count, -1, np.int32), 0
+            sample = matrix[_sample(count, lists * TRAINED_PER_LIST)]
+            centroids = _centroids(sample, lists, progress)
+            engine = _untrained(matrix.shape[1], lists)
+            engine.quantizer.add(centroids)
+            engine.train(sample)  # the ranges of the codes
+            del sample
         for start in range(0, count, _ENCODED):
-            part = matrix[start : start + _ENCODED]
-            of[start : start + len(part)] = _nearest(part, centroids)
+            part = of[start : start + _ENCODED]
+            new = np.flatnonzero(part < 0)
+            if len(new):
+                part[new] = _nearest(matrix[start : start + len(part)][new], centroids)
             progress("assign to lists", start + len(part), count)
-        sizes = np.bincount(of, minlength=lists).astype(np.int64)
+        sizes = np.bincount(of, minlength=len(centroids)).astype(np.int64)
         file = LooseFile(folder)
         _write_lists(file, engine, matrix, of, sizes, progress)
         small, content = LooseFile(folder), io.BytesIO()
-        np.savez(content, centroids=centroids, trained=faiss.vector_to_array(engine.sq.trained), sizes=sizes)
+        trained = faiss.vector_to_array(engine.sq.trained)
+        np.savez(content, centroids=centroids, trained=trained, sizes=sizes, strangers=np.int64(strangers))
         small.write(content.getvalue())
         return cls("b" + secrets.token_hex(8), (vectors, small, file))
+
+    def lists_of(self, matrix: Floats, lists: int) -> tuple[NDArray[np.int32], int] | None:
+        """((n,) the list of each vector (n, dim) that is here, -1 for others; how many the lists were placed without).
+        None where lists should be placed anew: another number of them is wanted, or too many vectors are new."""
+        if matrix.shape[1] != self.matrix.shape[1] or not 0.8 <= lists / len(self.sizes) <= 1.25:
+            return None
+        here = _prints(self.matrix)
+        order = np.argsort(here)
+        here, wanted = here[order], _prints(matrix)
+        place = np.minimum(np.searchsorted(here, wanted), len(here) - 1)
+        there = here[place] == wanted
+        strangers = self.strangers + len(there) - int(np.count_nonzero(there))
+        if strangers > STRANGERS * len(there):
+            return None
+        own = np.full(len(here), -1, np.int32)
+        room, offsets, _ = layout(self.sizes, matrix.shape[1])
+        for number in np.flatnonzero(self.sizes).tolist():
+            start = int(offsets[number] + room[number] * matrix.shape[1])
+            labels = mapped(self._files[2], start, np.int64, (int(self.sizes[number]),))
+            own[labels[(labels >= 0) & (labels < len(own))]] = number
+        return np.where(there, own[order[place]], np.int32(-1)), strangers
 
     def save(self, folder: Path) -> dict[str, FileRecord]:
         """Have the files in the folder; their hashes. Raises StoreError where the disk is full."""
@@ -204,11 +256,11 @@ class DiskLists:
             found[~listed] = self.added.matrix()[labels[~listed] - self.listed]
         return found
 
-    def build(self, progress: Progress = no_progress) -> None:
-        """Make lists of all that was added to an empty one, if that is worth it."""
+    def build(self, progress: Progress = no_progress, earlier: Lists | None = None) -> None:
+        """Make lists of all that was added to an empty one, if that is worth it. earlier: see `Lists.build`."""
         assert self.base is None
         if len(self.added) >= LISTED:
-            self.base = Lists.build(self.added.to_file(), self._folder, progress)
+            self.base = Lists.build(self.added.to_file(), self._folder, progress, earlier)
             self.added = VectorFile(self.d, self._folder)
 
     def search(
@@ -318,6 +370,25 @@ def _untrained(dim: int, lists: int) -> Any:
     return faiss.IndexIVFScalarQuantizer(
         faiss.IndexFlatIP(dim), dim, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT, False
     )
+
+
+def _trained(centroids: Floats, ranges: Floats) -> Any:
+    """Empty lists around centroids (lists, dim), with the ranges (2·dim,) of their codes."""
+    engine = _untrained(centroids.shape[1], len(centroids))
+    engine.quantizer.add(centroids)
+    faiss.copy_array_to_vector(ranges, engine.sq.trained)
+    engine.is_trained = True
+    return engine
+
+
+def _prints(matrix: Floats) -> NDArray[np.uint64]:
+    """(n,) a number for each row (n, dim): the same for the same bits, hardly ever for others."""
+    factors = np.random.default_rng(0).integers(0, 1 << 63, matrix.shape[1], np.uint64) * np.uint64(2) + np.uint64(1)
+    found = np.empty(len(matrix), np.uint64)
+    for start in range(0, len(matrix), _ENCODED):
+        part = np.ascontiguousarray(matrix[start : start + _ENCODED], np.float32)
+        found[start : start + len(part)] = part.view(np.uint32).astype(np.uint64) @ factors
+    return found
 
 
 def _write_lists(

@@ -122,7 +122,9 @@ class EdgeIndex(Engine):
         return config.lexical != "folder"
 
     @classmethod
-    def building(cls, config: IndexConfig, scratch: Path, shape: tuple[int, int]) -> dict[str, Any]:
+    def building(
+        cls, config: IndexConfig, scratch: Path, shape: tuple[int, int], earlier: Path | None = None
+    ) -> dict[str, Any]:
         return {"words": cls.keeps_words(config), "indexed_fields": config.indexed_fields}
 
     @classmethod

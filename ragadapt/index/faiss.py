@@ -48,7 +48,7 @@ from ragadapt.index.contract import (
     remove_other_generations,
     write_description,
 )
-from ragadapt.index.disk_lists import BASE_FILES, DiskLists
+from ragadapt.index.disk_lists import BASE_FILES, DiskLists, Lists
 from ragadapt.index.filters import Filter
 from ragadapt.index.matrix import search_matrix
 from ragadapt.index.rows import Kept, Rows
@@ -101,8 +101,10 @@ class FaissIndex(Kept):
         structure: FaissStructure = "flat",
         device: str = "auto",
         scratch: Path | None = None,
+        earlier: Path | None = None,
     ) -> None:
-        """scratch: where a build on disk has its files meanwhile; None = in the folder."""
+        """scratch: where a build on disk has its files meanwhile; None = in the folder. earlier: the folder of an index
+        with much the same vectors, where lists on disk may lie around the same places."""
         if structure not in get_args(FaissStructure):
             raise InvalidInput(f"structure is {structure!r}; use one of: {', '.join(get_args(FaissStructure))}.")
         self.dim = dim
@@ -115,6 +117,7 @@ class FaissIndex(Kept):
         self._room = self._labels
         self._next = 0
         self._scratch = scratch
+        self._earlier = earlier
         self._engine: Any = self._new_engine(structure, 0)
         self._on_gpu: Any = None
         self._live: Any = None  # selector of all rows, where there are tombstones
@@ -122,9 +125,11 @@ class FaissIndex(Kept):
         self._gpu = threading.Lock()
 
     @classmethod
-    def building(cls, config: IndexConfig, scratch: Path, shape: tuple[int, int]) -> dict[str, Any]:
+    def building(
+        cls, config: IndexConfig, scratch: Path, shape: tuple[int, int], earlier: Path | None = None
+    ) -> dict[str, Any]:
         structure = choose_structure(shape[0]) if config.structure == "auto" else config.structure
-        return {"structure": "disk", "scratch": scratch} if structure == "disk" else {}
+        return {"structure": "disk", "scratch": scratch, "earlier": earlier} if structure == "disk" else {}
 
     @classmethod
     def open(
@@ -304,7 +309,7 @@ class FaissIndex(Kept):
                 if not isinstance(self._engine, DiskLists) or not len(self._engine.added):
                     return
                 if self._engine.base is None:  # what a build brought: it stays where it is
-                    self._engine.build(progress)
+                    self._engine.build(progress, Lists.earlier(self._earlier))
                     self._changed = True
                     return
             engine = self._new_engine(structure, len(self))
@@ -320,7 +325,7 @@ class FaissIndex(Kept):
                     engine.add_with_ids(self._read(range(start, end)), labels[start:end])
                     progress(f"build {structure}", end, len(self))
             if isinstance(engine, DiskLists):
-                engine.build(progress)
+                engine.build(progress, self._engine.base if isinstance(self._engine, DiskLists) else None)
             self._engine, self._labels, self._next = engine, labels, len(labels)
             self.structure, self._changed = structure, True
             self._on_gpu = self._live = None

@@ -265,7 +265,9 @@ class QdrantIndex(Engine):
         return config.lexical == "engine" or (config.lexical == "auto" and config.url is not None)
 
     @classmethod
-    def building(cls, config: IndexConfig, scratch: Path, shape: tuple[int, int]) -> dict[str, Any]:
+    def building(
+        cls, config: IndexConfig, scratch: Path, shape: tuple[int, int], earlier: Path | None = None
+    ) -> dict[str, Any]:
         collection = config.collection
         if config.url is not None:
             # On a server every build gets a collection of its own: the one in use is not touched before the commit.

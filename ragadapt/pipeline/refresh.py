@@ -361,6 +361,7 @@ class _Refresh:
                     self.manifest.fingerprint,
                     self.progress,
                     lexical,
+                    self.path / "index",
                 )
         sections, advice = _sections(self.manifest, plan)
         manifest = replace(self.manifest, sections=sections, mutable=mutable_parts(config.index))

@@ -374,9 +374,10 @@ def build_index(
     fingerprint: str,
     progress: Progress,
     lexical: Path,
+    earlier: Path | None = None,
 ) -> None:
     """The index that ships, with the chunks' metadata for filters, as index/; beside it the postings that filters are
-    looked up in, and background.npz.
+    looked up in, and background.npz. earlier: the folder of the index that it replaces with much the same vectors.
 
     Where the engine keeps the passages' words, they are those of the lexical index in this folder, in whose place
     lexical/ comes.
@@ -393,7 +394,7 @@ def build_index(
         stage.path / "index",
         dim=vectors.shape[1],
         fingerprint=fingerprint,
-        **engine.building(config, stage.scratch, (len(ids), vectors.shape[1])),
+        **engine.building(config, stage.scratch, (len(ids), vectors.shape[1]), earlier),
     ) as index:
         with work("index"):
             index.prepare(chunk.metadata for chunk in corpus.chunks)
