@@ -12,8 +12,10 @@ unexport PYTHONDONTWRITEBYTECODE
 .venv/ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "ragadapt needs Python 3.11, 3.12 or 3.13 on the PATH (or: make PYTHON=/path/to/python)"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt torch
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev]'
+# On all processors, of which pip takes one. What does not compile are templates that nobody imports.
+	@$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
 	@touch $@
 
 demo: .venv/ready  ## fit a retriever to the Python standard library's documentation, and search it

@@ -222,7 +222,7 @@ class GateConfig(Settings):
     bootstrap_samples: int = Field(2000, ge=100)  # more move the interval's ends by less than .001
     min_queries: int = Field(100, ge=1)  # with fewer held-out queries the report warns
     risk: float = Field(0.1, ge=0, lt=0.5)  # chance of a loss at which labels that prove nothing let it ship; 0 = never
-    tolerance: float = Field(0.005, ge=0)  # nDCG@10 that may be lost before that is a loss
+    tolerance: float = Field(0.005, ge=0, lt=1)  # nDCG@10 that may be lost before that is a loss
     max_drift: float = Field(0.35, gt=0)  # mean 1 − cosine by which ordinary passages may move
     most_dense: float = Field(0.5, ge=0, le=1)  # neutral weight up to which a language model's questions may train
     fold_strengths: tuple[Strength, ...] = Field((0.5, 1.0), min_length=1)  # tried by cross-fitting
@@ -383,9 +383,12 @@ def load_config(path: str | Path) -> FitConfig:
 
 
 def _explain(error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors():
+    lines, problems = [], error.errors()
+    inner = {problem["loc"][:-1] for problem in problems}
+    for problem in problems:
         key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "too_short" and problem["loc"] in inner:
+            continue  # items that are not accepted are not counted either
         if problem["type"] == "extra_forbidden":
             lines.append(f"unknown setting {key!r}")
         else:

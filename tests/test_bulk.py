@@ -191,7 +191,7 @@ def test_ray_gives_the_same_vectors_and_resumes(
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     encode_files([inputs], tmp_path / "local", job(model), shard_rows=4)
-    one = encode_files([inputs / "a.jsonl"], tmp_path / "ray", job(model), engine="ray", workers=1, shard_rows=4)
+    one = encode_files([inputs / "a.jsonl"], tmp_path / "ray", job(model), shard_rows=4)
     assert (one.rows, one.shards) == (10, 3)
     done = encode_files([inputs], tmp_path / "ray", job(model), engine="ray", workers=2, shard_rows=4)
     assert (done.rows, done.shards, done.reused) == (25, 7, 3)

@@ -909,7 +909,6 @@ def test_killed_at_any_moment_the_old_folder_is_whole_and_the_run_resumes(
     fitted: FitResult, docs: Path, model: Path, labels: Labels, tmp_path: Path
 ) -> None:
     target = shutil.copytree(fitted.path, tmp_path / "r")
-    build = open_store(target).manifest.build_id
     code = _FIT.format(
         tests=str(Path(__file__).parent),
         docs=str(docs),
@@ -922,17 +921,14 @@ def test_killed_at_any_moment_the_old_folder_is_whole_and_the_run_resumes(
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     whole = time.monotonic() - started
     rng = random.Random(1)
-    committed = 0
-    for _ in range(4):
+    for _ in range(3):
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             process.wait(rng.uniform(0.2, 1.0) * whole)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
             process.wait()
-        opened = open_store(target, verify="full")
-        committed += opened.manifest.build_id != build
-        build = opened.manifest.build_id
+        open_store(target, verify="full")
         with Retriever.open(target) as retriever:
             assert len(retriever.search("red fox", k=3)) == 3
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -723,8 +723,8 @@ def test_an_index_that_cannot_be_read_is_built_from_the_passages(
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_refreshes_killed_at_random_moments_leave_the_old_or_the_new_retriever(model: Path, tmp_path: Path) -> None:
-    """RAGADAPT_KILLS asks for more kills than 12."""
-    count = int(os.environ.get("RAGADAPT_KILLS", "12"))
+    """RAGADAPT_KILLS asks for more kills than 8."""
+    count = int(os.environ.get("RAGADAPT_KILLS", "8"))
     write_round(tmp_path / "docs", 1, list(range(PAGES)))
     fit([tmp_path / "docs"], tmp_path / "retriever", settings(model))
     command = [sys.executable, str(VICTIM), "kills", str(tmp_path), str(count)]
