@@ -383,12 +383,18 @@ def test_a_second_fit_reads_the_frozen_layers_that_the_first_one_kept(
 
 
 def test_query_side_adaptation_leaves_passage_vectors_as_the_base_made_them(
-    docs: Path, model: Path, labels: Labels, tmp_path: Path
+    docs: Path, model: Path, labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ragadapt.encoder import Encoder
 
     config = settings(model, adapter={"adapt": "query", "rank": 4})
-    result = fit([docs], tmp_path / "r", config, labels=[labels])
+    read: list[int] = []
+    encode = Encoder.encode_passages
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoder, "encode_passages", lambda *a, **k: read.append(len(a[1])) or encode(*a, **k))
+        result = fit([docs], tmp_path / "r", config, labels=[labels])
+    assert 0 in read  # the training's
+    assert read.count(max(read)) == 1  # all of the corpus; not again at each look at the dev part
     texts = sentences(5, seed=1)
     with Retriever.open(result.path, precision="float32") as retriever:
         ours = retriever.encoder.encode_passages(texts)

@@ -319,6 +319,24 @@ def test_query_side_training_leaves_passages_alone(folder: Path) -> None:
     assert result.history[-1].loss < result.history[0].loss
 
 
+def test_query_side_training_encodes_only_the_passages_that_nobody_knows(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, examples = load(folder), task(8)
+    passages = list(dict.fromkeys(text for one in examples for text in (one.positive, *one.negatives)))
+    known = dict(zip(passages, base.encode_passages(passages), strict=True))
+    whole = train(base, examples, None, adapter(adapt="query"), config(epochs=2), seed=1)
+    read: list[list[str]] = []
+    encode = base.encode_passages
+    monkeypatch.setattr(base, "encode_passages", lambda texts, **how: read.append(list(texts)) or encode(texts, **how))
+    unknown = passages[3]
+    del known[unknown]
+    result = train(base, examples, None, adapter(adapt="query"), config(epochs=2), known=known, seed=1)
+    assert read == [[unknown]]
+    first, second = (run.encoder.state().tensors for run in (whole, result))
+    assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
+
+
 @pytest.mark.parametrize("loss", ["distill", "both", "margin_mse"])
 def test_distillation_moves_the_student_towards_the_teacher(folder: Path, loss: str) -> None:
     base = load(folder)

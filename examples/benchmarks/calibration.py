@@ -192,7 +192,7 @@ def cases(
             chosen = gate.GENTLE
 
     examples, _ = steps.examples(plan, queries, base)
-    result = steps.train_on(encoder, examples, plan, None, steps.work.path / "checkpoint")
+    result = steps.train_on(base, examples, plan, None, steps.work.path / "checkpoint")
     (steps.work.path / "checkpoint").unlink(missing_ok=True)
     before = steps.arena(test, encoder, encoded, part.grades).with_fusion(base.fusion.fusion)
     made = []

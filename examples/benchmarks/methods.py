@@ -2,14 +2,15 @@
 
     python examples/benchmarks/methods.py --data DATA --folder FOLDER [--methods all] [--budgets 0.5%,6.7%]
         [--collections scifact,stackfaq,cosqa] [--seeds 3] [--rates 4] [--steps N] [--questions N] [--looks 8]
+        [--adapt query]
     python examples/benchmarks/methods.py --data DATA --folder FOLDER --speed 20 [--device cuda]
 
 Trains on judged queries that are not the test's (stackfaq and scifact: train, cosqa: dev); a tenth of them chooses each
 method's learning rate and is its dev part, and nothing of the test split is read before the end. Full tuning has no
 size to choose and takes part in every budget as the reference above. The comparisons are those of `ragadapt compare`:
 each leaves its page in FOLDER, and a run that was killed goes on. --questions takes only so many queries of either
-split, drawn by the seed: a small run, to see that all is in place. Results go to FOLDER/methods.json as they come, a
-table to stdout.
+split, drawn by the seed: a small run, to see that all is in place. --adapt query: passages keep the base's vectors, so
+that a training takes a small part of the time. Results go to FOLDER/methods.json as they come, a table to stdout.
 
 --speed: nothing is compared but how long a step takes, and what it holds; every method trains so many steps alone, LoRA
 first and last. Results go to FOLDER/steps.json.
@@ -187,11 +188,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of every training; default: three epochs")
     parser.add_argument("--questions", type=int, help="queries of either split; default: all")
     parser.add_argument("--looks", type=int, default=8, help="at the dev part in a training: the points of its curve")
+    parser.add_argument("--adapt", choices=("both", "query"), default="both", help="query = the questions' side alone")
     parser.add_argument("--jobs", type=int, help="trainings at a time")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--speed", type=int, metavar="STEPS", help="only time so many steps of every method")
     arguments = parser.parse_args()
-    base = {**BASE, "encoder": {**BASE["encoder"], "device": arguments.device}, "seed": SEED}
+    base = {
+        **BASE, "encoder": {**BASE["encoder"], "device": arguments.device}, "adapter": {"adapt": arguments.adapt},
+        "seed": SEED,
+    }  # fmt: skip
     if arguments.speed:
         check_data(parser, arguments.data, ["scifact"])
         budget, methods = arguments.budgets.split(",")[0], arguments.methods.split(",")

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ragadapt.config import FitConfig
+from ragadapt.config import AdapterConfig, FitConfig
 from ragadapt.errors import InvalidConfiguration
 from ragadapt.evaluation import gate
 from ragadapt.evaluation.judging import JudgedQuery
 from ragadapt.pipeline.arena import Arena
-from ragadapt.pipeline.corpus import Corpus
+from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
 from ragadapt.pipeline.stages import rows_of
 from ragadapt.queries import FEWEST_DEV, masked_passage
 from ragadapt.search.fusion import Fusion
@@ -112,6 +112,15 @@ def make_examples(
     return examples, mined.suspects
 
 
+def known_vectors(
+    examples: Sequence[Example], encoded: EncodedCorpus, adapter: AdapterConfig
+) -> dict[str, Floats] | None:
+    """What a training need not encode: the examples' passages by the base, where only the query side is trained."""
+    if adapter.adapt == "both":
+        return None
+    return encoded.of_texts({text for one in examples for text in (one.positive, *one.negatives, *one.candidates)})
+
+
 def check_teacher(config: FitConfig) -> None:
     """Raises InvalidConfiguration where a teacher is named that no loss would follow."""
     if config.mining.teacher is not None and config.training.loss == "infonce":
@@ -182,16 +191,22 @@ def chunks_of_graded(
 
 @dataclass(frozen=True)
 class DevPool:
-    """A small search task for early stopping and the choice of strength: dev queries over a pool of passages."""
+    """A small search task for early stopping and the choice of strength: dev queries over a pool of passages.
+
+    positions: of the pool in the arena, ascending. vectors: of its passages, where no training moves them.
+    """
 
     judged: tuple[JudgedQuery, ...]
-    positions: NDArray[np.int64]  # of the pool in the arena, ascending
+    positions: NDArray[np.int64]
     passages: tuple[str, ...]
+    vectors: Floats | None = None
 
     def score(self, encoder: Encoder, progress: Progress = no_progress) -> float:
         """Mean nDCG@10 of dense search over the pool."""
         queries = encoder.encode_queries([item.query.text for item in self.judged], progress=progress)
-        passages = encoder.encode_passages(self.passages, progress=progress)
+        passages = self.vectors
+        if passages is None:
+            passages = encoder.encode_passages(self.passages, progress=progress)
         scores = queries @ passages.T  # (Q, d) x (P, d) -> (Q, P)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :100]
         return float(np.mean([item.ndcg(self.positions[row]) for item, row in zip(self.judged, order, strict=True)]))
@@ -215,9 +230,10 @@ def dev_judges(dev: Sequence[Query], plan: gate.Plan) -> Iterator[list[Query]]:
             yield found[:: -(-len(found) // (4 * _DEV_QUERIES))]
 
 
-def dev_pool(arena: Arena, *, seed: int) -> DevPool | None:
+def dev_pool(arena: Arena, *, seed: int, queries_only: bool = False) -> DevPool | None:
     """Every relevant passage, the base's best candidates, and random passages; None with too few dev queries, whose
-    score would be noise: then nothing stops early, and the strength is full."""
+    score would be noise: then nothing stops early, and the strength is full. queries_only: training leaves the
+    passages' vectors as they are."""
     if len(arena.judged) < FEWEST_DEV:
         return None
     keep = range(0, len(arena.judged), -(-len(arena.judged) // _DEV_QUERIES))
@@ -234,7 +250,11 @@ def dev_pool(arena: Arena, *, seed: int) -> DevPool | None:
     if len(chosen) < _POOL_SIZE:
         chosen = list(dict.fromkeys([*chosen, *rest]))[:_POOL_SIZE]
     positions = np.array(sorted(chosen), dtype=np.int64)
-    return DevPool(tuple(judged), positions, tuple(arena.passages[at] for at in positions))
+    vectors = None
+    if queries_only:
+        ids = arena.searcher.ids
+        vectors = arena.searcher.index.vectors([ids[at] for at in positions])
+    return DevPool(tuple(judged), positions, tuple(arena.passages[at] for at in positions), vectors)
 
 
 def choose_strength(

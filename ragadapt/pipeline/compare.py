@@ -34,7 +34,7 @@ from ragadapt.errors import InvalidConfiguration, InvalidInput, LossDiverged, Ra
 from ragadapt.evaluation import gate
 from ragadapt.evaluation.learning import area_under, steps_to_gain
 from ragadapt.files import json_digest
-from ragadapt.pipeline.adapt import DevPool, check_teacher, drift
+from ragadapt.pipeline.adapt import DevPool, check_teacher, drift, known_vectors
 from ragadapt.pipeline.cells import Cells, peak_memory_bytes
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
 from ragadapt.pipeline.fit import FitSteps, check_arguments
@@ -318,13 +318,15 @@ class _Steps(FitSteps):
 
 @dataclass(frozen=True)
 class Task:
-    """A training. base: the model, or where it is; alone: it has a process of its own, whose memory is its own."""
+    """A training. base: the model, or where it is; known: see `train`; alone: it has a process of its own, whose memory
+    is its own."""
 
     base: EncoderConfig | Encoder
     adapter: AdapterConfig
     training: TrainingConfig
     seed: int
     examples: Sequence[Example]
+    known: Mapping[str, Floats] | None
     pool: DevPool | None
     alone: bool
 
@@ -351,7 +353,7 @@ def train_cell(task: Task, folder: Path, scratch: Path, *, progress: Progress = 
     on_gpu = _reset_device_peak(encoder)
     try:
         result = train(
-            encoder, task.examples, dev, task.adapter, task.training, seed=task.seed,
+            encoder, task.examples, dev, task.adapter, task.training, known=task.known, seed=task.seed,
             checkpoint=scratch / "checkpoint", progress=progress,
         )  # fmt: skip
     except LossDiverged as error:
@@ -377,8 +379,9 @@ def pace_cell(task: Task, *, progress: Progress = no_progress) -> float:
     from ragadapt.training import train
 
     result = train(
-        _loaded(task.base), task.examples, None, task.adapter, task.training, seed=task.seed, progress=progress
-    )
+        _loaded(task.base), task.examples, None, task.adapter, task.training, known=task.known, seed=task.seed,
+        progress=progress,
+    )  # fmt: skip
     ends = [0.0, *(point.seconds for point in result.history)]
     took = np.diff(ends)
     return float(median(took[2:] if len(took) > 4 else took))
@@ -522,6 +525,7 @@ class _Comparison:
         self.training = steps.paced(plan)
         self.trained_now = self.reused = 0
         self.failed: list[SkippedSource] = []
+        self.known = known_vectors(examples, base.encoded, self.config.adapter)
         self.epoch_batches = self._batches()
         self.pool_digest = json_digest(
             {"queries": [item.query.id for item in pool.judged], "passages": pool.passages}, "the dev pool"
@@ -665,7 +669,7 @@ class _Comparison:
     def _task(self, size: Size, training: TrainingConfig, seed: int, pool: DevPool | None) -> Task:
         alone = self.cells.jobs > 0
         base = self.config.encoder if alone else self.base.encoder
-        return Task(base, size.config, training, seed, self.examples, pool, alone)
+        return Task(base, size.config, training, seed, self.examples, self.known, pool, alone)
 
     def _in_cell(self, size: Size, function: Callable[..., Any], *arguments: Any) -> Any:
         name = label_of(size.config.method)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+
+import numpy as np
 
 from ragadapt.config import EncoderConfig
 from ragadapt.corpus import normalise
@@ -93,6 +95,12 @@ class EncodedCorpus:
     def background(self) -> Background:
         """Mean and covariance of the vectors, from one pass over them."""
         return Background.of(self.vectors)
+
+    def of_texts(self, texts: Collection[str]) -> dict[str, Floats]:
+        """Passage → its vector (d,), of those of the texts that are passages here, from one pass over them."""
+        wanted = set(texts)
+        at = {text: row for row, text in enumerate(self.corpus.passages) if text in wanted}
+        return dict(zip(at, np.asarray(self.vectors[list(at.values())]), strict=True)) if at else {}
 
 
 _FOREIGN = 0.2  # share of the text in other languages from which an English-only model is the wrong one

@@ -35,6 +35,7 @@ from ragadapt.pipeline.adapt import (
     dev_judges,
     dev_pool,
     drift,
+    known_vectors,
     make_examples,
     proof,
 )
@@ -423,20 +424,21 @@ class FitSteps(Steps):
         return self.config.training.paced(plan.evidence or Evidence.LABELLED)
 
     def train_on(
-        self, base: Encoder, examples: Sequence[Example], plan: gate.Plan, pool: DevPool | None, checkpoint: Path
+        self, base: Base, examples: Sequence[Example], plan: gate.Plan, pool: DevPool | None, checkpoint: Path
     ) -> TrainingResult:
         """One training, together with the other processes."""
         from ragadapt.training import train, untrained
 
-        config, training = self.config, self.paced(plan)
+        config, training, encoder = self.config, self.paced(plan), base.encoder
         if self.start is not None and not config.library.train:
-            return untrained(base, self.start)
+            return untrained(encoder, self.start)
         dev = partial(pool.score, progress=self.progress) if pool else None
         self.processes.broadcast(
-            Training(base.fingerprint, examples, training, dev is not None, config.adapter, self.start)
+            Training(encoder.fingerprint, examples, training, dev is not None, config.adapter, self.start)
         )
         return train(
-            base, examples, dev, config.adapter, training, start=self.start, seed=config.seed, checkpoint=checkpoint,
+            encoder, examples, dev, config.adapter, training, start=self.start,
+            known=known_vectors(examples, base.encoded, config.adapter), seed=config.seed, checkpoint=checkpoint,
             progress=self.progress,
         )  # fmt: skip
 
@@ -502,7 +504,7 @@ class FitSteps(Steps):
                         if fold not in barred[example.query] and chance(config.seed, example.query) < share
                     ]
                     checkpoint = stage.scratch / f"checkpoint-{fold}"
-                    learnt = self.train_on(base.encoder, own, plan, None, checkpoint).encoder
+                    learnt = self.train_on(base, own, plan, None, checkpoint).encoder
                     if keeps:
                         learnt.state().write(stage.scratch / f"adapter-{fold}")
                     return learnt
@@ -555,7 +557,7 @@ class FitSteps(Steps):
                 examples, suspects = self.examples(plan, queries, base) if plan.train else ([], 0)
                 pool = None if crossed else self.dev_pool(plan, queries, base)
                 with self.frozen_layers(base.encoder):
-                    result = self.train_on(base.encoder, examples, plan, pool, stage.scratch / "checkpoint")
+                    result = self.train_on(base, examples, plan, pool, stage.scratch / "checkpoint")
                     if crossed is None:
                         strength, strengths = choose_strength(result.encoder, pool, config, self.progress)
                     else:
@@ -593,7 +595,7 @@ class FitSteps(Steps):
         """The pool of the best dev queries of which there are enough."""
         for judges in dev_judges(queries.dev, plan):
             arena = self.arena(judges, base.encoder, base.encoded, queries.grades)
-            pool = dev_pool(arena, seed=self.config.seed)
+            pool = dev_pool(arena, seed=self.config.seed, queries_only=self.config.adapter.adapt == "query")
             if pool is not None:
                 log.info("%d dev queries (%s) steer the training", len(pool.judged), judges[0].evidence.value)
                 return pool

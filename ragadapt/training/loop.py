@@ -95,18 +95,20 @@ def train(
     training: TrainingConfig,
     *,
     start: AdapterState | None = None,
+    known: Mapping[str, npt.NDArray[np.float32]] | None = None,
     seed: int = 0,
     checkpoint: Path | None = None,
     progress: Progress = no_progress,
 ) -> TrainingResult:
     """Fit a fresh adapter on the encoder, or go on from what another learnt. The encoder itself stays as it is.
 
-    dev: looked at before the first step and `training.evaluations` times; larger is better; None = train to
-    the end. checkpoint: a file; a killed run called again with the same arguments goes on from it and ends with
-    the same weights as an uninterrupted one. Of several processes that train together, the first one looks at the dev
-    part and keeps the checkpoint. Raises InvalidInput, InvalidConfiguration, TrainingFailed.
+    dev: looked at before the first step and `training.evaluations` times; larger is better; None = train to the end.
+    known: passage → vector (d,) by the encoder, of passages that need not be encoded where only the query side is
+    trained. checkpoint: a file; a killed run called again with the same arguments goes on from it and ends with the
+    same weights as an uninterrupted one. Of several processes that train together, the first one looks at the dev part
+    and keeps the checkpoint. Raises InvalidInput, InvalidConfiguration, TrainingFailed.
     """
-    run = EncoderRun(encoder, examples, adapter, training, seed, start)
+    run = EncoderRun(encoder, examples, adapter, training, seed, start, known)
     log.info("method %s trains %s", adapter.method, run.encoder.share)
     return TrainingResult(encoder=run.encoder, **vars(run.follow(dev, checkpoint, progress)))
 
@@ -418,6 +420,7 @@ class EncoderRun(Run[AdaptedEncoder]):
         training: TrainingConfig,
         seed: int,
         start: AdapterState | None = None,
+        known: Mapping[str, npt.NDArray[np.float32]] | None = None,
     ) -> None:
         distil, contrast = training.loss != "infonce", training.loss in ("infonce", "both")
         self.data = TrainingSet(examples, distil=distil, contrast=contrast)
@@ -435,6 +438,7 @@ class EncoderRun(Run[AdaptedEncoder]):
         super().__init__(self.encoder, method, self.encoder.trainable(), self.tower.device, training, seed)
         self.query_rows: list[Ids] = []
         self.passage_rows: list[Ids] = []
+        self.known = known or {}
         self.fixed_passages: Tensor | None = None  # (all passages, d) where only the query side is trained
         self.identity = self._identity(base, adapter, start)
 
@@ -469,7 +473,10 @@ class EncoderRun(Run[AdaptedEncoder]):
                 "cannot be trained here. Set equal prompts, or choose another base model."
             )
         if self.encoder.adapter_config.adapt == "query":
-            vectors = self.encoder.base.encode_passages(self.data.passages, progress=progress)
+            texts, base = self.data.passages, self.encoder.base
+            unknown = [text for text in texts if text not in self.known]
+            made = {**self.known, **dict(zip(unknown, base.encode_passages(unknown, progress=progress), strict=True))}
+            vectors = np.array([made[text] for text in texts], np.float32).reshape(len(texts), base.dim)
             self.fixed_passages = torch.from_numpy(vectors).to(self.tower.device)
         else:
             self.passage_rows = self._tokens(self.data.passages, spec.passage_prompt)
