@@ -226,6 +226,9 @@ def test_lists_like_those_of_an_earlier_folder(tmp_path: Path, monkeypatch: pyte
     with listed(vectors[order], earlier=tmp_path) as index:
         assert len(placed) == (2 if damage in ("places", "description") else 1)
         assert_exact(index, dict(zip(named(6050), vectors[order])), queries, 10)
+    if not damage:
+        with open_index(folder=tmp_path, earlier=tmp_path) as index:  # a build that goes on
+            assert len(index) == 6000
 
 
 def test_vectors_move_to_other_structures_and_back() -> None:

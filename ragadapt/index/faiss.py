@@ -140,6 +140,7 @@ class FaissIndex(Kept):
         device: str = "auto",
         check: bool = True,
         scratch: Path | None = None,
+        earlier: Path | None = None,
     ) -> Self:
         """Read what `save` wrote. Raises IndexCorrupt. structure: convert to another one if it differs.
 
@@ -151,7 +152,7 @@ class FaissIndex(Kept):
             if description is None:
                 raise FileNotFoundError("index.json is missing")
             stored = description["structure"]
-            options: Any = {"structure": stored, "device": device, "scratch": scratch}
+            options: Any = {"structure": stored, "device": device, "scratch": scratch, "earlier": earlier}
             index = cls(int(description["dim"]), description["fingerprint"], folder, **options)
             native, ids, labels, payloads = (folder / name.format(description["generation"]) for name in _files(stored))
             if not payloads.is_file():
