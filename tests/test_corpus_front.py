@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ragadapt.corpus import read_documents
@@ -148,6 +148,9 @@ def test_alias_bombs_take_no_time() -> None:
         max_size=12,
     ).map("".join)
 )  # fmt: skip
+@example("? y\n  more\n---\n")
+@example("? words\n---\n")
+@example("{words, k: 1}\n---\n")
 def test_every_word_is_in_the_text_or_in_the_front_matter(body: str) -> None:
     import re
 

@@ -99,6 +99,8 @@ def _yaml(block: str) -> dict[Any, Any] | None:
         root = loader.get_single_node()
         if not isinstance(root, yaml.MappingNode):
             return None
+        if any(not block[key.end_mark.index :].lstrip().startswith(":") for key, _ in root.value):
+            return None  # "? words" without a colon: a key that has no value is not kept, and these words are text
         titles = [
             value.value for key, value in root.value if key.value == "title" and isinstance(value, yaml.ScalarNode)
         ]
