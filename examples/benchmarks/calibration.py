@@ -355,6 +355,13 @@ def numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
+def strengths(text: str) -> list[float]:
+    found = [float(number) for number in text.split(",")]
+    if not all(0 < number <= 1 for number in found):
+        raise ValueError
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of collections in BEIR layout")
@@ -362,7 +369,7 @@ def main() -> None:
     parser.add_argument("--signals", default=",".join(SIGNALS))
     parser.add_argument("--collections", default=",".join(COLLECTIONS))
     parser.add_argument("--documents", type=int, default=500)
-    parser.add_argument("--strengths", default="0.25,0.5,1")
+    parser.add_argument("--strengths", default="0.25,0.5,1", type=strengths, help="above 0, 1 at most")
     parser.add_argument("--seed", type=int, default=13)
     parser.add_argument("--test", type=int, default=200, help="test questions at most")
     parser.add_argument("--drawn", type=int, help="only so many of the test's questions as labels")
@@ -382,9 +389,8 @@ def main() -> None:
         parser.error(f"--write {arguments.write}: there is no folder {arguments.write.absolute().parent}")
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="ragadapt-calibration-"))
     folder.mkdir(parents=True, exist_ok=True)
-    strengths = [float(strength) for strength in arguments.strengths.split(",")]
     config = FitConfig.build(
-        {"encoder": {"model": "offline"}, "seed": arguments.seed, "gate": {"fold_strengths": strengths}}
+        {"encoder": {"model": "offline"}, "seed": arguments.seed, "gate": {"fold_strengths": arguments.strengths}}
     )
     if arguments.drawn:
         run_drawn(arguments, collections, folder, config)

@@ -19,6 +19,7 @@ _PLAIN_KEY = re.compile(r"[a-z_][\w.$@/-]*")
 _KEY_LINE = re.compile(
     r"(?:\"([^\"\n]+)\"[ \t]*+|'([^'\n]+)'[ \t]*+|([^\s:#\"'\[\]{}>|*&!%-][^:\n]*+)):(?:[ \t]++(.*))?"
 )
+_COLON = re.compile(r"\s*+:")
 _CONTINUATION = re.compile(r"[ \t]+\S.*|-(?:[ \t].*)?|[\]}],?[ \t]*")
 
 
@@ -99,8 +100,8 @@ def _yaml(block: str) -> dict[Any, Any] | None:
         root = loader.get_single_node()
         if not isinstance(root, yaml.MappingNode):
             return None
-        if any(not block[key.end_mark.index :].lstrip().startswith(":") for key, _ in root.value):
-            return None  # "? words" without a colon: a key that has no value is not kept, and these words are text
+        if not all(_COLON.match(block, key.end_mark.index) for key, _ in root.value):
+            return None  # "? words": a key that has no value is not kept, and without a colon it is no key to a reader
         titles = [
             value.value for key, value in root.value if key.value == "title" and isinstance(value, yaml.ScalarNode)
         ]
