@@ -20,7 +20,9 @@ from ragadapt.values import Evidence
 
 class Settings(BaseModel):
     # What was typed may hold a key, and pydantic's own message would show it.
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), hide_input_in_errors=True, allow_inf_nan=False
+    )
 
     HOW: ClassVar[frozenset[str]] = frozenset()  # settings that change how it is computed, and the result by rounding
 

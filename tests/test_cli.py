@@ -423,6 +423,8 @@ def test_set_reads_values_as_the_settings_type_wants_them(
         (["--set", "training.epochs"], "KEY=VALUE"),
         (["--set", "training.epochs=many"], "From the command line"),
         (["--epochs", "-1"], "training.epochs = -1"),
+        (["--set", "adapter.gamma=nan"], "adapter.gamma = nan: Input should be a finite number"),
+        (["--set", "gate.max_drift=inf"], "gate.max_drift = inf: Input should be a finite number"),
         (["--set", "gate.fold_strengths=abc"], "unable to parse string as a number. See"),
         (["--reweight", "some"], "vector"),
     ],

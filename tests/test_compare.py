@@ -45,7 +45,7 @@ from ragadapt.pipeline.cells import Cells, peak_memory_bytes
 from ragadapt.pipeline.compare import Budget, MethodComparison, compare_methods, parse_parameters, sweep
 from ragadapt.pipeline.queries import DividedQueries, Labels
 from ragadapt.report import CurvePoint, MethodMeasured, MethodRun, Report, read_report, table, write_report
-from ragadapt.report.methods import BASE, DENSE, SEARCH, Judged, compared
+from ragadapt.report.methods import BASE, DENSE, SEARCH, Judged, compared, label_of
 from ragadapt.report.page import page
 from ragadapt.values import Evidence, Query
 
@@ -515,6 +515,17 @@ def test_a_language_models_questions_judge_where_they_were_held_out() -> None:
         (["lora", "lora"], r"1 method given \(lora\)"),
         ([], r"0 method given"),
         ("lora,full", "give a list of names"),
+        (["lora", "lora:reweight"], r"'lora:reweight': settings follow a method's name as lora:reweight=none"),
+        (["lora", "lora:reweight="], r"settings follow a method's name"),
+        (["lora", "lora:"], r"settings follow a method's name"),
+        (["lora", "lara:reweight=none"], r"There is no method 'lara'"),
+        (["lora", "lora:heat=2"], r"'lora:heat=2': 'heat' is .* no setting of a method. `ragadapt methods`"),
+        (["lora", "lora:adapt=query"], r"'adapt' is .*the same for all of a comparison"),
+        (["lora", "lora:method=full"], r"'method' is"),
+        (["lora", "lora:gamma=1:gamma=2"], r"'gamma' is given twice"),
+        (["lora", "lora:reweight=much"], r"'lora:reweight=much': .*reweight.*'much'"),
+        (["lora", "lora:gamma=NaN"], r"'lora:gamma=NaN': .*gamma"),
+        (["lora", "full:rank=4"], r"'full:rank=4': .*method 'full' has no rank"),
     ],
 )
 def test_methods_that_cannot_be_compared_are_named(
@@ -523,6 +534,26 @@ def test_methods_that_cannot_be_compared_are_named(
     with pytest.raises(InvalidInput, match=message):
         run_task(task, tmp_path / "out", methods)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_method_meets_itself_under_other_settings(task: Mapping[str, Path], tmp_path: Path) -> None:
+    names = ["lora", "lora:reweight=none", "lora:gamma=4"]
+    found = run_task(task, tmp_path / "out", names, budget=Budget.of("5000", 2), seeds=1, rates=1)
+    methods = found.report.methods
+    assert methods is not None
+    assert found.trained == 3
+    assert [method.name for method in methods.measured] == names
+    assert [method.label for method in methods.measured] == ["LoRA", "LoRA, reweight=none", "LoRA, gamma=4"]
+    assert len({method.parameters for method in methods.measured}) == 1
+    assert {(delta.system, delta.against) for delta in found.report.deltas if delta.metric == DENSE} == {
+        *((name, BASE) for name in names), *((name, "lora") for name in names[1:]),
+    }  # fmt: skip
+    assert "LoRA, reweight=none" in page(found.report)
+
+
+def test_a_size_is_chosen_by_the_budget_or_by_a_setting(task: Mapping[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"'lora:rank=2' fixes rank, by which the budget .* Drop one"):
+        run_task(task, tmp_path / "out", ["lora", "lora:rank=2"], budget=Budget(parameters=500, steps=2))
 
 
 @pytest.mark.parametrize("wrong", [{"seeds": 0}, {"rates": 0}, {"jobs": -1}])
@@ -579,9 +610,8 @@ def method(name: str, *, share: float = 0.005, drift: float = 0.1, seeds: int = 
         )
         for seed in range(seeds)
     )  # fmt: skip
-    label = {"lora": "LoRA", "full": "full tuning"}.get(name, name)
     return MethodMeasured(
-        name=name, label=label, options={"rank": 8}, parameters=int(share * 1e6), share=share, rate=1e-3, steps=10,
+        name=name, label=label_of(name), options={"rank": 8}, parameters=int(share * 1e6), share=share, rate=1e-3, steps=10,
         rates=(CurvePoint(x=5e-4, y=0.4), CurvePoint(x=1e-3, y=0.5), CurvePoint(x=5e-3, y=-1)), runs=runs,
     )  # fmt: skip
 
@@ -667,6 +697,13 @@ def test_the_sentence_says_what_the_intervals_do(gains: dict[str, tuple[float, f
     assert report.shipped is not None
     assert report.shipped.name == (ships or BASE)
     assert report.methods.sentence in table(report)
+
+
+def test_the_sentence_gives_the_settings_that_a_method_brought() -> None:
+    report = judged({"lora": (0.0, 0.0), "iaa-l:aside_rank=4": (0.03, 0.03)})
+    assert report.methods is not None
+    assert "On your documents iaa-l, aside_rank=4 at" in report.methods.sentence
+    assert "Train it with --method iaa-l --set adapter.aside_rank=4 --set" in report.methods.sentence
 
 
 def test_what_moved_too_far_does_not_ship() -> None:

@@ -163,13 +163,17 @@ def compare_methods(
     """Train every method on the same questions with equal budgets, measure all on held-out ones, and write report.html
     and report.json into the folder.
 
-    methods: names, or "all" for those that can run here. seeds: trainings of each method, from config.seed on. rates:
-    learning rates that are tried for each method on the dev part; 1 = the one of the configuration. jobs: trainings at
-    a time, each in a process of its own; None = as many as the processors can hold, 0 = in this process, where the
-    memory of a method cannot be told. Raises InvalidInput, EmptyCorpus, StoreLocked, ModelNotFound, TrainingFailed.
+    methods: names, or "all" for those that can run here; a name may bring settings of its own ("lora:reweight=none").
+    seeds: trainings of each method, from config.seed on. rates: learning rates that are tried for each method on the
+    dev part; 1 = the one of the configuration. jobs: trainings at a time, each in a process of its own; None = as many
+    as the processors can hold, 0 = in this process, where the memory of a method cannot be told. Raises InvalidInput,
+    EmptyCorpus, StoreLocked, ModelNotFound, TrainingFailed.
     """
     check_arguments(config, labels)
     names = _named(methods)
+    for name in names:
+        if own_settings(name):
+            _settings(name, config.adapter)  # what is wrong is told before any work
     for name, value, least in (("seeds", seeds, 1), ("rates", rates, 1), ("jobs", jobs, 0)):
         if value is not None and value < least:
             raise InvalidInput(f"{name} = {value}: it must be at least {least}.")
@@ -196,7 +200,7 @@ def compare_methods(
         with clock("load model"):
             encoder = Encoder.load(config.encoder)
         with clock("sizes"):
-            sizes, left_out = _sizes(encoder, names, config, budget, chosen=ALL not in methods)
+            contenders, left_out = _contenders(encoder, names, config, budget, chosen=ALL not in methods)
         queries, plan, base = steps.prepare(documents, chunks, encoder, labels)
         pool = steps.dev_pool(plan, queries, base)
         if pool is None:
@@ -209,11 +213,24 @@ def compare_methods(
         with Cells(_jobs(jobs, encoder), reuse=encoder.precision.device.startswith("cuda")) as cells:
             run = _Comparison(steps, cells, base, plan, queries, pool, examples, budget, seeds, rates)
             with clock("methods"):
-                found = run.all(sizes)
+                found = run.all(contenders)
         left_out += sorted(run.failed, key=lambda each: names.index(each.source))  # threads end in any order
         report = _report(run, found, left_out, clock, skipped)
     write_report(folder, report)
     return MethodComparison(folder, report, run.trained_now, run.reused)
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """What a comparison trains under one name. name: the method's, and the settings that were given with it."""
+
+    name: str
+    size: Size
+
+    @property
+    def label(self) -> str:
+        """What a reader calls it."""
+        return label_of(self.name)
 
 
 def _named(methods: Sequence[str]) -> list[str]:
@@ -223,36 +240,77 @@ def _named(methods: Sequence[str]) -> list[str]:
     if isinstance(methods, str):
         raise InvalidInput(f"methods = {methods!r}: give a list of names, such as ['lora', 'full'].")
     names = list(dict.fromkeys(name for each in methods for name in (METHODS if each == ALL else (each,))))
-    if unknown := [name for name in names if name not in METHODS]:
+    if unknown := [method for name in names if (method := name.partition(":")[0]) not in METHODS]:
         raise InvalidInput(f"There is no method {unknown[0]!r}. There are: {', '.join(METHODS)}; all is each of them.")
     if len(names) < 2:
         raise InvalidInput(f"{len(names)} method given ({', '.join(names)}): name at least two to compare, or all.")
     return names
 
 
-def _sizes(
+def own_settings(name: str) -> dict[str, Any]:
+    """The settings in "method:setting=value:…", as JSON values or text. Raises InvalidInput."""
+    found = dict[str, Any]()
+    for each in name.split(":")[1:]:
+        key, equals, value = each.partition("=")
+        if not (key and equals and value):
+            raise InvalidInput(f"{name!r}: settings follow a method's name as lora:reweight=none:gamma=2.")
+        if key in found or key in ("method", "adapt") or key not in AdapterConfig.model_fields:
+            raise InvalidInput(
+                f"{name!r}: {key!r} is given twice, is the same for all of a comparison, or is no setting of a method. "
+                f"`ragadapt methods` lists them."
+            )
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
+
+
+def _contenders(
     encoder: Encoder, names: Sequence[str], config: FitConfig, budget: Budget, *, chosen: bool
-) -> tuple[list[Size], list[SkippedSource]]:
+) -> tuple[list[Contender], list[SkippedSource]]:
     """Every method at the size of the budget, and those that cannot run here. chosen: the user named them, so that one
     which cannot run is an error."""
     from ragadapt.adapters.budget import nearest_size, size_of, whole_size
-    from ragadapt.adapters.method import settings_for
 
-    found, left_out = list[Any](), list[SkippedSource]()
+    found, left_out = list[Contender](), list[SkippedSource]()
     wanted = budget.wanted(whole_size(encoder))
     for name in names:
         try:
-            settings = settings_for(name, config.adapter)
-            found.append(size_of(encoder, settings) if wanted is None else nearest_size(encoder, settings, wanted))
+            settings = _settings(name, config.adapter)
+            size = size_of(encoder, settings) if wanted is None else nearest_size(encoder, settings, wanted)
         except (RagadaptError, ImportError) as error:
             if chosen:
                 raise
             log.warning("method %s is left out: %s", name, error)
             left_out.append(SkippedSource(source=name, reason=str(error)))
+            continue
+        if fixed := [option for option in size.options if option in own_settings(name)]:
+            raise InvalidInput(
+                f"{name!r} fixes {fixed[0]}, by which the budget of parameters chooses the size. Drop one."
+            )
+        found.append(Contender(name, size))
     if len(found) < 2:
         reasons = "; ".join(f"{each.source}: {each.reason}" for each in left_out)
         raise InvalidInput(f"{len(found)} of {len(names)} methods can run here, too few to compare. {reasons}")
     return found, left_out
+
+
+def _settings(name: str, shared: AdapterConfig) -> AdapterConfig:
+    """A method's settings: those of all that it has, and over them its own. Raises InvalidInput."""
+    from ragadapt.adapters.method import options_of, settings_for
+
+    method, own = name.partition(":")[0], own_settings(name)
+    found = settings_for(method, shared)
+    if not own:
+        return found
+    given = {key: getattr(found, key) for key in found.model_fields_set}
+    try:
+        found = FitConfig.build({"adapter": {**given, **own, "method": method}}).adapter
+        options_of(found)
+    except InvalidConfiguration as error:
+        raise InvalidInput(f"{name!r}: {error}") from error
+    return found
 
 
 def _jobs(jobs: int | None, encoder: Encoder) -> int:
@@ -550,19 +608,19 @@ class _Comparison:
         steps = max(1, round(epochs * self.epoch_batches))
         return min(steps, self.training.max_steps or steps)
 
-    def all(self, sizes: Sequence[Size]) -> list[Judged]:
+    def all(self, contenders: Sequence[Contender]) -> list[Judged]:
         """Every method, measured; those whose trainings came to nothing are in `failed`."""
-        many = len(sizes) * (self.rates + len(self.seeds) - 1)
-        log.info("%d methods, %d trainings, %d at a time", len(sizes), many, max(1, self.cells.jobs))
+        many = len(contenders) * (self.rates + len(self.seeds) - 1)
+        log.info("%d methods, %d trainings, %d at a time", len(contenders), many, max(1, self.cells.jobs))
         done: list[str] = []
 
-        def method(size: Size) -> Judged | None:
-            judged = self.method(size)
-            done.append(size.config.method)
-            self.steps.progress("methods", len(done), len(sizes))
+        def method(contender: Contender) -> Judged | None:
+            judged = self.method(contender)
+            done.append(contender.name)
+            self.steps.progress("methods", len(done), len(contenders))
             return judged
 
-        found = [each for each in self._each(method, sizes) if each is not None]
+        found = [each for each in self._each(method, contenders) if each is not None]
         if len(found) < 2:
             reasons = "; ".join(f"{each.source}: {each.reason}" for each in self.failed)
             raise TrainingFailed(f"{len(found)} method could be trained, too few to compare. {reasons}")
@@ -580,21 +638,21 @@ class _Comparison:
                 self.cells.stop()  # else leaving the block would wait for hours of training
                 raise
 
-    def method(self, size: Size) -> Judged | None:
+    def method(self, contender: Contender) -> Judged | None:
         """A method's learning rate, its trainings from every seed, and what they find."""
         from ragadapt.adapters.budget import spelled
 
-        name = size.config.method
+        name, size = contender.name, contender.size
         try:
-            steps = self.steps_of(size)
+            steps = self.steps_of(contender)
             _, start = self.training.pace()
 
             def trial(rate: float) -> float:
-                return self.train(size, rate, steps, self.seeds[0]).best
+                return self.train(contender, rate, steps, self.seeds[0]).best
 
             tried = sweep(trial, start, self.rates)
             rate = max(tried, key=lambda at: (tried[at], -at))
-            runs = self._each(lambda seed: self.train(size, rate, steps, seed), self.seeds)
+            runs = self._each(lambda seed: self.train(contender, rate, steps, seed), self.seeds)
             if broken := next((run for run in runs if run.failed), None):
                 raise TrainingFailed(broken.failed)
             judged = self._each(self.judge, runs)
@@ -605,7 +663,7 @@ class _Comparison:
         wanted = self.budget.wanted(size.whole)
         about = MethodMeasured(
             name=name,
-            label=label_of(name),
+            label=contender.label,
             options=spelled(size.config, size.options),
             parameters=size.parameters,
             share=size.share,
@@ -620,17 +678,17 @@ class _Comparison:
 
     # Budgets
 
-    def steps_of(self, size: Size) -> int:
+    def steps_of(self, contender: Contender) -> int:
         """How many steps a training of this method has."""
         if self.budget.steps is not None:
             return self.budget.steps
         if self.budget.minutes is None:
             return self.by_epochs
-        with self._stage("pace", self._key(size, self.training, self.seeds[0])) as stage:
+        with self._stage("pace", self._key(contender.size, self.training, self.seeds[0])) as stage:
             file = stage.path / "pace.json"
             if not stage.finished:
-                task = self._task(size, self._training(_PACE_STEPS), self.seeds[0], None)
-                file.write_text(json.dumps(self._in_cell(size, pace_cell, task)), encoding="utf-8")
+                task = self._task(contender.size, self._training(_PACE_STEPS), self.seeds[0], None)
+                file.write_text(json.dumps(self._in_cell(contender, pace_cell, task)), encoding="utf-8")
             seconds = float(json.loads(file.read_text(encoding="utf-8")))
         return max(1, round(60 * self.budget.minutes / seconds))
 
@@ -671,22 +729,20 @@ class _Comparison:
         base = self.config.encoder if alone else self.base.encoder
         return Task(base, size.config, training, seed, self.examples, self.known, pool, alone)
 
-    def _in_cell(self, size: Size, function: Callable[..., Any], *arguments: Any) -> Any:
-        name = label_of(size.config.method)
-
+    def _in_cell(self, contender: Contender, function: Callable[..., Any], *arguments: Any) -> Any:
         def told(stage: str, done: int, total: int) -> None:
-            self.steps.progress(f"{name}: {stage}", done, total)
+            self.steps.progress(f"{contender.label}: {stage}", done, total)
 
         return self.cells.run(function, *arguments, progress=told)
 
-    def train(self, size: Size, rate: float, steps: int, seed: int) -> _Trained:
+    def train(self, contender: Contender, rate: float, steps: int, seed: int) -> _Trained:
         """A training, run or found."""
         training = self._training(steps, rate)
-        with self._stage("train", self._key(size, training, seed)) as stage:
+        with self._stage("train", self._key(contender.size, training, seed)) as stage:
             finished = stage.finished
             if not finished:
-                task = self._task(size, training, seed, self.pool)
-                self._in_cell(size, train_cell, task, stage.path, stage.scratch)
+                task = self._task(contender.size, training, seed, self.pool)
+                self._in_cell(contender, train_cell, task, stage.path, stage.scratch)
             with self._one:
                 new = stage.name not in self._met
                 self._met.add(stage.name)
@@ -694,7 +750,7 @@ class _Comparison:
                 self.reused += new and finished
         record = json.loads((stage.path / "trained.json").read_text(encoding="utf-8"))
         best = record.get("best_dev")
-        log.info("%s, rate %g, seed %d: dev %s", size.config.method, rate, seed, best)
+        log.info("%s, rate %g, seed %d: dev %s", contender.name, rate, seed, best)
         return _Trained(stage, _DIVERGED if best is None else float(best), record)
 
     def judge(self, trained: _Trained) -> dict[str, Any]:

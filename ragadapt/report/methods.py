@@ -50,9 +50,10 @@ class MethodFigures:
     methods: MethodsCompared
 
 
-def label_of(method: str) -> str:
-    """What a reader calls a method."""
-    return _LABELS.get(method, method)
+def label_of(name: str) -> str:
+    """What a reader calls a method, and the settings that were given with it ("LoRA, reweight=none")."""
+    method, *settings = name.split(":")
+    return ", ".join([_LABELS.get(method, method), *settings])
 
 
 def compared(
@@ -217,8 +218,10 @@ def percent_of(share: float) -> str:
 
 
 def _command(method: MethodMeasured) -> str:
-    settings = "".join(f" --set adapter.{name}={value}" for name, value in method.options.items())
-    return f"--method {method.name}{settings} --lr {method.rate:g}"
+    name, *own = method.name.split(":")
+    sizes = [f"{option}={value}" for option, value in method.options.items()]
+    settings = "".join(f" --set adapter.{setting}" for setting in (*own, *sizes))
+    return f"--method {name}{settings} --lr {method.rate:g}"
 
 
 def _named(methods: Sequence[MethodMeasured], name: str) -> str:

@@ -360,9 +360,10 @@ class MethodRun(Part):
 class MethodMeasured(Part):
     """A method of training in a comparison.
 
-    options: those by which its size was chosen. parameters: how many it trains; share: of the transformer's. meets:
-    whether that is the size that was wanted, None = none was. rates: every learning rate tried → the best score on the
-    dev part; rate: the one that was taken. runs: a training each, from another seed.
+    name: with the settings that it alone was given ("lora:reweight=none"). options: those by which its size was chosen.
+    parameters: how many it trains; share: of the transformer's. meets: whether that is the size that was wanted, None =
+    none was. rates: every learning rate tried → the best score on the dev part; rate: the one that was taken. runs: a
+    training each, from another seed.
     """
 
     name: Text

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     "--methods",
     default="all",
     show_default=True,
-    help="Names with commas, such as lora,full; all = each that can run here.",
+    help="Names with commas, such as lora,full; all = each that can run here. A name may bring its own settings: "
+    "lora:reweight=none.",
 )
 @question_options(
     "Your own questions, as for fit: they are split into those that train, steer and judge; may be repeated."
