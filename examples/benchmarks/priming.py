@@ -1,6 +1,7 @@
 """Does what other corpora taught help the next one? Priming, and the library of adapters, one collection left out.
 
     python examples/benchmarks/priming.py --data DATA [--folder FOLDER] [--parts few,full,library] [--collections …]
+        [--adapt query] [--documents N] [--steps N] [--layers N]
 
 For every collection that is left out the others prime the base model, by multi-task learning and by first-order MAML
 with as many batches, and fill a library with an adapter each. Of the collection's questions some train and others
@@ -15,6 +16,10 @@ training does is measured, not what a fit would ship. ARG is the mean over colle
 over the plain base with the same questions, with an interval over draws and questions. Every training and measurement
 is kept in FOLDER/cells, so that a run which was stopped goes on; FOLDER/priming.json has the summary, and a Markdown
 table is printed. --smoke does a few steps of everything.
+
+For less time: --adapt query trains the questions' side of the collection that is left out, whose passages keep their
+vectors; --documents N takes so many of a collection, the judged ones first. --layers N: the base's first N layers are
+the base, a weaker one.
 """
 
 from __future__ import annotations
@@ -22,6 +27,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,16 +40,17 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
-from beir import QUALITY, check_data, device
+from beir import QUALITY, check_data, device, load
 
 from ragadapt import profiling
 from ragadapt.adapters import AdapterState
 from ragadapt.adapters.blending import softmax_weights
 from ragadapt.adapters.library import CorpusStatistics
-from ragadapt.config import AdapterConfig, FitConfig, TrainingConfig
+from ragadapt.config import EncoderConfig, FitConfig, TrainingConfig
 from ragadapt.corpus.sources import read_sources
 from ragadapt.encoder import Encoder
-from ragadapt.pipeline.adapt import make_examples
+from ragadapt.encoder.presets import resolve
+from ragadapt.pipeline.adapt import known_vectors, make_examples
 from ragadapt.pipeline.corpus import EncodedCorpus
 from ragadapt.pipeline.fit import FitSteps
 from ragadapt.pipeline.fusion import quality
@@ -75,6 +83,10 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=800, help="most that a full training or an adapter gets")
     parser.add_argument("--epochs", type=float, default=1.0, help="of priming")
     parser.add_argument("--lr", type=float, default=3e-5, help="of priming")
+    parser.add_argument("--steps", type=int, help="batches of a priming at most")
+    parser.add_argument("--adapt", choices=("both", "query"), default="both", help="query = the questions' side alone")
+    parser.add_argument("--documents", type=int, help="of a collection, the judged ones first; default: all")
+    parser.add_argument("--layers", type=int, help="of the base, from below; default: all")
     parser.add_argument("--smoke", action="store_true", help="two steps of every training")
     arguments = parser.parse_args()
     names = arguments.collections.split(",")
@@ -112,6 +124,14 @@ class Bench:
         self.sizes = [int(size) for size in arguments.sizes.split(",")]
         self.recipes = [recipe for recipe in arguments.recipes.split(",") if recipe]
         self._encoders: dict[str, Encoder] = {}
+        self.data: Path = arguments.data
+        if arguments.documents is not None:
+            self.data = self.folder / "collections"
+            for name in names:
+                thin(arguments.data, name, arguments.documents, self.data / name)
+        self.model: str = arguments.model
+        if arguments.layers is not None:
+            self.model = str(cut(self.model, arguments.layers, self.folder / f"base-{arguments.layers}"))
 
     # What is kept
 
@@ -133,22 +153,27 @@ class Bench:
 
     def config(self, model: str) -> FitConfig:
         training = {"max_steps": 2, "batch_size": 4} if self.given.smoke else {}
-        return FitConfig.build({"encoder": {"model": model}, "training": training})
+        adapter = {"adapt": self.given.adapt}
+        return FitConfig.build({"encoder": {"model": model}, "training": training, "adapter": adapter})
 
     # Bases
 
     def base(self, kind: str, left_out: str) -> str | None:
         """The name or folder of a base; None where the guard let no primed one through."""
         if kind == PLAIN:
-            return str(self.given.model)
+            return self.model
         folder = self.folder / "primed" / f"{left_out}-{kind}"
 
         def make() -> Row:
-            config = self.config(self.given.model)
+            config = self.config(self.model)
             pace = {"epochs": self.given.epochs, "learning_rate": self.given.lr}
-            config = config.model_copy(update={"training": config.training.model_copy(update=pace)})
-            sources = [self.given.data / name for name in self.names if name != left_out]
-            result = prime(sources, folder, config, Recipe(kind))  # type: ignore[arg-type]
+            if self.given.steps is not None and not self.given.smoke:
+                pace["max_steps"] = self.given.steps
+            training = config.training.model_copy(update=pace)
+            config = FitConfig(encoder=config.encoder, training=training)
+            sources = [self.data / name for name in self.names if name != left_out]
+            with remembered(self.model):
+                result = prime(sources, folder, config, Recipe(kind))  # type: ignore[arg-type]
             return {
                 "primed": result.primed, "reason": result.reason, "strength": result.strength, "steps": result.steps,
                 "sources": {one.name: [one.before, one.after, one.drift] for one in result.sources},
@@ -162,7 +187,7 @@ class Bench:
         config = self.config(model)
         if model not in self._encoders:
             self._encoders = {model: Encoder.load(config.encoder)}  # one at a time
-        encoder, place = self._encoders[model], self.given.data / name
+        encoder, place = self._encoders[model], self.data / name
         target = self.folder / "work" / f"{name}-{Path(model).name}-{kind}"
         with Workspace.open(target, {"command": "priming"}) as work:
             steps = FitSteps(work, config, profiling.Clock(), Processes(), no_progress, False, {})
@@ -195,14 +220,16 @@ class Bench:
         searcher = searcher_of(ready.encoded, ready.steps.lexical_index())
         examples, _ = make_examples(trainers, searcher, vectors, corpus, config, ready.grades, no_progress)
         training: TrainingConfig = config.training
-        return train(ready.encoder, examples, None, AdapterConfig(), training, seed=13).encoder.state()
+        known = known_vectors(examples, ready.encoded, config.adapter)
+        return train(ready.encoder, examples, None, config.adapter, training, known=known, seed=13).encoder.state()
 
     def measure(self, ready: Ready, state: AdapterState | None) -> Row:
         """nDCG@10 by question of the test questions, dense and fused."""
         encoder, encoded = ready.encoder, ready.encoded
         if state is not None:
             encoder = untrained(ready.encoder, state).encoder.merged()
-            encoded = EncodedCorpus(encoded.corpus, encoder.encode_passages(encoded.corpus.passages))
+            if self.given.adapt == "both":
+                encoded = EncodedCorpus(encoded.corpus, encoder.encode_passages(encoded.corpus.passages))
         arena = ready.steps.arena(ready.test, encoder, encoded, ready.grades).with_fusion(Fusion(feedback=0.0))
         each = {name: quality(arena, system) for name, system in (("dense", "dense"), ("search", "hybrid"))}
         means = {name: round(float(values.mean()), 4) for name, values in each.items()}
@@ -245,7 +272,7 @@ class Bench:
         folder = self.folder / "adapters" / name
 
         def make() -> Row:
-            with self.ready(name, self.given.model, PLAIN) as ready:
+            with self.ready(name, self.model, PLAIN) as ready:
                 self.learn(ready, self.drawn(ready, self.given.questions, 0)).write(folder)
             return {"written": str(folder)}
 
@@ -258,12 +285,12 @@ class Bench:
         states = [AdapterState.read(self.adapter(other)) for other in others]
         statistics: dict[str, CorpusStatistics] = {}
         for other in self.names:
-            with self.ready(other, self.given.model, PLAIN) as ready:
+            with self.ready(other, self.model, PLAIN) as ready:
                 statistics[other] = CorpusStatistics.of(ready.encoded.vectors, ready.encoder.fingerprint)
         distances = [statistics[name].distance(statistics[other]) for other in others]
         order = np.argsort(distances, kind="stable").tolist()
         near, three = order[0], order[:3]
-        with self.ready(name, self.given.model, PLAIN) as ready:
+        with self.ready(name, self.model, PLAIN) as ready:
             self.cell(f"zero-{name}-{PLAIN}", lambda: self.measure(ready, None))
             self.cell(
                 f"nearest-{name}",
@@ -326,10 +353,72 @@ class Bench:
             for path in sorted((self.folder / "cells").glob("*.json"))
         }
         about = {"date": date.today().isoformat(), "device": device(), "model": str(self.given.model), "seed": 13,
-                 "smoke": self.given.smoke, "epochs": self.given.epochs, "lr": self.given.lr}  # fmt: skip
+                 "smoke": self.given.smoke, "epochs": self.given.epochs, "lr": self.given.lr, "steps": self.given.steps,
+                 "adapt": self.given.adapt, "documents": self.given.documents, "layers": self.given.layers}  # fmt: skip
         summary = {"about": about, "rows": rows, "cells": cells}
         (self.folder / "priming.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         return summary
+
+
+def thin(data: Path, name: str, documents: int, folder: Path) -> None:
+    """A collection of the documents that are judged and, up to so many, others, drawn by the seed."""
+    if (folder / "corpus.jsonl").is_file():
+        return
+    collection = load(data, name)
+    judged = {id for qrels in collection.qrels.values() for found in qrels.values() for id in found}
+    others = sorted(set(collection.ids) - judged)
+    drawn = random.Random(13).sample(others, min(len(others), max(0, documents - len(judged))))
+    kept = judged | set(drawn)
+    new = folder.with_name(f".{name}.new")
+    shutil.copytree(data / name, new, ignore=shutil.ignore_patterns("corpus.jsonl"), dirs_exist_ok=True)
+    lines = collection.corpus.read_text(encoding="utf-8").splitlines()
+    rows = [line for line, id in zip(lines, collection.ids, strict=True) if id in kept]
+    (new / "corpus.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    new.rename(folder)
+
+
+def cut(model: str, layers: int, folder: Path) -> Path:
+    """The base's folder with its first layers alone."""
+    from safetensors.torch import load_file, save_file
+
+    if folder.is_dir():
+        return folder
+    new = folder.with_name(f".{folder.name}.new")
+    shutil.copytree(resolve(EncoderConfig(model=model)).location, new, dirs_exist_ok=True)
+    config = json.loads((new / "config.json").read_text(encoding="utf-8"))
+    above = tuple(f"encoder.layer.{at}." for at in range(layers, config["num_hidden_layers"]))
+    weights = load_file(new / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if not any(part in name for part in above)}
+    if not 0 < layers < config["num_hidden_layers"] or len(kept) == len(weights):
+        raise SystemExit(f"--layers {layers}: {model} has {config['num_hidden_layers']}, or is of another type")
+    save_file(kept, new / "model.safetensors", metadata={"format": "pt"})
+    (new / "config.json").write_text(json.dumps({**config, "num_hidden_layers": layers}), encoding="utf-8")
+    new.rename(folder)
+    return folder
+
+
+_KNOWN: dict[str, dict[str, np.ndarray]] = {}  # a plain base's vectors, by its name and the text
+
+
+@contextmanager
+def remembered(model: str) -> Iterator[None]:
+    """The plain base encodes no passage twice: every priming has most sources in common with the others."""
+    whole = Encoder.encode_passages
+    base = Encoder.load(EncoderConfig(model=model)).fingerprint
+    known = _KNOWN.setdefault(model, {})
+
+    def encode_passages(self: Encoder, texts: Sequence[str], **rest: Any) -> Any:
+        if type(self) is not Encoder or self.fingerprint != base or not texts:
+            return whole(self, texts, **rest)
+        if missing := [text for text in dict.fromkeys(texts) if text not in known]:
+            known.update(zip(missing, whole(self, missing, **rest), strict=True))
+        return np.stack([known[text] for text in texts])
+
+    Encoder.encode_passages = encode_passages  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Encoder.encode_passages = whole  # type: ignore[method-assign]
 
 
 def arg_interval(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], samples: int = 1000) -> list[float]:

@@ -418,16 +418,25 @@ def _train(
             )  # fmt: skip
             trained = result.encoder
             before = [one.heldout.score(encoder) for one in found]
-            strengths, after = {0.0: dev(encoder)}, dict[float, list[float]]()
+            strengths = {0.0: dev(encoder)}
             for done, strength in enumerate(_STRENGTHS, start=1):
                 trained.scale(strength)
                 strengths[strength] = dev(trained)
-                after[strength] = [one.heldout.score(trained) for one in found]
                 progress("choosing the strength", done, len(_STRENGTHS))
             order = sorted(_STRENGTHS, key=lambda strength: (-strengths[strength], strength))
             kept = [strength for strength in order if strengths[strength] > strengths[0.0]]
-            whole = [strength for strength in kept if all(np.array(after[strength]) >= np.array(before))]
-            chosen = whole[0] if whole else order[0]
+            after = dict[float, list[float]]()
+
+            def guarded(strength: float) -> bool:
+                trained.scale(strength)
+                after[strength] = [one.heldout.score(trained) for one in found]
+                return all(now >= was for now, was in zip(after[strength], before, strict=True))
+
+            # The best by the dev parts that harms none: what comes after it is not measured.
+            whole = next((strength for strength in kept if guarded(strength)), None)
+            chosen = order[0] if whole is None else whole
+            if chosen not in after:
+                guarded(chosen)
             trained.scale(chosen)
             sources = [
                 PrimedSource(
@@ -437,7 +446,7 @@ def _train(
                 for one, was, now in zip(found, before, after[chosen], strict=True)
             ]  # fmt: skip
             record = {
-                "primed": bool(whole), "strength": chosen, "strengths": sorted(strengths.items()),
+                "primed": whole is not None, "strength": chosen, "strengths": sorted(strengths.items()),
                 "steps": result.steps, "stopped_early": result.stopped_early, "best_step": result.best_step,
                 "dev": [[point.step, point.dev] for point in result.history if point.dev is not None],
                 "sources": [asdict(one) for one in sources], "recipe": asdict(recipe), "seed": config.seed,
@@ -446,7 +455,7 @@ def _train(
                 "training": training.deciding(), "ragadapt": __version__,
             }  # fmt: skip
             record["reason"] = _reason(record, bool(kept))
-            if whole:
+            if whole is not None:
                 save_plain(trained.merged(), stage.path / "model")
                 (stage.path / "model" / "README.md").write_text(card(record), encoding="utf-8")
                 write_text(stage.path / "model" / FACTS, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
