@@ -611,7 +611,8 @@ def method(name: str, *, share: float = 0.005, drift: float = 0.1, seeds: int = 
         for seed in range(seeds)
     )  # fmt: skip
     return MethodMeasured(
-        name=name, label=label_of(name), options={"rank": 8}, parameters=int(share * 1e6), share=share, rate=1e-3, steps=10,
+        name=name, label=label_of(name), options={"rank": 8}, parameters=int(share * 1e6), share=share, rate=1e-3,
+        steps=10,
         rates=(CurvePoint(x=5e-4, y=0.4), CurvePoint(x=1e-3, y=0.5), CurvePoint(x=5e-3, y=-1)), runs=runs,
     )  # fmt: skip
 

@@ -486,7 +486,7 @@ def test_a_cell_of_the_benchmark_measures_what_its_training_adds(
         }
     file = tmp_path / "found.json"
     file.write_text(json.dumps(found))
-    task = cells.Task(file, str(models["modernbert"]), False, "lora", 1e-2, 30, 13, 6, None, "cpu", True)
+    task = cells.Task(file, str(models["modernbert"]), False, "lora", 1e-2, 30, 13, 6, 16, 7, None, None, "cpu", True)
     row = cells.train_cell(task)
     assert row["questions"] == 24 and row["test"] == 10 and row["first"] == pytest.approx(1 / np.log2(7))
     assert row["alone"] > 0.9 and row["weight"] > 0 and row["fused"] > row["first"]

@@ -4,7 +4,7 @@
         [--model NAME] [--collections scifact] [--seeds 13] [--depth 20]
     python examples/benchmarks/rerank.py --data DATA --folder FOLDER --parts train --collections scifact,stackfaq
         --seeds 13,14,15 [--methods iaa-l,iaa-s,lora,full] [--rates 5e-5,2e-4,1e-3] [--steps 200] [--jobs 4]
-        [--device cuda] [--model NAME]
+        [--device cuda] [--model NAME] [--batch 16] [--negatives 7] [--questions N]
 
 With a network, any re-ranker: --model ettin-17m. Without --model, one of MiniLM's weights and a head of its own is
 used: with a random head for `scores`, `speed` and `search`; for `corpus` it is first trained here, on half of the
@@ -82,6 +82,9 @@ class Bench:
         self.steps: int | None = arguments.steps
         self.methods: list[str] = arguments.methods
         self.rates: list[float] = arguments.rates
+        self.batch: int = arguments.batch
+        self.negatives: int = arguments.negatives
+        self.questions: int | None = arguments.questions
         self.jobs: int = arguments.jobs
         self.every: int = arguments.every
         self.device: str = arguments.device
@@ -91,6 +94,14 @@ class Bench:
         self.rows: list[dict[str, Any]] = (
             json.loads(self.file.read_text(encoding="utf-8"))["rows"] if self.file.is_file() else []
         )
+
+    @property
+    def trainings(self) -> dict[str, Any]:
+        """What all trainings of a run have alike; rows of others are not its own."""
+        return {
+            "base": self.model or "MiniLM", "depth": self.depth, "batch": self.batch, "negatives": self.negatives,
+            "most": self.questions,
+        }  # fmt: skip
 
     def known(self, **key: Any) -> bool:
         return any(key.items() <= row.items() for row in self.rows)
@@ -512,7 +523,7 @@ def train(bench: Bench) -> None:
     def task(collection: str, method: str, rate: float, seed: int, final: bool) -> Task:
         return Task(
             found[collection], base(seed), bench.model is None, method, rate, steps if final else max(1, steps // 2),
-            seed, bench.depth, LENGTH, bench.device, final,
+            seed, bench.depth, bench.batch, bench.negatives, bench.questions, LENGTH, bench.device, final,
         )  # fmt: skip
 
     def measure(part: str, tasks: list[tuple[str, Task]]) -> None:
@@ -522,7 +533,7 @@ def train(bench: Bench) -> None:
             for name, one in tasks
             if not bench.known(
                 part=part, collection=name, method=one.method, rate=one.rate, seed=one.seed, steps=one.steps,
-                depth=one.depth, base=bench.model or "MiniLM",
+                **bench.trainings,
             )
         ]  # fmt: skip
         with Cells(bench.jobs, reuse=True) as cells, ThreadPoolExecutor(max(1, bench.jobs)) as pool:
@@ -540,7 +551,7 @@ def train(bench: Bench) -> None:
         rows = [
             row for row in bench.rows
             if row["part"] == "train-rate" and (row["collection"], row["method"]) == (name, method)
-            and row["rate"] in bench.rates and row["base"] == (bench.model or "MiniLM")
+            and row["rate"] in bench.rates and bench.trainings.items() <= row.items()
         ]  # fmt: skip
         chosen[name, method] = max(rows, key=lambda row: row["dev"])["rate"]
     measure(
@@ -557,7 +568,7 @@ def train(bench: Bench) -> None:
 def print_training(bench: Bench) -> None:
     """Means over the seeds; the interval draws seeds and questions."""
     print("collection  method   share    rate   s/step  first   alone   fused   gain of the fused [95 %]")
-    rows = [row for row in bench.rows if row["part"] == "train" and row["base"] == (bench.model or "MiniLM")]
+    rows = [row for row in bench.rows if row["part"] == "train" and bench.trainings.items() <= row.items()]
     for name in bench.collections:
         for method in bench.methods:
             own = [row for row in rows if (row["collection"], row["method"]) == (name, method)]
@@ -585,12 +596,15 @@ def main() -> None:
     parser.add_argument(
         "--steps",
         type=int,
-        help="of the training: for corpus 4 questions each (default: one epoch), for train 16 (200)",
+        help="of the training: for corpus 4 questions each (default: one epoch), for train --batch (200)",
     )
     parser.add_argument("--methods", default="iaa-l,iaa-s,lora,full", type=lambda text: text.split(","))
     parser.add_argument(
         "--rates", default="5e-5,2e-4,1e-3", type=lambda text: [float(rate) for rate in text.split(",")]
     )
+    parser.add_argument("--batch", type=int, default=16, help="for train: questions of a step")
+    parser.add_argument("--negatives", type=int, default=7, help="for train: passages beside an answer")
+    parser.add_argument("--questions", type=int, help="for train: of either split at most (default: all)")
     parser.add_argument("--jobs", type=int, default=0, help="trainings at a time, each in its process; 0 = in this one")
     parser.add_argument("--every", type=int, default=1, help="for maxsim: 3 = every third train question alone")
     parser.add_argument("--device", default="auto", help="of `train`, `maxsim` and the first stage of both")

@@ -30,14 +30,13 @@ from ragadapt.training.rerank import train_reranker
 from ragadapt.values import Progress, no_progress
 
 HELD = 0.2  # of the train questions: they choose the step whose weights are kept, the rate, and the share of the score
-BATCH = 16  # questions of a step
-NEGATIVES = 7
 
 
 @dataclass(frozen=True)
 class Task:
     """found: the file with what the first stage found. base: the re-ranker that is trained; fresh: its head is random.
-    depth: passages that are read of a question. final: measure on the test questions."""
+    depth: passages that are read of a question. batch: questions of a step, negatives beside each answer. questions:
+    of either split at most; None = all. final: measure on the test questions."""
 
     found: Path
     base: str
@@ -47,6 +46,9 @@ class Task:
     steps: int
     seed: int
     depth: int
+    batch: int
+    negatives: int
+    questions: int | None
     max_length: int | None
     device: str
     final: bool
@@ -77,10 +79,13 @@ class Found:
         return next(iter(evaluate({"q": self.run(order)}, {"q": self.answers}).per_query["nDCG@10"].values()))
 
 
-def read_found(file: Path, split: str) -> dict[str, Found]:
-    """By question id."""
+def read_found(file: Path, split: str, most: int | None = None) -> dict[str, Found]:
+    """By question id; at most so many, the same ones in every call."""
     whole = json.loads(file.read_text(encoding="utf-8"))
-    return {id: Found(**values) for id, values in whole[split].items()}
+    ids = sorted(whole[split])
+    if most is not None and most < len(ids):
+        ids = sorted(random.Random(13).sample(ids, most))
+    return {id: Found(**whole[split][id]) for id in ids}
 
 
 def examples_of(questions: Sequence[Found], depth: int) -> list[Example]:
@@ -102,7 +107,7 @@ def examples_of(questions: Sequence[Found], depth: int) -> list[Example]:
 
 def train_cell(task: Task, *, progress: Progress = no_progress) -> dict[str, Any]:
     """The row of one training."""
-    questions = read_found(task.found, "train")
+    questions = read_found(task.found, "train", task.questions)
     ids = sorted(questions)
     random.Random(task.seed).shuffle(ids)
     count = round(HELD * len(ids))
@@ -119,12 +124,12 @@ def train_cell(task: Task, *, progress: Progress = no_progress) -> dict[str, Any
         )
 
     training = TrainingConfig(
-        batch_size=BATCH, max_steps=task.steps, epochs=10_000, learning_rate=task.rate, patience=100
+        batch_size=task.batch, max_steps=task.steps, epochs=10_000, learning_rate=task.rate, patience=100
     )
     started = time.perf_counter()
     result = train_reranker(
         base, examples_of(own, task.depth), dev, settings_for(task.method, AdapterConfig()), training,
-        negatives=NEGATIVES, fresh=task.fresh, seed=task.seed, progress=progress,
+        negatives=task.negatives, fresh=task.fresh, seed=task.seed, progress=progress,
     )  # fmt: skip
     trained = result.reranker
     row: dict[str, Any] = {
@@ -134,14 +139,15 @@ def train_cell(task: Task, *, progress: Progress = no_progress) -> dict[str, Any
         "share": trained.share.trained / trained.share.whole,
         "step_seconds": result.step_seconds, "seconds": time.perf_counter() - started,
         "precision": base.precision.dtype, "device": device_name(), "on": base.precision.device,
-        "questions": len(own), "depth": task.depth,
+        "questions": len(own), "depth": task.depth, "batch": task.batch, "negatives": task.negatives,
+        "most": task.questions,
     }  # fmt: skip
     if not task.final:
         return row
     merged = trained.merged()
     read = [one.read(logits) for one, logits in zip(held, merged.logits_of(lists(held)), strict=True)]
     curve = learn_rerank_weight(read, [lambda order, one=one: one.ndcg(order.tolist()) for one in held])
-    tested = list(read_found(task.found, "test").values())
+    tested = list(read_found(task.found, "test", task.questions).values())
     logits = merged.logits_of(lists(tested))
     shares = {"first": 0.0, "fused": curve.chosen, "half": 0.5, "alone": 1.0}
     quality = {
