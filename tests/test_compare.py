@@ -846,11 +846,9 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_processes_side_by_side_find_what_one_finds(
-    task: Mapping[str, Path], whole: MethodComparison, tmp_path: Path
-) -> None:
-    found = run_task(task, tmp_path / "out", jobs=2)
-    for mine, other in zip(figures(found.report), figures(whole.report), strict=True):
+def test_processes_side_by_side_find_what_one_finds(task: Mapping[str, Path], tmp_path: Path) -> None:
+    alone, found = (run_task(task, tmp_path / str(jobs), jobs=jobs, seeds=1, rates=1) for jobs in (0, 2))
+    for mine, other in zip(figures(found.report), figures(alone.report), strict=True):
         assert mine[:2] == other[:2]
         assert mine[2:] == pytest.approx(other[2:], abs=0.02)  # threads may round otherwise
     assert found.report.methods is not None
@@ -865,17 +863,17 @@ def test_the_command_that_was_killed_goes_on(task: Mapping[str, Path], tmp_path:
     words = [
         "compare", str(task["docs"]), "-o", str(out), "--methods", "lora,full", "--queries", str(task["queries"]),
         "--qrels", str(task["qrels"]), "--model", str(task["model"]), "--precision", "float32", "--seeds", "1",
-        "--rates", "2", "--budget-steps", "4", "--jobs", "1", "--json", "--set", "training.batch_size=8",
+        "--rates", "1", "--budget-steps", "4", "--jobs", "1", "--json", "--set", "training.batch_size=8",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "ragadapt_cli", *words]
     first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    until(lambda: len(list(out.glob(".work.build/stages/train-*.done.json"))) >= 2, seconds=300)
+    until(lambda: len(list(out.glob(".work.build/stages/train-*.done.json"))) >= 1, seconds=300)
     first.kill()
     first.wait()
     second = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert second.returncode == 0, second.stderr
     said = json.loads(second.stdout)
-    assert said["reused"] >= 2
-    assert said["trained"] + said["reused"] == 4
+    assert said["reused"] >= 1
+    assert said["trained"] + said["reused"] == 2
     assert said["sentence"] == read_report(out).methods.sentence  # type: ignore[union-attr]

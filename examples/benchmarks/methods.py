@@ -157,19 +157,29 @@ def about(report: Report, data: Path, folder: Path) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows in Markdown, best default search first within a collection and budget."""
-    lines = ["| collection | budget | method | share | rate | dense | default search | over LoRA | seconds | memory |"]
-    lines.append("|" + "---|" * 10)
+    """The rows in Markdown, best default search first within a collection and budget. ±: between seeds; area, steps: of
+    the dev score over the steps, its mean, and when nine tenths of the method's own gain are there."""
+    lines = [
+        "| collection | budget | method | share | rate | dense | over LoRA | default search | over LoRA | "
+        "area | steps | seconds | memory |"
+    ]
+    lines.append("|" + "---|" * 13)
     for row in sorted(rows, key=lambda row: (row["collection"], row["budget"], -row[SEARCH])):
-        over = row.get(f"{SEARCH}, over lora")
-        gain = "" if over is None else f"{over[1]:+.3f} [{over[0]:+.3f}, {over[2]:+.3f}], p {over[3]:.2g}"
         share = f"{100 * row['share']:.2g} %" if "share" in row else ""
         seconds = f"{row['seconds']:.0f}" if "seconds" in row else ""
         memory = f"{row['peak_memory_bytes'] / 1e6:.0f} MB" if row.get("peak_memory_bytes") else ""
         rate = f"{row['rate']:g}" if "rate" in row else ""
+        area = f"{row['area']:.3f}" if row.get("area") is not None else ""
+        steps = f"{row['steps_to_gain']:.0f}" if row.get("steps_to_gain") is not None else ""
+        figures = []
+        for metric in (DENSE, SEARCH):
+            spread = row.get("between seeds", {}).get(metric)
+            over = row.get(f"{metric}, over lora")
+            figures.append(f"{row[metric]:.3f}" + (f" ± {spread:.3f}" if spread is not None else ""))
+            figures.append("" if over is None else f"{over[1]:+.3f} [{over[0]:+.3f}, {over[2]:+.3f}], p {over[3]:.2g}")
         lines.append(
-            f"| {row['collection']} | {row['budget']} | {row['method']} | {share} | {rate} | {row[DENSE]:.3f} | "
-            f"{row[SEARCH]:.3f} | {gain} | {seconds} | {memory} |"
+            f"| {row['collection']} | {row['budget']} | {row['method']} | {share} | {rate} | {' | '.join(figures)} | "
+            f"{area} | {steps} | {seconds} | {memory} |"
         )
     return "\n".join(lines)
 
