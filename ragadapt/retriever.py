@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from ragadapt.index.filters import given
 from ragadapt.pefa import Feedback, Pefa, checked_feedback, named_tenant
 from ragadapt.pefa.passages import StoredPassages
 from ragadapt.pefa.state import passing
+from ragadapt.queries.seen import mark, read_seen
 from ragadapt.search.context import STEP, Expand, Reach, Surroundings, checked_expand, expand_hits, hits_for
 from ragadapt.search.diversity import Fold, checked_fold, checked_max_per_document, diverse
 from ragadapt.search.fusion import Floats, Fusion
@@ -40,7 +41,7 @@ from ragadapt.search.reranking import Rerank, checked_rerank, rerank_all
 from ragadapt.search.searcher import Dense, Mask, Mode, Plain, Ranked, Searcher
 from ragadapt.snapshot import Snapshot
 from ragadapt.store.chunks import SHOWN, ChunkStore
-from ragadapt.store.workspace import MANIFEST, Manifest, load_store
+from ragadapt.store.workspace import MANIFEST, QUESTIONS, Manifest, load_store
 from ragadapt.text import encodable
 from ragadapt.threads import cores, follow_forks
 from ragadapt.values import Chunk, Hit, Hits
@@ -616,8 +617,8 @@ class Retriever:
         queries and qrels: as for `fit --queries --qrels`. Labels that name documents are judged by document; chunk
         labels and quotes by chunk, quotes with evidence recall@5 and @10 besides: over all questions with quotes
         ("evidence questions"), where quotes that no passage holds ("quotes not found") count as missed. Where some are,
-        "labels left out" counts what names nothing here or cannot be read, "lines not read" the latter alone. lam,
-        tenant, rerank: as for `search`. Raises InvalidLabels.
+        "labels left out" counts what names nothing here or cannot be read, "lines not read" the latter alone, and
+        "questions it learnt from" those that flatter it. lam, tenant, rerank: as for `search`. Raises InvalidLabels.
         """
         from ragadapt.evaluation import evaluate
         from ragadapt.queries import evidence_recall, load_labels
@@ -642,6 +643,7 @@ class Retriever:
         asked = {query.id: query.text for query in labels.queries}
         asked = dict(zip(asked, checked_queries(asked.values()), strict=True))
         lam = checked_lam(lam)
+        learnt = self.learnt_from(asked.values())
 
         second = checked_rerank(rerank, 1, "hybrid")
         systems: list[tuple[str, Mode, Rerank | None]] = [(mode, mode, None) for mode in modes]
@@ -672,10 +674,19 @@ class Retriever:
                     results[system][f"evidence recall@{k}"] = float(np.mean(found))
                 results[system]["evidence questions"] = len(labels.evidence)
                 results[system]["quotes not found"] = labels.quotes_not_found
-            for name, count in (("labels left out", len(labels.unmatched)), ("lines not read", labels.unread)):
+            for name, count in (
+                ("labels left out", len(labels.unmatched)),
+                ("lines not read", labels.unread),
+                ("questions it learnt from", learnt),
+            ):
                 if count:
                     results[system][name] = count
         return results
+
+    def learnt_from(self, questions: Iterable[str]) -> int:
+        """How many of the questions it was trained on: what is measured on them flatters it. Raises StoreCorrupt."""
+        seen = read_seen(self.path / "report" / QUESTIONS) or frozenset()
+        return sum(mark(question) in seen for question in questions)
 
     def _best(self, now: Snapshot, ranked: Ranked, k: int, level: str) -> dict[str, float]:
         if level == "chunk":

@@ -35,6 +35,8 @@ from ragadapt.pipeline.fit import fit
 from ragadapt.pipeline.library import add_retriever, offer, write_offer
 from ragadapt.pipeline.prime import prime
 from ragadapt.pipeline.queries import Labels
+from ragadapt.pipeline.seen import seen_by
+from ragadapt.queries.seen import mark, read_seen
 from ragadapt.report import read_report
 from ragadapt.training import Example, train
 
@@ -335,7 +337,18 @@ def config_of(trained: Path, library: Library, **settings: object) -> FitConfig:
 
 
 def labelled(trained: Path) -> list[Labels]:
+    """Those that trained it."""
     return [Labels(trained.parent / "labels.jsonl")]
+
+
+def asked_otherwise(trained: Path, folder: Path) -> list[Labels]:
+    """Questions with the same answers, none of which trained it."""
+    rows = [json.loads(line) for line in (trained.parent / "labels.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["text"] = " ".join(row["evidence"][0]["quote"].split()[3:8])
+    file = folder / "otherwise.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return [Labels(file)]
 
 
 def test_retriever_comes_in_with_what_its_report_says(trained: Path, filled: Library) -> None:
@@ -354,6 +367,7 @@ def test_nearest_and_blend_are_offered_and_written_only_where_told(
     assert found.near[0][1] < 1e-5  # the very corpus, cut in the same way
     assert found.state is not None and found.weights[0] > 0.99
     folder = write_offer(found, tmp_path / "model")
+    assert seen_by(str(folder)) == filled.entry("pages").seen
     opened = Encoder.load(EncoderConfig(model=str(folder), precision="float32"))
     own = Encoder.open(trained / "model", precision="float32")
     vectors = opened.encode_queries(TEXTS)
@@ -371,7 +385,7 @@ def test_fit_judges_a_blend_that_it_does_not_train(
 ) -> None:
     let_through(monkeypatch)
     config = config_of(trained, filled, start="blend", train=False)
-    result = fit([trained.parent / "docs"], tmp_path / "retriever", config, labels=labelled(trained))
+    result = fit([trained.parent / "docs"], tmp_path / "retriever", config, labels=asked_otherwise(trained, tmp_path))
     report = read_report(result.path / "report")
     assert "Nothing was trained here; what was judged is a blend of 2" in " ".join(report.warnings)
     assert report.learning == () and result.verdict == "WIN"
@@ -388,7 +402,7 @@ def test_a_blend_that_the_gate_refuses_leaves_the_base(
         gate, "decide", lambda **given: replace(decide(**given), verdict=gate.Verdict.REGRESSION_AVOIDED, strength=0.0)
     )
     config = config_of(trained, filled, start="blend", train=False)
-    result = fit([trained.parent / "docs"], tmp_path / "retriever", config, labels=labelled(trained))
+    result = fit([trained.parent / "docs"], tmp_path / "retriever", config, labels=asked_otherwise(trained, tmp_path))
     assert result.verdict == "REGRESSION AVOIDED"
     assert not (result.path / "model" / "adapter").exists()
 
@@ -400,13 +414,43 @@ def test_fit_begins_with_the_nearest(
     monkeypatch.setattr(gate, "within_drift", lambda decision, *_: decision)
     config = config_of(trained, filled, start="nearest")
     config = config.model_copy(update={"training": config.training.model_copy(update={"learning_rate": 1e-9})})
-    result = fit([trained.parent / "docs"], tmp_path / "retriever", config, labels=labelled(trained))
+    result = fit([trained.parent / "docs"], tmp_path / "retriever", config, labels=asked_otherwise(trained, tmp_path))
     warnings = " ".join(read_report(result.path / "report").warnings)
     assert "Training began with pages, the nearest of the library (distance 0.00)" in warnings
     begun = filled.entry("pages").adapter()
     found = AdapterState.read(result.path / "model" / "adapter")
     assert found.config == begun.config
     assert all(torch.allclose(found.tensors[name], tensor, atol=1e-5) for name, tensor in begun.tensors.items())
+
+
+def test_questions_that_an_adapter_learnt_from_do_not_judge_it(trained: Path, filled: Library, tmp_path: Path) -> None:
+    count = len((trained.parent / "labels.jsonl").read_text().splitlines())
+    assert len(filled.entry("pages").seen) == count
+    assert filled.entry("far").seen == frozenset()
+    for train_too in (True, False):
+        config = config_of(trained, filled, start="pages", train=train_too)
+        result = fit([trained.parent / "docs"], tmp_path / f"{train_too}", config, labels=labelled(trained))
+        warnings = " ".join(read_report(result.path / "report").warnings)
+        assert f"{count} questions judge nothing here, because pages (distance 0.00) has learnt from them." in warnings
+        assert "The library offers pages" in warnings
+        assert result.verdict == "NO GAIN"
+        assert not (result.path / "model" / "adapter").exists()
+        assert read_seen(result.path / "report" / "questions") == frozenset()  # nothing of it has learnt
+
+
+def test_what_began_with_an_adapter_has_seen_what_that_has_and_its_own(
+    trained: Path, filled: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_through(monkeypatch)
+    monkeypatch.setattr(gate, "within_drift", lambda decision, *_: decision)
+    others = asked_otherwise(trained, tmp_path)
+    config = config_of(trained, filled, start="blend")
+    result = fit([trained.parent / "docs"], tmp_path / "retriever", config, labels=others)
+    seen = read_seen(result.path / "report" / "questions")
+    own = {mark(json.loads(line)["text"]) for line in (tmp_path / "otherwise.jsonl").read_text().splitlines()}
+    assert seen == filled.entry("pages").seen | own
+    assert add_retriever(Library.open(tmp_path / "library", create=True), result.path).seen == seen
+    assert seen_by(str(result.path / "model")) == seen
 
 
 def test_without_evidence_the_library_only_offers(trained: Path, filled: Library, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -31,6 +31,7 @@ from ragadapt.adapters.state import AdapterState
 from ragadapt.checks import checked_path
 from ragadapt.errors import FormatTooNew, InvalidInput, StoreCorrupt, StoreError, StoreLocked, reason_of
 from ragadapt.files import json_digest, list_files, read_json, record_file, remove, rename, sync_tree, write_text
+from ragadapt.queries.seen import read_seen, write_seen
 from ragadapt.search.fusion import Background
 from ragadapt.values import JsonValue
 
@@ -125,7 +126,8 @@ def sampled(count: int) -> npt.NDArray[np.int64]:
 class LibraryEntry:
     """An adapter of the library. encoder: settings that load its base as it was. figures: what was measured of it.
 
-    base, model: identity and name of its base. source: the retriever that it was taken from.
+    base, model: identity and name of its base. source: the retriever that it was taken from. seen: marks of the
+    questions that it learnt from.
     """
 
     name: str
@@ -139,6 +141,7 @@ class LibraryEntry:
     figures: Mapping[str, JsonValue] = field(default_factory=dict)
     source: str = ""
     added: str = ""
+    seen: frozenset[str] = frozenset()
 
     def adapter(self) -> AdapterState:
         """What was learnt. Raises StoreCorrupt."""
@@ -219,7 +222,8 @@ class Library:
                     str(about["fingerprint"]), about["languages"],
                 )  # fmt: skip
             names = ("method", "adapt", "base", "model", "encoder", "figures", "source", "added")
-            return LibraryEntry(name, folder, statistics=statistics, **{key: about[key] for key in names})
+            seen = read_seen(folder) or frozenset()
+            return LibraryEntry(name, folder, statistics=statistics, seen=seen, **{key: about[key] for key in names})
         except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise StoreCorrupt(f"{folder} cannot be read ({reason_of(error)}). {remedy}") from error
 
@@ -247,10 +251,11 @@ class Library:
         encoder: Mapping[str, JsonValue] | None = None,
         figures: Mapping[str, JsonValue] | None = None,
         source: str = "",
+        seen: Collection[str] = (),
         replace: bool = False,
     ) -> LibraryEntry:
-        """Copy an adapter in. Raises InvalidInput for a name that is taken, unless that is to be replaced, and
-        StoreLocked."""
+        """Copy an adapter in. seen: marks of the questions that it learnt from. Raises InvalidInput for a name that is
+        taken, unless that is to be replaced, and StoreLocked."""
         folder = self.folder / checked_name(name)
         with self._writing():
             if not replace:
@@ -258,6 +263,7 @@ class Library:
             new = self.folder / f".new-{uuid.uuid4().hex}"
             try:
                 state.write(new)
+                write_seen(new, seen)
                 np.savez(
                     new / STATISTICS, mean=statistics.mean, directions=statistics.directions,
                     variances=statistics.variances, rest=statistics.rest,

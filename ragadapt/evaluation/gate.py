@@ -185,19 +185,24 @@ class _Queries:
         self.heldout = heldout
         self.everything = [*self.train, *(query for query in (*dev, *heldout) if query.evidence is not Evidence.CROP)]
         self.trainable = [query for query in self.everything if query.id not in only_judge]
+        self.only_train = only_train
         self.labelled = [query for query in self.everything if query.evidence is Evidence.LABELLED]
-        self.judging_labels = [query for query in self.labelled if query.id not in only_train]
+        self.judging_labels = [query for query in self.labelled if self.judges(query)]
         # Where some labels are for measuring alone they judge, and no others are needed for that.
         self.crosses = not any(query.id in only_judge for query in self.labelled)
         self.split = split
         self.config = config
 
+    def judges(self, query: Query) -> bool:
+        """Whether it may."""
+        return query.id not in self.only_train
+
     def held_out(self, rank: Evidence) -> list[Query]:
         return [query for query in self.heldout if query.evidence is rank]
 
     def written(self) -> list[Query]:
-        """By a language model."""
-        return [query for query in self.everything if query.evidence is Evidence.PARAPHRASE]
+        """By a language model, and free to judge."""
+        return [query for query in self.everything if query.evidence is Evidence.PARAPHRASE and self.judges(query)]
 
     def advice(self) -> str:
         """How many more labelled questions would let a trained model be judged."""

@@ -51,7 +51,7 @@ from ragadapt.pipeline.fusion import (
     learn_fusion,
     quality,
 )
-from ragadapt.pipeline.library import check_library, starting_adapter
+from ragadapt.pipeline.library import Start, check_library, starting_adapter
 from ragadapt.pipeline.queries import (
     DividedQueries,
     Labels,
@@ -69,6 +69,7 @@ from ragadapt.pipeline.rerank import (
     judging_queries,
 )
 from ragadapt.pipeline.second_stage import SecondStage, load_reranker
+from ragadapt.pipeline.seen import judged_without, seen_by
 from ragadapt.pipeline.stages import (
     build_chunks,
     build_index,
@@ -86,12 +87,13 @@ from ragadapt.pipeline.stages import (
 from ragadapt.pipeline.steps import Base, Shipped, Steps, Trained, Training
 from ragadapt.queries import FEWEST_DEV, check_generator
 from ragadapt.queries.filters import chance
+from ragadapt.queries.seen import mark, marks_of, write_seen
 from ragadapt.report import Report, write_report
 from ragadapt.search.confidence import FIXED, Confidence
 from ragadapt.search.fusion import Fusion
 from ragadapt.search.searcher import Searcher
 from ragadapt.store.chunks import document_hash
-from ragadapt.store.workspace import RERANKER, Manifest, Workspace, answers_file
+from ragadapt.store.workspace import QUESTIONS, RERANKER, Manifest, Workspace, answers_file
 from ragadapt.values import Chunk, Document, Evidence, Progress, Query, no_progress
 from ragadapt.version import __version__
 
@@ -224,7 +226,7 @@ def _fit(
 
         queries, plan, base = steps.prepare(documents, chunks, encoder, labels)
         if config.library.start is not None:
-            steps.begin(base, plan)
+            steps.begin(plan)
         shipped, trained, crossed = Shipped(encoder, base.encoded, base.fusion), None, None
         decision = gate.not_trained(plan.reason)
         if not config.trains_retriever and config.trains_reranker:
@@ -252,8 +254,9 @@ def _fit(
             documents, skipped, queries, plan, decision, trained, crossed, base, shipped, second, sure
         )
         path = steps.commit(
-            report, encoder, *shipped, adapted=decision.adapted, second=second, reranker=reranker, sure=sure
-        )
+            report, encoder, *shipped, adapted=decision.adapted, second=second, reranker=reranker, sure=sure,
+            seen=steps.seen_by_all(plan, queries, decision.adapted, second),
+        )  # fmt: skip
         return FitResult(path, report, decision, tuple(steps.reused))
 
 
@@ -278,9 +281,10 @@ class FitSteps(Steps):
         with self.frozen_layers(encoder, room=0.5) if may_train and config.adapter.adapt == "both" else nullcontext():
             encoded = self.encode("base-vectors", corpus, encoder)
         searcher = searcher_of(encoded, self.lexical(corpus))
-        queries = self.queries(corpus, encoder, searcher, labels)
+        queries = self.unseen(self.queries(corpus, encoder, searcher, labels), encoder, encoded)
         neutral = self.neutral(queries, encoder, searcher)
         plan = self.plan(queries, corpus, neutral)
+        self.note_what_the_base_has_seen(plan)
         fusion = self.fusion(plan, queries, encoder, encoded, neutral)
         return queries, plan, Base(encoder, encoded, searcher, fusion)
 
@@ -321,20 +325,50 @@ class FitSteps(Steps):
                 made.write(stage.path)
             return DividedQueries.read(stage.path)
 
+    def unseen(self, queries: DividedQueries, encoder: Encoder, encoded: EncodedCorpus) -> DividedQueries:
+        """The queries, of which those judge nothing that a teacher, or what training begins with, has learnt from."""
+        config, known = self.config, list[tuple[str, frozenset[str]]]()
+        if config.mining.teacher is not None and config.training.loss != "infonce":
+            known.append((f"the teacher {config.mining.teacher}", seen_by(config.mining.teacher)))
+        if config.library.start is not None:
+            self.offered = self.library_offer(encoder, encoded)
+            known.append((self.offered.words, self.offered.seen))
+        for words, marks in known:
+            queries, lost = judged_without(queries, marks)
+            self.seen |= marks
+            if lost:
+                self.notes.append(f"{lost:,} questions judge nothing here, because {words} has learnt from them.")
+        return queries
+
+    def note_what_the_base_has_seen(self, plan: gate.Plan) -> None:
+        """Tell where the figures of the base, and of all that is made from it, flatter."""
+        known = seen_by(self.config.encoder.model)
+        self.seen |= known
+        if met := sum(mark(query.text) in known for query in plan.judge):
+            self.notes.append(
+                f"{met:,} of the {len(plan.judge):,} questions that judge are among those that the base model has "
+                "learnt from: its figures are too good, and so are those of what was made from it."
+            )
+
     # Learning
 
-    def begin(self, base: Base, plan: gate.Plan) -> None:
-        """Take from the library what training begins with; its settings are the training's from here on. Where nothing
-        could judge the result it is only told of."""
-        from ragadapt.adapters.blending import check_start
+    def library_offer(self, encoder: Encoder, encoded: EncodedCorpus) -> Start:
+        """What the library has for this corpus."""
         from ragadapt.adapters.library import CorpusStatistics
 
-        config, corpus = self.config, base.encoded.corpus
         with self.clock("library"):
             statistics = CorpusStatistics.of(
-                base.encoded.vectors, base.encoder.fingerprint, languages=corpus.languages
+                encoded.vectors, encoder.fingerprint, languages=encoded.corpus.languages
             )  # fmt: skip
-            start = starting_adapter(config, base.encoder, statistics)
+            return starting_adapter(self.config, encoder, statistics)
+
+    def begin(self, plan: gate.Plan) -> None:
+        """Take what the library offers to begin with; its settings are the training's from here on. Where nothing could
+        judge the result it is only told of."""
+        from ragadapt.adapters.blending import check_start
+
+        config, start = self.config, self.offered
+        assert start is not None
         if not plan.goes_on:
             self.notes.append(
                 f"The library offers {start.words}. Nothing here can judge it, so it is not used: {plan.reason} To use "
@@ -693,6 +727,15 @@ class FitSteps(Steps):
 
     # The folder
 
+    def seen_by_all(
+        self, plan: gate.Plan, queries: DividedQueries, adapted: bool, second: LearntReranking | None
+    ) -> frozenset[str]:
+        """Marks of the questions that anything in the retriever has learnt from."""
+        reranker = self.config.trains_reranker and second is not None and second.ships
+        if not adapted and not reranker:
+            return seen_by(self.config.encoder.model)
+        return self.seen | marks_of((*plan.train, *queries.dev))
+
     def report(
         self,
         documents: Sequence[Document],
@@ -776,6 +819,7 @@ class FitSteps(Steps):
         second: LearntReranking | None = None,
         reranker: Reranker | None = None,
         sure: Confidence = FIXED,
+        seen: frozenset[str] = frozenset(),
     ) -> Path:
         """Save the model, build the index, write the report, and replace the target in one move."""
         config, corpus, progress = self.config, encoded.corpus, self.progress
@@ -790,8 +834,10 @@ class FitSteps(Steps):
             if not stage.finished:
                 write_report(stage.path, report)
                 (stage.path / "README.md").write_text(model_card(report), encoding="utf-8")
-                (stage.path / "questions").mkdir()
-                DividedQueries.read(self.paths["queries"]).without_crops().write(stage.path / "questions")
+                questions = stage.path / QUESTIONS
+                questions.mkdir()
+                DividedQueries.read(self.paths["queries"]).without_crops().write(questions)
+                write_seen(questions, seen)
         if reranker is not None and second is not None and second.ships:
             with self.stage("reranker", model=reranker.fingerprint, portable=self.portable) as stage:
                 if not stage.finished:

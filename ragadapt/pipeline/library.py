@@ -13,6 +13,8 @@ from ragadapt.config import EncoderConfig, FitConfig
 from ragadapt.corpus.sources import listed_sources, read_sources
 from ragadapt.errors import InvalidConfiguration, InvalidInput, StoreError
 from ragadapt.lexical.languages import languages_of
+from ragadapt.pipeline.seen import seen_by_retriever
+from ragadapt.queries.seen import write_seen
 from ragadapt.report import read_report
 from ragadapt.store.chunks import ChunkStore
 from ragadapt.store.workspace import MANIFEST, OpenedStore, open_store
@@ -30,10 +32,12 @@ _ENCODER = ("model", "revision", "max_length", "query_prompt", "passage_prompt",
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """The adapter that a training begins with. words: which it is, and how near, for people."""
+    """The adapter that a training begins with. words: which it is, and how near, for people. seen: marks of the
+    questions that it learnt from."""
 
     state: AdapterState
     words: str
+    seen: frozenset[str] = frozenset()
 
 
 def check_library(config: FitConfig) -> None:
@@ -90,13 +94,13 @@ def starting_adapter(config: FitConfig, base: Encoder, statistics: CorpusStatist
         near = ""
         if entry.statistics.fingerprint == statistics.fingerprint:
             near = f" (distance {statistics.distance(entry.statistics):.2f})"
-        return Start(state, f"{entry.name}{near}")
+        return Start(state, f"{entry.name}{near}", entry.seen)
     if settings.start == "nearest":
         found, reason = usable(library, config, base, statistics, alone=True)
         if not found:
             raise InvalidConfiguration(f"{library.folder} has no adapter that this fit could begin with: {reason}")
         entry, state, distance = found[0]
-        return Start(state, f"{entry.name}, the nearest of the library (distance {distance:.2f})")
+        return Start(state, f"{entry.name}, the nearest of the library (distance {distance:.2f})", entry.seen)
     found, reason = usable(library, config, base, statistics, alone=False)
     if not found:
         raise InvalidConfiguration(f"{library.folder} has no adapters that this fit could begin with: {reason}")
@@ -104,7 +108,8 @@ def starting_adapter(config: FitConfig, base: Encoder, statistics: CorpusStatist
     weights = weights_of(config, statistics, [entry for entry, _, _ in chosen])
     state = blended(base, [state for _, state, _ in chosen], weights, rank=config.adapter.rank)
     mix = shares([entry for entry, _, _ in chosen], weights)
-    return Start(state, f"a blend of {len(chosen)} of the library ({mix})")
+    seen = frozenset[str]().union(*(entry.seen for entry, _, _ in chosen))
+    return Start(state, f"a blend of {len(chosen)} of the library ({mix})", seen)
 
 
 def usable(
@@ -223,6 +228,7 @@ def write_offer(found: Offer, folder: str | Path) -> Path:
     assert found.state is not None
     refuse_foreign(folder)
     untrained(found.base, found.state).encoder.merged().save(folder)
+    write_seen(Path(folder), frozenset[str]().union(*(entry.seen for entry in found.chosen)))
     return Path(folder)
 
 
@@ -293,8 +299,9 @@ def add_retriever(
     with ChunkStore.open(opened.path / "chunks.sqlite") as store:
         statistics = statistics_of_chunks(store, base, progress)
     return library.add(
-        name, state, statistics, encoder=settings, figures=figures_of(opened), source=opened.path.name, replace=replace
-    )
+        name, state, statistics, encoder=settings, figures=figures_of(opened), source=opened.path.name,
+        seen=seen_by_retriever(opened.path), replace=replace,
+    )  # fmt: skip
 
 
 def load_base(settings: Mapping[str, Any], device: str) -> Encoder:

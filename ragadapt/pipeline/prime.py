@@ -32,12 +32,14 @@ from ragadapt.pipeline.fit import FitSteps
 from ragadapt.pipeline.library import refuse_start
 from ragadapt.pipeline.queries import DividedQueries, Labels, narrowed, split_own_labels
 from ragadapt.pipeline.report import as_markdown
+from ragadapt.pipeline.seen import seen_by
 from ragadapt.pipeline.stages import encode_query_texts, read_examples, searcher_of, write_examples
 from ragadapt.queries import FEWEST_DEV, check_generator
 from ragadapt.queries.filters import chance
+from ragadapt.queries.seen import marks_of, write_seen
 from ragadapt.search.searcher import Searcher
 from ragadapt.store.chunks import ChunkStore
-from ragadapt.store.workspace import LEDGER, MANIFEST, Stage, Workspace, open_store
+from ragadapt.store.workspace import LEDGER, MANIFEST, QUESTIONS, Stage, Workspace, open_store
 from ragadapt.text import printable
 from ragadapt.values import Chunk, Document, Evidence, Progress, Query, no_progress
 from ragadapt.version import __version__
@@ -49,7 +51,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FACTS = "priming.json"
-QUESTIONS = "questions"  # of a retriever's report: what trained and judged it, but for crops
 _SPLIT = SplitConfig(heldout=0.2, dev=0.2)
 _KEPT = 150  # questions of a source that are kept from training: half of them steer, half guard; more go back to it
 _PACE = {True: (1.0, 3e-5), False: (1.0, 2e-4)}  # by whether a method trains the model's own weights: epochs, rate
@@ -111,6 +112,7 @@ class _Prepared:
     dev: DevPool
     heldout: DevPool
     questions: tuple[int, int, int]
+    seen: frozenset[str]  # marks of what trains and steers
 
 
 def prime(
@@ -248,7 +250,7 @@ class _SourceSteps(FitSteps):
                  rank.value)  # fmt: skip
         return _Prepared(
             name, kind, licence or licence_of_source(place), len(corpus.chunks), rank, examples, pools[0], pools[1],
-            (len(train), len(dev), len(heldout)),
+            (len(train), len(dev), len(heldout)), marks_of([*train, *dev]),
         )  # fmt: skip
 
     def kept_queries(self, place: Path, corpus: Corpus) -> DividedQueries:
@@ -458,6 +460,7 @@ def _train(
             if whole is not None:
                 save_plain(trained.merged(), stage.path / "model")
                 (stage.path / "model" / "README.md").write_text(card(record), encoding="utf-8")
+                write_seen(stage.path / "model", seen_by(config.encoder.model).union(*(one.seen for one in found)))
                 write_text(stage.path / "model" / FACTS, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
             write_text(stage.path / FACTS, json.dumps(record, ensure_ascii=False))
         record = json.loads((stage.path / FACTS).read_text(encoding="utf-8"))

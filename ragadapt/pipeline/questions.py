@@ -385,6 +385,11 @@ def _report(
         unread=labels.unread,
     )
     warnings = [f"Left out of the labels: {line}" for line in grouped(labels.unmatched)]
+    if learnt := retriever.learnt_from(question.text for question in asked.questions):
+        warnings.append(
+            f"{learnt:,} of the {len(asked.questions):,} questions have trained this retriever: its figures on them "
+            "are too good. Measure on others."
+        )
     if now.encoder.spec.adapter is not None and "base-dense" not in by_name:
         warnings.append(
             "The untuned model is not among the rows, as its vectors of these passages are not at hand. --base "

@@ -27,6 +27,7 @@ from ragadapt.values import Evidence, Progress, Query
 if TYPE_CHECKING:
     from ragadapt.adapters import AdapterState
     from ragadapt.encoder import Encoder
+    from ragadapt.pipeline.library import Start
     from ragadapt.training import Example
     from ragadapt.training.processes import Processes
 
@@ -134,6 +135,8 @@ class Steps(Measures):
         self.notes: list[str] = []  # for the report
         self.keep: Callable[[Any], Any] = as_it_is  # what is done with documents and chunks to hold them
         self.start: AdapterState | None = None  # what training begins with; None = the base
+        self.offered: Start | None = None  # the library's, which is the start if something can judge it
+        self.seen = frozenset[str]()  # marks of the questions that what takes part in a training has learnt from
         self._mined: tuple[list[Example], int] | None = None
 
     @contextmanager

@@ -75,6 +75,7 @@ FORMAT_VERSION = 1
 MANIFEST = "ragadapt.json"
 RERANKER = "reranker"  # folder of the re-ranker that was fitted with it
 LEDGER = "feedback.sqlite"  # of every folder that has feedback; each commit carries it over
+QUESTIONS = "questions"  # folder in report: what trained and judged it, but for crops
 FEEDBACK_REPORT = "feedback-report"  # folder beside it: what tuning with the feedback found
 Verify = Literal["none", "quick", "full"]
 T = TypeVar("T")
