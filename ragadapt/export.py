@@ -16,6 +16,8 @@ import numpy as np
 from ragadapt.checks import checked_path
 from ragadapt.errors import InvalidInput, MissingExtra, StoreError
 from ragadapt.files import remove, rename, sync_tree
+from ragadapt.pipeline.seen import seen_by
+from ragadapt.queries.seen import write_seen
 from ragadapt.store.workspace import open_store
 from ragadapt.text import searchable
 from ragadapt.values import Progress, no_progress
@@ -109,6 +111,7 @@ def export(
                 cost = _quantise(encoder, folder, opened.path)
         else:
             cosine = encoder.save(folder, portable=True).reload_cosine
+            _tell_seen(opened.path, folder)
         for name in ("README.md", "LICENSE"):
             if (model / name).is_file() and not (folder / name).exists():
                 shutil.copyfile(model / name, folder / name)
@@ -169,12 +172,19 @@ def export_reranker(
             import sentence_transformers
 
             reranker.save(folder, portable=True)
+            _tell_seen(retriever, folder)
             own = bool(own_modules(folder))
             opens = getattr(sentence_transformers, reranker.LIBRARY)
             again = opens(str(folder), device="cpu", trust_remote_code=own)
             difference = float(np.abs(reranker.by_library(again, PROBE_PAIRS) - scores).max())
     needs = format == "sentence-transformers" and bool(own_modules(target))
     return ExportedReranker(target, format, _files(target), difference, reranker.LIBRARY, needs)
+
+
+def _tell_seen(source: str | Path, folder: Path) -> None:
+    """What goes on to another fit says there which questions it has learnt from."""
+    if marks := seen_by(str(source)):
+        write_seen(folder, marks)
 
 
 def _free(target: str | Path) -> Path:

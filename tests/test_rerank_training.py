@@ -18,10 +18,14 @@ from torch import Tensor
 
 from ragadapt.config import AdapterConfig, EncoderConfig, FitConfig, TrainingConfig
 from ragadapt.errors import FingerprintMismatch, InvalidConfiguration, InvalidInput
+from ragadapt.evaluation import gate
 from ragadapt.export import export_reranker
 from ragadapt.pipeline import second_stage
 from ragadapt.pipeline.fit import fit
 from ragadapt.pipeline.queries import Labels
+from ragadapt.pipeline.rerank import judging_queries
+from ragadapt.pipeline.seen import seen_by
+from ragadapt.queries.seen import mark
 from ragadapt.rerank import Reranker
 from ragadapt.rerank.adapted import AdaptedReranker, fresh_reranker, write_fresh
 from ragadapt.rerank.memory import forget
@@ -29,6 +33,7 @@ from ragadapt.retriever import Retriever
 from ragadapt.training import Example, losses
 from ragadapt.training.rerank import RerankerTrainingResult, _PairRun, train_reranker
 from ragadapt.training.teacher import cross_encoder_scores
+from ragadapt.values import Evidence, Query
 
 TEXTS = sentences(60, words=10, seed=4)
 BUILDS: dict[str, Callable[[Path], Path]] = {
@@ -349,6 +354,9 @@ def fit_values(retriever: Path, stage: str, rerank: Mapping[str, Any], **gate: A
     }
 
 
+UNTRAINED: dict[str, Any] = {"negatives": 7, "learning_rate": 2e-4}
+
+
 class Seen:
     """What every training of a re-ranker was given."""
 
@@ -401,6 +409,8 @@ def test_a_trained_reranker_is_judged_by_what_did_not_train_it_and_kept(
     forget()
     assert np.allclose(logits(again), logits(own), atol=1e-5)
     assert again.fingerprint == own.fingerprint == section["fingerprint"]
+    learnt = {mark(text) for text in liked} - {mark(text) for text in judged}
+    assert seen_by(str(tmp_path / "exported")) == seen_by(str(made.path)) == learnt
     config = EncoderConfig(precision="float32", device="cpu")
     (taught,) = cross_encoder_scores(str(made.path), [(TEXTS[0], TEXTS[1:5])], config)  # it may teach an encoder
     assert np.allclose(taught, own.logits(TEXTS[0], TEXTS[1:5]), atol=1e-6)
@@ -431,6 +441,21 @@ def test_of_few_questions_every_one_is_read_by_a_model_that_did_not_see_it(
     assert set().union(*(texts for _, texts in read)) == set(liked)
     with Retriever.open(made.path) as opened:
         assert opened.manifest.sections["rerank"]["weight"] > 0
+    # Another fit that takes it is not judged by what it has learnt from, whether it trains it further or not.
+    for stage in ("retrieve", "rerank"):
+        read.clear()
+        values = fit_values(retriever, stage, {"model": str(made.path)} | ({} if stage == "rerank" else UNTRAINED))
+        again = fit([retriever.parent / "docs"], tmp_path / stage, FitConfig.build(values), labels=labels)
+        with Retriever.open(again.path) as opened:
+            section = opened.manifest.sections["rerank"]
+        assert section["weight"] == 0 and "no questions with known answers" in section["reason"]
+        assert not any(texts for _, texts in read)
+        assert seen_by(str(again.path)) == frozenset()  # it took nothing over
+    few = gate.Plan((), tuple(Query(f"q{at}", f"text {at}", "label", Evidence.LABELLED) for at in range(12)),
+                    Evidence.LABELLED, "")  # fmt: skip
+    for known, left in ((0, 12), (2, 10), (3, 0)):
+        rank, chosen = judging_queries(few, few.judge, {mark(f"text {at}") for at in range(known)})
+        assert (len(chosen), rank) == (left, Evidence.LABELLED if left else None)
 
 
 def test_command_line_trains_both_stages(retriever: Path, liked: dict[str, str], tmp_path: Path) -> None:

@@ -326,13 +326,18 @@ class FitSteps(Steps):
             return DividedQueries.read(stage.path)
 
     def unseen(self, queries: DividedQueries, encoder: Encoder, encoded: EncodedCorpus) -> DividedQueries:
-        """The queries, of which those judge nothing that a teacher, or what training begins with, has learnt from."""
+        """The queries, of which those judge nothing that a teacher, or what training begins with, has learnt from. Of a
+        re-ranker that is not trained further that is looked at where it is judged."""
         config, known = self.config, list[tuple[str, frozenset[str]]]()
         if config.mining.teacher is not None and config.training.loss != "infonce":
             known.append((f"the teacher {config.mining.teacher}", seen_by(config.mining.teacher)))
         if config.library.start is not None:
             self.offered = self.library_offer(encoder, encoded)
             known.append((self.offered.words, self.offered.seen))
+        if config.reranks and config.rerank.model is not None:
+            self.seen_by_reranker = seen_by(config.rerank.model)
+            if config.trains_reranker:
+                known.append((f"the re-ranker {config.rerank.model}", self.seen_by_reranker))
         for words, marks in known:
             queries, lost = judged_without(queries, marks)
             self.seen |= marks
@@ -343,7 +348,6 @@ class FitSteps(Steps):
     def note_what_the_base_has_seen(self, plan: gate.Plan) -> None:
         """Tell where the figures of the base, and of all that is made from it, flatter."""
         known = seen_by(self.config.encoder.model)
-        self.seen |= known
         if met := sum(mark(query.text) in known for query in plan.judge):
             self.notes.append(
                 f"{met:,} of the {len(plan.judge):,} questions that judge are among those that the base model has "
@@ -701,7 +705,9 @@ class FitSteps(Steps):
         what ships, what the folds found; where nothing trained, it gives each question the mix learnt without it.
         second: the second stage that ships beside it, if one does."""
         encoder, encoded, learnt = shipped
-        rank, chosen = judging_queries(plan, (*queries.train, *queries.dev, *queries.heldout))
+        rank, chosen = judging_queries(
+            plan, (*queries.train, *queries.dev, *queries.heldout), self.seen_by_reranker if second else ()
+        )
         with self.clock("confidence"):
             if crossed is not None and adapted:
                 ids = {query.id for query in chosen}
@@ -731,10 +737,12 @@ class FitSteps(Steps):
         self, plan: gate.Plan, queries: DividedQueries, adapted: bool, second: LearntReranking | None
     ) -> frozenset[str]:
         """Marks of the questions that anything in the retriever has learnt from."""
-        reranker = self.config.trains_reranker and second is not None and second.ships
-        if not adapted and not reranker:
-            return seen_by(self.config.encoder.model)
-        return self.seen | marks_of((*plan.train, *queries.dev))
+        found = seen_by(self.config.encoder.model)
+        if ships := second is not None and second.ships:
+            found |= self.seen_by_reranker
+        if adapted or (ships and self.config.trains_reranker):
+            found |= self.seen | marks_of((*plan.train, *queries.dev))
+        return found
 
     def report(
         self,

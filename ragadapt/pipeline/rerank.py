@@ -7,7 +7,7 @@ the first stage alone, the second one does not ship.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from ragadapt.evaluation.significance import Interval, paired_bootstrap
 from ragadapt.pipeline.corpus import Corpus
 from ragadapt.pipeline.fusion import DEPTH, tolerance_of
 from ragadapt.queries import masked_passage
+from ragadapt.queries.seen import mark
 from ragadapt.queries.split import deal_folds
 from ragadapt.search.fusion import Candidates, Fusion, FusionCurve, ReadCandidates, learn_rerank_weight
 from ragadapt.values import Chunk, Evidence, Progress, Query, no_progress
@@ -75,16 +76,25 @@ class LearntReranking:
         }
 
 
-def judging_queries(plan: gate.Plan, queries: Sequence[Query]) -> tuple[Evidence | None, list[Query]]:
+def judging_queries(
+    plan: gate.Plan, queries: Sequence[Query], seen: Collection[str] = ()
+) -> tuple[Evidence | None, list[Query]]:
     """The questions that judge a second stage, and how sure a search is: those that judge the first stage, for what it
     learnt from must not; else the best-ranked ones of which there are enough, but never text that was cut from the
-    passages."""
-    if plan.judge:
-        rank, found = plan.evidence, list(plan.judge)
+    passages. seen: marks of those that the second stage had learnt from before this fit; they judge nothing."""
+
+    def unseen(some: Sequence[Query]) -> list[Query]:
+        return [query for query in some if mark(query.text) not in seen] if seen else list(some)
+
+    rank: Evidence | None
+    if plan.judge and plan.evidence is not None:
+        rank, found = plan.evidence, unseen(plan.judge)
+        if len(found) < len(plan.judge) and len(found) < gate.MINIMUM[rank]:
+            rank, found = None, []
     else:
         rank, found = None, []
         for candidate, least in gate.MINIMUM.items():
-            of_rank = [query for query in queries if query.evidence is candidate]
+            of_rank = unseen([query for query in queries if query.evidence is candidate])
             if len(of_rank) >= least:
                 rank, found = candidate, of_rank
                 break

@@ -151,7 +151,7 @@ class SecondStage:
         if (given := given_reranking(reranker, self.depth, config.rerank)) is not None:
             return given
         queries = self.queries
-        rank, chosen = judging_queries(plan, (*queries.train, *queries.dev, *queries.heldout))
+        rank, chosen = judging_queries(plan, (*queries.train, *queries.dev, *queries.heldout), steps.seen_by_reranker)
         ids = {query.id for query in chosen}
         arena = steps.arena(plan.judge if crossed else chosen, encoder, encoded, queries.grades) if chosen else None
         every = () if arena is None else arena.judged if crossed is None else crossed.found.judged

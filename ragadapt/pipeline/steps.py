@@ -137,6 +137,7 @@ class Steps(Measures):
         self.start: AdapterState | None = None  # what training begins with; None = the base
         self.offered: Start | None = None  # the library's, which is the start if something can judge it
         self.seen = frozenset[str]()  # marks of the questions that what takes part in a training has learnt from
+        self.seen_by_reranker = frozenset[str]()  # before this fit
         self._mined: tuple[list[Example], int] | None = None
 
     @contextmanager
