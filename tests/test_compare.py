@@ -543,12 +543,12 @@ def test_a_method_meets_itself_under_other_settings(task: Mapping[str, Path], tm
     assert methods is not None
     assert found.trained == 3
     assert [method.name for method in methods.measured] == names
-    assert [method.label for method in methods.measured] == ["LoRA", "LoRA, reweight=none", "LoRA, gamma=4"]
+    assert [method.label for method in methods.measured] == ["LoRA", "LoRA (reweight=none)", "LoRA (gamma=4)"]
     assert len({method.parameters for method in methods.measured}) == 1
     assert {(delta.system, delta.against) for delta in found.report.deltas if delta.metric == DENSE} == {
         *((name, BASE) for name in names), *((name, "lora") for name in names[1:]),
     }  # fmt: skip
-    assert "LoRA, reweight=none" in page(found.report)
+    assert "LoRA (reweight=none)" in page(found.report)
 
 
 def test_a_size_is_chosen_by_the_budget_or_by_a_setting(task: Mapping[str, Path], tmp_path: Path) -> None:
@@ -617,7 +617,7 @@ def method(name: str, *, share: float = 0.005, drift: float = 0.1, seeds: int = 
     )  # fmt: skip
 
 
-def judged(gains: Mapping[str, tuple[float, float]], drift: float = 0.1) -> Report:
+def judged(gains: Mapping[str, tuple[float, float]], drift: float = 0.1, **given: Any) -> Report:
     """A report over 200 questions. gains: method → by how much it is better in the default and in dense search."""
     rng = np.random.default_rng(7)
     base = {SEARCH: rng.uniform(0.2, 0.8, 200), DENSE: rng.uniform(0.2, 0.7, 200)}
@@ -633,7 +633,7 @@ def judged(gains: Mapping[str, tuple[float, float]], drift: float = 0.1) -> Repo
             for run, one, other in zip(about.runs, *rows)
         )
         made.append(Judged(about.model_copy(update={"runs": runs}), *rows))
-    found = compared(base, made, reference="lora", alike="everything", max_drift=0.35, seed=13)
+    found = compared(base, made, reference="lora", alike="everything", max_drift=0.35, seed=13, **given)
     return Report(systems=found.systems, deltas=found.deltas, methods=found.methods)
 
 
@@ -703,8 +703,20 @@ def test_the_sentence_says_what_the_intervals_do(gains: dict[str, tuple[float, f
 def test_the_sentence_gives_the_settings_that_a_method_brought() -> None:
     report = judged({"lora": (0.0, 0.0), "iaa-l:aside_rank=4": (0.03, 0.03)})
     assert report.methods is not None
-    assert "On your documents iaa-l, aside_rank=4 at" in report.methods.sentence
+    assert "On your documents iaa-l (aside_rank=4) at" in report.methods.sentence
     assert "Train it with --method iaa-l --set adapter.aside_rank=4 --set" in report.methods.sentence
+
+
+def test_the_command_repeats_what_was_compared() -> None:
+    gains = {"lora": (0.03, 0.03), "iaa-l": (0.0, 0.0)}
+    for given, said in (
+        ({}, "--method lora --set adapter.rank=8 --lr"),
+        ({"settings": ["adapter.adapt=query"]}, "--method lora --set adapter.adapt=query --set adapter.rank=8 --lr"),
+        ({"epoch": 4}, "--method lora --set adapter.rank=8 --set training.epochs=4 --set training.max_steps=10 --lr"),
+    ):
+        report = judged(gains, **given)
+        assert report.methods is not None
+        assert f"Train it with {said}" in report.methods.sentence
 
 
 def test_what_moved_too_far_does_not_ship() -> None:

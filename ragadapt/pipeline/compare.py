@@ -825,6 +825,8 @@ def _report(
         left_out=left_out,
         max_drift=config.gate.max_drift,
         confidence=config.gate.confidence,
+        settings=["adapter.adapt=query"] if config.adapter.adapt == "query" else [],
+        epoch=None if run.budget.steps is None and run.budget.minutes is None else run.epoch_batches,
         seed=config.seed,
     )
     notes = [*corpus.notes, *queries.notes]

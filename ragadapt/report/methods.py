@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,9 +52,9 @@ class MethodFigures:
 
 
 def label_of(name: str) -> str:
-    """What a reader calls a method, and the settings that were given with it ("LoRA, reweight=none")."""
+    """What a reader calls a method, and the settings that were given with it ("LoRA (reweight=none)")."""
     method, *settings = name.split(":")
-    return ", ".join([_LABELS.get(method, method), *settings])
+    return _LABELS.get(method, method) + (f" ({', '.join(settings)})" if settings else "")
 
 
 def compared(
@@ -65,13 +66,16 @@ def compared(
     left_out: Sequence[SkippedSource] = (),
     max_drift: float = 1.0,
     confidence: float = 0.95,
+    settings: Sequence[str] = (),
+    epoch: int | None = None,
     seed: int,
 ) -> MethodFigures:
     """Every method against the base and against the reference, in both kinds of search.
 
     base: metric → nDCG@10 per query (Q,). reference: name of one of the methods. max_drift: mean 1 − cosine of ordinary
-    passages up to which a method may ship. Intervals are drawn over runs and queries; p-values are corrected for all
-    comparisons with the same system, in both kinds of search.
+    passages up to which a method may ship. settings: of all trainings, for the command that repeats one; epoch: its
+    steps, where a number of steps was the budget and belongs to that, too. Intervals are drawn over runs and queries;
+    p-values are corrected for all comparisons with the same system, in both kinds of search.
     """
     by_name = {judged.about.name: judged for judged in methods}
     deltas: list[Delta] = []
@@ -92,7 +96,8 @@ def compared(
             Delta(system=judged.about.name, against=against, metric=metric, interval=each, p=p)
             for (judged, metric), each, p in zip(pairs, found, corrected, strict=True)
         ]
-    choice = _choose([judged.about for judged in methods], deltas, reference, max_drift, 1 - confidence)
+    train = partial(_command, settings=settings, epoch=epoch)
+    choice = _choose([judged.about for judged in methods], deltas, reference, max_drift, 1 - confidence, train)
     systems = [
         _system(BASE, "untuned model", {name: values[None] for name, values in base.items()}, seed, choice.ships)
     ]
@@ -128,13 +133,18 @@ class _Choice:
 
 
 def _choose(
-    methods: Sequence[MethodMeasured], deltas: Sequence[Delta], reference: str, max_drift: float, level: float
+    methods: Sequence[MethodMeasured],
+    deltas: Sequence[Delta],
+    reference: str,
+    max_drift: float,
+    level: float,
+    train: Callable[[MethodMeasured], str],
 ) -> _Choice:
     """What one would ship, and the sentence that says so.
 
     The best of those that are better than both reference and base; else the reference, if it is better than the base;
     else the best of the others that are; else the base. As the gate asks of a fit: better in the default search, or in
-    dense search where the default search did not lose by more than one standard error.
+    dense search where the default search did not lose by more than one standard error. train: how a method is.
     """
     of = {(delta.system, delta.against, delta.metric): delta for delta in deltas}
     gain = {
@@ -158,7 +168,7 @@ def _choose(
         return _Choice(
             chosen.name,
             f"On your documents {_sized(chosen)} is better than {first.label} by {_by(delta)}. "
-            f"Train it with {_command(chosen)}.",
+            f"Train it with {train(chosen)}.",
         )
     told = [d for d in deltas if d.against == reference and d.p is not None and d.p < level]
     better = [d for d in told if d.interval.delta > 0]
@@ -172,7 +182,7 @@ def _choose(
         return _Choice(
             reference,
             f"{none} on your documents, and {first.label} is better than the untuned model by "
-            f"{_by(delta)}. Train it with {_command(first)}.",
+            f"{_by(delta)}. Train it with {train(first)}.",
         )
     if over_base:
         chosen = best(over_base)
@@ -181,7 +191,7 @@ def _choose(
         return _Choice(
             chosen.name,
             f"{none} on your documents, but {_sized(chosen)} is better than the untuned model by "
-            f"{_by(delta)}, which {first.label} is not beyond doubt. Train it with {_command(chosen)}.",
+            f"{_by(delta)}, which {first.label} is not beyond doubt. Train it with {train(chosen)}.",
         )
     return _Choice(
         "",
@@ -217,11 +227,13 @@ def percent_of(share: float) -> str:
     return f"{float(f'{100 * share:.2g}'):g}%"
 
 
-def _command(method: MethodMeasured) -> str:
+def _command(method: MethodMeasured, settings: Sequence[str] = (), epoch: int | None = None) -> str:
     name, *own = method.name.split(":")
     sizes = [f"{option}={value}" for option, value in method.options.items()]
-    settings = "".join(f" --set adapter.{setting}" for setting in (*own, *sizes))
-    return f"--method {name}{settings} --lr {method.rate:g}"
+    every = [*settings, *(f"adapter.{setting}" for setting in (*own, *sizes))]
+    if epoch is not None:
+        every += [f"training.epochs={method.steps // epoch + 2}", f"training.max_steps={method.steps}"]
+    return f"--method {name}{''.join(f' --set {setting}' for setting in every)} --lr {method.rate:g}"
 
 
 def _named(methods: Sequence[MethodMeasured], name: str) -> str:
