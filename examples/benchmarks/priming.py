@@ -274,7 +274,7 @@ class Bench:
         def make() -> Row:
             with self.ready(name, self.model, PLAIN) as ready:
                 self.learn(ready, self.drawn(ready, self.given.questions, 0)).write(folder)
-            return {"written": str(folder)}
+            return {"written": f"adapters/{name}"}
 
         self.cell(f"adapter-{name}", make)
         return folder
