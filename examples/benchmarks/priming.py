@@ -371,9 +371,9 @@ def thin(data: Path, name: str, documents: int, folder: Path) -> None:
     kept = judged | set(drawn)
     new = folder.with_name(f".{name}.new")
     shutil.copytree(data / name, new, ignore=shutil.ignore_patterns("corpus.jsonl"), dirs_exist_ok=True)
-    lines = collection.corpus.read_text(encoding="utf-8").splitlines()
-    rows = [line for line, id in zip(lines, collection.ids, strict=True) if id in kept]
-    (new / "corpus.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    with collection.corpus.open(encoding="utf-8") as lines:
+        rows = [line for line, id in zip(lines, collection.ids, strict=True) if id in kept]
+    (new / "corpus.jsonl").write_text("".join(rows), encoding="utf-8")
     new.rename(folder)
 
 

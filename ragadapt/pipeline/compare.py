@@ -254,11 +254,12 @@ def own_settings(name: str) -> dict[str, Any]:
         key, equals, value = each.partition("=")
         if not (key and equals and value):
             raise InvalidInput(f"{name!r}: settings follow a method's name as lora:reweight=none:gamma=2.")
-        if key in found or key in ("method", "adapt") or key not in AdapterConfig.model_fields:
-            raise InvalidInput(
-                f"{name!r}: {key!r} is given twice, is the same for all of a comparison, or is no setting of a method. "
-                f"`ragadapt methods` lists them."
-            )
+        if key in found:
+            raise InvalidInput(f"{name!r}: {key!r} is given twice. Give it once.")
+        if key in ("method", "adapt"):
+            raise InvalidInput(f"{name!r}: {key!r} is the same for all of a comparison. Leave it out.")
+        if key not in AdapterConfig.model_fields:
+            raise InvalidInput(f"{name!r}: {key!r} is no setting of a method. `ragadapt methods` lists them.")
         try:
             found[key] = json.loads(value)
         except ValueError:

@@ -329,7 +329,7 @@ class FitSteps(Steps):
         """The queries, of which those judge nothing that a teacher, or what training begins with, has learnt from. Of a
         re-ranker that is not trained further that is looked at where it is judged."""
         config, known = self.config, list[tuple[str, frozenset[str]]]()
-        if config.mining.teacher is not None and config.training.loss != "infonce":
+        if config.trains_retriever and config.mining.teacher is not None and config.training.loss != "infonce":
             known.append((f"the teacher {config.mining.teacher}", seen_by(config.mining.teacher)))
         if config.library.start is not None:
             self.offered = self.library_offer(encoder, encoded)

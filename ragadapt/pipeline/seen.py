@@ -10,7 +10,7 @@ from ragadapt.pipeline.queries import DividedQueries
 from ragadapt.queries.seen import mark, marks_of, read_seen
 from ragadapt.queries.split import PARTS
 from ragadapt.store.workspace import MANIFEST, QUESTIONS
-from ragadapt.values import Evidence, Query
+from ragadapt.values import Evidence
 
 
 def seen_by(model: str) -> frozenset[str]:
@@ -36,7 +36,10 @@ def seen_by_retriever(folder: Path) -> frozenset[str]:
     try:
         every = DividedQueries.read(questions)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreCorrupt(f"{questions} cannot be read ({error}). It lists questions that must not judge.") from error
+        raise StoreCorrupt(
+            f"{questions} cannot be read ({error}). It holds what trained the retriever. Restore it from a copy, or "
+            "fit again."
+        ) from error
     return marks_of(query for part in PARTS for query in getattr(every, part))
 
 
@@ -47,13 +50,8 @@ def judged_without(queries: DividedQueries, marks: frozenset[str]) -> tuple[Divi
     known = {query.id for query in every if mark(query.text) in marks} if marks else set[str]()
     if not known:
         return queries, 0
-    unused = known & set(queries.only_judge)
-
-    def moved(query: Query) -> bool:
-        return query.id in known and query.id not in unused
-
+    back = tuple(query for query in every if query.id in known and query.id not in queries.only_judge)
     parts = queries.parts(lambda query: query.id not in known)
-    back = tuple(query for part in PARTS for query in getattr(queries, part) if moved(query))
     lost = len(known - set(queries.only_train))
     parts["train"] = (*parts["train"], *back)
     return replace(queries, **parts, only_train=tuple(sorted({*queries.only_train, *known}))), lost

@@ -14,6 +14,8 @@ from ragadapt.values import Evidence, Query
 
 FILE = "seen.json"
 
+_REMEDY = "It lists the questions that a model has learnt from. Restore it from a copy, or make the folder anew."
+
 
 def mark(text: str) -> str:
     """16 hexadecimal digits; equal for questions that differ in case and white space alone."""
@@ -38,7 +40,7 @@ def read_seen(folder: Path) -> frozenset[str] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise StoreCorrupt(f"{file} cannot be read ({error}). It lists questions that must not judge.") from error
+        raise StoreCorrupt(f"{file} cannot be read ({error}). {_REMEDY}") from error
     if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
-        raise StoreCorrupt(f"{file} is no list of marks. It lists questions that must not judge.")
+        raise StoreCorrupt(f"{file} is no list of marks. {_REMEDY}")
     return frozenset(found)
