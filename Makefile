@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
-# Tests start some hundred processes, each of which would compile every module anew.
+# Tests start some hundred processes, each of which would compile every module that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-gpu check lint format clean
@@ -13,9 +13,8 @@ unexport PYTHONDONTWRITEBYTECODE
 	@test -n "$(PYTHON)" || { echo "ragadapt needs Python 3.11, 3.12 or 3.13 on the PATH (or: make PYTHON=/path/to/python)"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt torch
+# Compiled are modules when they are first imported: that is one in four.
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev]'
-# On all processors, of which pip takes one. What does not compile are templates that nobody imports.
-	@$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
 	@touch $@
 
 demo: .venv/ready  ## fit a retriever to the Python standard library's documentation, and search it

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import cell_work
 import numpy as np
 import pytest
+from forks import start
 from ragadapt_cli.main import run
 from tiny_models import sentences, write_tiny_model
 
@@ -877,15 +878,15 @@ def test_the_command_that_was_killed_goes_on(task: Mapping[str, Path], tmp_path:
         "--qrels", str(task["qrels"]), "--model", str(task["model"]), "--precision", "float32", "--seeds", "1",
         "--rates", "1", "--budget-steps", "4", "--jobs", "1", "--json", "--set", "training.batch_size=8",
     ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "ragadapt_cli", *words]
-    first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    command = partial(start, "from ragadapt_cli.main import main; main()", *words)
+    first = command()
     until(lambda: len(list(out.glob(".work.build/stages/train-*.done.json"))) >= 1, seconds=300)
     first.kill()
     first.wait()
-    second = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert second.returncode == 0, second.stderr
-    said = json.loads(second.stdout)
+    second = command()
+    output, errors = second.communicate()
+    assert second.returncode == 0, errors
+    said = json.loads(output)
     assert said["reused"] >= 1
     assert said["trained"] + said["reused"] == 2
     assert said["sentence"] == read_report(out).methods.sentence  # type: ignore[union-attr]

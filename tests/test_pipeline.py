@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forks import start
 from tiny_models import sentences, write_tiny_model
 
 from ragadapt.config import FitConfig
@@ -924,11 +925,11 @@ def test_killed_at_any_moment_the_old_folder_is_whole_and_the_run_resumes(
         qrels=str(labels.qrels),
     )
     started = time.monotonic()
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert start(code).wait() == 0
     whole = time.monotonic() - started
     rng = random.Random(1)
     for _ in range(3):
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = start(code)
         try:
             process.wait(rng.uniform(0.2, 1.0) * whole)
         except subprocess.TimeoutExpired:
@@ -937,7 +938,7 @@ def test_killed_at_any_moment_the_old_folder_is_whole_and_the_run_resumes(
         open_store(target, verify="full")
         with Retriever.open(target) as retriever:
             assert len(retriever.search("red fox", k=3)) == 3
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert start(code).wait() == 0
     assert open_store(target, verify="full").manifest.fingerprint == open_store(fitted.path).manifest.fingerprint
     assert not list(tmp_path.glob(".r.build"))
 

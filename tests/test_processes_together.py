@@ -7,14 +7,15 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from forks import Fork, start
 from tiny_models import sentences, write_tiny_model
 
 from ragadapt.config import FitConfig
@@ -211,13 +212,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def launch(corpus: Path, folder: Path, how: str, where: str, who: int) -> list[subprocess.Popen[str]]:
+def launch(corpus: Path, folder: Path, how: str, where: str, who: int) -> Sequence[Fork | subprocess.Popen[str]]:
     """Two processes as a launcher starts them that does not look after them."""
     (folder / "temporary").mkdir()
     for name in ("docs", "queries.jsonl", "qrels.tsv", "config.json"):
         (folder / name).symlink_to(corpus / name)
-    script = folder / "worker.py"
-    script.write_text(WORKER)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -226,12 +225,13 @@ def launch(corpus: Path, folder: Path, how: str, where: str, who: int) -> list[s
         "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TMPDIR": str(folder / "temporary"),
     }  # fmt: skip
     return [
-        subprocess.Popen(
-            [sys.executable, str(script), str(folder), how, where, str(who)],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        start(
+            WORKER,
+            folder,
+            how,
+            where,
+            who,
+            environment={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(2)
     ]
