@@ -10,10 +10,9 @@ import hashlib
 import json
 import logging
 import sqlite3
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -35,11 +34,13 @@ from ragadapt.errors import FingerprintMismatch, InvalidInput
 from ragadapt.index import Filter, VectorIndex, open_index
 from ragadapt.index.contract import check_ids, check_vectors
 from ragadapt.index.filters import given
+from ragadapt.index.rows import Kept
 from ragadapt.lexical.ranking import Ranking
 from ragadapt.pefa import Feedback, Pefa, named_tenant
 from ragadapt.retriever import Retriever
 from ragadapt.search.fusion import UNLEARNT_WEIGHT, Background, Floats, Fusion
 from ragadapt.search.searcher import Dense, Mode, Plain, Searcher
+from ragadapt.threads import SharedLock
 from ragadapt.values import Chunk, Hit
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class Collection:
         self._shared = bool(getattr(index, "shared", False))
         self._contents: dict[str, str] = {}  # of a shared index: id → hash of the text, when it was looked at
         self._look_again = 0.0
-        self._lock = threading.RLock()
+        self._lock = SharedLock()  # shared by searches of words; who changes something has it alone
         self._pefa: Pefa | None = None
         self._folder, self._spec = folder, spec
         if feedback is True and folder is not None:
@@ -208,8 +209,7 @@ class Collection:
 
     def _get(self, ids: Sequence[str]) -> dict[str, Chunk]:
         wanted = list(dict.fromkeys(check_ids(ids)))
-        there = [id for id, has in zip(wanted, self.index.has(wanted)) if has]
-        return {id: as_chunk(id, payload) for id, payload in zip(there, self.index.payloads(there))}
+        return {id: as_chunk(id, payload) for id, payload in _payloads(self.index, wanted).items()}
 
     def vectors(self, ids: Sequence[str]) -> Floats:
         return self.index.vectors(ids)
@@ -265,10 +265,9 @@ class Collection:
 
     def _follow(self, *, changing: bool = False) -> None:
         """Read a folder anew that another process saved, with everything that was made from it."""
-        follow = getattr(self.index, "follow", None)
-        if follow is not None:
+        if isinstance(self.index, Kept) and self.index.saved_elsewhere():
             with self._lock:
-                if follow(changing=changing):
+                if self.index.follow(changing=changing):
                     self._searcher = None
                     if self._pefa is not None:
                         self._pefa.rebuild()
@@ -276,8 +275,10 @@ class Collection:
     def _look(self) -> None:
         """Notice what others changed in a shared index: at once where the number of passages differs, else when looking
         took less than a twentieth of the time since."""
+        if self._looked():
+            return
         with self._lock:
-            if time.monotonic() < self._look_again and len(self.index) == len(self._contents):
+            if self._looked():
                 return
             started = time.monotonic()
             seen = {id: _hash(payload) for id, payload in self.index.contents()}  # type: ignore[attr-defined]
@@ -288,6 +289,9 @@ class Collection:
             self._searcher, known, self._contents = None, bool(self._contents), seen
             if self._pefa is not None:
                 self._pefa.passages_changed(changed if known else ())
+
+    def _looked(self) -> bool:
+        return time.monotonic() < self._look_again and len(self.index) == len(self._contents)
 
     def search(
         self,
@@ -330,9 +334,8 @@ class Collection:
             assert texts is not None
             fusion = Fusion(weight=UNLEARNT_WEIGHT if weight is None else weight)
             rows = rows if rows is not None else np.zeros((len(texts), self.dim), np.float32)
-            with self._lock:
-                for _ in range(_ROUNDS):
-                    searcher = self._built()
+            for _ in range(_ROUNDS):
+                with self._unchanged() as searcher:
                     allowed = None if filter is None else self._mask(searcher, filter)
                     off = self._pefa is None or lam == 1 or mode == "lexical"
                     dense: Dense = Plain(self.index) if off else self.pefa.dense(lam, tenant)
@@ -344,7 +347,7 @@ class Collection:
                     sure = [[] if one.confidence is None else one.confidence.tolist() for one in ranked]
                     if not self._shared or not (both.differ or self._differ(found)):  # type: ignore[attr-defined]
                         break
-                    self._look_again = 0.0  # somebody changed the collection meanwhile
+                self._look_again = 0.0  # somebody else changed the collection meanwhile
         chunks = self._get(list(dict.fromkeys(id for ids, _ in found for id in ids)))
         return [
             [
@@ -413,12 +416,25 @@ class Collection:
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
         return np.asarray(rows / np.where(lengths > 0, lengths, 1), np.float32)
 
+    @contextmanager
+    def _unchanged(self) -> Iterator[Searcher]:
+        """What searches all passages, which nobody changes from here inside the block; others search meanwhile."""
+        if self._shared:
+            self._look()
+        with ExitStack() as held:
+            held.enter_context(self._lock.shared())
+            searcher = self._searcher
+            if searcher is None:
+                held.close()
+                with self._lock:
+                    searcher = self._built()
+                    held.enter_context(self._lock.shared())  # before a change can come in between
+            yield searcher
+
     def _built(self) -> Searcher:
         from ragadapt.lexical import LexicalIndex
 
         with self._lock:
-            if self._shared:
-                self._look()
             while self._searcher is None:
                 ids, blocks, texts = list[str](), list[Floats](), list[str]()
                 for part, vectors in self.index.batches():
@@ -459,6 +475,19 @@ class Collection:
             passing = [id for id in passing if id in self._contents]
         allowed[searcher.positions(passing)] = True
         return allowed
+
+
+def _payloads(index: VectorIndex, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What is kept with those of the ids that are there, while others may be removed."""
+    there = [id for id, has in zip(ids, index.has(ids), strict=True) if has]
+    try:
+        return dict(zip(there, index.payloads(there), strict=True))
+    except InvalidInput:  # one went between the two
+        found: dict[str, dict[str, Any]] = {}
+    for id in there:
+        with suppress(InvalidInput):
+            found[id] = index.payloads([id])[0]
+    return found
 
 
 class _Both:
@@ -510,11 +539,7 @@ class _ByText:
 
     def resolve(self, feedback: Sequence[Feedback]) -> list[str | None]:
         ids = list(dict.fromkeys(one.chunk_id for one in feedback))
-        there = [id for id, has in zip(ids, self._index.has(ids), strict=True) if has]
-        hashes = {
-            id: as_chunk(id, payload).content_hash
-            for id, payload in zip(there, self._index.payloads(there), strict=True)
-        }
+        hashes = {id: as_chunk(id, payload).content_hash for id, payload in _payloads(self._index, ids).items()}
         return [
             one.chunk_id if one.chunk_id in hashes and one.content_hash in ("", hashes[one.chunk_id]) else None
             for one in feedback

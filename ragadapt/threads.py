@@ -97,7 +97,9 @@ class SharedLock:
 
     Readers keep none of each other waiting. Who waits to be alone goes before readers that come later. Either may be
     taken again by the thread that holds it; a reader that wants to be alone waits for the other readers, so two of
-    them must not want that at once.
+    them must not want that at once. Who is alone may begin to read, and go on reading when others come.
+
+    A change that takes long to prepare is `reserved`: until its end nobody else changes anything, and all others read.
     """
 
     def __init__(self) -> None:
@@ -105,25 +107,33 @@ class SharedLock:
         self._readers: dict[int, int] = {}  # thread → how often it reads
         self._alone: int | None = None  # the thread that is alone
         self._depth = 0
+        self._reserved: int | None = None  # the thread that alone may be alone
+        self._reservations = 0
         self._waiting = 0
 
     def acquire(self, timeout: float = -1) -> bool:
         """Be alone; False where others are still there after so many seconds. timeout: -1 = wait for as long as it
         takes."""
-        me = threading.get_ident()
+        me, end = threading.get_ident(), None if timeout < 0 else time.monotonic() + timeout
         with self._free:
-            if self._alone != me:
+            while self._alone != me:
+                if not self._free.wait_for(lambda: self._reserved in (None, me), _left(end)):
+                    return False
                 self._waiting += 1
                 try:
                     there = self._free.wait_for(
-                        lambda: self._alone is None and self._readers.keys() <= {me}, None if timeout < 0 else timeout
+                        lambda: (
+                            self._reserved not in (None, me) or (self._alone is None and self._readers.keys() <= {me})
+                        ),
+                        _left(end),
                     )
                 finally:
                     self._waiting -= 1
                     self._free.notify_all()
                 if not there:
                     return False
-                self._alone = me
+                if self._reserved in (None, me):  # else another one was quicker: readers need not wait for that
+                    self._alone = me
             self._depth += 1
             return True
 
@@ -142,6 +152,23 @@ class SharedLock:
         self.release()
 
     @contextmanager
+    def reserved(self) -> Iterator[None]:
+        """Prepare a change: others read, and nobody but this thread can be alone inside the block."""
+        me = threading.get_ident()
+        with self._free:
+            self._free.wait_for(lambda: self._reserved in (None, me) and self._alone in (None, me))
+            self._reserved = me
+            self._reservations += 1
+        try:
+            yield
+        finally:
+            with self._free:
+                self._reservations -= 1
+                if self._reservations == 0:
+                    self._reserved = None
+                    self._free.notify_all()
+
+    @contextmanager
     def shared(self) -> Iterator[None]:
         """Read: nobody changes anything inside the block."""
         me = threading.get_ident()
@@ -158,6 +185,11 @@ class SharedLock:
                     del self._readers[me]
                     if self._waiting:
                         self._free.notify_all()
+
+
+def _left(end: float | None) -> float | None:
+    """Seconds until then; None = for ever."""
+    return None if end is None else max(0.0, end - time.monotonic())
 
 
 # Forks

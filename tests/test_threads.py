@@ -5,9 +5,9 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 from small_retriever import fit_pages
 
+from ragadapt.collection import Collection
 from ragadapt.encoder.tower import Tower
 from ragadapt.errors import InvalidInput
+from ragadapt.index import open_index
+from ragadapt.index.faiss import FaissIndex
 from ragadapt.lexical.index import LexicalIndex
 from ragadapt.retriever import Retriever
 from ragadapt.store.chunks import ChunkStore
@@ -26,6 +29,8 @@ from ragadapt.values import Chunk, Document
 QUERIES = [
     f"{first} {second}" for first in ("old", "red", "how do i open the", "river") for second in ("stone", "bridge")
 ]
+
+DIM = 8
 
 
 @pytest.fixture(scope="module", params=["exact", "faiss"])
@@ -101,6 +106,42 @@ def test_a_writer_waits_for_readers_and_goes_before_later_ones() -> None:
     for thread in threads:
         thread.join(20)
     assert order == ["first", "writer", "later"]
+
+
+def test_while_a_change_is_prepared_others_read_and_nobody_changes_anything() -> None:
+    lock, order = SharedLock(), list[str]()
+
+    def write() -> None:
+        with lock:
+            order.append("written")
+
+    def read() -> None:
+        with lock.shared():
+            pass
+
+    with lock.reserved(), lock.reserved():
+        writer = threading.Thread(target=write)
+        writer.start()
+        for _ in range(20):
+            together(read)
+        assert not together(lambda: lock.acquire(timeout=0.01))[0]
+        with lock:
+            order.append("prepared")
+    writer.join(20)
+    assert order == ["prepared", "written"]
+
+
+def test_who_was_alone_goes_on_reading_when_others_come() -> None:
+    lock, order = SharedLock(), list[str]()
+    with ExitStack() as held:
+        with lock:
+            held.enter_context(lock.shared())
+            writer = threading.Thread(target=lambda: [lock.acquire(), order.append("written"), lock.release()])
+            writer.start()
+        together(lambda: lock.acquire(timeout=0.05))
+        order.append("read")
+    writer.join(20)
+    assert order == ["read", "written"]
 
 
 # One retriever
@@ -218,6 +259,100 @@ def test_vectors_are_the_same_beside_other_threads(opened: Retriever) -> None:
     np.testing.assert_array_equal(np.stack(beside), np.stack(alone))
     counts = together(*(lambda: encoder.count_tokens(QUERIES), lambda: encoder.encode_queries(QUERIES)) * 3)
     assert all(counts[0] == one for one in counts[::2])
+
+
+# Collections
+
+
+def collection(kind: str, folder: Path | None = None, feedback: bool = False) -> Collection:
+    """Twelve texts with vectors that differ."""
+    made = Collection(open_index(kind, folder, dim=DIM), feedback=feedback, embed=embedded if feedback else None)
+    texts = [f"{first} {second}" for first in ("old", "red", "river") for second in ("stone", "bridge", "fox", "lamp")]
+    made.add([f"t{at}" for at in range(12)], texts, embedded(texts), [{"at": at} for at in range(12)])
+    return made
+
+
+def embedded(texts: Sequence[str]) -> Any:
+    return np.stack([np.random.default_rng(sum(text.encode())).standard_normal(DIM) for text in texts])
+
+
+@pytest.mark.parametrize("mode", ["dense", "hybrid", "lexical"])
+@pytest.mark.parametrize(("kind", "feedback"), [("exact", False), ("faiss", False), ("faiss", True)])
+def test_no_search_of_a_collection_waits_for_another(
+    kind: str, feedback: bool, mode: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passages = collection(kind, tmp_path / "store", feedback)
+    passages.save()
+    if feedback:
+        passages.add_feedback("old stone", "t5")
+
+    def ask(text: str) -> Any:
+        return passages.search([text], embedded([text]), 3, mode=mode, filter={"at": {"$gte": 1}})
+
+    alone = [ask(text) for text in QUERIES[:2]]
+    owner, name = (LexicalIndex, "scores") if mode != "dense" else (type(passages.index), "search")
+    with meeting(monkeypatch, owner, name):
+        assert together(*(lambda text=text: ask(text) for text in QUERIES[:2])) == alone
+
+
+@pytest.mark.parametrize("mode", ["dense", "hybrid"])
+def test_searches_beside_changes_find_what_is_there(mode: Any) -> None:
+    passages, ended = collection("faiss"), threading.Event()
+
+    def change() -> None:
+        for turn in range(30):
+            new = [f"new {turn} lamp", "old stone"]
+            passages.add([f"n{turn}", "t0"], new, embedded(new), [{}, {"at": 0}])
+            passages.delete([f"n{turn - 1}"])
+
+    def ask() -> None:
+        while not ended.is_set():
+            hits = passages.search(["old stone"], embedded(["old stone"]), 20, mode=mode)[0]
+            assert hits[0].chunk.id == "t0"
+            assert {f"t{at}" for at in range(12)} <= {hit.chunk.id for hit in hits}
+
+    threads = [ThreadPoolExecutor(1) for _ in range(3)]
+    asking = [pool.submit(ask) for pool in threads]
+    try:
+        change()
+    finally:
+        ended.set()
+    for one in asking:
+        one.result(20)
+
+
+@pytest.mark.parametrize("structure", ["hnsw", "disk", "ivf"])
+def test_an_index_is_searched_while_it_is_built_anew(structure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(0).standard_normal((3000, DIM))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    index = FaissIndex(DIM, structure=structure)
+    index.upsert([str(at) for at in range(3000)], rows)
+    building, go_on, plain = threading.Event(), threading.Event(), FaissIndex._new_engine
+
+    def slow(self: FaissIndex, *values: Any) -> Any:
+        building.set()
+        assert go_on.wait(20)
+        return plain(self, *values)
+
+    monkeypatch.setattr(FaissIndex, "_new_engine", slow)
+    with ThreadPoolExecutor(2) as pool:
+        if structure == "ivf":  # which forgets, and is built for no left-overs
+            index.delete([str(at) for at in range(1500)])
+            rebuilt = pool.submit(index.restructure, "flat")
+        else:
+            rebuilt = pool.submit(index.delete, [str(at) for at in range(1500)])
+        assert building.wait(20)
+        writing = pool.submit(index.upsert, ["late"], -rows[:1])
+        time.sleep(0.05)
+        assert [ids[0] for ids, _ in index.search(rows[1500:1510], 5)] == [str(at) for at in range(1500, 1510)]
+        assert all(int(id) >= 1500 for ids, _ in index.search(rows[:10], 5) for id in ids)
+        assert not rebuilt.done() and not writing.done()
+        go_on.set()
+        rebuilt.result(20)
+        writing.result(20)
+    assert index.tombstones == 0
+    assert index.search(-rows[:1], 1)[0][0] == ["late"]
+    assert [ids[0] for ids, _ in index.search(rows[1500:1510], 5)] == [str(at) for at in range(1500, 1510)]
 
 
 # Chunks

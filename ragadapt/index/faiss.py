@@ -21,7 +21,7 @@ import logging
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -190,7 +190,7 @@ class FaissIndex(Kept):
 
     def upsert(self, ids: Sequence[str], vectors: ArrayLike, payloads: Sequence[Payload] | None = None) -> None:
         new_ids, rows, plain = prepare_upsert(ids, vectors, payloads, self.dim)
-        with self._lock:
+        with self._changing():
             known, added = self._rows.split(new_ids)
             numbers, self._changed = self._rows.numbers, True
             if known and self.structure == "flat":
@@ -202,11 +202,10 @@ class FaissIndex(Kept):
                 added = list(range(len(new_ids)))
             if added:
                 self._add([new_ids[i] for i in added], rows[added], [plain[i] for i in added])
-            self._tidy()
 
     def update_vectors(self, ids: Sequence[str], vectors: ArrayLike) -> None:
         new_ids, rows, _ = prepare_upsert(ids, vectors, None, self.dim)
-        with self._lock:
+        with self._changing():
             numbers, _ = self._rows.find(new_ids), self._rows.payloads
             self._changed = True
             if self.structure == "flat":
@@ -215,16 +214,14 @@ class FaissIndex(Kept):
                 payloads = [self._rows.payloads[number] for number in numbers]
                 self._remove(numbers)
                 self._add(new_ids, rows, payloads)
-                self._tidy()
 
     def delete(self, ids: Sequence[str]) -> None:
         gone = set(check_ids(ids))
-        with self._lock:
+        with self._changing():
             rows = [self._rows.numbers[id] for id in gone if id in self._rows.numbers]
             if rows:
                 _, self._changed = self._rows.payloads, True  # read before anything is changed
                 self._remove(rows)
-                self._tidy()
 
     def search(self, vectors: ArrayLike, k: int, filter: Filter | None = None) -> list[Ranking]:
         queries, k = check_vectors(vectors, self.dim, "query vectors"), check_k(k)
@@ -300,8 +297,8 @@ class FaissIndex(Kept):
             yield part
 
     def restructure(self, structure: FaissStructure | Literal["auto"], *, progress: Progress = no_progress) -> None:
-        """Move all vectors into another structure; auto = the one for their number."""
-        with self._lock:
+        """Move all vectors into another structure; auto = the one for their number. Searches go on in the old one."""
+        with self._lock.reserved():
             if structure == "auto":
                 structure = choose_structure(len(self))
             if structure not in get_args(FaissStructure):
@@ -310,8 +307,9 @@ class FaissIndex(Kept):
                 if not isinstance(self._engine, DiskLists) or not len(self._engine.added):
                     return
                 if self._engine.base is None:  # what a build brought: it stays where it is
-                    self._engine.build(progress, Lists.earlier(self._earlier))
-                    self._changed = True
+                    with self._lock:
+                        self._engine.build(progress, Lists.earlier(self._earlier))
+                        self._changed = True
                     return
             engine = self._new_engine(structure, len(self))
             if structure == "ivf" and len(self):
@@ -327,9 +325,10 @@ class FaissIndex(Kept):
                     progress(f"build {structure}", end, len(self))
             if isinstance(engine, DiskLists):
                 engine.build(progress, self._engine.base if isinstance(self._engine, DiskLists) else None)
-            self._engine, self._labels, self._next = engine, labels, len(labels)
-            self.structure, self._changed = structure, True
-            self._on_gpu = self._live = None
+            with self._lock:
+                self._engine, self._labels, self._next = engine, labels, len(labels)
+                self.structure, self._changed = structure, True
+                self._on_gpu = self._live = None
 
     def finish(self, config: IndexConfig, progress: Progress = no_progress) -> None:
         self.restructure(config.structure, progress=progress)
@@ -414,6 +413,15 @@ class FaissIndex(Kept):
         self._labels = self._labels[keep]
         self._rows.keep(keep)
         self._on_gpu = self._live = None
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Change rows and engine inside the block. If that leaves too much to be skipped, or scored one by one, the
+        structure is then built anew, which searches do not wait for."""
+        with self._lock.reserved():
+            with self._lock:
+                yield
+            self._tidy()
 
     def _tidy(self) -> None:
         total, beside = int(self._engine.ntotal), 0

@@ -231,17 +231,23 @@ class Kept(Engine):
     def _take(self, folder: Path) -> None:
         """Read the folder anew, in place of what is in memory."""
 
+    def saved_elsewhere(self) -> bool:
+        """Whether the folder holds another state than was read or written here last."""
+        stamp = None if self._folder is None else _stamp(self._folder)
+        return stamp not in (None, self._stamp)
+
     def follow(self, *, changing: bool = False) -> bool:
         """Read anew what another process saved in the folder since; whether that was so.
 
         Where there are unsaved changes they stay, and nothing is read; changing: then raise IndexFault.
         """
+        if not self.saved_elsewhere():  # as nearly always, and then nobody has to wait
+            return False
         with self._lock:
-            if self._folder is None:
+            if not self.saved_elsewhere():
                 return False
+            assert self._folder is not None
             stamp = _stamp(self._folder)
-            if stamp is None or stamp == self._stamp:
-                return False
             if self._changed:
                 if changing:
                     raise IndexFault(
