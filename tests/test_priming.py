@@ -378,27 +378,17 @@ def test_benchmark_leaves_each_collection_out_and_goes_on_where_it_stopped(
         own = texts[66 * at : 66 * at + 66]
         write_collection(tmp_path / "data" / name, own, ("train", "test") if name == "a" else ("test",))
     given = ["priming.py", "--data", str(tmp_path / "data"), "--collections", "a,b,c", "--left-out", "a"]
-    given += [
-        "--folder",
-        str(tmp_path / "out"),
-        "--model",
-        base.config.model,
-        "--sizes",
-        "4",
-        "--draws",
-        "1",
-        "--smoke",
-        "--recipes",
-        "maml",
-    ]
+    given += ["--folder", str(tmp_path / "out"), "--model", base.config.model, "--sizes", "4", "--draws", "1"]
+    given += ["--smoke", "--recipes", "maml,blend"]
     monkeypatch.setattr("sys.argv", given)
     benchmark.main()
     cells = {path.stem: path.read_bytes() for path in (tmp_path / "out" / "cells").glob("*.json")}
     assert cells.keys() >= {
-        "prime-maml-a", "zero-a-plain", "few-a-plain-4-0", "full-a-plain", "adapter-b",
+        "prime-maml-a", "zero-a-plain", "few-a-plain-4-0", "few-a-blend-4-0", "full-a-plain", "adapter-b",
         "adapter-c", "nearest-a", "blend-a",
     }  # fmt: skip
-    assert "few-b-plain-4-0" not in cells and "adapter-a" not in cells
+    assert not {"few-b-plain-4-0", "adapter-a", "full-a-blend"} & cells.keys()
+    assert cells["few-a-blend-4-0"] != cells["few-a-plain-4-0"]
     assert "| library, zero-shot | nearest | 1 |" in capsys.readouterr().out
     benchmark.main()
     assert capsys.readouterr().out.startswith("| task")  # nothing was made anew

@@ -7,7 +7,8 @@ For every collection that is left out the others prime the base model, by multi-
 with as many batches, and fill a library with an adapter each. Of the collection's questions some train and others
 measure: `train` and `dev` against `test`, or, where there is `test` alone, a random half each. Then
 
-few      LoRA at the defaults on 16 and 64 of them, three draws, from the plain base and from the primed ones
+few      LoRA at the defaults on 16 and 64 of them, three draws, from the plain base and from the primed ones, and
+         (--recipes blend) from the plain base, begun with the blend of the library's adapters
 full     the same on all that may train (at most --questions)
 library  nothing is trained on the collection: the nearest adapter of the others, their blend, the plain base
 
@@ -44,7 +45,7 @@ from beir import QUALITY, check_data, device, load
 
 from ragadapt import profiling
 from ragadapt.adapters import AdapterState
-from ragadapt.adapters.blending import softmax_weights
+from ragadapt.adapters.blending import check_start, softmax_weights
 from ragadapt.adapters.library import CorpusStatistics
 from ragadapt.config import EncoderConfig, FitConfig, TrainingConfig
 from ragadapt.corpus.sources import read_sources
@@ -64,9 +65,10 @@ from ragadapt.training import Recipe, train, untrained
 from ragadapt.training.processes import Processes
 from ragadapt.values import Query, no_progress
 
-PLAIN, PRIMED, MAML = "plain", "multitask", "maml"
+PLAIN, PRIMED, MAML, BLEND = "plain", "multitask", "maml", "blend"
 PARTS = ("few", "full", "library")
 Row = dict[str, Any]
+Start = AdapterState | None
 
 
 def main() -> None:
@@ -77,7 +79,7 @@ def main() -> None:
     parser.add_argument("--left-out", help="measure on these alone; the others still teach")
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--model", default="offline", help="the base: a preset, a hub name or a folder")
-    parser.add_argument("--recipes", default=f"{PRIMED},{MAML}")
+    parser.add_argument("--recipes", default=f"{PRIMED},{MAML}", help="also blend: few begins with the library's")
     parser.add_argument("--sizes", default="16,64", help="questions of a few-shot training")
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--questions", type=int, default=800, help="most that a full training or an adapter gets")
@@ -111,6 +113,26 @@ class Ready:
     grades: dict[str, dict[str, int]]
     train: list[Query]
     test: list[Query]
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """Adapters of other collections, equally many names, states and distances."""
+
+    names: list[str]
+    states: list[AdapterState]
+    distances: list[float]
+
+    def order(self) -> list[int]:
+        """Their places, the nearest first."""
+        return [int(at) for at in np.argsort(self.distances, kind="stable")]
+
+    def blend(self, encoder: Encoder) -> tuple[AdapterState, dict[str, float]]:
+        """(the three nearest ones by their softmax, the share of each)."""
+        three = self.order()[:3]
+        weights = softmax_weights([self.distances[at] for at in three], 0.1)
+        shares = {self.names[at]: round(weight, 3) for at, weight in zip(three, weights, strict=True)}
+        return blended(encoder, [self.states[at] for at in three], weights), shares
 
 
 class Bench:
@@ -211,17 +233,20 @@ class Bench:
 
     # Training and measuring
 
-    def learn(self, ready: Ready, questions: Sequence[Query]) -> AdapterState:
-        """LoRA at its defaults on these questions, to the end."""
+    def learn(self, ready: Ready, questions: Sequence[Query], start: AdapterState | None = None) -> AdapterState:
+        """LoRA at its defaults on these questions, to the end. start: begun with this adapter instead of none."""
         config = ready.steps.config
+        adapter = config.adapter if start is None else check_start(config.adapter, start)
         corpus = ready.encoded.corpus
         trainers = narrowed(questions, ready.encoder, ready.encoded, ready.grades, no_progress)
         vectors = encode_query_texts(ready.encoder, trainers, no_progress)
         searcher = searcher_of(ready.encoded, ready.steps.lexical_index())
         examples, _ = make_examples(trainers, searcher, vectors, corpus, config, ready.grades, no_progress)
         training: TrainingConfig = config.training
-        known = known_vectors(examples, ready.encoded, config.adapter)
-        return train(ready.encoder, examples, None, config.adapter, training, known=known, seed=13).encoder.state()
+        known = known_vectors(examples, ready.encoded, adapter)
+        return train(
+            ready.encoder, examples, None, adapter, training, start=start, known=known, seed=13
+        ).encoder.state()
 
     def measure(self, ready: Ready, state: AdapterState | None) -> Row:
         """nDCG@10 by question of the test questions, dense and fused."""
@@ -241,22 +266,25 @@ class Bench:
 
     def few(self, name: str) -> None:
         for kind in (PLAIN, *self.recipes):
-            model = self.base(kind, name)
+            model = self.base(PLAIN if kind == BLEND else kind, name)
             if model is None:
                 continue
-            with self.ready(name, model, kind) as ready:
-                self.cell(f"zero-{name}-{kind}", lambda ready=ready: self.measure(ready, None))  # type: ignore[misc]
+            near = self.neighbours(name) if kind == BLEND else None
+            with self.ready(name, model, PLAIN if kind == BLEND else kind) as ready:
+                start = None if near is None else near.blend(ready.encoder)[0]
+                if start is None:
+                    self.cell(f"zero-{name}-{kind}", lambda ready=ready: self.measure(ready, None))  # type: ignore[misc]
                 for size in self.sizes:
                     for draw in range(self.given.draws):
 
-                        def make(ready: Ready = ready, size: int = size, draw: int = draw) -> Row:
-                            return self.measure(ready, self.learn(ready, self.drawn(ready, size, draw)))
+                        def make(ready: Ready = ready, size: int = size, draw: int = draw, start: Start = start) -> Row:
+                            return self.measure(ready, self.learn(ready, self.drawn(ready, size, draw), start))
 
                         if size <= len(ready.train):
                             self.cell(f"few-{name}-{kind}-{size}-{draw}", make)
 
     def full(self, name: str) -> None:
-        for kind in (PLAIN, *self.recipes):
+        for kind in (PLAIN, *(one for one in self.recipes if one != BLEND)):
             model = self.base(kind, name)
             if model is None:
                 continue
@@ -279,31 +307,32 @@ class Bench:
         self.cell(f"adapter-{name}", make)
         return folder
 
-    def library(self, name: str) -> None:
-        """Nearest and blend, zero-shot."""
+    def neighbours(self, name: str) -> Neighbours:
+        """The adapters of the other collections, and how far they are from this one."""
         others = [other for other in self.names if other != name]
         states = [AdapterState.read(self.adapter(other)) for other in others]
         statistics: dict[str, CorpusStatistics] = {}
         for other in self.names:
             with self.ready(other, self.model, PLAIN) as ready:
                 statistics[other] = CorpusStatistics.of(ready.encoded.vectors, ready.encoder.fingerprint)
-        distances = [statistics[name].distance(statistics[other]) for other in others]
-        order = np.argsort(distances, kind="stable").tolist()
-        near, three = order[0], order[:3]
+        return Neighbours(others, states, [statistics[name].distance(statistics[other]) for other in others])
+
+    def library(self, name: str) -> None:
+        """Nearest and blend, zero-shot."""
+        near = self.neighbours(name)
+        nearest = near.order()[0]
         with self.ready(name, self.model, PLAIN) as ready:
             self.cell(f"zero-{name}-{PLAIN}", lambda: self.measure(ready, None))
             self.cell(
                 f"nearest-{name}",
                 lambda: {
-                    **self.measure(ready, states[near]), "of": others[near],
-                    "distances": {other: round(d, 3) for other, d in zip(others, distances, strict=True)},
+                    **self.measure(ready, near.states[nearest]), "of": near.names[nearest],
+                    "distances": {other: round(d, 3) for other, d in zip(near.names, near.distances, strict=True)},
                 },
             )  # fmt: skip
 
             def mixed() -> Row:
-                weights = softmax_weights([distances[at] for at in three], 0.1)
-                state = blended(ready.encoder, [states[at] for at in three], weights)
-                shares = {others[at]: round(weight, 3) for at, weight in zip(three, weights, strict=True)}
+                state, shares = near.blend(ready.encoder)
                 return {**self.measure(ready, state), "of": json.dumps(shares)}
 
             self.cell(f"blend-{name}", mixed)
