@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -155,6 +156,7 @@ class Collection:
         self._shared = bool(getattr(index, "shared", False))
         self._contents: dict[str, str] = {}  # of a shared index: id → hash of the text, when it was looked at
         self._look_again = 0.0
+        self._looking = threading.Lock()
         self._lock = SharedLock()  # shared by searches of words; who changes something has it alone
         self._pefa: Pefa | None = None
         self._folder, self._spec = folder, spec
@@ -277,7 +279,7 @@ class Collection:
         took less than a twentieth of the time since."""
         if self._looked():
             return
-        with self._lock:
+        with self._looking:  # which keeps no search waiting, unless something has changed
             if self._looked():
                 return
             started = time.monotonic()
@@ -285,10 +287,12 @@ class Collection:
             self._look_again = time.monotonic() + _LOOKS * (time.monotonic() - started)
             if seen == self._contents:
                 return
-            changed = {id for id, text in seen.items() if self._contents.get(id) != text} | self._contents.keys() - seen
-            self._searcher, known, self._contents = None, bool(self._contents), seen
-            if self._pefa is not None:
-                self._pefa.passages_changed(changed if known else ())
+            with self._lock:
+                before = self._contents
+                changed = {id for id, text in seen.items() if before.get(id) != text} | before.keys() - seen
+                self._searcher, self._contents = None, seen
+                if self._pefa is not None:
+                    self._pefa.passages_changed(changed if before else ())
 
     def _looked(self) -> bool:
         return time.monotonic() < self._look_again and len(self.index) == len(self._contents)

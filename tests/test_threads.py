@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 from small_retriever import fit_pages
 
-from ragadapt.collection import Collection
+from ragadapt.collection import Collection, open_collection
 from ragadapt.encoder.tower import Tower
 from ragadapt.errors import InvalidInput
-from ragadapt.index import open_index
 from ragadapt.index.faiss import FaissIndex
 from ragadapt.lexical.index import LexicalIndex
 from ragadapt.retriever import Retriever
@@ -266,7 +265,8 @@ def test_vectors_are_the_same_beside_other_threads(opened: Retriever) -> None:
 
 def collection(kind: str, folder: Path | None = None, feedback: bool = False) -> Collection:
     """Twelve texts with vectors that differ."""
-    made = Collection(open_index(kind, folder, dim=DIM), feedback=feedback, embed=embedded if feedback else None)
+    where: Any = {"url": ":memory:"} if kind == "qdrant" else {"folder": folder}
+    made = open_collection(kind, dim=DIM, feedback=feedback, embed=embedded if feedback else None, **where)
     texts = [f"{first} {second}" for first in ("old", "red", "river") for second in ("stone", "bridge", "fox", "lamp")]
     made.add([f"t{at}" for at in range(12)], texts, embedded(texts), [{"at": at} for at in range(12)])
     return made
@@ -277,12 +277,16 @@ def embedded(texts: Sequence[str]) -> Any:
 
 
 @pytest.mark.parametrize("mode", ["dense", "hybrid", "lexical"])
-@pytest.mark.parametrize(("kind", "feedback"), [("exact", False), ("faiss", False), ("faiss", True)])
+@pytest.mark.parametrize(
+    ("kind", "feedback"),
+    [("exact", False), ("faiss", False), ("faiss", True), ("qdrant-edge", False), ("qdrant", False)],
+)
 def test_no_search_of_a_collection_waits_for_another(
     kind: str, feedback: bool, mode: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passages = collection(kind, tmp_path / "store", feedback)
-    passages.save()
+    if kind in ("exact", "faiss"):
+        passages.save()
     if feedback:
         passages.add_feedback("old stone", "t5")
 
