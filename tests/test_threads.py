@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ragadapt.collection import Collection, open_collection
 from ragadapt.encoder.tower import Tower
 from ragadapt.errors import InvalidInput
 from ragadapt.index.faiss import FaissIndex
+from ragadapt.index.rows import Rows
 from ragadapt.lexical.index import LexicalIndex
 from ragadapt.retriever import Retriever
 from ragadapt.store.chunks import ChunkStore
@@ -357,6 +358,35 @@ def test_an_index_is_searched_while_it_is_built_anew(structure: Any, monkeypatch
     assert index.tombstones == 0
     assert index.search(-rows[:1], 1)[0][0] == ["late"]
     assert [ids[0] for ids, _ in index.search(rows[1500:1510], 5)] == [str(at) for at in range(1500, 1510)]
+
+
+@pytest.mark.parametrize("kind", ["exact", "faiss"])
+def test_an_index_is_searched_while_it_is_saved(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passages = collection(kind, tmp_path / "store")
+    saving, go_on, plain = threading.Event(), threading.Event(), Rows.save
+
+    def slow(self: Rows, *paths: Path) -> None:
+        saving.set()
+        assert go_on.wait(20)
+        plain(self, *paths)
+
+    def ask() -> list[str]:
+        return [hit.chunk.id for hit in passages.search(["old stone"], embedded(["old stone"]), 20, mode="dense")[0]]
+
+    monkeypatch.setattr(Rows, "save", slow)
+    with ThreadPoolExecutor(2) as pool:
+        saved = pool.submit(passages.save)
+        assert saving.wait(20)
+        changed = pool.submit(passages.delete, ["t1"])
+        time.sleep(0.05)
+        assert len(ask()) == 12
+        assert not saved.done() and not changed.done()
+        go_on.set()
+        saved.result(20)
+        changed.result(20)
+    assert len(ask()) == 11
+    with closing(open_collection(kind, dim=DIM, folder=tmp_path / "store")) as opened:
+        assert len(opened) == 12  # what was there when it began
 
 
 # Chunks

@@ -154,7 +154,7 @@ class ExactIndex(Kept):
 
     def save(self, folder: str | Path | None = None) -> None:
         target = _target(folder, self._folder)
-        with self._lock:
+        with self._lock.reserved():  # searches go on
             if target == self._folder:
                 self.follow(changing=True)
             target.mkdir(parents=True, exist_ok=True)

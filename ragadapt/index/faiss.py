@@ -338,7 +338,7 @@ class FaissIndex(Kept):
             raise InvalidInput("This index lives in memory; say which folder to save it in.")
         target = Path(folder) if folder is not None else self._folder
         assert target is not None
-        with self._lock:
+        with self._lock.reserved():  # searches go on
             if target == self._folder:
                 self.follow(changing=True)
             target.mkdir(parents=True, exist_ok=True)
