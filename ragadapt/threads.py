@@ -8,18 +8,19 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 _FORK_SECONDS = 10.0  # how long a fork waits for what other threads are computing
 _WITH_POOLS = ("numpy", "scipy", "scipy.linalg", "torch", "faiss")
 _lock = threading.Lock()
-_found: tuple[tuple[bool, ...], Any, Any] | None = None  # (what was loaded, OpenMP libraries, BLAS libraries)
+_found: tuple[tuple[bool, ...], _Pools] | None = None  # with what was loaded then
 _inside = 0  # blocks of one_thread that are running
-_blas: Any = None  # their common limit of the BLAS libraries
+_blas: list[tuple[Any, int]] = []  # BLAS libraries that they limit, and to how many threads each goes back
+_here = threading.local()  # pools: those that the calling thread's blocks limit already
 
 
 def cores() -> int:
@@ -36,29 +37,58 @@ def one_thread() -> Iterator[None]:
     the calling thread's own. That of a BLAS library is the process's: what other threads multiply meanwhile with numpy
     takes one thread too.
     """
+    pools, outer = _pools(), getattr(_here, "pools", None)
+    if outer is pools:  # within another block
+        yield
+        return
+    _limit_blas(pools)
+    before = [(put, get()) for get, put in pools.openmp]
+    try:
+        for put, _ in before:
+            put(1)
+        mkl, _here.pools = _limit_mkl(1), pools
+        try:
+            yield
+        finally:
+            _here.pools = outer
+            _limit_mkl(mkl)
+    finally:
+        for put, threads in before:
+            put(threads)
+        _free_blas()
+
+
+def _limit_blas(pools: _Pools) -> None:
     global _inside, _blas
-    openmp, blas = _libraries()
     with _lock:
         _inside += 1
         if _inside == 1:
-            _blas = blas.limit(limits=1)
-    try:
-        with openmp.limit(limits=1):
-            before = _limit_mkl(1)
-            try:
-                yield
-            finally:
-                _limit_mkl(before)
-    finally:
-        with _lock:
-            _inside -= 1
-            if _inside == 0:
-                _blas.restore_original_limits()
-                _blas = None
+            several = ((library, library.num_threads) for library in pools.blas)
+            _blas = [(library, threads) for library, threads in several if threads != 1]
+            for library, _ in _blas:
+                library.set_num_threads(1)
 
 
-def _libraries() -> tuple[Any, Any]:
-    """(OpenMP, BLAS) libraries that are loaded."""
+def _free_blas() -> None:
+    global _inside, _blas
+    with _lock:
+        _inside -= 1
+        if _inside == 0:
+            for library, threads in _blas:
+                library.set_num_threads(threads)
+            _blas = []
+
+
+class _Pools(NamedTuple):
+    """Libraries with threads of their own. openmp: (ask for, set) the number of the calling thread; blas: as
+    threadpoolctl has them."""
+
+    openmp: list[tuple[Callable[[], int], Callable[[int], object]]]
+    blas: list[Any]
+
+
+def _pools() -> _Pools:
+    """Those that are loaded."""
     global _found
     if (ask := getattr(sys.modules.get("torch"), "get_num_threads", None)) is not None:
         ask()  # in each thread torch's first look sets the number anew, so it comes before ours
@@ -68,8 +98,15 @@ def _libraries() -> tuple[Any, Any]:
         from threadpoolctl import ThreadpoolController
 
         every = ThreadpoolController()
-        found = _found = (loaded, every.select(user_api="openmp"), every.select(user_api="blas"))
-    return found[1], found[2]
+        openmp = [_of_openmp(one.filepath) for one in every.select(user_api="openmp").lib_controllers]
+        found = _found = (loaded, _Pools(openmp, every.select(user_api="blas").lib_controllers))
+    return found[1]
+
+
+def _of_openmp(library: str) -> tuple[Callable[[], int], Callable[[int], object]]:
+    # Called without leaving Python's lock, for which a busy process would let others through.
+    opened = ctypes.PyDLL(library)
+    return opened.omp_get_max_threads, opened.omp_set_num_threads
 
 
 def _limit_mkl(threads: int) -> int:
@@ -81,13 +118,13 @@ def _limit_mkl(threads: int) -> int:
     torch = sys.modules.get("torch")
     if torch is None or torch.__file__ is None:
         return 0
-    return int(_mkl(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))(threads))
+    return int(_mkl(torch.__file__)(threads))
 
 
 @cache
-def _mkl(library: str) -> Any:
+def _mkl(torch: str) -> Any:
     try:
-        return ctypes.CDLL(library).MKL_Set_Num_Threads_Local
+        return ctypes.PyDLL(str(Path(torch).parent / "lib" / "libtorch_cpu.so")).MKL_Set_Num_Threads_Local
     except (OSError, AttributeError):  # another system's torch
         return lambda threads: 0
 
@@ -231,12 +268,12 @@ def _in_parent() -> None:
 
 def _in_child() -> None:
     global _lock, _inside, _blas
-    _lock, _inside, _blas = threading.Lock(), 0, None
+    _lock, _inside, _blas, _here.pools = threading.Lock(), 0, [], None
     if "torch" in sys.modules or "faiss" in sys.modules:
         # GNU OpenMP waits for ever for the threads that this one had in the parent; alone it waits for nobody. Threads
         # that start from here on have pools of their own.
-        openmp, _ = _libraries()
-        openmp.limit(limits=1)
+        for _, put in _pools().openmp:
+            put(1)
         _limit_mkl(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # their pool is gone too
     for owner in (*_searched, *_encoding):

@@ -154,9 +154,12 @@ class LexicalIndex(WordReader):
         for start, block in self.score_blocks(queries):
             stop = start + len(block)
             means[start:stop], deviations[start:stop] = moments(block)
-            passing = None if allowed is None else np.flatnonzero(allowed)
+            passing = np.flatnonzero(allowed) if allowed is not None and _passes_few(allowed) else None
             for row in block:
-                found = np.flatnonzero(row) if passing is None else passing[row[passing] > 0]
+                if passing is not None:
+                    found = passing[row[passing] > 0]
+                else:
+                    found = np.flatnonzero(row > 0 if allowed is None else (row > 0) & allowed)
                 rankings.append(best_first(row[found], k, Picked(self._ids, found)))
         return rankings, means, deviations
 
@@ -354,6 +357,11 @@ def saved_stopwords(folder: str | Path) -> frozenset[str] | None:
         return _stopwords(json.loads((Path(folder) / "lexical.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not JSON, or of another shape
         return None
+
+
+def _passes_few(allowed: NDArray[np.bool_]) -> bool:
+    """Whether it is less work to read these documents' scores than to look at all."""
+    return 16 * int(np.count_nonzero(allowed)) < len(allowed)
 
 
 def _stopwords(settings: dict[str, Any]) -> frozenset[str]:
