@@ -170,7 +170,7 @@ class TrainingConfig(Settings):
     max_steps: int | None = Field(None, ge=1)  # None = by epochs
     batch_size: int = Field(32, ge=2)  # queries; the other ones' passages are negatives
     micro_batch_tokens: int | None = Field(None, ge=64)  # None = by device; gradients are cached across micro-batches
-    learning_rate: float | None = Field(None, gt=0)  # of AdamW; None = 5e-4 where labels judge, else 2e-4
+    learning_rate: float | None = Field(None, gt=0)  # of AdamW; None = by evidence, side and method
     weight_decay: float = Field(0.0, ge=0)  # of AdamW
     warmup: float = Field(0.1, ge=0, lt=1)  # share of the steps
     temperature: float = Field(0.05, gt=0)  # of the softmax over scores
@@ -192,14 +192,23 @@ class TrainingConfig(Settings):
             rate if self.learning_rate is None else self.learning_rate,
         )
 
-    def paced(self, evidence: Evidence) -> Self:
-        """The same with epochs and learning rate filled in."""
+    def paced(self, evidence: Evidence, adapter: AdapterConfig) -> Self:
+        """The same with epochs and learning rate filled in: on the query side alone labels are learnt in larger steps,
+        for the passages do not come to meet the questions."""
         epochs, rate = self.pace(evidence)
+        large = adapter.adapt == "query" and adapter.method in _LARGE_STEPS and evidence is Evidence.LABELLED
+        if self.learning_rate is None and large:
+            rate = _QUERY_SIDE_RATE
         return self.model_copy(update={"epochs": epochs, "learning_rate": rate})
 
 
 _PACE = {True: (3.0, 5e-4), False: (1.0, 2e-4)}
 """Whether users asked it → epochs and learning rate (docs/decisions.md)."""
+_QUERY_SIDE_RATE = 3e-3
+_LARGE_STEPS = (
+    "lora", "rslora", "dora", "pissa", "mora", "melora", "trf", "houlsby", "iaa-s", "iaa-l", "ia3",
+)  # fmt: skip
+"""Methods that bear it; full tuning and RandLoRA do not, and others were not measured."""
 
 
 Strength = Annotated[float, Field(gt=0, le=1)]

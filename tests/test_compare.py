@@ -312,6 +312,15 @@ def test_the_encoder_is_left_as_it_was(encoder: Encoder) -> None:
 # A whole comparison
 
 
+def test_each_method_s_search_begins_at_the_rate_that_a_fit_takes_on_that_side(
+    task: Mapping[str, Path], tmp_path: Path
+) -> None:
+    config = config_for(task).model_copy(update={"adapter": AdapterConfig(rank=4, adapt="query")})
+    found = run_task(task, tmp_path, config=config, seeds=1, rates=1)
+    assert found.report.methods is not None
+    assert {one.name: one.rate for one in found.report.methods.measured} == {"lora": 3e-3, "full": 5e-4}
+
+
 def test_every_training_has_the_same_steps_questions_and_number_of_rates(whole: MethodComparison) -> None:
     left = records(whole.path)
     assert len(left) == whole.trained == 2 * (RATES + SEEDS - 1)

@@ -27,6 +27,7 @@ from ragadapt.errors import InvalidConfiguration, InvalidInput, TrainingFailed
 from ragadapt.training import Example, TrainingSet, losses, train
 from ragadapt.training.gradients import backward
 from ragadapt.training.loop import EncoderRun, learning_rate
+from ragadapt.values import Evidence
 
 # ---------------------------------------------------------------------------- losses
 
@@ -189,6 +190,25 @@ def adapter(**values: object) -> AdapterConfig:
 
 def config(**values: object) -> TrainingConfig:
     return TrainingConfig.model_validate({"batch_size": 8, "epochs": 2, "learning_rate": 3e-3, **values})
+
+
+@pytest.mark.parametrize(
+    ("method", "adapt", "evidence", "given", "rate"),
+    [
+        ("lora", "both", Evidence.LABELLED, None, 5e-4),
+        ("lora", "query", Evidence.LABELLED, None, 3e-3),
+        ("iaa-l", "query", Evidence.LABELLED, None, 3e-3),
+        ("full", "query", Evidence.LABELLED, None, 5e-4),
+        ("vera", "query", Evidence.LABELLED, None, 5e-4),
+        ("lora", "query", Evidence.PARAPHRASE, None, 2e-4),
+        ("lora", "query", Evidence.LABELLED, 1e-3, 1e-3),
+    ],
+)
+def test_labels_are_learnt_in_larger_steps_on_the_query_side_alone(
+    method: str, adapt: str, evidence: Evidence, given: float | None, rate: float
+) -> None:
+    side = AdapterConfig.model_validate({"method": method, "adapt": adapt})
+    assert TrainingConfig(learning_rate=given).paced(evidence, side).learning_rate == rate
 
 
 def task(count: int = 48) -> list[Example]:
