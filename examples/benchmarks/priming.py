@@ -63,7 +63,7 @@ from ragadapt.search.fusion import Fusion
 from ragadapt.store.workspace import Workspace
 from ragadapt.training import Recipe, train, untrained
 from ragadapt.training.processes import Processes
-from ragadapt.values import Query, no_progress
+from ragadapt.values import Evidence, Query, no_progress
 
 PLAIN, PRIMED, MAML, BLEND = "plain", "multitask", "maml", "blend"
 PARTS = ("few", "full", "library")
@@ -242,7 +242,7 @@ class Bench:
         vectors = encode_query_texts(ready.encoder, trainers, no_progress)
         searcher = searcher_of(ready.encoded, ready.steps.lexical_index())
         examples, _ = make_examples(trainers, searcher, vectors, corpus, config, ready.grades, no_progress)
-        training: TrainingConfig = config.training
+        training: TrainingConfig = config.training.paced(Evidence.LABELLED, adapter)
         known = known_vectors(examples, ready.encoded, adapter)
         return train(
             ready.encoder, examples, None, adapter, training, start=start, known=known, seed=13
