@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 	@test -n "$(PYTHON)" || { echo "ragadapt needs Python 3.11, 3.12 or 3.13 on the PATH (or: make PYTHON=/path/to/python)"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt torch
-# Compiled are modules when they are first imported: that is one in four.
+# Compiled are modules when they are first imported: that is two in five.
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
 
