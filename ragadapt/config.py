@@ -192,12 +192,12 @@ class TrainingConfig(Settings):
             rate if self.learning_rate is None else self.learning_rate,
         )
 
-    def paced(self, evidence: Evidence, adapter: AdapterConfig) -> Self:
+    def paced(self, evidence: Evidence, adapter: AdapterConfig, *, begun: bool = False) -> Self:
         """The same with epochs and learning rate filled in: on the query side alone labels are learnt in larger steps,
-        for the passages do not come to meet the questions."""
+        for the passages do not come to meet the questions. begun: training goes on from an adapter, in small ones."""
         epochs, rate = self.pace(evidence)
         large = adapter.adapt == "query" and adapter.method in _LARGE_STEPS and evidence is Evidence.LABELLED
-        if self.learning_rate is None and large:
+        if self.learning_rate is None and large and not begun:
             rate = _QUERY_SIDE_RATE
         return self.model_copy(update={"epochs": epochs, "learning_rate": rate})
 

@@ -209,6 +209,8 @@ def test_labels_are_learnt_in_larger_steps_on_the_query_side_alone(
 ) -> None:
     side = AdapterConfig.model_validate({"method": method, "adapt": adapt})
     assert TrainingConfig(learning_rate=given).paced(evidence, side).learning_rate == rate
+    begun = TrainingConfig(learning_rate=given).paced(evidence, side, begun=True).learning_rate
+    assert begun == (5e-4 if rate == 3e-3 else rate)
 
 
 def task(count: int = 48) -> list[Example]:

@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=800, help="most that a full training or an adapter gets")
     parser.add_argument("--epochs", type=float, default=1.0, help="of priming")
     parser.add_argument("--lr", type=float, default=3e-5, help="of priming")
+    parser.add_argument("--rate", type=float, help="of all other trainings; default: as a fit's")
     parser.add_argument("--steps", type=int, help="batches of a priming at most")
     parser.add_argument("--adapt", choices=("both", "query"), default="both", help="query = the questions' side alone")
     parser.add_argument("--documents", type=int, help="of a collection, the judged ones first; default: all")
@@ -174,7 +175,9 @@ class Bench:
         return made
 
     def config(self, model: str) -> FitConfig:
-        training = {"max_steps": 2, "batch_size": 4} if self.given.smoke else {}
+        training: Row = {"max_steps": 2, "batch_size": 4} if self.given.smoke else {}
+        if self.given.rate is not None:
+            training["learning_rate"] = self.given.rate
         adapter = {"adapt": self.given.adapt}
         return FitConfig.build({"encoder": {"model": model}, "training": training, "adapter": adapter})
 
@@ -242,7 +245,7 @@ class Bench:
         vectors = encode_query_texts(ready.encoder, trainers, no_progress)
         searcher = searcher_of(ready.encoded, ready.steps.lexical_index())
         examples, _ = make_examples(trainers, searcher, vectors, corpus, config, ready.grades, no_progress)
-        training: TrainingConfig = config.training.paced(Evidence.LABELLED, adapter)
+        training: TrainingConfig = config.training.paced(Evidence.LABELLED, adapter, begun=start is not None)
         known = known_vectors(examples, ready.encoded, adapter)
         return train(
             ready.encoder, examples, None, adapter, training, start=start, known=known, seed=13
@@ -383,6 +386,7 @@ class Bench:
         }
         about = {"date": date.today().isoformat(), "device": device(), "model": str(self.given.model), "seed": 13,
                  "smoke": self.given.smoke, "epochs": self.given.epochs, "lr": self.given.lr, "steps": self.given.steps,
+                 "rate": self.given.rate,
                  "adapt": self.given.adapt, "documents": self.given.documents, "layers": self.given.layers}  # fmt: skip
         summary = {"about": about, "rows": rows, "cells": cells}
         (self.folder / "priming.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")

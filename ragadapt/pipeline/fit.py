@@ -459,7 +459,8 @@ class FitSteps(Steps):
 
     def paced(self, plan: gate.Plan) -> TrainingConfig:
         """How thoroughly this evidence is learnt."""
-        return self.config.training.paced(plan.evidence or Evidence.LABELLED, self.config.adapter)
+        evidence = plan.evidence or Evidence.LABELLED
+        return self.config.training.paced(evidence, self.config.adapter, begun=self.start is not None)
 
     def train_on(
         self, base: Base, examples: Sequence[Example], plan: gate.Plan, pool: DevPool | None, checkpoint: Path
