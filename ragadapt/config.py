@@ -192,23 +192,17 @@ class TrainingConfig(Settings):
             rate if self.learning_rate is None else self.learning_rate,
         )
 
-    def paced(self, evidence: Evidence, adapter: AdapterConfig, *, begun: bool = False) -> Self:
-        """The same with epochs and learning rate filled in: on the query side alone labels are learnt in larger steps,
-        for the passages do not come to meet the questions. begun: training goes on from an adapter, in small ones."""
+    def paced(self, evidence: Evidence, *, large: bool = False) -> Self:
+        """The same with epochs and learning rate filled in. large: labels are learnt in larger steps."""
         epochs, rate = self.pace(evidence)
-        large = adapter.adapt == "query" and adapter.method in _LARGE_STEPS and evidence is Evidence.LABELLED
-        if self.learning_rate is None and large and not begun:
-            rate = _QUERY_SIDE_RATE
+        if large and self.learning_rate is None and evidence is Evidence.LABELLED:
+            rate = _LARGE_STEP
         return self.model_copy(update={"epochs": epochs, "learning_rate": rate})
 
 
 _PACE = {True: (3.0, 5e-4), False: (1.0, 2e-4)}
 """Whether users asked it → epochs and learning rate (docs/decisions.md)."""
-_QUERY_SIDE_RATE = 3e-3
-_LARGE_STEPS = (
-    "lora", "rslora", "dora", "pissa", "mora", "melora", "trf", "houlsby", "iaa-s", "iaa-l", "ia3",
-)  # fmt: skip
-"""Methods that bear it; full tuning and RandLoRA do not, and others were not measured."""
+_LARGE_STEP = 3e-3
 
 
 Strength = Annotated[float, Field(gt=0, le=1)]

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from tiny_models import WORDS, sentences, write_tiny_model
 
 from ragadapt.adapters import attach
+from ragadapt.adapters.method import takes_large_steps
 from ragadapt.config import AdapterConfig, EncoderConfig, TrainingConfig
 from ragadapt.encoder import Encoder
 from ragadapt.errors import InvalidConfiguration, InvalidInput, TrainingFailed
@@ -208,9 +209,9 @@ def test_labels_are_learnt_in_larger_steps_on_the_query_side_alone(
     method: str, adapt: str, evidence: Evidence, given: float | None, rate: float
 ) -> None:
     side = AdapterConfig.model_validate({"method": method, "adapt": adapt})
-    assert TrainingConfig(learning_rate=given).paced(evidence, side).learning_rate == rate
-    begun = TrainingConfig(learning_rate=given).paced(evidence, side, begun=True).learning_rate
-    assert begun == (5e-4 if rate == 3e-3 else rate)
+    training = TrainingConfig(learning_rate=given)
+    assert training.paced(evidence, large=takes_large_steps(side)).learning_rate == rate
+    assert training.paced(evidence).learning_rate == (5e-4 if rate == 3e-3 else rate)
 
 
 def task(count: int = 48) -> list[Example]:

@@ -47,6 +47,7 @@ from ragadapt import profiling
 from ragadapt.adapters import AdapterState
 from ragadapt.adapters.blending import check_start, softmax_weights
 from ragadapt.adapters.library import CorpusStatistics
+from ragadapt.adapters.method import takes_large_steps
 from ragadapt.config import EncoderConfig, FitConfig, TrainingConfig
 from ragadapt.corpus.sources import read_sources
 from ragadapt.encoder import Encoder
@@ -245,7 +246,8 @@ class Bench:
         vectors = encode_query_texts(ready.encoder, trainers, no_progress)
         searcher = searcher_of(ready.encoded, ready.steps.lexical_index())
         examples, _ = make_examples(trainers, searcher, vectors, corpus, config, ready.grades, no_progress)
-        training: TrainingConfig = config.training.paced(Evidence.LABELLED, adapter, begun=start is not None)
+        large = start is None and takes_large_steps(adapter)
+        training: TrainingConfig = config.training.paced(Evidence.LABELLED, large=large)
         known = known_vectors(examples, ready.encoded, adapter)
         return train(
             ready.encoder, examples, None, adapter, training, start=start, known=known, seed=13

@@ -57,6 +57,12 @@ METHODS: dict[str, str] = {
 }
 """Name → module:class, imported when it is first used."""
 
+_LARGE_STEPS = frozenset(
+    ("lora", "rslora", "dora", "pissa", "mora", "melora", "trf", "houlsby", "iaa-s", "iaa-l", "ia3")
+)
+"""Methods that were seen to bear six times the usual learning rate where passages keep their vectors; full tuning and
+RandLoRA do not, others were not measured (docs/decisions.md)."""
+
 _SETTINGS = tuple(  # of AdapterConfig; a method may lack some
     name for name in AdapterConfig.model_fields if name not in ("method", "adapt", "layers")
 )
@@ -285,6 +291,11 @@ def method_named(name: str) -> type[Method]:
     module, _, made = METHODS[name].partition(":")
     found: type[Method] = getattr(import_module(module), made)
     return found
+
+
+def takes_large_steps(config: AdapterConfig) -> bool:
+    """Whether labels are learnt in larger steps: on the query side alone, where passages do not come to meet them."""
+    return config.adapt == "query" and config.method in _LARGE_STEPS
 
 
 @dataclass(frozen=True, slots=True)

@@ -646,8 +646,7 @@ class _Comparison:
         name, size = contender.name, contender.size
         try:
             steps = self.steps_of(contender)
-            evidence = self.plan.evidence or Evidence.LABELLED
-            _, start = self.config.training.paced(evidence, size.config).pace()
+            _, start = self.steps.paced(self.plan, size.config).pace()
 
             def trial(rate: float) -> float:
                 return self.train(contender, rate, steps, self.seeds[0]).best

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ragadapt import profiling
 from ragadapt.checks import checked_list, checked_path, shown
-from ragadapt.config import FitConfig, TrainingConfig
+from ragadapt.config import AdapterConfig, FitConfig, TrainingConfig
 from ragadapt.corpus.sources import describe_sources, listed_sources, read_sources
 from ragadapt.errors import InvalidConfiguration, InvalidInput
 from ragadapt.evaluation import gate
@@ -457,10 +457,13 @@ class FitSteps(Steps):
             made["start"] = {"adapter": self.start.spec.sha256, "train": config.library.train}
         return made | {"training": self.paced(plan).deciding()}
 
-    def paced(self, plan: gate.Plan) -> TrainingConfig:
-        """How thoroughly this evidence is learnt."""
-        evidence = plan.evidence or Evidence.LABELLED
-        return self.config.training.paced(evidence, self.config.adapter, begun=self.start is not None)
+    def paced(self, plan: gate.Plan, adapter: AdapterConfig | None = None) -> TrainingConfig:
+        """How thoroughly this evidence is learnt. adapter: by another method than the fit's. What goes on from an
+        adapter goes on in small steps."""
+        from ragadapt.adapters.method import takes_large_steps
+
+        large = self.start is None and takes_large_steps(adapter or self.config.adapter)
+        return self.config.training.paced(plan.evidence or Evidence.LABELLED, large=large)
 
     def train_on(
         self, base: Base, examples: Sequence[Example], plan: gate.Plan, pool: DevPool | None, checkpoint: Path
