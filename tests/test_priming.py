@@ -397,3 +397,40 @@ def test_benchmark_leaves_each_collection_out_and_goes_on_where_it_stopped(
     plain, nearest = (summary["cells"][f"{name}"]["dense"] for name in ("zero-a-plain", "nearest-a"))
     row = next(row for row in summary["rows"] if row["from"] == "nearest")
     assert row["ARG dense"] == pytest.approx((nearest - plain) / plain, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--recipes", "multitask,nope", "'nope': there are multitask, maml, reptile, blend"),
+        ("--parts", "fwe", "'fwe': there are few, full, library"),
+        ("--rate", "-1", "above 0"),
+    ],
+)
+def test_benchmark_says_what_is_wrong_before_it_works(
+    option: str,
+    value: str,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "benchmarks"))
+    benchmark = importlib.import_module("priming")
+    for name in ("a", "b", "c"):
+        write_collection(tmp_path / "data" / name, sentences(4), ("test",))
+    given = [
+        "--data",
+        str(tmp_path / "data"),
+        "--collections",
+        "a,b,c",
+        "--folder",
+        str(tmp_path / "out"),
+        option,
+        value,
+    ]
+    monkeypatch.setattr("sys.argv", ["priming.py", *given])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

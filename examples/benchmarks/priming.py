@@ -67,6 +67,7 @@ from ragadapt.training.processes import Processes
 from ragadapt.values import Evidence, Query, no_progress
 
 PLAIN, PRIMED, MAML, BLEND = "plain", "multitask", "maml", "blend"
+RECIPES = (PRIMED, MAML, "reptile", BLEND)
 PARTS = ("few", "full", "library")
 Row = dict[str, Any]
 Start = AdapterState | None
@@ -97,6 +98,11 @@ def main() -> None:
     check_data(parser, arguments.data, names)
     if len(names) < 3:
         parser.error("leaving one out needs three collections or more")
+    for what, listed, known in (("recipe", arguments.recipes, RECIPES), ("part", arguments.parts, PARTS)):
+        if unknown := sorted({one for one in listed.split(",") if one} - set(known)):
+            parser.error(f"there is no {what} {unknown[0]!r}: there are {', '.join(known)}")
+    if arguments.rate is not None and not arguments.rate > 0:
+        parser.error(f"--rate {arguments.rate:g}: a learning rate is above 0")
     bench = Bench(arguments, names)
     for name in (arguments.left_out or arguments.collections).split(","):
         for part in arguments.parts.split(","):
