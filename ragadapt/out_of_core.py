@@ -111,9 +111,11 @@ class TextFile:
         return text
 
 
-def keep_all(documents: list[Document], chunks: list[Chunk] | None, target: Path) -> Callable[[Any], Any]:
+def keep_all(
+    documents: list[Document], chunks: list[Chunk] | None = None, target: Path | None = None
+) -> Callable[[Any], Any]:
     """Put the texts of a corpus into a file beside the target, if they are too much to hold: its documents and, if it
-    was cut already, its chunks are replaced in their lists.
+    was cut already, its chunks are replaced in their lists. target: None = where temporary files go.
 
     Returns what does the same with a chunk that is made later; it leaves it as it is where the texts are held. Raises
     StoreError where the disk is full.

@@ -18,18 +18,26 @@ from tiny_models import write_tiny_model
 
 from ragadapt import out_of_core
 from ragadapt.config import EncoderConfig, FitConfig
+from ragadapt.doctor.measure import diagnose
 from ragadapt.encoder import Encoder
 from ragadapt.errors import StoreError
 from ragadapt.files import map_npy
 from ragadapt.index import open_index
 from ragadapt.index.postings import POSTINGS
 from ragadapt.out_of_core import Mapped, TextFile, keep_all, temporary_array
-from ragadapt.pipeline.fit import fit
+from ragadapt.pipeline import prime as prime_module
+from ragadapt.pipeline.compare import compare_methods
+from ragadapt.pipeline.fit import FitSteps, fit
+from ragadapt.pipeline.library import statistics_of_source
 from ragadapt.pipeline.queries import Labels
 from ragadapt.pipeline.refresh import refresh_documents
 from ragadapt.pipeline.stages import gather_vectors
-from ragadapt.store.workspace import open_store
-from ragadapt.values import Chunk, Document
+from ragadapt.pipeline.sweep import sweep_choices
+from ragadapt.profiling import Clock
+from ragadapt.store.chunks import ChunkStore
+from ragadapt.store.workspace import Workspace, open_store
+from ragadapt.training.processes import Processes
+from ragadapt.values import Chunk, Document, no_progress
 
 CHUNK = Chunk("a#0", "a", "Häuser \ud800 家 🏠", ("Page",), 3, 12, {"n": 1}, "a.md", "\n\n", True)
 DOCUMENT = Document("a", "one\ntwo", "Title", {"n": 1}, "a.md", ((0, {"page": 1}),), ("a note",), {"top": 3})
@@ -211,6 +219,105 @@ def test_a_corpus_larger_than_memory_gives_the_same_retriever(
     for path in (held.path, kept.path):
         refresh_documents(path, [pages])
     assert files_of(kept.path) == files_of(held.path)
+
+
+@pytest.fixture
+def on_disk(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Every corpus is too large to hold; the kinds of what was put on disk."""
+    kinds = set[str]()
+    keep = TextFile.keep
+
+    def seen(texts: TextFile, item: Any) -> Any:
+        kinds.add("documents" if isinstance(item, Document) else "chunks")
+        return keep(texts, item)
+
+    monkeypatch.setattr(TextFile, "keep", seen)
+    monkeypatch.setattr(out_of_core, "HELD_CHARACTERS", 0)
+    return kinds
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FitConfig, list[Labels]]:
+    folder = tmp_path_factory.mktemp("corpus")
+    pages = write_pages(folder / "docs")
+    config = FitConfig.build(
+        {
+            "encoder": {"model": str(write_tiny_model(folder / "base")), "precision": "float32"},
+            "chunk": {"max_tokens": 40, "min_tokens": 4},
+            "fusion": {"weight": 0.4},
+        }
+    )
+    return pages, config, [write_labels(pages, folder)]
+
+
+@pytest.fixture(scope="module")
+def held(corpus: tuple[Path, FitConfig, list[Labels]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What each entry finds in a corpus that is held."""
+    return {name: entry(*corpus, tmp_path_factory.mktemp(name)) for name, entry in ENTRIES.items()}
+
+
+def diagnosed(pages: Path, config: FitConfig, labels: list[Labels], folder: Path) -> Any:
+    found = diagnose([pages], config, labels=labels)
+    return found.survey, found.evidence, found.measured, found.sampled, found.quality, found.recommendation
+
+
+def swept(pages: Path, config: FitConfig, labels: list[Labels], folder: Path) -> Any:
+    found = sweep_choices([pages], folder, labels[0].queries, labels[0].qrels, config, chunk_tokens=(16, 40))
+    assert found.report.swept is not None
+    return found.report.corpus, [(one.value, one.passages, one.tokens) for one in found.report.swept.choices]
+
+
+def looked_up(pages: Path, config: FitConfig, labels: list[Labels], folder: Path) -> Any:
+    found = statistics_of_source([pages], config, Encoder.load(config.encoder))
+    return found.passages, found.languages, found.mean.tobytes()
+
+
+def prepared(pages: Path, config: FitConfig, labels: list[Labels], folder: Path) -> Any:
+    with Workspace.open(folder / "primed", {"command": "prime"}) as work:
+        steps = prime_module._SourceSteps(work, config, Clock(), Processes(), no_progress, False, {})
+        steps.prefix = "s00"
+        steps.queries = stopped  # type: ignore[method-assign]
+        with pytest.raises(Stopped):
+            steps.read("pages", pages, Encoder.load(config.encoder), None)
+        with ChunkStore.open(steps.paths["chunks"] / "chunks.sqlite") as store:
+            return list(store), np.load(steps.paths["base-vectors"] / "vectors.npy").tobytes()
+
+
+def compared(pages: Path, config: FitConfig, labels: list[Labels], folder: Path) -> Any:
+    found: list[Any] = []
+
+    def prepare(steps: FitSteps, *given: Any) -> Any:
+        found.extend(steps.chunks(*given[:3]).passages)
+        raise Stopped
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FitSteps, "prepare", prepare)
+        with pytest.raises(Stopped):
+            compare_methods([pages], folder, ("lora", "full"), config, labels=labels)
+    return found
+
+
+class Stopped(Exception):
+    """What comes after has nothing to do with how the corpus is held."""
+
+
+def stopped(*given: Any) -> Any:
+    raise Stopped
+
+
+ENTRIES = {"doctor": diagnosed, "sweep": swept, "library": looked_up, "prime": prepared, "compare": compared}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_whatever_reads_a_corpus_larger_than_memory_holds_none_of_its_texts(
+    name: str,
+    corpus: tuple[Path, FitConfig, list[Labels]],
+    held: dict[str, Any],
+    on_disk: set[str],
+    tmp_path: Path,
+) -> None:
+    assert ENTRIES[name](*corpus, tmp_path) == held[name]
+    assert on_disk == {"documents", "chunks"}
 
 
 def test_an_interrupted_fit_of_a_large_corpus_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

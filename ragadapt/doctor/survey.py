@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ragadapt.config import FitConfig
 from ragadapt.errors import EmptyCorpus
 from ragadapt.evaluation import gate
-from ragadapt.pipeline.corpus import Corpus, foreign_note
+from ragadapt.out_of_core import keep_all
+from ragadapt.pipeline.corpus import Corpus, foreign_note, passages_of
 from ragadapt.pipeline.library import check_library
 from ragadapt.pipeline.queries import Labels, divide, document_grades, read_labels, shown_examples
 from ragadapt.values import Chunk, Evidence, Progress, Query, no_progress
@@ -130,7 +131,7 @@ def survey_corpus(
     progress: Progress,
     answers: Path | None = None,
 ) -> SurveyedCorpus:
-    from ragadapt.corpus import chunk_documents, internal_links, near_duplicate_groups, read_documents
+    from ragadapt.corpus import cut_documents, internal_links, near_duplicate_groups, read_documents
     from ragadapt.corpus.sources import listed_sources
     from ragadapt.encoder import Encoder
     from ragadapt.queries import check_generator, structural_queries
@@ -139,12 +140,14 @@ def survey_corpus(
     check_library(config)
     label_files = [file for label in labels for file in label.files]
     read = read_documents(listed_sources(sources), config.read, labels=label_files, progress=progress)
+    keep = keep_all(read.documents)
     encoder = Encoder.load(config.encoder)
     limit = encoder.passage_room
-    chunks = chunk_documents(read.documents, config.chunk, encoder.count_tokens, limit, progress=progress)
+    cut = cut_documents(read.documents, config.chunk, encoder.count_tokens, limit, progress=progress)
+    chunks = [keep(chunk) for chunk in cut]
     if not chunks:
         raise EmptyCorpus(f"{len(read.documents)} documents were read, but they hold no text to cut into passages.")
-    passages = [chunk.passage for chunk in chunks]
+    passages = passages_of(chunks)
     groups = near_duplicate_groups(passages, progress=progress)
     counts = encoder.count_tokens(passages)
     links = internal_links(read.documents, chunks)

@@ -386,7 +386,7 @@ class Encoder:
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, uncut, without special tokens and without a prompt."""
-        texts = checked_texts(texts)
+        texts = texts if isinstance(texts, Mapped) else checked_texts(texts)
         counts: list[int] = []
         with self._lock.shared(), self._turns:
             for start in range(0, len(texts), _WINDOW):
@@ -395,7 +395,7 @@ class Encoder:
                     counts += self._count(piece)
         return counts
 
-    def _count(self, texts: list[str]) -> list[int]:
+    def _count(self, texts: Iterable[str]) -> list[int]:
         if self._counter is None or self._counter.tokenizer is not self._tokenizer:
             self._counter = TokenCounter(self._tokenizer)
         return self._counter([searchable(text) for text in texts])

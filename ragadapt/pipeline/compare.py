@@ -34,6 +34,7 @@ from ragadapt.errors import InvalidConfiguration, InvalidInput, LossDiverged, Ra
 from ragadapt.evaluation import gate
 from ragadapt.evaluation.learning import area_under, steps_to_gain
 from ragadapt.files import json_digest
+from ragadapt.out_of_core import keep_all
 from ragadapt.pipeline.adapt import DevPool, check_teacher, drift, known_vectors
 from ragadapt.pipeline.cells import Cells, peak_memory_bytes
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
@@ -197,6 +198,8 @@ def compare_methods(
     folder.mkdir(parents=True, exist_ok=True)
     with Workspace.open(folder / "work", {"command": "compare"}) as work:
         steps = _Steps(work, config, clock, Processes(), progress, False, {})
+        with clock("read"):
+            steps.keep = keep_all(documents, chunks, work.target)
         with clock("load model"):
             encoder = Encoder.load(config.encoder)
         with clock("sizes"):

@@ -13,6 +13,7 @@ from ragadapt.config import EncoderConfig, FitConfig
 from ragadapt.corpus.sources import listed_sources, read_sources
 from ragadapt.errors import InvalidConfiguration, InvalidInput, StoreError
 from ragadapt.lexical.languages import languages_of
+from ragadapt.out_of_core import keep_all
 from ragadapt.pipeline.seen import seen_by_retriever
 from ragadapt.queries.seen import write_seen
 from ragadapt.report import read_report
@@ -341,13 +342,15 @@ def statistics_of_source(
 ) -> CorpusStatistics:
     """Of a retriever's passages, or of documents that are read and cut as a fit would."""
     from ragadapt.adapters.library import sampled
-    from ragadapt.corpus import chunk_documents
+    from ragadapt.corpus import cut_documents
 
     if len(sources) == 1 and (Path(sources[0]) / MANIFEST).is_file():
         with ChunkStore.open(open_store(sources[0]).path / "chunks.sqlite") as store:
             return statistics_of_chunks(store, base, progress)
     documents, _, _ = read_sources(listed_sources(list(sources)), config.read, False, progress)
-    chunks = chunk_documents(documents, config.chunk, base.count_tokens, base.passage_room, progress=progress)
+    keep = keep_all(documents)
+    cut = cut_documents(documents, config.chunk, base.count_tokens, base.passage_room, progress=progress)
+    chunks = [keep(chunk) for chunk in cut]
     if not chunks:
         raise InvalidInput("The documents hold no text to look at. Check what was read with: ragadapt doctor")
     passages = [chunks[at].passage for at in sampled(len(chunks)).tolist()]

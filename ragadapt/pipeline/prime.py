@@ -26,6 +26,7 @@ from ragadapt.corpus.sources import read_sources
 from ragadapt.errors import InvalidConfiguration, InvalidInput, StoreError
 from ragadapt.evaluation import gate
 from ragadapt.files import json_digest, read_json, remove, rename, sync_tree, write_text
+from ragadapt.out_of_core import keep_all
 from ragadapt.pipeline.adapt import DevPool, dev_pool, drift, make_examples
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
 from ragadapt.pipeline.fit import FitSteps
@@ -236,6 +237,7 @@ class _SourceSteps(FitSteps):
             labels = collection_labels(place) if kind == "collection" else []
             paths = [place / "corpus.jsonl"] if kind == "collection" else [place]
             documents, _, _ = read_sources(paths, self.config.read, False, self.progress)
+        self.keep = keep_all(documents, chunks, self.work.target)
         corpus = self.chunks(documents, chunks, encoder)
         kept = self.kept_queries(place, corpus) if kind == "retriever" else None
         if kept is not None:

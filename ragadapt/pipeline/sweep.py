@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,6 +34,7 @@ from ragadapt.evaluation import Evaluation, paired_bootstrap
 from ragadapt.evaluation.questions import DEPTH, TOKENS, Asked, recall_metric
 from ragadapt.evaluation.significance import simultaneous_bounds
 from ragadapt.files import json_digest, read_json, record_file, write_text
+from ragadapt.out_of_core import keep_all
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
 from ragadapt.pipeline.fusion import neutral_weight
 from ragadapt.pipeline.questions import down_to_documents, ranker, values_of
@@ -135,7 +136,8 @@ def sweep_choices(
         documents, skipped, _ = read_sources(listed_sources(sources), config.read, False, progress, labels)
     folder.mkdir(parents=True, exist_ok=True)
     with Workspace.open(folder / "work", {"command": "sweep"}) as work:
-        run = _Sweep(work, config, documents, queries, qrels, tokens, clock, progress)
+        keep = keep_all(documents, target=work.target)
+        run = _Sweep(work, config, documents, keep, queries, qrels, tokens, clock, progress)
         cells, left_out = run.all(names, sizes)
     report = _report(cells, left_out, documents, skipped, config, tokens, run, clock)
     reports.write_report(folder, report)
@@ -150,13 +152,14 @@ class _Sweep:
         work: Workspace,
         config: FitConfig,
         documents: Sequence[Document],
+        keep: Callable[[Any], Any],
         queries: str | Path,
         qrels: str | Path | None,
         tokens: int,
         clock: profiling.Clock,
         progress: Progress,
     ) -> None:
-        self.work, self.config, self.documents = work, config, documents
+        self.work, self.config, self.documents, self.keep = work, config, documents, keep
         self.queries, self.qrels, self.tokens = queries, qrels, tokens
         self.clock, self.progress = clock, progress
         self.content = [document_hash(document) for document in documents]
@@ -214,7 +217,7 @@ class _Sweep:
             "tokenizer": encoder.fingerprint,
         }
         with self.stage("passages", cut) as stage:
-            corpus = build_chunks(stage, self.documents, None, encoder, chunking, self.progress)
+            corpus = build_chunks(stage, self.documents, None, encoder, chunking, self.progress, self.keep)
         passages = stage.digest
         vectors, seconds, encoded = self.vectors(corpus, encoder, passages)
         with self.stage("lexical", {"passages": passages}) as stage:
