@@ -1,11 +1,12 @@
 """What a fit is worth: shipped retrievers against untuned baselines on collections with human judgements.
 
     python examples/benchmarks/quality.py --data DATA [--seeds 13] [--choices "layers 3;layers 6"] [--labels 20,36]
-        [--parts zero,handbook,labels,query-side,few,generated,beside,signals,choices] [--generator-url URL]
+        [--parts zero,handbook,labels,few,generated,beside,signals,choices] [--generator-url URL]
 
-Without a look at any test label; runs are scored with ir-measures. `zero`, `handbook`, `labels`, `query-side`, `few`
-and `generated` fit through the public API, `beside` too, but with a plan of its own and a gate that lets everything
-through; `signals` and `choices` train directly. `few` gives so many judged queries, drawn anew by each seed; what the
+Without a look at any test label; runs are scored with ir-measures. `zero`, `handbook`, `labels`, `few` and `generated`
+fit through the public API, `beside` too, but with a plan of its own and a gate that lets everything through; `signals`
+and `choices` train directly. `query-side`, `few-query-side` and `generated-query-side` are `labels`, `few` and
+`generated` with --adapt query. `few` gives so many judged queries, drawn anew by each seed; what the
 same would do ungated is in pefa.py (part few). `generated` asks a language model at --generator-url. Results go to
 FOLDER/quality.json as they come (default: a temporary folder), tables to stdout; a fit whose result is there is not run
 again. `few` and `generated` take the base vectors over from one fit without training, so their seconds lack those.
@@ -204,44 +205,44 @@ def labelled(bench: Bench, part: str, **changes: Any) -> Callable[[], None]:
     return run
 
 
-def few(bench: Bench, sizes: Sequence[int]) -> None:
+def few(bench: Bench, sizes: Sequence[int], part: str = "few", **changes: Any) -> None:
     """What ships after so many labelled questions, a draw for each seed, against what ships without any."""
     for name in [name for name in bench.collections if name in LABELS]:
         collection = load(bench.data, name)
         untuned = unlabelled(bench, collection)
         ids = sorted(collection.qrels[LABELS[name]])
         for size, seed in itertools.product(sizes, bench.seeds):
-            if seed not in bench.missing(part="few", collection=name, labels=size):
+            if seed not in bench.missing(part=part, collection=name, labels=size):
                 continue
             drawn = random.Random(f"{seed} {size}").sample(ids, min(size, len(ids)))
             files = write_labels(collection, LABELS[name], drawn, bench.folder / f"few-labels-{name}-{size}-{seed}")
-            into, base = f"few-{name}-{size}-{seed}", f"untrained-{name}"
-            made = bench.fit([collection.corpus], into, seed, [Labels(*files)], over=base)
-            bench.add(part="few", collection=name, labels=size, **against(untuned, collection, seed, *made))
+            into, base = f"{part}-{name}-{size}-{seed}", f"untrained-{name}"
+            made = bench.fit([collection.corpus], into, seed, [Labels(*files)], over=base, **changes)
+            bench.add(part=part, collection=name, labels=size, **against(untuned, collection, seed, *made))
 
 
-def generated(bench: Bench, url: str) -> None:
+def generated(bench: Bench, url: str, part: str = "generated", **changes: Any) -> None:
     """What ships after a language model was asked, against what ships without."""
     asked: dict[str, Any] = {"generator_url": url, "generator_model": "any"}
     for name in bench.collections:
         collection = load(bench.data, name)
         untuned = unlabelled(bench, collection)
-        for seed in bench.missing(part="generated", collection=name):
-            into, base = f"generated-{name}-{seed}", f"untrained-{name}"
-            made = bench.fit([collection.corpus], into, seed, over=base, query=asked)
-            bench.add(part="generated", collection=name, **against(untuned, collection, seed, *made))
+        for seed in bench.missing(part=part, collection=name):
+            into, base = f"{part}-{name}-{seed}", f"untrained-{name}"
+            made = bench.fit([collection.corpus], into, seed, over=base, query=asked, **changes)
+            bench.add(part=part, collection=name, **against(untuned, collection, seed, *made))
     if "handbook" not in bench.collections:
         return
     source, questions = bench.data / "handbook" / "docs", bench.data / "handbook" / "questions.jsonl"
     plain, _ = bench.fit([source], "untrained-folder", bench.seeds[0], adapter={"method": "none"})
-    for seed in bench.missing(part="generated", collection="handbook, as a folder"):
-        result, seconds = bench.fit([source], f"generated-folder-{seed}", seed, query=asked)
+    for seed in bench.missing(part=part, collection="handbook, as a folder"):
+        result, seconds = bench.fit([source], f"{part}-folder-{seed}", seed, query=asked, **changes)
         figures = {}
         for key, path in (("untuned", plain.path), ("shipped", result.path)):
             with Retriever.open(path) as retriever:
                 figures[key] = retriever.evaluate(questions)
         bench.add(
-            part="generated",
+            part=part,
             collection="handbook, as a folder",
             seed=seed,
             **{f"{key} {mode}": found[mode] for key, found in figures.items() for mode in ("hybrid", "dense")},
@@ -459,14 +460,14 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def few_table(rows: Sequence[dict[str, Any]]) -> str:
     """By collection and number of labels: what ships against the untuned model, with intervals over draws."""
-    lines = ["| collection | labels | draws | WIN | dense | over untuned | default search | over untuned |"]
-    lines.append("|" + "---|" * 8)
-    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    lines = ["| part | collection | labels | draws | WIN | dense | over untuned | default search | over untuned |"]
+    lines.append("|" + "---|" * 9)
+    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for row in rows:
-        if row["part"] == "few":
-            groups.setdefault((row["collection"], row["labels"]), []).append(row)
-    for (name, labels), own in groups.items():
-        cells = [name, str(labels), str(len(own)), str(sum(row["verdict"] == "WIN" for row in own))]
+        if row["part"].startswith("few"):
+            groups.setdefault((row["part"], row["collection"], row["labels"]), []).append(row)
+    for (part, name, labels), own in groups.items():
+        cells = [part, name, str(labels), str(len(own)), str(sum(row["verdict"] == "WIN" for row in own))]
         for mode in ("dense", "hybrid"):
             gains = np.array([row[f"gains {mode}"] for row in own])
             clusters = [str(at) for _ in own for at in range(gains.shape[1])]
@@ -516,18 +517,22 @@ def main() -> None:
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     bench = Bench(arguments.data, folder, seeds, collections)
     chosen = arguments.parts.split(",")
-    if "generated" in chosen and not arguments.generator_url:
+    if any(part.startswith("generated") for part in chosen) and not arguments.generator_url:
         parser.error("part generated asks a language model: name one with --generator-url")
+    sizes = [int(size) for size in arguments.labels.split(",")]
+    query_side: dict[str, Any] = {"adapter": {"adapt": "query"}}
     parts: dict[str, Callable[[], None]] = {
         "zero": lambda: zero(bench),
         "handbook": lambda: handbook(bench),
         "labels": labelled(bench, "labels"),
-        "few": lambda: few(bench, [int(size) for size in arguments.labels.split(",")]),
+        "few": lambda: few(bench, sizes),
         "generated": lambda: generated(bench, arguments.generator_url),
         "signals": lambda: signals(bench),
         "choices": lambda: choices(bench, settings),
         "beside": lambda: beside(bench),
-        "query-side": labelled(bench, "query-side", adapter={"adapt": "query"}),
+        "query-side": labelled(bench, "query-side", **query_side),
+        "few-query-side": lambda: few(bench, sizes, "few-query-side", **query_side),
+        "generated-query-side": lambda: generated(bench, arguments.generator_url, "generated-query-side", **query_side),
     }
     if unknown := set(chosen) - set(parts):
         parser.error(f"unknown parts {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
