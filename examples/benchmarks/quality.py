@@ -172,7 +172,7 @@ def labelled(bench: Bench, part: str, **changes: Any) -> Callable[[], None]:
     def run() -> None:
         for name in [name for name in bench.collections if name in LABELS]:
             collection = load(bench.data, name)
-            untuned = bench.baselines(collection)
+            untuned, plain = bench.baselines(collection), unlabelled(bench, collection)
             split, folder = LABELS[name], bench.folder / f"labels-{name}"
             files = write_labels(collection, split, list(collection.qrels[split]), folder)
             for seed in bench.missing(part=part, collection=name):
@@ -191,6 +191,7 @@ def labelled(bench: Bench, part: str, **changes: Any) -> Callable[[], None]:
                     part=part,
                     collection=name,
                     seed=seed,
+                    **by_answers(collection, split, shipped, plain, seed),
                     **{f"untuned {key}": evaluation.mean["nDCG@10"] for key, evaluation in untuned.items()},
                     **{f"shipped {mode}": evaluation.mean["nDCG@10"] for mode, evaluation in shipped.items()},
                     **{f"over {other}": [one.low, one.delta, one.high] for other, one in over.items()},
@@ -203,6 +204,30 @@ def labelled(bench: Bench, part: str, **changes: Any) -> Callable[[], None]:
                 )
 
     return run
+
+
+def by_answers(
+    collection: Collection,
+    split: str,
+    shipped: dict[str, Evaluation],
+    plain: dict[str, Evaluation],
+    seed: int,
+) -> dict[str, Any]:
+    """What was gained over a fit without labels by test questions whose answers a question of the split had, too
+    (known), and by the others (new): [low, gain, high, questions]."""
+    had = {id for grades in collection.qrels[split].values() for id, grade in grades.items() if grade > 0}
+    parts: dict[str, list[str]] = {"new": [], "known": []}
+    for id, grades in collection.qrels["test"].items():
+        known = any(document in had for document, grade in grades.items() if grade > 0)
+        parts["known" if known else "new"].append(id)
+    found = {}
+    for mode, evaluation in shipped.items():
+        for kind, ids in parts.items():
+            if ids:
+                ours, theirs = ([one.per_query["nDCG@10"][id] for id in ids] for one in (evaluation, plain[mode]))
+                gain = paired_bootstrap(ours, theirs, seed=seed)
+                found[f"{mode}, {kind} answers"] = [gain.low, gain.delta, gain.high, len(ids)]
+    return found
 
 
 def few(bench: Bench, sizes: Sequence[int], part: str = "few", **changes: Any) -> None:
