@@ -7,6 +7,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, Self, TypeVar, cast, overload
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO, Generic, Self, TypeVar, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from ragadapt.errors import StoreError
 from ragadapt.files import DISK_FULL, explain_full_disk, reserve
 from ragadapt.values import Chunk, Document
 
@@ -61,6 +63,7 @@ class TextFile:
     def __init__(self, target: Path | None = None) -> None:
         """target: what is being built; the file lies beside it. None = where temporary files go."""
         self._target = Path(tempfile.gettempdir()) / "texts" if target is None else target
+        self._beside = target is not None
         try:
             self._file = tempfile.TemporaryFile(dir=self._target.parent, buffering=0)  # noqa: SIM115 - as long as this object
         except OSError:  # nothing may be written there, and perhaps nothing will be
@@ -87,7 +90,7 @@ class TextFile:
             object.__setattr__(made, "_place", self._end << _SIZE | len(data))
             self._file.seek(self._end)
             written = 0
-            with explain_full_disk(self._target):
+            with explain_full_disk(self._target) if self._beside else _explain_full_temporary(self._target.parent):
                 while written < len(data):
                     written += self._file.write(data[written:])
             self._end += len(data)
@@ -109,6 +112,19 @@ class TextFile:
         text = data.decode("utf-8", "surrogatepass")
         self._recent = (place, text)
         return text
+
+
+@contextmanager
+def _explain_full_temporary(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise StoreError(
+            f"{folder} is full: texts of a large corpus are kept there meanwhile. Free some space, or name a folder "
+            "on another disk with the environment variable TMPDIR."
+        ) from error
 
 
 def keep_all(

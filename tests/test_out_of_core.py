@@ -128,6 +128,10 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
     texts._file = Full()  # type: ignore[assignment]
     with pytest.raises(StoreError, match=r"is full; .* Free some space"):
         texts.keep(CHUNK)
+    texts = TextFile()
+    texts._file = Full()  # type: ignore[assignment]
+    with pytest.raises(StoreError, match="name a folder on another disk with the environment variable TMPDIR"):
+        texts.keep(CHUNK)
 
 
 def test_what_is_written_through_a_mapping_has_its_room_before(

@@ -520,13 +520,18 @@ def zero_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) if names else ""
 
 
+def numbers(text: str) -> list[int]:
+    """Of a list with commas."""
+    return [int(number) for number in text.split(",")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of collections in BEIR layout")
     parser.add_argument("--folder", type=Path, help="where results and fitted retrievers go")
     parser.add_argument("--parts", default="zero,handbook,labels,query-side")
-    parser.add_argument("--seeds", default="13")
-    parser.add_argument("--labels", default="20,36,50,100", help="how many part few gives")
+    parser.add_argument("--seeds", default="13", type=numbers)
+    parser.add_argument("--labels", default="20,36,50,100", type=numbers, help="how many part few gives")
     parser.add_argument("--generator-url", help="what part generated asks; OpenAI-compatible")
     parser.add_argument("--collections", default=",".join(QUALITY))
     every = [choice for choice in CHOICES if choice != "default"]
@@ -539,12 +544,11 @@ def main() -> None:
         parser.error(f"unknown choices {'; '.join(sorted(unknown))}; there are {'; '.join(every)}")
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="ragadapt-quality-"))
     folder.mkdir(parents=True, exist_ok=True)
-    seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    bench = Bench(arguments.data, folder, seeds, collections)
+    bench = Bench(arguments.data, folder, arguments.seeds, collections)
     chosen = arguments.parts.split(",")
     if any(part.startswith("generated") for part in chosen) and not arguments.generator_url:
         parser.error("part generated asks a language model: name one with --generator-url")
-    sizes = [int(size) for size in arguments.labels.split(",")]
+    sizes = arguments.labels
     query_side: dict[str, Any] = {"adapter": {"adapt": "query"}}
     parts: dict[str, Callable[[], None]] = {
         "zero": lambda: zero(bench),

@@ -120,7 +120,7 @@ def diagnose(
     queries: int = QUERIES,
     progress: Progress = no_progress,
 ) -> Diagnosis:
-    """Whether tuning is likely to pay on these documents. Trains nothing and writes nothing.
+    """Whether tuning is likely to pay on these documents. Trains nothing and leaves nothing behind.
 
     labels: the user's own queries, if there are any: they then measure. passages, queries: sizes of the sample that is
     measured. Raises EmptyCorpus, InvalidInput, ModelNotFound.
