@@ -47,6 +47,35 @@ def test_values_and_gradients_equal_the_fused_kernel(masked: bool) -> None:
         assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_with_amx_the_fused_kernel_encodes_and_the_batched_products_train(
+    masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused, kernel = [], nn.functional.scaled_dot_product_attention
+
+    def counted(*given: torch.Tensor, **settings: object) -> torch.Tensor:
+        fused.append(given)
+        return kernel(*given, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", counted)
+    q, k, v = (side.detach().bfloat16().requires_grad_() for side in inputs())
+    settings = {"attention_mask": padding(), "kv_length": 7, "batch_size": 3, "q_length": 7}
+    mask = ours.mask_of(**settings, mask_function=bidirectional_mask_function, dtype=torch.bfloat16) if masked else None
+    made = {}
+    for amx in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        ours.two_sided_attention(q, k, v, mask).float().sum().backward()
+        assert fused == []
+        with torch.no_grad():
+            made[amx] = ours.two_sided_attention(q, k, v, mask)
+            assert len(fused) == amx
+            fused.clear()
+    assert made[True].is_contiguous() and torch.allclose(made[True].float(), made[False].float(), atol=0.02)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    with torch.no_grad():
+        assert ours.batched(q, k[:, :1], 7) and not ours.batched(q, k, 7)  # keys that heads share
+
+
 def test_mask_is_left_out_without_padding_and_small_with_it() -> None:
     settings = {"batch_size": 3, "q_length": 7, "kv_length": 7, "dtype": torch.bfloat16}
     two_sided = {**settings, "mask_function": bidirectional_mask_function}

@@ -1,8 +1,9 @@
 """Attention in 16 bits: batched products on CPUs, no padding on GPUs.
 
 On a CPU, PyTorch's fused kernel computes in float32 and its backward is slow for the short sequences and narrow
-heads of retrieval models. Plain batched products in bfloat16 are faster there, the more so backwards. On a GPU a
-mask shuts out the flash kernel, so the tokens of a padded batch are packed and the variable-length one is used.
+heads of retrieval models. Plain batched products in bfloat16 are faster there, the more so backwards; only a CPU with
+AMX, which the kernel uses, is quicker with it where no gradient is needed. On a GPU a mask shuts out the flash kernel,
+so the tokens of a padded batch are packed and the variable-length one is used.
 What either costs in accuracy is part of the agreement with float32 that is measured at load.
 """
 
@@ -145,15 +146,24 @@ def two_sided_attention(
     scaling = width**-0.5 if scaling is None else scaling
     if query.is_cuda and mask is not None and _can_pack(query, mask):
         return packed_attention(query, key, value, mask, scaling)
-    if not batched(query, length) or (mask is not None and mask.shape[1] != 1):
+    if not batched(query, key, length) or (mask is not None and mask.shape[1] != 1):
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
         return out.transpose(1, 2).contiguous()
     return batched_attention(query, key, value, mask, scaling)
 
 
-def batched(query: Tensor, length: int) -> bool:
-    """Whether the batched products are quicker than the fused kernel."""
-    return query.dtype == torch.bfloat16 and query.device.type == "cpu" and length <= _LONGEST
+def batched(query: Tensor, key: Tensor, length: int) -> bool:
+    """Whether the batched products are quicker than the fused kernel. query and key: (B, H, T, d); the kernel needs the
+    keys that heads share once for each."""
+    if query.dtype != torch.bfloat16 or query.device.type != "cpu" or length > _LONGEST:
+        return False
+    return torch.is_grad_enabled() or query.shape[1] != key.shape[1] or not has_amx()
+
+
+def has_amx() -> bool:
+    """Whether this CPU multiplies bfloat16 by tiles (Intel's AMX), as far as PyTorch can say."""
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return supported is not None and bool(supported())
 
 
 def batched_attention(

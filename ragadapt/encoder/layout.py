@@ -133,7 +133,7 @@ class Layout:
         if rotary is None:
             q, k = (side.transpose(1, 2) for side in (q, k))  # (B, H, T, d)
         v = v.transpose(1, 2)
-        if batched(q, self.length):
+        if batched(q, k, self.length):
             return batched_attention(q, k, v, self.mask(reach, q.dtype), scaling, reach).flatten(-2)
         return self._fused(q, k, v, reach, scaling).transpose(1, 2).flatten(-2)
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from ragadapt.checks import checked_choice, shown
+from ragadapt.encoder.attention import has_amx
 from ragadapt.encoder.batches import refuse_without_memory
 from ragadapt.errors import InvalidInput, reason_of
 from ragadapt.threads import one_thread
@@ -112,12 +113,13 @@ def choose_precision(precision: str, device: str) -> Precision:
     if kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return Precision("bfloat16", device, "the GPU multiplies bfloat16 natively")
     if kind == "cpu":
-        for probe, name in (("_is_amx_tile_supported", "AMX"), ("_is_avx512_bf16_supported", "AVX512-BF16")):
-            supported = getattr(torch.cpu, probe, None)
-            if supported is not None and supported():
-                if name == "AMX" or speedup() > 1:
-                    return Precision("bfloat16", device, f"the CPU has {name}")
-                return Precision("float32", device, f"the CPU has {name}, but multiplies float32 faster")
+        if has_amx():
+            return Precision("bfloat16", device, "the CPU has AMX")
+        supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+        if supported is not None and supported():
+            if speedup() > 1:
+                return Precision("bfloat16", device, "the CPU has AVX512-BF16")
+            return Precision("float32", device, "the CPU has AVX512-BF16, but multiplies float32 faster")
     return Precision("float32", device, "no native bfloat16")
 
 
