@@ -23,6 +23,7 @@ from ragadapt.errors import InvalidInput
 from ragadapt.evaluation import gate
 from ragadapt.evaluation.forecast import forecast
 from ragadapt.evaluation.judging import JudgedQuery
+from ragadapt.evaluation.significance import Interval
 from ragadapt.pipeline import crossfit
 from ragadapt.pipeline import fit as module
 from ragadapt.pipeline.adapt import gentlest
@@ -281,6 +282,31 @@ def test_of_strengths_with_a_likely_gain_the_one_that_promises_most_ships(
     start = LearntFusion(Fusion(), None, 0, None, "")
     judged = crossfit.judge_folds(kept, start, FitConfig(), Evidence.LABELLED)
     assert (judged.strength, judged.decision.verdict) == (0.5, gate.Verdict.LIKELY_GAIN)
+
+
+def test_folds_that_go_too_far_for_new_answers_ship_at_less(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, strengths = Rankings.by(arena), (0.25, 0.5, 1.0)
+    every = dict.fromkeys(strengths, found)
+    kept = CrossFitted(arena.judged, np.arange(len(arena.judged)) % 3, found, every, dict.fromkeys(strengths, 0.1))
+    gain, loss = Interval(0.1, 0.05, 0.15, None, 40, 40), Interval(-0.1, -0.15, -0.05, None, 20, 20)
+    asked: list[float] = []
+
+    def decide(*, strength: float, **_: Any) -> gate.Decision:
+        asked.append(strength)
+        if strength > ships:
+            return gate.Decision(gate.Verdict.REGRESSION_AVOIDED, 0.0, ("lost",), gain, gain, new=(loss, loss))
+        return gate.Decision(gate.Verdict.WIN, strength, ("won",), gain, gain)
+
+    monkeypatch.setattr(gate, "decide", decide)
+    monkeypatch.setattr(crossfit, "gentlest", max)
+    start = LearntFusion(Fusion(), None, 0, None, "")
+    ships = 0.5
+    judged = crossfit.judge_folds(kept, start, FitConfig(), Evidence.LABELLED)
+    assert (judged.strength, judged.decision.strength, judged.decision.verdict) == (0.5, 0.5, gate.Verdict.WIN)
+    assert asked == [1.0, 0.5]
+    ships = 0.0
+    judged = crossfit.judge_folds(kept, start, FitConfig(), Evidence.LABELLED)
+    assert not judged.decision.adapted and judged.decision.reasons[-1].endswith("(strength 0.5, 0.25)")
 
 
 # A fit

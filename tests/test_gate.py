@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from ragadapt.evaluation.gate import (
     GENTLE,
     PRIOR_QUERIES,
     SEARCH,
+    Decision,
     Plan,
     Prior,
     Verdict,
+    after_less,
     decide,
     expected,
     labels_needed,
@@ -185,6 +188,32 @@ def test_a_gain_on_known_answers_does_not_hide_a_loss_on_new_ones(base: np.ndarr
     assert "80 ask for what no training question asked for: dense -0.050" in " ".join(decision.reasons)
     even = base + np.where(met, 0.2, 0.0)
     assert decide(dense=(even, base), search=(even, base), **settings).adapted
+
+
+def test_only_a_model_that_gains_as_a_whole_went_too_far(base: np.ndarray) -> None:
+    met = (np.arange(200) < 120).tolist()
+    settings = {"strength": 1.0, "drift": 0.0, "config": GateConfig(), "seed": 1, "met": met}
+
+    def decided(known: float, new: float) -> Decision:
+        mixed = base + np.where(met, known, new)
+        return decide(dense=(mixed, base), search=(mixed, base), **settings)
+
+    refused, shipped = decided(0.2, -0.05), replace(decided(0.1, 0.01), strength=0.5)
+    assert refused.too_far and shipped.adapted
+    assert not shipped.too_far and not decided(0.0, -0.05).too_far and not decided(-0.1, 0.0).too_far
+    assert not decide(dense=(base + 0.1, base), search=(base - 0.1, base), **settings).too_far  # it lost on all
+
+    less = after_less(refused, 1.0, [refused, shipped], [0.75, 0.5, 0.25])
+    assert (less.verdict, less.strength) == (Verdict.WIN, 0.5)
+    assert less.reasons[:-1] == shipped.reasons
+    assert less.reasons[-1].startswith(
+        "at strength 1 it was worse beyond doubt where the answers are new (dense -0.050"
+    )
+    assert less.reasons[-1].endswith("so it ships at 0.5")
+    none = after_less(refused, 1.0, [refused, refused], [0.5, 0.25])
+    assert (none.verdict, none.strength) == (Verdict.REGRESSION_AVOIDED, 0)
+    assert none.reasons == (*refused.reasons, "nor did less of what it learnt ship (strength 0.5, 0.25)")
+    assert after_less(refused, 0.25, [], []) is refused
 
 
 def test_a_dense_gain_ships_unless_the_default_search_loses_more_than_a_standard_error(base: np.ndarray) -> None:

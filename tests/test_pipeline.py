@@ -35,6 +35,7 @@ from ragadapt.errors import (
     TrainingFailed,
 )
 from ragadapt.evaluation import gate
+from ragadapt.evaluation.significance import Interval
 from ragadapt.pipeline.adapt import dev_judges
 from ragadapt.pipeline.fit import FitResult, fit
 from ragadapt.pipeline.queries import Labels
@@ -400,6 +401,40 @@ def test_query_side_adaptation_leaves_passage_vectors_as_the_base_made_them(
     with Retriever.open(result.path, precision="float32") as retriever:
         ours = retriever.encoder.encode_passages(texts)
     np.testing.assert_allclose(ours, Encoder.load(config.encoder).encode_passages(texts), atol=1e-5)
+
+
+@pytest.mark.parametrize("adapt", ["both", "query"])
+def test_a_model_that_goes_too_far_for_new_answers_ships_with_less_of_what_it_learnt(
+    docs: Path, model: Path, labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapt: str
+) -> None:
+    gain, loss = Interval(0.1, 0.05, 0.15, None, 40, 40), Interval(-0.1, -0.15, -0.05, None, 20, 20)
+    asked: list[float] = []
+
+    def decide(*, strength: float, **_: object) -> gate.Decision:
+        asked.append(strength)
+        if strength > ships:
+            return gate.Decision(gate.Verdict.REGRESSION_AVOIDED, 0.0, ("lost",), gain, gain, new=(loss, loss))
+        return gate.Decision(gate.Verdict.WIN, strength, ("won",), gain, gain)
+
+    monkeypatch.setattr(gate, "decide", decide)
+    monkeypatch.setattr("ragadapt.pipeline.fit.choose_strength", lambda *_: (1.0, {}))
+    config = settings(model, adapter={"adapt": adapt, "rank": 4, "reweight": "none"}, index={"kind": "exact"})
+    weights = {}
+    for ships in (1.0, 0.5, 0.0):
+        asked.clear()
+        result = fit([docs], tmp_path / f"at-{ships:g}", config, labels=[labels])
+        with Retriever.open(result.path, precision="float32") as retriever:
+            tower, [hit] = retriever.encoder.query_tower, retriever.search("some words", 1)
+            assert tower is not None
+            weights[ships] = torch.cat([one.detach().flatten() for one in tower.model.parameters()])
+            [stored], [now] = (
+                retriever.searcher.index.vectors([hit.chunk.id]), retriever.encoder.encode_passages([hit.chunk.passage]),
+            )  # fmt: skip
+            assert float(stored @ now) > 0.9999  # the index is that of the model
+        assert result.decision.strength == ships
+    assert asked == [1.0, 0.75, 0.5, 0.25]
+    middle = (weights[1.0] + weights[0.0]) / 2
+    assert torch.allclose(weights[0.5], middle, atol=1e-5) and not torch.allclose(middle, weights[1.0], atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["exact", "qdrant-edge"])

@@ -315,10 +315,19 @@ class Decision:
     dense: Interval | None = None  # adapted − base, dense search
     search: Interval | None = None  # adapted − base, the default search of either
     expected: float = 0.0  # of a likely gain: the sum of both
+    new: tuple[Interval, Interval] | None = None  # dense and default search again, by queries with new answers alone
 
     @property
     def adapted(self) -> bool:
         return self.strength > 0
+
+    @property
+    def too_far(self) -> bool:
+        """Whether it would have shipped but for queries with new answers, so that less of what was learnt may."""
+        if self.adapted or self.new is None or self.dense is None or self.search is None:
+            return False
+        gains = self.search.better or (self.dense.better and not self.search.lost)
+        return gains and any(one.worse for one in self.new)
 
 
 def not_trained(reason: str) -> Decision:
@@ -347,7 +356,8 @@ def decide(
     of people, when such trained (labelled), also let it ship where they are too few to prove a gain that is
     `likely`. drift: mean 1 − cos between base and adapted vectors of unlabelled passages. met: per query whether
     training saw its answer, with another question; a model that gains there and loses beyond doubt on the others
-    does not ship. crossed: whether each query was searched by a model of its own fold.
+    does not ship at this strength (`Decision.too_far`). crossed: whether each query was searched by a model of its own
+    fold.
     """
     settings: dict[str, Any] = {"samples": config.bootstrap_samples, "confidence": config.confidence, "seed": seed}
     in_dense = paired_bootstrap(*dense, **settings)
@@ -371,12 +381,12 @@ def decide(
         )
         if new[0].worse or new[1].worse:
             reasons.append("worse beyond doubt where the answers are new: the base stays")
-            return Decision(Verdict.REGRESSION_AVOIDED, 0.0, tuple(reasons), in_dense, in_search)
+            return Decision(Verdict.REGRESSION_AVOIDED, 0.0, tuple(reasons), in_dense, in_search, new=new)
     unharmed = strength <= GENTLE and in_search.delta >= 0 if flattering else not in_search.lost
     if in_search.better or (in_dense.better and unharmed):
         where = "" if in_search.better else " for dense search, and the default search did not lose beyond noise"
         reasons.append(f"better beyond doubt{where}: the adapted model ships")
-        return Decision(Verdict.WIN, strength, tuple(reasons), in_dense, in_search)
+        return Decision(Verdict.WIN, strength, tuple(reasons), in_dense, in_search, new=new)
     if in_dense.better and flattering and not in_search.lost:
         reasons.append(
             "better for dense search alone, by questions of the kind that trained: "
@@ -388,12 +398,29 @@ def decide(
         if likely(sides, config):
             reasons.append(_promise(sides, config))
             total = sum(side.mean for side in sides)
-            return Decision(Verdict.LIKELY_GAIN, strength, tuple(reasons), in_dense, in_search, total)
+            return Decision(Verdict.LIKELY_GAIN, strength, tuple(reasons), in_dense, in_search, total, new)
     worse = in_search.lost or in_dense.lost
     found = "worse on queries that it did not see" if worse else "no proof of a gain"
     reasons.append(f"{found}: the base stays")
     verdict = Verdict.REGRESSION_AVOIDED if worse else Verdict.NO_GAIN
-    return Decision(verdict, 0.0, tuple(reasons), in_dense, in_search)
+    return Decision(verdict, 0.0, tuple(reasons), in_dense, in_search, new=new)
+
+
+def after_less(refused: Decision, strength: float, tried: Sequence[Decision], strengths: Sequence[float]) -> Decision:
+    """The decision on a model that went `too_far` at a strength, after gentler ones were tried one by one until one
+    shipped, or none was left: it says why the model ships at less than it learnt, or that no less did."""
+    if not tried or refused.new is None:
+        return refused
+    last = tried[-1]
+    if not last.adapted:
+        at = ", ".join(f"{one:g}" for one in strengths)
+        return replace(refused, reasons=(*refused.reasons, f"nor did less of what it learnt ship (strength {at})"))
+    dense, search = refused.new
+    note = (
+        f"at strength {strength:g} it was worse beyond doubt where the answers are new (dense {_signed(dense)}, "
+        f"default search {_signed(search)}), so it ships at {last.strength:g}"
+    )
+    return replace(last, reasons=(*last.reasons, note))
 
 
 @dataclass(frozen=True, slots=True)

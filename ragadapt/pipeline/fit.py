@@ -237,7 +237,7 @@ def _fit(
         if plan.goes_on and config.trains_retriever and (crossed is None or decision.adapted):
             trained = steps.train(plan, queries, base, crossed)
             if crossed is None:
-                decision, trained, adapted = steps.judge(trained, plan, queries, base)
+                decision, trained, adapted = steps.judge_gently(trained, plan, queries, base)
             else:
                 decision, trained, adapted = steps.confirm(trained, crossed, base.encoded)
             if decision.adapted:
@@ -254,7 +254,8 @@ def _fit(
             documents, skipped, queries, plan, decision, trained, crossed, base, shipped, second, sure
         )
         path = steps.commit(
-            report, encoder, *shipped, adapted=decision.adapted, second=second, reranker=reranker, sure=sure,
+            report, encoder, *shipped, model=trained.stage if trained and decision.adapted else None,
+            second=second, reranker=reranker, sure=sure,
             seen=steps.seen_by_all(plan, queries, decision.adapted, second),
         )  # fmt: skip
         return FitResult(path, report, decision, tuple(steps.reused))
@@ -661,6 +662,43 @@ class FitSteps(Steps):
         finally:
             encoder.release_prefix_cache()
 
+    def judge_gently(
+        self, trained: Trained, plan: gate.Plan, queries: DividedQueries, base: Base
+    ) -> tuple[gate.Decision, Trained, EncodedCorpus]:
+        """`judge`, and where the model gains but goes too far for questions with new answers, again with less of what
+        it learnt: the dev part, which chose how much, hardly knows such questions."""
+        first = self.judge(trained, plan, queries, base)
+        if not first[0].too_far:
+            return first
+        strengths = sorted((one for one in self.config.gate.interpolation if one < trained.strength), reverse=True)
+        tried = list[gate.Decision]()
+        for strength in strengths:
+            made = self.judge(self.lessened(trained, strength, base), plan, queries, base)
+            tried.append(made[0])
+            if made[0].adapted:
+                return gate.after_less(first[0], trained.strength, tried, strengths), *made[1:]
+        return gate.after_less(first[0], trained.strength, tried, strengths), *first[1:]
+
+    def lessened(self, trained: Trained, strength: float, base: Base) -> Trained:
+        """The trained model at another strength."""
+        from ragadapt.adapters.state import FOLDER, AdapterState
+        from ragadapt.encoder import Encoder
+        from ragadapt.training import untrained
+
+        learnt = self.paths["train"] / "model" / FOLDER
+        with self.stage("less", ("train",), strength=strength, portable=self.portable) as stage:
+            if not stage.finished:
+                adapted = untrained(base.encoder, AdapterState.read(learnt)).encoder
+                adapted.scale(strength)
+                effect = adapted.effect()
+                saved = adapted.merged().save(stage.path / "model", portable=self.portable)
+                checks = proof(effect, saved, adapted.share)
+                (stage.path / "checks.json").write_text(json.dumps(checks), encoding="utf-8")
+            checks = json.loads((stage.path / "checks.json").read_text(encoding="utf-8"))
+            settings = self.config.encoder
+            encoder = Encoder.open(stage.path / "model", device=settings.device, precision=settings.precision)
+        return replace(trained, encoder=encoder, strength=strength, checks=tuple(checks), stage="less")
+
     def judge(
         self, trained: Trained, plan: gate.Plan, queries: DividedQueries, base: Base
     ) -> tuple[gate.Decision, Trained, EncodedCorpus]:
@@ -827,15 +865,16 @@ class FitSteps(Steps):
         encoded: EncodedCorpus,
         learnt: LearntFusion,
         *,
-        adapted: bool,
+        model: str | None,
         second: LearntReranking | None = None,
         reranker: Reranker | None = None,
         sure: Confidence = FIXED,
         seen: frozenset[str] = frozenset(),
     ) -> Path:
-        """Save the model, build the index, write the report, and replace the target in one move."""
+        """Save the model, build the index, write the report, and replace the target in one move. model: the stage that
+        left it; None = the base's ships."""
         config, corpus, progress = self.config, encoded.corpus, self.progress
-        if not adapted:
+        if model is None:
             with self.stage("base-model", encoder=encoder.fingerprint, portable=self.portable) as stage:
                 if not stage.finished:
                     encoder.save(stage.path / "model", portable=self.portable)
@@ -857,7 +896,7 @@ class FitSteps(Steps):
         parts = {
             "chunks.sqlite": self.paths["chunks"] / "chunks.sqlite",
             "lexical": self.lexical_folder,
-            "model": self.paths["train" if adapted else "base-model"] / "model",
+            "model": self.paths[model or "base-model"] / "model",
             **index_parts(self.paths["index"]),
             "report": self.paths["report"],
             "report/queries.jsonl": self.paths["queries"] / "heldout.jsonl",
@@ -886,7 +925,7 @@ class FitSteps(Steps):
         )
         with self.clock("commit"), profiling.work("commit"):
             # Beside the folder before it is replaced: the stages go with the commit.
-            held = not adapted and "index" not in manifest.mutable
+            held = model is None and "index" not in manifest.mutable
             if not held:
                 keep_vectors_beside(self.work.target, corpus, self.paths["base-vectors"] / "vectors.npy", base)
             commit_build(self.work, manifest, parts)

@@ -47,6 +47,7 @@ class Trained:
     fusion: LearntFusion | None = None
     drift: float | None = None
     outlook: Mapping[str, Forecast] = field(default_factory=dict)  # by kind of search; empty where it is proved
+    stage: str = "train"  # that left the model
 
 
 @dataclass(frozen=True, eq=False)
