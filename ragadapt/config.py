@@ -139,7 +139,7 @@ class AdapterConfig(Settings):
     """What is trained."""
 
     method: MethodName = "lora"  # `ragadapt methods` tells what each is; none trains nothing
-    adapt: Literal["both", "query"] = "both"  # query leaves passage vectors as they are: an existing index stays valid
+    adapt: Literal["auto", "both", "query"] = "auto"  # query leaves passages and an index as they are; auto = by labels
     rank: int | None = Field(None, ge=0)  # of the low-rank matrices, or width of bottlenecks; None = the method's own
     alpha: float | None = Field(None, gt=0)  # scales what they add; None = the method's own, 2 * rank for lora
     dropout: float = Field(0.0, ge=0, lt=1)  # on the adapter's input; early stopping guards better
@@ -158,6 +158,10 @@ class AdapterConfig(Settings):
     def trains(self) -> bool:
         """Whether anything is trained at all."""
         return self.method != "none"
+
+    def settled(self, side: Literal["both", "query"] = "both") -> Self:
+        """The same on this side, where none was chosen."""
+        return self if self.adapt != "auto" else self.model_copy(update={"adapt": side})
 
 
 class TrainingConfig(Settings):

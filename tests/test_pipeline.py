@@ -36,7 +36,7 @@ from ragadapt.errors import (
 )
 from ragadapt.evaluation import gate
 from ragadapt.evaluation.significance import Interval
-from ragadapt.pipeline.adapt import dev_judges
+from ragadapt.pipeline.adapt import dev_judges, side_of
 from ragadapt.pipeline.fit import FitResult, fit
 from ragadapt.pipeline.queries import Labels
 from ragadapt.pipeline.reindex import reindex
@@ -403,6 +403,42 @@ def test_query_side_adaptation_leaves_passage_vectors_as_the_base_made_them(
     np.testing.assert_allclose(ours, Encoder.load(config.encoder).encode_passages(texts), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("evidence", "crossed", "labelled", "side"),
+    [
+        (Evidence.LABELLED, 0, 200, "query"),
+        (Evidence.LABELLED, 0, 199, "both"),
+        (Evidence.LABELLED, 3, 200, "both"),
+        (Evidence.PARAPHRASE, 0, 200, "both"),
+        (None, 0, 0, "both"),
+    ],
+)
+def test_after_many_labels_queries_alone_are_trained(
+    evidence: Evidence | None, crossed: int, labelled: int, side: str
+) -> None:
+    train = [Query(f"q{at}", "some words", "label", Evidence.LABELLED, ("a",)) for at in range(labelled)]
+    other = [Query(f"o{at}", "some words", "lm-question", Evidence.PARAPHRASE, ("a",)) for at in range(100)]
+    assert side_of(gate.Plan((*train, *other), (), evidence, "", crossed)) == side
+
+
+@pytest.mark.parametrize(
+    ("given", "many", "side"), [("auto", 20, "query"), ("auto", 999, "both"), ("both", 20, "both")]
+)
+def test_the_side_that_was_trained_stands_in_the_retriever(
+    docs: Path, model: Path, labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, many: int,
+    side: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("ragadapt.pipeline.adapt.MANY_LABELS", many)
+    win = gate.Decision(gate.Verdict.WIN, 1.0, ("said so",))
+    monkeypatch.setattr(gate, "decide", lambda **_: win)
+    config = settings(model, adapter={"adapt": given, "rank": 4}, training={"epochs": 1, "evaluations": 1})
+    path = fit([docs], tmp_path / "r", config, labels=[labels]).path
+    assert json.loads((path / "ragadapt.json").read_text())["configuration"]["adapter"]["adapt"] == side
+    with Retriever.open(path) as retriever:
+        encoder = retriever.encoder
+        assert (encoder.query_tower is encoder.passage_tower) == (side == "both")
+
+
 @pytest.mark.parametrize("adapt", ["both", "query"])
 def test_a_model_that_goes_too_far_for_new_answers_ships_with_less_of_what_it_learnt(
     docs: Path, model: Path, labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapt: str
@@ -427,9 +463,8 @@ def test_a_model_that_goes_too_far_for_new_answers_ships_with_less_of_what_it_le
             tower, [hit] = retriever.encoder.query_tower, retriever.search("some words", 1)
             assert tower is not None
             weights[ships] = torch.cat([one.detach().flatten() for one in tower.model.parameters()])
-            [stored], [now] = (
-                retriever.searcher.index.vectors([hit.chunk.id]), retriever.encoder.encode_passages([hit.chunk.passage]),
-            )  # fmt: skip
+            [stored] = retriever.searcher.index.vectors([hit.chunk.id])
+            [now] = retriever.encoder.encode_passages([hit.chunk.passage])
             assert float(stored @ now) > 0.9999  # the index is that of the model
         assert result.decision.strength == ships
     assert asked == [1.0, 0.75, 0.5, 0.25]

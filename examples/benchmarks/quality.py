@@ -529,7 +529,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of collections in BEIR layout")
     parser.add_argument("--folder", type=Path, help="where results and fitted retrievers go")
-    parser.add_argument("--parts", default="zero,handbook,labels,query-side")
+    parser.add_argument("--parts", default="zero,handbook,labels,both-sides")
     parser.add_argument("--seeds", default="13", type=numbers)
     parser.add_argument("--labels", default="20,36,50,100", type=numbers, help="how many part few gives")
     parser.add_argument("--generator-url", help="what part generated asks; OpenAI-compatible")
@@ -560,6 +560,7 @@ def main() -> None:
         "choices": lambda: choices(bench, settings),
         "beside": lambda: beside(bench),
         "query-side": labelled(bench, "query-side", **query_side),
+        "both-sides": labelled(bench, "both-sides", adapter={"adapt": "both"}),
         "few-query-side": lambda: few(bench, sizes, "few-query-side", **query_side),
         "generated-query-side": lambda: generated(bench, arguments.generator_url, "generated-query-side", **query_side),
     }

@@ -108,6 +108,7 @@ class AdaptedEncoder(Encoder):
     """
 
     def __init__(self, base: Encoder, tower: Tower, config: AdapterConfig, seed: int) -> None:
+        config = config.settled()
         self.base = base
         self.adapter_config = config
         self.seed = seed

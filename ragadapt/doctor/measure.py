@@ -13,6 +13,7 @@ import numpy as np
 
 from ragadapt.config import FitConfig
 from ragadapt.doctor.survey import Survey, SurveyedCorpus, survey_corpus
+from ragadapt.pipeline.adapt import side_of
 from ragadapt.pipeline.corpus import EncodedCorpus
 from ragadapt.pipeline.crossfit import WHOLE
 from ragadapt.pipeline.queries import Labels
@@ -280,7 +281,7 @@ def _estimate(surveyed: SurveyedCorpus, config: FitConfig, rate: float) -> FitEs
             strengths = len(config.gate.strengths(plan.evidence or Evidence.LABELLED))
             looks = plan.crossed * strengths * min(facts.chunks, WHOLE) * per_passage
         training = (_STEP_COST * _trained_share(encoder, config) * steps_tokens + looks) / rate
-        if config.adapter.adapt == "both":
+        if config.adapter.settled(side_of(plan)).adapt == "both":
             training += facts.tokens / rate  # the passages once more, by the trained model
     vectors = facts.chunks * encoder.dim * 4
     peak = _peak_memory()

@@ -323,11 +323,17 @@ class Decision:
 
     @property
     def too_far(self) -> bool:
-        """Whether it would have shipped but for queries with new answers, so that less of what was learnt may."""
-        if self.adapted or self.new is None or self.dense is None or self.search is None:
+        """Whether it ships, or would have, although queries with new answers lose more than one standard error: less of
+        what was learnt may spare them."""
+        if self.new is None or self.dense is None or self.search is None:
             return False
         gains = self.search.better or (self.dense.better and not self.search.lost)
-        return gains and any(one.worse for one in self.new)
+        return (self.adapted or gains) and any(one.lost for one in self.new)
+
+    @property
+    def spares_new(self) -> bool:
+        """Whether it ships, and queries with new answers do not lose more than one standard error."""
+        return self.adapted and not self.too_far
 
 
 def not_trained(reason: str) -> Decision:
@@ -406,19 +412,21 @@ def decide(
     return Decision(verdict, 0.0, tuple(reasons), in_dense, in_search, new=new)
 
 
-def after_less(refused: Decision, strength: float, tried: Sequence[Decision], strengths: Sequence[float]) -> Decision:
+def after_less(whole: Decision, strength: float, tried: Sequence[Decision], strengths: Sequence[float]) -> Decision:
     """The decision on a model that went `too_far` at a strength, after gentler ones were tried one by one until one
-    shipped, or none was left: it says why the model ships at less than it learnt, or that no less did."""
-    if not tried or refused.new is None:
-        return refused
+    spared new answers, or none was left: it says why the model ships at less than it learnt, or that no less will do.
+    """
+    if not tried or whole.new is None:
+        return whole
     last = tried[-1]
-    if not last.adapted:
+    if not last.spares_new:
         at = ", ".join(f"{one:g}" for one in strengths)
-        return replace(refused, reasons=(*refused.reasons, f"nor did less of what it learnt ship (strength {at})"))
-    dense, search = refused.new
+        note = f"less of what it learnt (strength {at}) would not spare questions with new answers and gain"
+        return replace(whole, reasons=(*whole.reasons, note))
+    dense, search = whole.new
     note = (
-        f"at strength {strength:g} it was worse beyond doubt where the answers are new (dense {_signed(dense)}, "
-        f"default search {_signed(search)}), so it ships at {last.strength:g}"
+        f"at strength {strength:g} questions with new answers lost (dense {_signed(dense)}, default search "
+        f"{_signed(search)}), so it ships at {last.strength:g}"
     )
     return replace(last, reasons=(*last.reasons, note))
 

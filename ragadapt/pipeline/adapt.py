@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MANY_LABELS = 200
+"""Labelled questions that train, from which on the query side alone learns as much, or more, in a fourth of the time:
+from 450 on it did; 100 taught it nothing that carried over, and both sides something (docs/decisions.md)."""
 _POOL_DEPTH = 8  # candidates of each dev query in the pool that early stopping searches
 _POOL_SIZE = 600
 _DEV_QUERIES = 75
@@ -116,9 +119,16 @@ def known_vectors(
     examples: Sequence[Example], encoded: EncodedCorpus, adapter: AdapterConfig
 ) -> dict[str, Floats] | None:
     """What a training need not encode: the examples' passages by the base, where only the query side is trained."""
-    if adapter.adapt == "both":
+    if adapter.adapt != "query":
         return None
     return encoded.of_texts({text for one in examples for text in (one.positive, *one.negatives, *one.candidates)})
+
+
+def side_of(plan: gate.Plan) -> Literal["both", "query"]:
+    """What is trained where the settings leave it open: the queries alone after MANY_LABELS."""
+    labelled = sum(query.evidence is Evidence.LABELLED for query in plan.train)
+    held_out = plan.evidence is Evidence.LABELLED and not plan.crossed
+    return "query" if held_out and labelled >= MANY_LABELS else "both"
 
 
 def check_teacher(config: FitConfig) -> None:
@@ -332,4 +342,5 @@ __all__ = [
     "gentlest",
     "make_examples",
     "proof",
+    "side_of",
 ]

@@ -301,7 +301,7 @@ def judge_folds(
         tried = list[gate.Decision]()
         for at in less:
             tried.append(decided(at))
-            if tried[-1].adapted:
+            if tried[-1].spares_new:
                 break
         decision = gate.after_less(decision, strength, tried, less)
         strength = decision.strength or strength

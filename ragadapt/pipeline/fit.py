@@ -38,6 +38,7 @@ from ragadapt.pipeline.adapt import (
     known_vectors,
     make_examples,
     proof,
+    side_of,
 )
 from ragadapt.pipeline.arena import Arena, one_rank
 from ragadapt.pipeline.confidence import learn_confidence, learn_reread
@@ -227,6 +228,7 @@ def _fit(
         queries, plan, base = steps.prepare(documents, chunks, encoder, labels)
         if config.library.start is not None:
             steps.begin(plan)
+        steps.take_side(plan)
         shipped, trained, crossed = Shipped(encoder, base.encoded, base.fusion), None, None
         decision = gate.not_trained(plan.reason)
         if not config.trains_retriever and config.trains_reranker:
@@ -279,7 +281,7 @@ class FitSteps(Steps):
         corpus = self.chunks(documents, chunks, encoder)
         may_train = any(label.use != "eval" for label in labels) or config.query.generator or config.query.generator_url
         # Half of the room: training has the other for what the first half does not hold.
-        with self.frozen_layers(encoder, room=0.5) if may_train and config.adapter.adapt == "both" else nullcontext():
+        with self.frozen_layers(encoder, room=0.5) if may_train and config.adapter.adapt != "query" else nullcontext():
             encoded = self.encode("base-vectors", corpus, encoder)
         searcher = searcher_of(encoded, self.lexical(corpus))
         queries = self.unseen(self.queries(corpus, encoder, searcher, labels), encoder, encoded)
@@ -439,6 +441,13 @@ class FitSteps(Steps):
             f"of a fold fewer than {FEWEST_DEV} are left to train on. Give questions that differ (--queries)."
         )
         return gate.Plan((), (), None, reason)
+
+    def take_side(self, plan: gate.Plan) -> None:
+        """Train one side or both, as the plan asks for, where the settings leave it open."""
+        if plan.goes_on:
+            adapter = self.config.adapter.settled(side_of(plan))
+            self.config = self.config.model_copy(update={"adapter": adapter})
+            log.info("trained: %s", "queries alone" if adapter.adapt == "query" else "queries and passages")
 
     def examples(self, plan: gate.Plan, queries: DividedQueries, base: Base) -> tuple[list[Example], int]:
         """Training examples with mined negatives, and how many suspects were kept out; made once for a whole fit."""
@@ -665,8 +674,8 @@ class FitSteps(Steps):
     def judge_gently(
         self, trained: Trained, plan: gate.Plan, queries: DividedQueries, base: Base
     ) -> tuple[gate.Decision, Trained, EncodedCorpus]:
-        """`judge`, and where the model gains but goes too far for questions with new answers, again with less of what
-        it learnt: the dev part, which chose how much, hardly knows such questions."""
+        """`judge`, and where a model that gains makes questions with new answers lose, again with less of what it
+        learnt: the dev part, which chose how much, hardly knows such questions."""
         first = self.judge(trained, plan, queries, base)
         if not first[0].too_far:
             return first
@@ -675,7 +684,7 @@ class FitSteps(Steps):
         for strength in strengths:
             made = self.judge(self.lessened(trained, strength, base), plan, queries, base)
             tried.append(made[0])
-            if made[0].adapted:
+            if made[0].spares_new:
                 return gate.after_less(first[0], trained.strength, tried, strengths), *made[1:]
         return gate.after_less(first[0], trained.strength, tried, strengths), *first[1:]
 

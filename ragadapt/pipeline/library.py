@@ -133,7 +133,7 @@ def usable(
                 check_start(config.adapter, state)
             else:
                 check_blends([*(each for _, each, _ in found[:1]), state])
-                if state.config.adapt != config.adapter.adapt:
+                if config.adapter.adapt not in ("auto", state.config.adapt):
                     raise InvalidConfiguration(f"it is for --adapt {state.config.adapt}.")
         except InvalidConfiguration as error:
             reason = f"{entry.name}: {error}"

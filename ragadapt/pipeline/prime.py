@@ -167,7 +167,7 @@ def primed_settings(config: FitConfig) -> FitConfig:
     """The configuration with what priming chooses otherwise than a fit. Raises InvalidConfiguration."""
     from ragadapt.adapters.method import method_named, options_of
 
-    adapter = config.adapter
+    adapter = config.adapter.settled()
     if "method" not in adapter.model_fields_set:
         adapter = AdapterConfig.model_validate({**adapter.model_dump(exclude_unset=True), "method": "full"})
     if not adapter.trains:
