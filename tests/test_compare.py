@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import cell_work
 import numpy as np
@@ -312,13 +312,16 @@ def test_the_encoder_is_left_as_it_was(encoder: Encoder) -> None:
 # A whole comparison
 
 
+@pytest.mark.parametrize("adapt", ["query", "auto"])
 def test_each_method_s_search_begins_at_the_rate_that_a_fit_takes_on_that_side(
-    task: Mapping[str, Path], tmp_path: Path
+    task: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapt: Literal["query", "auto"]
 ) -> None:
-    config = config_for(task).model_copy(update={"adapter": AdapterConfig(rank=4, adapt="query")})
+    monkeypatch.setattr("ragadapt.pipeline.adapt.MANY_LABELS", 10)
+    config = config_for(task).model_copy(update={"adapter": AdapterConfig(rank=4, adapt=adapt)})
     found = run_task(task, tmp_path, config=config, seeds=1, rates=1)
     assert found.report.methods is not None
     assert {one.name: one.rate for one in found.report.methods.measured} == {"lora": 3e-3, "full": 5e-4}
+    assert found.report.configuration["adapter"]["adapt"] == "query"
 
 
 def test_every_training_has_the_same_steps_questions_and_number_of_rates(whole: MethodComparison) -> None:

@@ -23,7 +23,7 @@ import torch
 from forks import start
 from tiny_models import sentences, write_tiny_model
 
-from ragadapt.config import FitConfig
+from ragadapt.config import AdapterConfig, FitConfig
 from ragadapt.encoder import Encoder
 from ragadapt.errors import (
     EmptyCorpus,
@@ -404,21 +404,24 @@ def test_query_side_adaptation_leaves_passage_vectors_as_the_base_made_them(
 
 
 @pytest.mark.parametrize(
-    ("evidence", "crossed", "labelled", "side"),
+    ("evidence", "crossed", "labelled", "method", "side"),
     [
-        (Evidence.LABELLED, 0, 200, "query"),
-        (Evidence.LABELLED, 0, 199, "both"),
-        (Evidence.LABELLED, 3, 200, "both"),
-        (Evidence.PARAPHRASE, 0, 200, "both"),
-        (None, 0, 0, "both"),
+        (Evidence.LABELLED, 0, 200, "lora", "query"),
+        (Evidence.LABELLED, 0, 200, "iaa-l", "query"),
+        (Evidence.LABELLED, 0, 200, "vera", "both"),
+        (Evidence.LABELLED, 0, 199, "lora", "both"),
+        (Evidence.LABELLED, 3, 200, "lora", "both"),
+        (Evidence.PARAPHRASE, 0, 200, "lora", "both"),
+        (None, 0, 0, "lora", "both"),
     ],
 )
 def test_after_many_labels_queries_alone_are_trained(
-    evidence: Evidence | None, crossed: int, labelled: int, side: str
+    evidence: Evidence | None, crossed: int, labelled: int, method: str, side: str
 ) -> None:
     train = [Query(f"q{at}", "some words", "label", Evidence.LABELLED, ("a",)) for at in range(labelled)]
     other = [Query(f"o{at}", "some words", "lm-question", Evidence.PARAPHRASE, ("a",)) for at in range(100)]
-    assert side_of(gate.Plan((*train, *other), (), evidence, "", crossed)) == side
+    plan = gate.Plan((*train, *other), (), evidence, "", crossed)
+    assert side_of(plan, AdapterConfig.model_validate({"method": method})) == side
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,11 @@ TRAINING = (
         "adapter.method",
         "What is trained (see `ragadapt methods`); none learns only how to mix dense and lexical search.",
     ),
-    Flag("--adapt", "adapter.adapt", "query leaves the passages' vectors as the base made them."),
+    Flag(
+        "--adapt",
+        "adapter.adapt",
+        "query leaves the passages' vectors as the base made them; auto does so after hundreds of labels.",
+    ),
     Flag(
         "--rank",
         "adapter.rank",

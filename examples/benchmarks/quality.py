@@ -5,8 +5,8 @@
 
 Without a look at any test label; runs are scored with ir-measures. `zero`, `handbook`, `labels`, `few` and `generated`
 fit through the public API, `beside` too, but with a plan of its own and a gate that lets everything through; `signals`
-and `choices` train directly. `query-side`, `few-query-side` and `generated-query-side` are `labels`, `few` and
-`generated` with --adapt query. `few` gives so many judged queries, drawn anew by each seed; what the
+and `choices` train directly. `both-sides` is `labels` with --adapt both, `few-query-side` and `generated-query-side`
+are `few` and `generated` with --adapt query. `few` gives so many judged queries, drawn anew by each seed; what the
 same would do ungated is in pefa.py (part few). `generated` asks a language model at --generator-url. Results go to
 FOLDER/quality.json as they come (default: a temporary folder), tables to stdout; a fit whose result is there is not run
 again. `few` and `generated` take the base vectors over from one fit without training, so their seconds lack those.
@@ -559,7 +559,6 @@ def main() -> None:
         "signals": lambda: signals(bench),
         "choices": lambda: choices(bench, settings),
         "beside": lambda: beside(bench),
-        "query-side": labelled(bench, "query-side", **query_side),
         "both-sides": labelled(bench, "both-sides", adapter={"adapt": "both"}),
         "few-query-side": lambda: few(bench, sizes, "few-query-side", **query_side),
         "generated-query-side": lambda: generated(bench, arguments.generator_url, "generated-query-side", **query_side),

@@ -281,7 +281,7 @@ def _estimate(surveyed: SurveyedCorpus, config: FitConfig, rate: float) -> FitEs
             strengths = len(config.gate.strengths(plan.evidence or Evidence.LABELLED))
             looks = plan.crossed * strengths * min(facts.chunks, WHOLE) * per_passage
         training = (_STEP_COST * _trained_share(encoder, config) * steps_tokens + looks) / rate
-        if config.adapter.settled(side_of(plan)).adapt == "both":
+        if config.adapter.settled(side_of(plan, config.adapter)).adapt == "both":
             training += facts.tokens / rate  # the passages once more, by the trained model
     vectors = facts.chunks * encoder.dim * 4
     peak = _peak_memory()

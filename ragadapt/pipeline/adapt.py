@@ -124,11 +124,15 @@ def known_vectors(
     return encoded.of_texts({text for one in examples for text in (one.positive, *one.negatives, *one.candidates)})
 
 
-def side_of(plan: gate.Plan) -> Literal["both", "query"]:
-    """What is trained where the settings leave it open: the queries alone after MANY_LABELS."""
+def side_of(plan: gate.Plan, adapter: AdapterConfig) -> Literal["both", "query"]:
+    """What is trained where the settings leave it open: queries alone after MANY_LABELS, by a method that takes large
+    steps there."""
+    from ragadapt.adapters.method import takes_large_steps
+
     labelled = sum(query.evidence is Evidence.LABELLED for query in plan.train)
     held_out = plan.evidence is Evidence.LABELLED and not plan.crossed
-    return "query" if held_out and labelled >= MANY_LABELS else "both"
+    many = held_out and labelled >= MANY_LABELS
+    return "query" if many and takes_large_steps(adapter.settled("query")) else "both"
 
 
 def check_teacher(config: FitConfig) -> None:

@@ -206,7 +206,7 @@ def compare_methods(
             contenders, left_out = _contenders(encoder, names, config, budget, chosen=ALL not in methods)
         queries, plan, base = steps.prepare(documents, chunks, encoder, labels)
         steps.take_side(plan)
-        contenders = [each.on(side_of(plan)) for each in contenders]
+        contenders = [each.on(side_of(plan, config.adapter)) for each in contenders]
         pool = steps.dev_pool(plan, queries, base)
         if pool is None:
             raise InvalidInput(

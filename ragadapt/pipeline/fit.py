@@ -445,7 +445,7 @@ class FitSteps(Steps):
     def take_side(self, plan: gate.Plan) -> None:
         """Train one side or both, as the plan asks for, where the settings leave it open."""
         if plan.goes_on:
-            adapter = self.config.adapter.settled(side_of(plan))
+            adapter = self.config.adapter.settled(side_of(plan, self.config.adapter))
             self.config = self.config.model_copy(update={"adapter": adapter})
             log.info("trained: %s", "queries alone" if adapter.adapt == "query" else "queries and passages")
 
