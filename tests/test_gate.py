@@ -204,8 +204,9 @@ def test_where_new_answers_lose_less_of_what_was_learnt_ships_if_it_spares_them(
     assert not decide(dense=(base + 0.1, base), search=(base - 0.1, base), **settings).too_far  # it lost on all
     noisy = base + np.where(met, 0.2, np.random.default_rng(3).normal(0, 0.1, 200))
     noisy -= np.where(met, 0, (noisy - base)[~np.asarray(met)].mean() + 0.018)
-    uneasy = decide(dense=(noisy, base), search=(base + 0.1, base), **settings)
-    assert uneasy.adapted and uneasy.too_far and not uneasy.spares_new  # lost, but not beyond doubt
+    uneasy = decide(dense=(noisy, base), search=(noisy, base), **settings)
+    assert uneasy.adapted and uneasy.too_far and not uneasy.spares_new  # the default search lost, not beyond doubt
+    assert decide(dense=(noisy, base), search=(base + 0.1, base), **settings).spares_new  # of dense search it is noise
 
     less = after_less(refused, 1.0, [uneasy, shipped], [0.75, 0.5, 0.25])
     assert (less.verdict, less.strength) == (Verdict.WIN, 0.5)

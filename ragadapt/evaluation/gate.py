@@ -323,16 +323,17 @@ class Decision:
 
     @property
     def too_far(self) -> bool:
-        """Whether it ships, or would have, although queries with new answers lose more than one standard error: less of
-        what was learnt may spare them."""
+        """Whether it ships, or would have, although queries with new answers lose: by the default search more than one
+        standard error, or by dense search beyond doubt. Less of what was learnt may spare them."""
         if self.new is None or self.dense is None or self.search is None:
             return False
+        dense, search = self.new
         gains = self.search.better or (self.dense.better and not self.search.lost)
-        return (self.adapted or gains) and any(one.lost for one in self.new)
+        return (self.adapted or gains) and (search.lost or dense.worse)
 
     @property
     def spares_new(self) -> bool:
-        """Whether it ships, and queries with new answers do not lose more than one standard error."""
+        """Whether it ships, and not `too_far`."""
         return self.adapted and not self.too_far
 
 
