@@ -63,7 +63,8 @@ class Cost:
 class Exported:
     """What was written. cosine: least similarity of an exported probe vector with the retriever's own, before any
     quantisation. int8: what that cost, where it was asked for. needs_ragadapt: a module of it is of ragadapt, which has
-    to be installed where sentence-transformers opens the folder, with trust_remote_code=True."""
+    to be installed where sentence-transformers opens the folder, with trust_remote_code=True. two_models: queries have
+    one of their own, so they must be encoded as queries."""
 
     folder: Path
     format: ExportFormat
@@ -71,6 +72,7 @@ class Exported:
     cosine: float
     int8: Cost | None = None
     needs_ragadapt: bool = False
+    two_models: bool = False
 
 
 def export(
@@ -116,7 +118,8 @@ def export(
             if (model / name).is_file() and not (folder / name).exists():
                 shutil.copyfile(model / name, folder / name)
     needs = format == "sentence-transformers" and bool(own_modules(target))
-    return Exported(target, format, _files(target), cosine, cost, needs)
+    two = encoder.query_tower is not encoder.passage_tower
+    return Exported(target, format, _files(target), cosine, cost, needs, two)
 
 
 @dataclass(frozen=True, slots=True)

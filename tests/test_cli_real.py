@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ragadapt_cli.main import run
 from tiny_models import sentences, write_tiny_model
+from trained_retriever import fit_trained
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +177,21 @@ def test_onnx_export_gives_the_retrievers_vectors(
         inputs = {name: batch[name].astype(np.int64) for name in settings["inputs"]}
         [vectors] = session.run([settings["output"]], inputs)
         assert np.allclose(vectors, encoder.encode_passages(texts), atol=1e-5)
+
+
+@pytest.mark.parametrize("adapt", ["query", "both"])
+def test_export_says_where_queries_have_a_model_of_their_own(
+    adapt: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = fit_trained(tmp_path, adapt=adapt)
+    capsys.readouterr()
+    assert said(capsys, "export", str(path), str(tmp_path / "json"))["two_models"] == (adapt == "query")
+    for name, kind, words in (("st", "sentence-transformers", "encode_query"), ("onnx", "onnx", "query.onnx")):
+        if kind == "onnx":
+            pytest.importorskip("onnx")
+        assert run(["export", str(path), str(tmp_path / name), "--format", kind]) == 0
+        out = " ".join(capsys.readouterr().out.split())
+        assert ("Only queries were trained" in out and words in out) == (adapt == "query")
 
 
 def test_export_never_overwrites(retriever: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

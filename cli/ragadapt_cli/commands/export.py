@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ragadapt_cli.options import command, retriever_argument
 from ragadapt_cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from ragadapt.export import Exported
 
 
 @command("export")
@@ -68,6 +71,7 @@ def export_command(terminal: Terminal, retriever: Path, output: Path, format: An
             "files": made.files,
             "least_cosine": made.cosine,
             "needs_ragadapt": made.needs_ragadapt,
+            "two_models": made.two_models,
         }
         if made.int8 is not None:
             values["int8"] = asdict(made.int8)
@@ -79,6 +83,7 @@ def export_command(terminal: Terminal, retriever: Path, output: Path, format: An
         )
         if made.needs_ragadapt:
             terminal.write(_needs_ragadapt("SentenceTransformer", made.folder))
+        _tell_of_two_models(terminal, made)
         return
     cost = made.int8
     terminal.write(
@@ -86,6 +91,18 @@ def export_command(terminal: Terminal, retriever: Path, output: Path, format: An
         f"On {cost.passages} passages and {cost.queries} queries of this retriever: mean cosine with float32 "
         f"{cost.mean_cosine:.4f} (least {cost.least_cosine:.4f}), {cost.rank_agreement:.1%} of the pairs ranked alike."
     )
+    _tell_of_two_models(terminal, made)
+
+
+def _tell_of_two_models(terminal: Terminal, made: Exported) -> None:
+    if not made.two_models:
+        return
+    how = (
+        "query.onnx is for queries, passage.onnx for passages"
+        if made.format == "onnx"
+        else "encode them by encode_query, and passages by encode_document (encode gives passages' vectors)"
+    )
+    terminal.write(f"Only queries were trained, so they have a model of their own: {how}.")
 
 
 def _needs_ragadapt(kind: str, folder: Path) -> str:
