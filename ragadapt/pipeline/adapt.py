@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -272,17 +272,20 @@ def dev_pool(arena: Arena, *, seed: int, queries_only: bool = False) -> DevPool 
 
 
 def choose_strength(
-    encoder: AdaptedEncoder, pool: DevPool | None, config: FitConfig, progress: Progress = no_progress
+    encoder: AdaptedEncoder,
+    score: Callable[[Encoder], float] | None,
+    config: FitConfig,
+    progress: Progress = no_progress,
 ) -> tuple[float, dict[float, float]]:
-    """The interpolation towards the base that is best on the dev pool; 1 where there is no pool. Leaves it set."""
-    if pool is None:
+    """The interpolation towards the base whose score on the dev part is best; 1 where there is none. Leaves it set."""
+    if score is None:
         encoder.scale(1.0)
         return 1.0, {}
     curve: dict[float, float] = {}
     strengths = (0.0, *sorted(config.gate.interpolation), 1.0)
     for done, strength in enumerate(strengths, start=1):
         encoder.scale(strength)
-        curve[strength] = pool.score(encoder, progress)
+        curve[strength] = score(encoder)
         progress("choosing the strength", done, len(strengths))
     best = max((strength for strength in curve if strength > 0), key=lambda strength: (curve[strength], strength))
     encoder.scale(best)

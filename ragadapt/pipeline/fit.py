@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -611,7 +611,8 @@ class FitSteps(Steps):
                 with self.frozen_layers(base.encoder):
                     result = self.train_on(base, examples, plan, pool, stage.scratch / "checkpoint")
                     if crossed is None:
-                        strength, strengths = choose_strength(result.encoder, pool, config, self.progress)
+                        score = self.dev_score(pool, queries, base)
+                        strength, strengths = choose_strength(result.encoder, score, config, self.progress)
                     else:
                         strength, strengths = crossed.strength, crossed.strengths
                         result.encoder.scale(strength)
@@ -652,6 +653,22 @@ class FitSteps(Steps):
                 log.info("%d dev queries (%s) steer the training", len(pool.judged), judges[0].evidence.value)
                 return pool
         return None
+
+    def dev_score(self, pool: DevPool | None, queries: DividedQueries, base: Base) -> Callable[[Encoder], float] | None:
+        """What chooses the strength: mean nDCG@10 of the dev queries, where passages stay as they are over dense and
+        default search of all of them, as the gate looks at both; elsewhere by dense search of the pool."""
+        if pool is None:
+            return None
+        if self.config.adapter.adapt != "query":
+            return partial(pool.score, progress=self.progress)
+        judges = [item.query for item in pool.judged]
+        arena = self.arena(judges, base.encoder, base.encoded, queries.grades).with_fusion(base.fusion.fusion)
+
+        def score(encoder: Encoder) -> float:
+            asked = arena.asked_by(encoder)
+            return sum(float(quality(asked, system).mean()) for system in ("dense", "hybrid")) / 2
+
+        return score
 
     @contextmanager
     def frozen_layers(self, encoder: Encoder, room: float = 1.0) -> Iterator[None]:
