@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -36,7 +36,9 @@ from ragadapt.errors import (
 )
 from ragadapt.evaluation import gate
 from ragadapt.evaluation.significance import Interval
+from ragadapt.pipeline import fit as pipeline_fit
 from ragadapt.pipeline.adapt import dev_judges, side_of
+from ragadapt.pipeline.arena import Arena
 from ragadapt.pipeline.fit import FitResult, fit
 from ragadapt.pipeline.queries import Labels
 from ragadapt.pipeline.reindex import reindex
@@ -422,6 +424,30 @@ def test_after_many_labels_queries_alone_are_trained(
     other = [Query(f"o{at}", "some words", "lm-question", Evidence.PARAPHRASE, ("a",)) for at in range(100)]
     plan = gate.Plan((*train, *other), (), evidence, "", crossed)
     assert side_of(plan, AdapterConfig.model_validate({"method": method})) == side
+
+
+def test_where_passages_stay_the_strength_is_chosen_by_both_searches(
+    docs: Path, model: Path, labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    worth = {"dense": [0.1, 0.5, 0.4, 0.3, 0.2], "hybrid": [0.1, 0.2, 0.3, 0.4, 0.6]}  # by strength, from the base's on
+    real = pipeline_fit.quality
+
+    def scored(arena: Arena, system: Literal["dense", "hybrid"]) -> np.ndarray:
+        if len(asked) == 2 * len(worth["dense"]):
+            return real(arena, system)
+        asked.append(system)
+        return np.full(len(arena.judged), worth[system][(len(asked) - 1) // 2])
+
+    monkeypatch.setattr(pipeline_fit, "quality", scored)
+    monkeypatch.setattr(gate, "decide", lambda strength, **_: gate.Decision(gate.Verdict.WIN, strength, ("won",)))
+    config = settings(model, adapter={"adapt": "query", "rank": 4}, training={"epochs": 1, "evaluations": 1})
+    result = fit([docs], tmp_path / "r", config, labels=[labels])
+    assert asked == ["dense", "hybrid"] * 5
+    assert result.decision.strength == 1  # .4; by dense search alone it would have been a quarter
+    curve = result.report.interpolation
+    assert curve is not None
+    assert [round(point.y, 3) for point in curve.points] == [0.1, 0.35, 0.35, 0.35, 0.4]
 
 
 @pytest.mark.parametrize(

@@ -692,7 +692,7 @@ class FitSteps(Steps):
         self, trained: Trained, plan: gate.Plan, queries: DividedQueries, base: Base
     ) -> tuple[gate.Decision, Trained, EncodedCorpus]:
         """`judge`, and where a model that gains makes questions with new answers lose, again with less of what it
-        learnt: the dev part, which chose how much, hardly knows such questions."""
+        learnt: the dev part, which chose how much, has too few of them to tell."""
         first = self.judge(trained, plan, queries, base)
         if not first[0].too_far:
             return first
