@@ -461,7 +461,11 @@ def test_the_side_that_was_trained_stands_in_the_retriever(
     win = gate.Decision(gate.Verdict.WIN, 1.0, ("said so",))
     monkeypatch.setattr(gate, "decide", lambda **_: win)
     config = settings(model, adapter={"adapt": given, "rank": 4}, training={"epochs": 1, "evaluations": 1})
-    path = fit([docs], tmp_path / "r", config, labels=[labels]).path
+    result = fit([docs], tmp_path / "r", config, labels=[labels])
+    path, verdict = result.path, result.report.verdict
+    assert verdict is not None
+    said = [step.detail for step in verdict.steps if step.name == "How far from the base?"]
+    assert ["passages keep the base's vectors" in detail for detail in said] == [side == "query"]
     assert json.loads((path / "ragadapt.json").read_text())["configuration"]["adapter"]["adapt"] == side
     with Retriever.open(path) as retriever:
         encoder = retriever.encoder

@@ -319,7 +319,12 @@ def _steps(facts: Facts) -> tuple[reports.Step, ...]:
     ]
     if facts.strength is not None:
         tried = ", ".join(f"{strength:g}: {score:.3f}" for strength, score in sorted(facts.strengths.items()))
-        detail = f"strength {facts.strength:g} of the adapter" + (
+        whose = (
+            " of queries; passages keep the base's vectors"
+            if facts.configuration["adapter"]["adapt"] == "query"
+            else ""
+        )
+        detail = f"strength {facts.strength:g} of the adapter{whose}" + (
             f" (dev nDCG@10 by strength: {tried})" if tried else ""
         )
         steps.append(reports.Step(name="How far from the base?", detail=detail))
