@@ -340,7 +340,9 @@ def test_query_gives_whole_nodes_with_cosines_whatever_the_index(
     expected = dict(zip(IDS, vectors @ opened.encoder.encode_queries(["red river"])[0]))
     found = ask(store, embed_model, "red river")
     assert found.ids == sorted(expected, key=lambda id: -expected[id])
-    assert found.similarities == [pytest.approx(expected[id], abs=1e-4) for id in found.ids]
+    # In 16 bits a text rounds otherwise by itself than in a batch.
+    near = 1e-4 if opened.encoder.precision.dtype == "float32" else 2e-3
+    assert found.similarities == [pytest.approx(expected[id], abs=near) for id in found.ids]
     for node in found.nodes:
         at = IDS.index(node.node_id)
         assert (node.get_content(metadata_mode=MetadataMode.NONE), node.metadata) == (TEXTS[at], METADATA[at])

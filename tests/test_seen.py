@@ -155,7 +155,7 @@ def test_whoever_measures_a_retriever_on_what_trained_it_is_told(trained: Path, 
     rows[0]["text"] = "something else"
     asked = tmp_path / "asked.jsonl"
     asked.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with Retriever.open(trained) as retriever:
+    with Retriever.open(trained, precision="float32") as retriever:  # in which the base's vectors beside it were made
         assert retriever.evaluate(labels)["dense"]["questions it learnt from"] == len(rows)
         assert retriever.evaluate(asked)["hybrid"]["questions it learnt from"] == len(rows) - 1
         said = f"{len(rows) - 1} of the {len(rows)} questions have trained this retriever"
