@@ -18,12 +18,12 @@ from ragadapt.evaluation.gate import (
     Plan,
     Prior,
     Verdict,
-    after_less,
     decide,
     expected,
     labels_needed,
     labels_to_judge,
     likely,
+    step_back,
 )
 from ragadapt.evaluation.gate import plan as any_plan
 from ragadapt.values import Evidence, Query
@@ -208,17 +208,23 @@ def test_where_new_answers_lose_less_of_what_was_learnt_ships_if_it_spares_them(
     assert uneasy.adapted and uneasy.too_far and not uneasy.spares_new  # the default search lost, not beyond doubt
     assert decide(dense=(noisy, base), search=(base + 0.1, base), **settings).spares_new  # of dense search it is noise
 
-    less = after_less(refused, 1.0, [uneasy, shipped], [0.75, 0.5, 0.25])
+    def stepped(whole: Decision, strength: float, **less: Decision) -> Decision:
+        decisions = {float(at): one for at, one in zip(strengths, less.values(), strict=False)}
+        return step_back(whole, strength, strengths, decisions.__getitem__)
+
+    strengths = [0.75, 0.5, 0.25]
+    less = stepped(refused, 1.0, first=uneasy, second=shipped)
     assert (less.verdict, less.strength) == (Verdict.WIN, 0.5)
     assert less.reasons[:-1] == shipped.reasons
     note = "at strength 1 questions with new answers lost (dense -0.050 "
     assert less.reasons[-1].startswith(note) and less.reasons[-1].endswith("so it ships at 0.5")
-    none = after_less(refused, 1.0, [refused, refused], [0.5, 0.25])
+    strengths = [0.5, 0.25]
+    none = stepped(refused, 1.0, first=refused, second=refused)
     assert (none.verdict, none.strength) == (Verdict.REGRESSION_AVOIDED, 0)
     note = "less of what it learnt (strength 0.5, 0.25) would not spare questions with new answers and gain"
     assert none.reasons == (*refused.reasons, note)
-    assert after_less(uneasy, 1.0, [refused], [0.5]).strength == 1  # it ships as it is
-    assert after_less(refused, 0.25, [], []) is refused
+    assert stepped(uneasy, 1.0, first=refused, second=refused).strength == 1  # it ships as it is
+    assert stepped(refused, 0.25) is refused and stepped(shipped, 1.0) is shipped
 
 
 def test_a_dense_gain_ships_unless_the_default_search_loses_more_than_a_standard_error(base: np.ndarray) -> None:

@@ -35,9 +35,13 @@ _SHAPES = [(n, n, n) for n in (1024, 2048, 4096)] + [
 ]  # fmt: skip
 
 
-def _ours(options: Row, precision: Any = "auto") -> tuple[Encode, str]:
+def _ours(options: Row, precision: Any = "auto", batched: bool = False) -> tuple[Encode, str]:
+    """batched: attention by batched products where the CPU has AMX, too."""
     from ragadapt import Encoder, EncoderConfig
+    from ragadapt.encoder import attention
 
+    if batched:
+        attention.has_amx = lambda: False
     encoder = Encoder.load(EncoderConfig(model="offline", device="cpu", precision=precision))
     return encoder.encode_passages, encoder.precision.dtype
 
@@ -189,6 +193,7 @@ SIDES: dict[str, Callable[[Row], tuple[Encode, str]]] = {
     "ragadapt": _ours,
     "ragadapt float32": lambda options: _ours(options, "float32"),
     "ragadapt bfloat16": lambda options: _ours(options, "bfloat16"),
+    "ragadapt bfloat16, batched attention": lambda options: _ours(options, "bfloat16", batched=True),
     DEFAULT: lambda options: _by_library(_library(options)),
     "sentence-transformers bf16 weights": lambda options: _by_library(_library(options, "bfloat16")),
     "ONNX Runtime float32": lambda options: _onnx(options, "model.onnx"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from statistics import NormalDist
@@ -413,23 +413,26 @@ def decide(
     return Decision(verdict, 0.0, tuple(reasons), in_dense, in_search, new=new)
 
 
-def after_less(whole: Decision, strength: float, tried: Sequence[Decision], strengths: Sequence[float]) -> Decision:
-    """The decision on a model that went `too_far` at a strength, after gentler ones were tried one by one until one
-    spared new answers, or none was left: it says why the model ships at less than it learnt, or that no less will do.
-    """
-    if not tried or whole.new is None:
+def step_back(
+    whole: Decision, strength: float, strengths: Iterable[float], judged: Callable[[float], Decision]
+) -> Decision:
+    """The decision on a model at a strength or, where it went `too_far`, at the largest gentler one that ships and does
+    not; `judged` gives that at one. The reasons say why it ships at less, or that no less will do."""
+    gentler = sorted((one for one in strengths if one < strength), reverse=True)
+    if whole.new is None or not whole.too_far or not gentler:
         return whole
-    last = tried[-1]
-    if not last.spares_new:
-        at = ", ".join(f"{one:g}" for one in strengths)
-        note = f"less of what it learnt (strength {at}) would not spare questions with new answers and gain"
-        return replace(whole, reasons=(*whole.reasons, note))
-    dense, search = whole.new
-    note = (
-        f"at strength {strength:g} questions with new answers lost (dense {_signed(dense)}, default search "
-        f"{_signed(search)}), so it ships at {last.strength:g}"
-    )
-    return replace(last, reasons=(*last.reasons, note))
+    for one in gentler:
+        less = judged(one)
+        if less.spares_new:
+            dense, search = whole.new
+            note = (
+                f"at strength {strength:g} questions with new answers lost (dense {_signed(dense)}, default search "
+                f"{_signed(search)}), so it ships at {one:g}"
+            )
+            return replace(less, reasons=(*less.reasons, note))
+    tried = ", ".join(f"{one:g}" for one in gentler)
+    note = f"less of what it learnt (strength {tried}) would not spare questions with new answers and gain"
+    return replace(whole, reasons=(*whole.reasons, note))
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from functools import lru_cache, partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
@@ -35,7 +35,7 @@ from ragadapt.evaluation import gate
 from ragadapt.evaluation.learning import area_under, steps_to_gain
 from ragadapt.files import json_digest
 from ragadapt.out_of_core import keep_all
-from ragadapt.pipeline.adapt import DevPool, check_teacher, drift, known_vectors, side_of
+from ragadapt.pipeline.adapt import DevPool, check_teacher, drift, known_vectors
 from ragadapt.pipeline.cells import Cells, peak_memory_bytes
 from ragadapt.pipeline.corpus import Corpus, EncodedCorpus
 from ragadapt.pipeline.fit import FitSteps, check_arguments
@@ -206,7 +206,7 @@ def compare_methods(
             contenders, left_out = _contenders(encoder, names, config, budget, chosen=ALL not in methods)
         queries, plan, base = steps.prepare(documents, chunks, encoder, labels)
         steps.take_side(plan)
-        contenders = [each.on(side_of(plan, config.adapter)) for each in contenders]
+        contenders = [each.on(steps.config.adapter.adapt) for each in contenders]
         pool = steps.dev_pool(plan, queries, base)
         if pool is None:
             raise InvalidInput(
@@ -237,9 +237,9 @@ class Contender:
         """What a reader calls it."""
         return label_of(self.name)
 
-    def on(self, side: Literal["both", "query"]) -> Contender:
-        """The same on this side, where none was chosen."""
-        return replace(self, size=replace(self.size, config=self.size.config.settled(side)))
+    def on(self, side: str) -> Contender:
+        """The same on the side that all of a comparison are trained on."""
+        return replace(self, size=replace(self.size, config=self.size.config.model_copy(update={"adapt": side})))
 
 
 def _named(methods: Sequence[str]) -> list[str]:

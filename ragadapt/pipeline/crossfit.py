@@ -295,16 +295,8 @@ def judge_folds(
         )
 
     strength = gentlest({at: (side.dense + side.search) / 2 for at, side in after.items()})
-    decision = decided(strength)
-    if decision.too_far:
-        less = sorted((at for at in after if at < strength), reverse=True)
-        tried = list[gate.Decision]()
-        for at in less:
-            tried.append(decided(at))
-            if tried[-1].spares_new:
-                break
-        decision = gate.after_less(decision, strength, tried, less)
-        strength = decision.strength or strength
+    decision = gate.step_back(decided(strength), strength, after, decided)
+    strength = decision.strength or strength
     if decision.verdict is not gate.Verdict.WIN:
         others = [decision, *(decided(at) for at in after if at != strength)]
         probable = [one for one in others if one.verdict is gate.Verdict.LIKELY_GAIN]

@@ -693,17 +693,15 @@ class FitSteps(Steps):
     ) -> tuple[gate.Decision, Trained, EncodedCorpus]:
         """`judge`, and where a model that gains makes questions with new answers lose, again with less of what it
         learnt: the dev part, which chose how much, has too few of them to tell."""
-        first = self.judge(trained, plan, queries, base)
-        if not first[0].too_far:
-            return first
-        strengths = sorted((one for one in self.config.gate.interpolation if one < trained.strength), reverse=True)
-        tried = list[gate.Decision]()
-        for strength in strengths:
-            made = self.judge(self.lessened(trained, strength, base), plan, queries, base)
-            tried.append(made[0])
-            if made[0].spares_new:
-                return gate.after_less(first[0], trained.strength, tried, strengths), *made[1:]
-        return gate.after_less(first[0], trained.strength, tried, strengths), *first[1:]
+        made = {trained.strength: self.judge(trained, plan, queries, base)}
+
+        def judged(strength: float) -> gate.Decision:
+            made[strength] = self.judge(self.lessened(trained, strength, base), plan, queries, base)
+            return made[strength][0]
+
+        whole = made[trained.strength][0]
+        decision = gate.step_back(whole, trained.strength, self.config.gate.interpolation, judged)
+        return decision, *made[decision.strength or trained.strength][1:]
 
     def lessened(self, trained: Trained, strength: float, base: Base) -> Trained:
         """The trained model at another strength."""
