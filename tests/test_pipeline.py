@@ -558,6 +558,36 @@ def test_more_layers_than_there_are_is_said_before_the_corpus_is_encoded(
     assert not list(tmp_path.rglob("vectors.npy"))
 
 
+def test_a_fit_that_was_stopped_while_it_judged_less_goes_on_there(
+    docs: Path, model: Path, labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gain, loss = Interval(0.1, 0.05, 0.15, None, 40, 40), Interval(-0.1, -0.15, -0.05, None, 20, 20)
+    stops = [True]
+
+    def decide(*, strength: float, **_: object) -> gate.Decision:
+        if strength == 0.5 and stops.pop():
+            raise KeyboardInterrupt
+        if strength > 0.5:
+            return gate.Decision(gate.Verdict.WIN, strength, ("won",), gain, gain, new=(gain, loss))
+        return gate.Decision(gate.Verdict.WIN, strength, ("won",), gain, gain, new=(gain, gain))
+
+    monkeypatch.setattr(gate, "decide", decide)
+    monkeypatch.setattr("ragadapt.pipeline.fit.choose_strength", lambda *_: (1.0, {}))
+    with pytest.raises(KeyboardInterrupt):
+        fit([docs], tmp_path / "r", settings(model), labels=[labels])
+    assert not (tmp_path / "r").exists()
+    stops.append(False)
+    result = fit([docs], tmp_path / "r", settings(model), labels=[labels])
+    assert result.decision.strength == 0.5 and {"base-vectors", "queries", "train"} <= set(result.reused)
+    with Retriever.open(result.path, precision="float32") as retriever:
+        [hit] = retriever.search("some words", 1)
+        [stored], [now] = (
+            retriever.searcher.index.vectors([hit.chunk.id]),
+            retriever.encoder.encode_passages([hit.chunk.passage]),
+        )
+    assert float(stored @ now) > 0.9999
+
+
 def test_an_interrupted_fit_goes_on_where_it_stopped(
     docs: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
